@@ -1,0 +1,216 @@
+//! One pod's link: a routed point-to-point veth pair.
+//!
+//! The host's side carries the gateway's address (the same on every pod's link) and a host route to the pod; the pod's side
+//! carries the pod's addresses and a default route. There is no bridge, so pods share no link, and neighbours are written
+//! down on both sides, so nobody needs ARP or neighbour discovery.
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
+
+use nix::sched::{CloneFlags, unshare};
+use rustix::net::netdevice::name_to_index;
+
+use crate::names::{GROUP_INTERNET, GROUP_ISOLATED, Instance, host_mac, pod_mac};
+use crate::host::{self, must, set_sysctl};
+use crate::netlink::Batch;
+use crate::netlink::route::{self, AddressUse, VethPair};
+use crate::netlink::socket::Socket;
+use crate::prefix::Prefix;
+use crate::{EgressPolicy, NetworkError};
+
+/// The pod's side, as every image expects it.
+const POD_LINK: &str = "eth0";
+
+/// Everything there is to know to make a pod's link.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) instance: Instance,
+    pub(crate) uid: String,
+    pub(crate) index: u16,
+    pub(crate) policy: EgressPolicy,
+    pub(crate) ipv4: IpAddr,
+    pub(crate) gateway4: IpAddr,
+    /// The pod's address and its gateway's, where the host has IPv6.
+    pub(crate) ipv6: Option<(IpAddr, IpAddr)>,
+}
+
+impl Plan {
+    fn link(&self) -> String {
+        self.instance.link(self.index)
+    }
+
+    /// (pod's address, gateway's address) of each family.
+    fn pairs(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
+        std::iter::once((self.ipv4, self.gateway4)).chain(self.ipv6)
+    }
+}
+
+/// Makes a namespace with a link in it. Runs on a thread of its own that is in the host's namespace.
+pub(crate) fn create(plan: &Plan) -> Result<OwnedFd, NetworkError> {
+    let host_netns = host::open_netns(Path::new(host::THREAD_NETNS))?;
+    let host = host::route_socket()?;
+    unshare(CloneFlags::CLONE_NEWNET)
+        .map_err(|e| NetworkError::Namespace { step: "make a network namespace", source: e.into() })?;
+    let netns = host::open_netns(Path::new(host::THREAD_NETNS))?;
+    let pod = host::route_socket()?;
+    prepare_namespace(plan.ipv6.is_some())?;
+    host::enter(&host_netns)?;
+    let made = add_link(plan, &host, &netns).and_then(|()| configure(plan, &host, &pod, false));
+    if made.is_err() {
+        // Half a link would survive: its other end lives as long as the namespace.
+        let _ = remove(&host, &plan.link());
+    }
+    made.map(|()| netns)
+}
+
+/// Takes over a living namespace: keeps its link where it is the one of `plan`, else makes it anew. Runs on a thread of
+/// its own that is in the host's namespace.
+pub(crate) fn take_over(plan: &Plan, netns: OwnedFd) -> Result<OwnedFd, NetworkError> {
+    let host_netns = host::open_netns(Path::new(host::THREAD_NETNS))?;
+    let host = host::route_socket()?;
+    let host_index = name_to_index(&host, &plan.link()).ok();
+    host::enter(&netns)?;
+    let pod = host::route_socket()?;
+    prepare_namespace(plan.ipv6.is_some())?;
+    host::enter(&host_netns)?;
+    let peer = host::links(&pod)?.into_iter().find(|l| l.name == POD_LINK);
+    let whole = matches!((host_index, &peer), (Some(index), Some(peer)) if peer.peer == Some(index));
+    if !whole {
+        if let Some(peer) = peer {
+            let mut batch = Batch::new();
+            route::delete_link(&mut batch, peer.index);
+            host::delete(&pod, &batch)?;
+        }
+        add_link(plan, &host, &netns)?;
+    }
+    configure(plan, &host, &pod, whole)?;
+    Ok(netns)
+}
+
+/// The IPv4 address that the pod in a namespace has, where it has one: for pods whose allocation was lost.
+pub(crate) fn address_in(netns: &OwnedFd, within: Prefix) -> Result<Option<IpAddr>, NetworkError> {
+    host::enter(netns)?;
+    let socket = host::route_socket()?;
+    Ok(host::addresses(&socket)?.into_iter().map(|a| a.local).find(|a| within.contains(*a)))
+}
+
+/// Removes the host's side of a link, and with it the pod's.
+pub(crate) fn remove(host: &Socket, link: &str) -> Result<(), NetworkError> {
+    let mut batch = Batch::new();
+    route::delete_link_named(&mut batch, link);
+    host::delete(host, &batch).map(drop)
+}
+
+/// Parameters of a pod's namespace. Processes of a pod have no capability over it, so they are set from outside.
+fn prepare_namespace(ipv6: bool) -> Result<(), NetworkError> {
+    // Ports below 1024 and ping need no privilege inside a pod, as with other container engines.
+    set_sysctl("ipv4/ip_unprivileged_port_start", "0")?;
+    set_sysctl("ipv4/ping_group_range", "0 2147483647")?;
+    if ipv6 {
+        // No addresses but those given: the peer is a router that sends no advertisements.
+        set_sysctl("ipv6/conf/default/addr_gen_mode", "1")?;
+        set_sysctl("ipv6/conf/default/accept_ra", "0")?;
+    }
+    Ok(())
+}
+
+fn add_link(plan: &Plan, host: &Socket, netns: &OwnedFd) -> Result<(), NetworkError> {
+    let name = plan.link();
+    let mut batch = Batch::new();
+    let (mac, peer_mac) = (host_mac(plan.index), pod_mac(plan.index));
+    let pair = VethPair { name: &name, mac, peer_name: POD_LINK, peer_mac, peer_netns: netns.as_raw_fd() };
+    route::add_veth(&mut batch, pair);
+    // A link of that name is a dead pod's, or one whose allocation was lost: the number is this pod's now.
+    match must(host, &batch) {
+        Err(NetworkError::Netlink { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => {
+            remove(host, &name)?;
+            must(host, &batch)
+        }
+        other => other,
+    }?;
+    harden_link(&name, plan.ipv6.is_some())
+}
+
+/// Brings both sides to the state of the plan; each step is harmless where it was done before. `adopted` says that the
+/// link was there already and may carry another plan's addresses.
+///
+/// # Assumptions
+/// `host` is a socket of the host's namespace, `pod` one of the pod's.
+fn configure(plan: &Plan, host: &Socket, pod: &Socket, adopted: bool) -> Result<(), NetworkError> {
+    let name = plan.link();
+    let index_of = |socket: &Socket, name: &str| {
+        name_to_index(socket, name).map_err(|e| NetworkError::netlink(format!("find link {name}"), e.into()))
+    };
+    let host_index = index_of(host, &name)?;
+    let pod_index = index_of(pod, POD_LINK)?;
+    if adopted {
+        remove_other_addresses(plan, pod, pod_index)?;
+    }
+
+    let mut batch = Batch::new();
+    let group = if plan.policy.internet { GROUP_INTERNET } else { GROUP_ISOLATED };
+    route::label_link(&mut batch, &name, group, &format!("hearth pod {}", plan.uid), plan.ipv6.is_some());
+    route::set_up(&mut batch, host_index);
+    must(host, &batch)?;
+
+    let mut batch = Batch::new();
+    route::set_up(&mut batch, route::LOOPBACK);
+    route::set_up(&mut batch, pod_index);
+    for (address, gateway) in plan.pairs() {
+        route::add_address(&mut batch, pod_index, address, AddressUse::Own);
+        route::add_neighbour(&mut batch, pod_index, gateway, host_mac(plan.index));
+        route::add_route(&mut batch, host_route(gateway), pod_index, None, None);
+        route::add_route(&mut batch, default_route(gateway), pod_index, Some(gateway), None);
+    }
+    must(pod, &batch)?;
+
+    let mut batch = Batch::new();
+    for (address, gateway) in plan.pairs() {
+        route::add_address(&mut batch, host_index, gateway, AddressUse::Gateway);
+        route::add_neighbour(&mut batch, host_index, address, pod_mac(plan.index));
+        route::add_route(&mut batch, host_route(address), host_index, None, Some(gateway));
+    }
+    must(host, &batch)
+}
+
+fn remove_other_addresses(plan: &Plan, pod: &Socket, index: u32) -> Result<(), NetworkError> {
+    let mut batch = Batch::new();
+    for found in host::addresses(pod)?.iter().filter(|a| a.index == index) {
+        if plan.pairs().all(|(address, _)| address != found.local) {
+            route::delete_address(&mut batch, found);
+        }
+    }
+    host::delete(pod, &batch).map(drop)
+}
+
+fn host_route(address: IpAddr) -> Prefix {
+    whole(address, if address.is_ipv4() { 32 } else { 128 })
+}
+
+fn default_route(family: IpAddr) -> Prefix {
+    whole(family, 0)
+}
+
+fn whole(address: IpAddr, len: u8) -> Prefix {
+    Prefix::new(address, len).unwrap_or_else(|| unreachable!("{len} fits both families"))
+}
+
+/// Parameters of the host's side, before the link is brought up. The calling thread is in the host's namespace.
+///
+/// # Guarantees
+/// The host does not answer ARP for its other addresses (a pod must not find out which it has) and takes no router
+/// advertisements from pods. The firewall holds without these.
+fn harden_link(link: &str, ipv6: bool) -> Result<(), NetworkError> {
+    set_sysctl(&format!("ipv4/conf/{link}/arp_ignore"), "8")?;
+    set_sysctl(&format!("ipv4/conf/{link}/rp_filter"), "1")?;
+    if ipv6 {
+        set_sysctl(&format!("ipv6/conf/{link}/accept_ra"), "0")?;
+        let disabled = format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6");
+        if fs::read_to_string(disabled).is_ok_and(|v| v.trim() == "1") {
+            set_sysctl(&format!("ipv6/conf/{link}/disable_ipv6"), "0")?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! The device agent: the loop that composes pod, runtime, image, network and volume; the ingress where TLS ends.

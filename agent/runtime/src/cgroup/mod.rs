@@ -1,0 +1,339 @@
+//! Cgroups of an instance, on every hierarchy the host has: version 2, version 1, or both (hybrid).
+//!
+//! Layout on each: `hearth-<instance>/shims` (zygote and shims), `hearth-<instance>/<pod uid>/<container>.<attempt>`.
+//! libcontainer only puts the container's process there; limits and devices are set here, since it enforces no device
+//! list on version 2 and does not know all hierarchies of a hybrid host.
+
+mod devices;
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    error::RuntimeError,
+    model::{Limits, PodLimits},
+    sys,
+};
+
+/// Period of the CPU quota in microseconds, the kernel's default.
+const CPU_PERIOD_US: u64 = 100_000;
+/// Least CPU weight of version 1 (shares) and what one CPU is.
+const MIN_SHARES: u64 = 2;
+const SHARES_PER_CPU: u64 = 1024;
+/// How long killed processes may take to go away.
+const KILL_BOUND: Duration = Duration::from_secs(20);
+/// Pause between looks at a cgroup that empties.
+const KILL_POLL: Duration = Duration::from_millis(2);
+
+/// One mounted hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Hierarchy {
+    pub(crate) mount: PathBuf,
+    /// Controllers of a version 1 hierarchy; of version 2 those that the root offers.
+    pub(crate) controllers: Vec<String>,
+    pub(crate) v2: bool,
+}
+
+/// All hierarchies of the host.
+#[derive(Debug, Clone)]
+pub(crate) struct Cgroups {
+    hierarchies: Vec<Hierarchy>,
+}
+
+/// Hierarchies in the text of `/proc/self/mountinfo`; a hierarchy that is mounted twice counts once.
+fn parse_mountinfo(text: &str) -> Vec<Hierarchy> {
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in text.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let left: Vec<&str> = left.split(' ').collect();
+        let right: Vec<&str> = right.split(' ').collect();
+        let (Some(root), Some(point), Some(fs)) = (left.get(3), left.get(4), right.first()) else { continue };
+        if *root != "/" || !matches!(*fs, "cgroup" | "cgroup2") {
+            continue;
+        }
+        let v2 = *fs == "cgroup2";
+        let controllers: Vec<String> = if v2 {
+            Vec::new()
+        } else {
+            let flags = ["rw", "ro", "xattr", "clone_children", "noprefix", "cpuset_v2_mode"];
+            let options = right.get(2).copied().unwrap_or_default().split(',');
+            options.filter(|o| !flags.contains(o) && !o.starts_with("release_agent=")).map(String::from).collect()
+        };
+        let known = |h: &Hierarchy| h.v2 == v2 && h.controllers == controllers;
+        if !found.iter().any(known) {
+            found.push(Hierarchy { mount: PathBuf::from(point.replace("\\040", " ")), controllers, v2 });
+        }
+    }
+    found
+}
+
+fn write(path: &Path, value: &str) -> io::Result<()> {
+    fs::write(path, value).map_err(|e| io::Error::new(e.kind(), format!("write {value:?} to {}: {e}", path.display())))
+}
+
+impl Cgroups {
+    /// Finds the hierarchies.
+    pub(crate) fn find() -> io::Result<Self> {
+        let mut hierarchies = parse_mountinfo(&fs::read_to_string("/proc/self/mountinfo")?);
+        for h in hierarchies.iter_mut().filter(|h| h.v2) {
+            let text = fs::read_to_string(h.mount.join("cgroup.controllers")).unwrap_or_default();
+            h.controllers = text.split_whitespace().map(String::from).collect();
+        }
+        if hierarchies.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no cgroup file system is mounted"));
+        }
+        Ok(Self { hierarchies })
+    }
+
+    /// Only version 2 is there.
+    pub(crate) fn is_v2(&self) -> bool {
+        self.hierarchies.iter().all(|h| h.v2)
+    }
+
+    /// All controllers that can be used, sorted.
+    pub(crate) fn controllers(&self) -> Vec<String> {
+        let all: BTreeSet<_> = self.hierarchies.iter().flat_map(|h| &h.controllers).collect();
+        all.into_iter().filter(|c| !c.starts_with("name=")).cloned().collect()
+    }
+
+    fn with(&self, controller: &str) -> Option<&Hierarchy> {
+        self.hierarchies.iter().find(|h| h.controllers.iter().any(|c| c == controller))
+    }
+
+    fn need(&self, controller: &str) -> io::Result<&Hierarchy> {
+        self.with(controller).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("the kernel offers no {controller} controller (a Raspberry Pi wants cgroup_enable=memory)"),
+            )
+        })
+    }
+
+    /// Makes `rel` and its parents on every hierarchy.
+    pub(crate) fn create(&self, rel: &Path) -> io::Result<()> {
+        for h in &self.hierarchies {
+            let mut dir = h.mount.clone();
+            for part in rel.components() {
+                if h.v2 {
+                    enable_controllers(&dir);
+                }
+                dir.push(part);
+                match fs::create_dir(&dir) {
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+                    Err(e) => return Err(io::Error::new(e.kind(), format!("make {}: {e}", dir.display()))),
+                    Ok(()) => {}
+                }
+                if h.controllers.iter().any(|c| c == "cpuset") && !h.v2 {
+                    inherit_cpuset(&dir)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves a process into `rel` on every hierarchy; 0 is the caller.
+    pub(crate) fn join(&self, rel: &Path, pid: i32) -> io::Result<()> {
+        self.join_where(rel, pid, |_| true)
+    }
+
+    /// Moves a process into `rel` on those hierarchies that libcontainer does not serve: the named ones of version 1
+    /// and, on a hybrid host, version 2.
+    pub(crate) fn join_rest(&self, rel: &Path, pid: i32) -> io::Result<()> {
+        let pure = self.is_v2();
+        self.join_where(rel, pid, |h| !pure && (h.v2 || h.controllers.iter().all(|c| c.starts_with("name="))))
+    }
+
+    fn join_where(&self, rel: &Path, pid: i32, which: impl Fn(&Hierarchy) -> bool) -> io::Result<()> {
+        for h in self.hierarchies.iter().filter(|h| which(h)) {
+            write(&h.mount.join(rel).join("cgroup.procs"), &pid.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Limits of a container.
+    pub(crate) fn limit_container(&self, rel: &Path, limits: &Limits) -> io::Result<()> {
+        let pod = PodLimits { memory_bytes: limits.memory_bytes, cpu_millis: limits.cpu_millis, pids: Some(limits.pids) };
+        self.limit(rel, &pod)?;
+        if let Some(h) = self.with("cpu") {
+            let dir = h.mount.join(rel);
+            let shares = (limits.cpu_request_millis.unwrap_or(0) * SHARES_PER_CPU / 1000).clamp(MIN_SHARES, 262_144);
+            if h.v2 {
+                // The kernel's documented conversion from shares (2 to 262144) to weight (1 to 10000).
+                let weight = 1 + (shares - 2) * 9999 / 262_142;
+                write(&dir.join("cpu.weight"), &weight.to_string())?;
+            } else {
+                write(&dir.join("cpu.shares"), &shares.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Limits of a pod, or the hard ones of a container.
+    pub(crate) fn limit(&self, rel: &Path, limits: &PodLimits) -> io::Result<()> {
+        if let Some(bytes) = limits.memory_bytes {
+            let h = self.need("memory")?;
+            let dir = h.mount.join(rel);
+            let bytes = bytes.to_string();
+            if h.v2 {
+                write(&dir.join("memory.max"), &bytes)?;
+                // Absent where the kernel has no swap accounting: then there is nothing to forbid.
+                let _ = fs::write(dir.join("memory.swap.max"), "0");
+            } else {
+                write(&dir.join("memory.limit_in_bytes"), &bytes)?;
+                let _ = fs::write(dir.join("memory.memsw.limit_in_bytes"), &bytes);
+            }
+        }
+        if let Some(millis) = limits.cpu_millis {
+            let h = self.need("cpu")?;
+            let dir = h.mount.join(rel);
+            // A quota below 1 ms is refused by the kernel.
+            let quota = (millis * CPU_PERIOD_US / 1000).max(1000);
+            if h.v2 {
+                write(&dir.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}"))?;
+            } else {
+                write(&dir.join("cpu.cfs_quota_us"), &quota.to_string())?;
+            }
+        }
+        if let Some(pids) = limits.pids {
+            let h = self.need("pids")?;
+            write(&h.mount.join(rel).join("pids.max"), &pids.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Denies all devices but the harmless ones; an error means that they are not denied.
+    pub(crate) fn deny_devices(&self, rel: &Path) -> io::Result<()> {
+        if let Some(h) = self.hierarchies.iter().find(|h| !h.v2 && h.controllers.iter().any(|c| c == "devices")) {
+            return devices::deny_v1(&h.mount.join(rel));
+        }
+        let h = self.hierarchies.iter().find(|h| h.v2).ok_or(io::ErrorKind::Unsupported)?;
+        devices::deny_v2(&h.mount.join(rel))
+    }
+
+    /// How many processes the kernel killed in `rel` for want of memory.
+    pub(crate) fn oom_kills(&self, rel: &Path) -> u64 {
+        let Some(h) = self.with("memory") else { return 0 };
+        let file = if h.v2 { "memory.events" } else { "memory.oom_control" };
+        let text = fs::read_to_string(h.mount.join(rel).join(file)).unwrap_or_default();
+        text.lines().find_map(|l| l.strip_prefix("oom_kill ")).and_then(|n| n.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Kills all processes in `rel` and below and waits until none is left. Returns how many were seen.
+    pub(crate) fn kill(&self, rel: &Path) -> Result<usize, RuntimeError> {
+        let started = Instant::now();
+        let mut seen = BTreeSet::new();
+        loop {
+            let mut left = BTreeSet::new();
+            for h in &self.hierarchies {
+                let dir = h.mount.join(rel);
+                if h.v2 {
+                    // 5.14; kills forks in flight too.
+                    let _ = fs::write(dir.join("cgroup.kill"), "1");
+                }
+                pids_below(&dir, &mut left);
+            }
+            if left.is_empty() {
+                return Ok(seen.len());
+            }
+            for pid in &left {
+                self.kill_member(rel, *pid);
+            }
+            seen.extend(left.iter().copied());
+            if started.elapsed() > KILL_BOUND {
+                return Err(RuntimeError::Unkillable { path: rel.to_path_buf(), processes: left.len() });
+            }
+            std::thread::sleep(KILL_POLL);
+        }
+    }
+
+    /// Kills a process if it still is in `rel`: its pid may by now be another's.
+    fn kill_member(&self, rel: &Path, pid: i32) {
+        let Ok(pidfd) = sys::pidfd_open(pid) else { return };
+        let member = fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| {
+            text.lines().filter_map(|l| l.splitn(3, ':').nth(2)).any(|path| {
+                let path = Path::new(path.strip_prefix('/').unwrap_or(path));
+                path.starts_with(rel)
+            })
+        });
+        if member {
+            let _ = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+        }
+    }
+
+    /// Removes `rel` and all below it on every hierarchy; absent ones do not matter. Returns how many directories.
+    pub(crate) fn remove(&self, rel: &Path) -> io::Result<usize> {
+        let mut removed = 0;
+        for h in &self.hierarchies {
+            removed += remove_tree(&h.mount.join(rel))?;
+        }
+        Ok(removed)
+    }
+
+    /// Where `rel` is on each hierarchy.
+    #[cfg(test)]
+    pub(crate) fn paths(&self, rel: &Path) -> Vec<PathBuf> {
+        self.hierarchies.iter().map(|h| h.mount.join(rel)).collect()
+    }
+}
+
+/// Offers every controller of a version 2 directory to its children, one by one, since a refused one refuses all.
+fn enable_controllers(dir: &Path) {
+    let offered = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+    let enabled = fs::read_to_string(dir.join("cgroup.subtree_control")).unwrap_or_default();
+    for c in ["cpu", "memory", "pids"] {
+        if offered.split_whitespace().any(|o| o == c) && !enabled.split_whitespace().any(|e| e == c) {
+            let _ = fs::write(dir.join("cgroup.subtree_control"), format!("+{c}"));
+        }
+    }
+}
+
+/// A new cpuset of version 1 is empty and takes no process.
+fn inherit_cpuset(dir: &Path) -> io::Result<()> {
+    let Some(parent) = dir.parent() else { return Ok(()) };
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let value = fs::read_to_string(parent.join(file))?;
+        write(&dir.join(file), value.trim())?;
+    }
+    Ok(())
+}
+
+fn pids_below(dir: &Path, into: &mut BTreeSet<i32>) {
+    if let Ok(text) = fs::read_to_string(dir.join("cgroup.procs")) {
+        into.extend(text.lines().filter_map(|l| l.parse::<i32>().ok()).filter(|pid| *pid > 0));
+    }
+    for child in subdirs(dir) {
+        pids_below(&child, into);
+    }
+}
+
+fn subdirs(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
+}
+
+fn remove_tree(dir: &Path) -> io::Result<usize> {
+    let mut removed = 0;
+    for child in subdirs(dir) {
+        removed += remove_tree(&child)?;
+    }
+    let started = Instant::now();
+    loop {
+        match fs::remove_dir(dir) {
+            Ok(()) => return Ok(removed + 1),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(removed),
+            // A process that was reaped a moment ago may still be leaving.
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy && started.elapsed() < Duration::from_secs(2) => {
+                std::thread::sleep(KILL_POLL);
+            }
+            Err(e) => return Err(io::Error::new(e.kind(), format!("remove {}: {e}", dir.display()))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1 @@
+//! A typed client of a region; list and watch into a cache and a keyed work queue.

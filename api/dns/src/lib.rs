@@ -1,0 +1,1 @@
+//! The authoritative name server of a zone, over a snapshot of routes.

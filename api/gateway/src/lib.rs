@@ -1,0 +1,1 @@
+//! Public ingress: server name to route to tunnel, without ending TLS.

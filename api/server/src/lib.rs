@@ -1,0 +1,1 @@
+//! One resource service behind the doors of a region: authentication, authorisation, admission.

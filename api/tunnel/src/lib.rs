@@ -1,0 +1,1 @@
+//! On-demand tunnels to devices by their key, over iroh.

@@ -1,0 +1,121 @@
+//! Defaults, so that readers never meet an absent field that Kubernetes would have filled.
+
+use serde_json::{Value, json};
+
+use crate::registry::KindInfo;
+
+/// The status of an object that was just created.
+pub(super) fn first_status(info: &KindInfo, _object: &Value) -> Value {
+    match info.kind {
+        "Pod" | "PersistentVolumeClaim" => json!({"phase": "Pending"}),
+        "Namespace" => json!({"phase": "Active"}),
+        _ => json!({}),
+    }
+}
+
+/// Fills what is absent. Filling twice changes nothing.
+pub(super) fn fill(info: &KindInfo, object: &mut Value) {
+    match info.kind {
+        "Pod" => pod_spec(&mut object["spec"]),
+        "Deployment" => deployment(object),
+        "ReplicaSet" => {
+            set(&mut object["spec"], "replicas", json!(1));
+            pod_spec(&mut object["spec"]["template"]["spec"]);
+        }
+        "Secret" => secret(object),
+        "PersistentVolumeClaim" => {
+            let spec = &mut object["spec"];
+            set(spec, "accessModes", json!(["ReadWriteOnce"]));
+            set(spec, "volumeMode", json!("Filesystem"));
+        }
+        "App" => {
+            for container in items(&mut object["spec"]["containers"]) {
+                fill_container(container);
+            }
+            set(&mut object["spec"], "permissions", json!({}));
+            set(&mut object["spec"]["permissions"], "internet", json!(true));
+        }
+        "Install" => set(&mut object["spec"], "replicas", json!(1)),
+        _ => {}
+    }
+    // Looking into an absent field leaves a null behind.
+    crate::object::drop_nulls(object);
+}
+
+fn set(map: &mut Value, field: &str, value: Value) {
+    if let Some(map) = map.as_object_mut() {
+        let slot = map.entry(field).or_insert(Value::Null);
+        if slot.is_null() {
+            *slot = value;
+        }
+    }
+}
+
+fn items(list: &mut Value) -> impl Iterator<Item = &mut Value> {
+    list.as_array_mut().into_iter().flatten()
+}
+
+fn deployment(object: &mut Value) {
+    let spec = &mut object["spec"];
+    set(spec, "replicas", json!(1));
+    set(spec, "strategy", json!({}));
+    set(&mut spec["strategy"], "type", json!("RollingUpdate"));
+    if spec["strategy"]["type"] == "RollingUpdate" {
+        set(&mut spec["strategy"], "rollingUpdate", json!({}));
+        set(&mut spec["strategy"]["rollingUpdate"], "maxSurge", json!("25%"));
+        set(&mut spec["strategy"]["rollingUpdate"], "maxUnavailable", json!("25%"));
+    }
+    set(spec, "revisionHistoryLimit", json!(10));
+    set(spec, "progressDeadlineSeconds", json!(600));
+    pod_spec(&mut spec["template"]["spec"]);
+}
+
+/// `stringData` is written into `data`, as Kubernetes does.
+fn secret(object: &mut Value) {
+    use base64::Engine as _;
+    set(object, "type", json!("Opaque"));
+    let Some(plain) = object.as_object_mut().and_then(|map| map.remove("stringData")) else {
+        return;
+    };
+    set(object, "data", json!({}));
+    for (key, value) in plain.as_object().into_iter().flatten() {
+        if let Some(text) = value.as_str() {
+            object["data"][key] = json!(base64::engine::general_purpose::STANDARD.encode(text));
+        }
+    }
+}
+
+fn pod_spec(spec: &mut Value) {
+    if !spec.is_object() {
+        return;
+    }
+    set(spec, "restartPolicy", json!("Always"));
+    set(spec, "terminationGracePeriodSeconds", json!(30));
+    set(spec, "dnsPolicy", json!("ClusterFirst"));
+    set(spec, "schedulerName", json!("default-scheduler"));
+    set(spec, "securityContext", json!({}));
+    for container in items(&mut spec["containers"]) {
+        fill_container(container);
+    }
+    for volume in items(&mut spec["volumes"]) {
+        for source in ["configMap", "secret"] {
+            if volume.get(source).is_some() {
+                set(&mut volume[source], "defaultMode", json!(0o644));
+            }
+        }
+    }
+}
+
+fn fill_container(container: &mut Value) {
+    set(container, "imagePullPolicy", json!("IfNotPresent"));
+    set(container, "resources", json!({}));
+    if let Some(limits) = container.pointer("/resources/limits").cloned() {
+        set(&mut container["resources"], "requests", json!({}));
+        for (resource, limit) in limits.as_object().into_iter().flatten() {
+            set(&mut container["resources"]["requests"], resource, limit.clone());
+        }
+    }
+    for port in items(&mut container["ports"]) {
+        set(port, "protocol", json!("TCP"));
+    }
+}

@@ -1,0 +1,93 @@
+//! App: what a developer publishes.
+
+use kube_derive::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Container, IntOrString, Quantity};
+
+/// What a developer publishes once and many owners install: containers, the volumes they keep data on,
+/// the port that users reach, and the permissions it asks for.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(group = "hearth.dev", version = "v1alpha1", kind = "App", plural = "apps")]
+#[kube(crates(
+    kube_core = "::kube_core",
+    k8s_openapi = "::k8s_openapi",
+    schemars = "::schemars",
+    serde = "::serde",
+    serde_json = "::serde_json"
+))]
+#[serde(rename_all = "camelCase")]
+pub struct AppSpec {
+    /// The version of the app, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The name that people see.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub display_name: Option<String>,
+    /// One or two sentences on what it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// The containers that run side by side in one pod.
+    pub containers: Vec<Container>,
+    /// The volumes that containers mount by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<AppVolume>,
+    /// What users reach by name; none for an app without a door.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<AppIngress>,
+    /// What the app asks for beyond its own container.
+    #[serde(default)]
+    pub permissions: Permissions,
+}
+
+/// A volume of an App. With `size` it is data that is kept: every Install gets a claim of its own,
+/// named `<install>-<volume>`. Exactly one of `size`, `emptyDir`, `configMap` and `secret` is set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AppVolume {
+    /// The name by which containers mount it.
+    pub name: String,
+    /// How much data it is made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Quantity>,
+    /// Scratch space that goes with the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub empty_dir: Option<std::collections::BTreeMap<String, String>>,
+    /// The name of a ConfigMap in the owner's namespace, each key a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map: Option<String>,
+    /// The name of a Secret in the owner's namespace, each key a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+}
+
+/// The port behind `<install>.<owner>.<zone>`: speaks HTTP.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AppIngress {
+    /// A container port, by its name or number.
+    pub port: IntOrString,
+}
+
+/// What an app asks for. The owner sees it, and an Install grants it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Permissions {
+    /// Whether it may open connections to the internet. Default true. Never to the home's network.
+    #[serde(default = "yes")]
+    pub internet: bool,
+    /// Linux capabilities it needs, as `NET_BIND_SERVICE`. An Install has to grant each one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
+}
+
+impl Default for Permissions {
+    fn default() -> Self {
+        Self { internet: true, capabilities: Vec::new() }
+    }
+}
+
+fn yes() -> bool {
+    true
+}

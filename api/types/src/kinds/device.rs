@@ -1,0 +1,81 @@
+//! Device: a machine of an owner.
+
+use kube_derive::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Quantity;
+use crate::condition::Condition;
+
+/// A machine of an owner. It proves itself by one of its keys; removing a key revokes it. Tools see it
+/// as the Node of the same name.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(group = "hearth.dev", version = "v1alpha1", kind = "Device", plural = "devices", status = "DeviceStatus")]
+#[kube(crates(
+    kube_core = "::kube_core",
+    k8s_openapi = "::k8s_openapi",
+    schemars = "::schemars",
+    serde = "::serde",
+    serde_json = "::serde_json"
+))]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceSpec {
+    /// Whose it is: the name of the owner's namespace.
+    pub owner: String,
+    /// Its Ed25519 public keys, each 64 hex digits.
+    #[serde(default)]
+    pub keys: Vec<String>,
+    /// What it lends to other owners; nothing unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lend: Option<Lend>,
+}
+
+/// What a device lends to other owners' apps, all of them together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Lend {
+    /// Processor time, as `500m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Quantity>,
+    /// Memory, as `512Mi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Quantity>,
+    /// How many pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<u32>,
+}
+
+/// What is seen of a Device.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceStatus {
+    /// What the machine is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub info: Option<DeviceInfo>,
+    /// `Connected`: True while it has a session, Unknown when it is silent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// What a machine is, as its agent reports it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceInfo {
+    /// The architecture as Go names it: `amd64`, `arm64`.
+    pub architecture: String,
+    /// The kernel's release.
+    pub kernel_version: String,
+    /// The distribution.
+    pub os_image: String,
+    /// The agent's version.
+    pub agent_version: String,
+    /// Cores in thousandths.
+    pub cpu_millis: u64,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// The most pods it takes.
+    pub pods: u32,
+    /// What the machine lacks that isolation or limits want, in words; empty on a fit machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
+}

@@ -1,0 +1,90 @@
+//! Install: one owner's App.
+
+use kube_derive::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::EnvVar;
+use crate::condition::Condition;
+
+/// One owner's App: which one, where it may run, what it is granted. Its name is the first label of its
+/// hostname, `<name>.<namespace>.<zone>`.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "hearth.dev",
+    version = "v1alpha1",
+    kind = "Install",
+    plural = "installs",
+    namespaced,
+    status = "InstallStatus"
+)]
+#[kube(crates(
+    kube_core = "::kube_core",
+    k8s_openapi = "::k8s_openapi",
+    schemars = "::schemars",
+    serde = "::serde",
+    serde_json = "::serde_json"
+))]
+#[serde(rename_all = "camelCase")]
+pub struct InstallSpec {
+    /// The App's name.
+    pub app: String,
+    /// How many replicas; 1 unless said. An App with kept volumes has at most one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// Stops the app and keeps its data and name: its page says that it is stopped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped: bool,
+    /// Environment variables set in every container, over those of the App.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<EnvVar>,
+    /// What the owner grants of what the App asks for.
+    #[serde(default)]
+    pub grants: Grants,
+    /// Where it may run.
+    #[serde(default)]
+    pub placement: Placement,
+}
+
+/// What an owner grants to an Install.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Grants {
+    /// Whether it may reach the internet: as the App asks unless said. `true` grants nothing that the
+    /// App does not ask for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub internet: Option<bool>,
+    /// The Linux capabilities it gets, of those the App asks for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
+}
+
+/// Where an Install may run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Placement {
+    /// On this device only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Never on devices that others lend; they are used where the owner's own have no room otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_devices_only: bool,
+}
+
+/// What is seen of an Install.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InstallStatus {
+    /// The generation that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The hostname it answers at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// The device that runs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// `AppFound`, `PermissionsGranted`, `Deployed`, `Ready`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}

@@ -1,0 +1,61 @@
+//! The kinds as typed views: Kubernetes' own by `k8s-openapi`, Hearth's in the group
+//! `hearth.dev/v1alpha1` by kube-derive.
+
+mod app;
+mod device;
+mod install;
+mod route;
+
+pub use app::{App, AppIngress, AppSpec, AppVolume, Permissions};
+pub use device::{Device, DeviceInfo, DeviceSpec, DeviceStatus, Lend};
+pub use install::{Grants, Install, InstallSpec, InstallStatus, Placement};
+pub use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, DeploymentSpec, DeploymentStatus, ReplicaSet, ReplicaSetSpec, ReplicaSetStatus},
+        core::v1::{
+            ConfigMap, Container, ContainerPort, ContainerState, ContainerStateRunning, ContainerStateTerminated,
+            ContainerStateWaiting, ContainerStatus, EnvVar, Event, Namespace, Node, NodeSpec, NodeStatus,
+            PersistentVolumeClaim, PersistentVolumeClaimSpec, Pod, PodCondition, PodSpec, PodStatus, PodTemplateSpec,
+            ResourceRequirements, Secret, Taint, Toleration, Volume, VolumeMount,
+        },
+    },
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference, Time},
+        util::intstr::IntOrString,
+    },
+};
+pub use route::{Route, RouteEndpoint, RouteSpec, RouteStatus, RouteTarget};
+
+/// The API group of Hearth's own kinds.
+pub const GROUP: &str = "hearth.dev";
+/// Their version.
+pub const API_VERSION: &str = "hearth.dev/v1alpha1";
+
+/// Labels that Hearth itself sets and reads.
+pub mod labels {
+    /// On everything made for an Install: its name.
+    pub const INSTALL: &str = "hearth.dev/install";
+    /// On everything made for an Install: the App's name.
+    pub const APP: &str = "hearth.dev/app";
+    /// On pods and ReplicaSets: the hash of the pod template.
+    pub const TEMPLATE_HASH: &str = "pod-template-hash";
+    /// On Nodes: the owner of the device.
+    pub const OWNER: &str = "hearth.dev/owner";
+    /// On Nodes: the machine's name.
+    pub const HOSTNAME: &str = "kubernetes.io/hostname";
+    /// On Nodes: the architecture, as Go names it (`amd64`, `arm64`).
+    pub const ARCH: &str = "kubernetes.io/arch";
+    /// On Nodes: `linux`.
+    pub const OS: &str = "kubernetes.io/os";
+}
+
+/// The finalizer that keeps a claim until its device has deleted the data.
+pub const CLAIM_FINALIZER: &str = "hearth.dev/claim-data";
+
+/// The pod annotation that says whether its containers may reach the internet: `"false"` cuts it off.
+pub const INTERNET_ANNOTATION: &str = "hearth.dev/internet";
+
+/// The type of the Secrets that hold join tokens (in the namespace `kube-system`), after Kubernetes'
+/// bootstrap tokens.
+pub const JOIN_TOKEN_TYPE: &str = "hearth.dev/join-token";

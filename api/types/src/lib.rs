@@ -1,0 +1,46 @@
+//! The contract of Hearth: kinds, their registry (schema, defaults, printer columns), identifiers,
+//! selectors, validation and patching, and the traits that the rest is injected through.
+//!
+//! This crate is pure: it knows no tokio, no network, no disk and no clock. Times and ids are inputs.
+//!
+//! | module | what it answers |
+//! |---|---|
+//! | [`object`] | what is stored: canonical JSON with a parsed header |
+//! | [`kinds`] | what kinds there are, as typed views |
+//! | [`registry`] | per kind: names, scope, schema, defaults, columns, selectable fields |
+//! | [`admission`] | how an object that somebody sent becomes one that may be stored |
+//! | [`validate`] | names, specs and fields, with the path of what is wrong |
+//! | [`patch`] | merge patch and three-way apply |
+//! | [`identity`] | who makes a request; who signs certificates |
+//! | [`routes`] | what DNS and gateway know of hostnames |
+//! | [`selector`] | label and field selectors |
+//! | [`store`] | the trait [`store::Store`] and its transactions |
+//! | [`tunnel`] | the traits [`tunnel::Dialer`] and [`tunnel::DialNotifier`] |
+//! | [`status`] | the one error that crosses doors, shaped as Kubernetes' `Status` |
+
+pub mod admission;
+pub mod condition;
+pub mod id;
+pub mod identity;
+pub mod kinds;
+pub mod manifest;
+pub mod names;
+pub mod object;
+pub mod patch;
+pub mod quantity;
+pub mod registry;
+pub mod routes;
+pub mod selector;
+pub mod status;
+pub mod store;
+pub mod time;
+pub mod tunnel;
+pub mod validate;
+
+pub use id::{DeviceKey, DeviceName, Incarnation, InstanceId, RequestId, Revision, Uid};
+pub use object::{GroupKind, Object, ObjectKey};
+pub use status::{Reason, Status};
+pub use time::{Clock, Timestamp};
+
+/// A boxed future, as the traits of this crate return them so that they can be used as `dyn`.
+pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -1,0 +1,419 @@
+//! What the region stores: an object as canonical JSON in one shared buffer, with a parsed header.
+//!
+//! Typed structs ([`crate::kinds`]) are views. Nothing reads an object typed and writes it back whole,
+//! since a field that the typed struct does not know would be lost.
+
+use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use crate::{Revision, Uid};
+
+/// The largest object in bytes of canonical JSON: what etcd takes, so what Kubernetes tools expect.
+pub const MAX_OBJECT_BYTES: usize = 1_572_864;
+/// The deepest nesting of an object, so that recursive readers have a bounded stack.
+pub const MAX_DEPTH: usize = 64;
+
+/// A kind in its API group, without a version; the core group is the empty text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct GroupKind {
+    /// The API group; empty for the core group.
+    pub group: Cow<'static, str>,
+    /// The kind, in CamelCase.
+    pub kind: Cow<'static, str>,
+}
+
+macro_rules! group_kinds {
+    ($($name:ident = $group:literal $kind:literal),* $(,)?) => {
+        impl GroupKind {
+            $(#[doc = concat!("`", $kind, "` of the group `", $group, "`.")]
+            pub const $name: Self = Self::of($group, $kind);)*
+        }
+    };
+}
+
+group_kinds! {
+    NAMESPACE = "" "Namespace",
+    NODE = "" "Node",
+    POD = "" "Pod",
+    CONFIG_MAP = "" "ConfigMap",
+    SECRET = "" "Secret",
+    PERSISTENT_VOLUME_CLAIM = "" "PersistentVolumeClaim",
+    EVENT = "" "Event",
+    DEPLOYMENT = "apps" "Deployment",
+    REPLICA_SET = "apps" "ReplicaSet",
+    APP = "hearth.dev" "App",
+    INSTALL = "hearth.dev" "Install",
+    DEVICE = "hearth.dev" "Device",
+    ROUTE = "hearth.dev" "Route",
+}
+
+impl GroupKind {
+    /// A kind that the program knows.
+    pub const fn of(group: &'static str, kind: &'static str) -> Self {
+        Self { group: Cow::Borrowed(group), kind: Cow::Borrowed(kind) }
+    }
+
+    /// The kind that an object's `apiVersion` and `kind` name.
+    pub fn from_api_version(api_version: &str, kind: &str) -> Self {
+        let group = api_version.split_once('/').map_or("", |(group, _)| group);
+        crate::registry::by_group_kind(group, kind).map_or_else(
+            || Self { group: Cow::Owned(group.into()), kind: Cow::Owned(kind.into()) },
+            crate::registry::KindInfo::group_kind,
+        )
+    }
+}
+
+impl fmt::Display for GroupKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.group.is_empty() { f.write_str(&self.kind) } else { write!(f, "{}.{}", self.kind, self.group) }
+    }
+}
+
+impl fmt::Debug for GroupKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What names an object. Ordered by kind, then namespace, then name, which is the order of lists.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ObjectKey {
+    /// The kind.
+    pub kind: GroupKind,
+    /// The namespace; empty for a cluster-scoped kind.
+    pub namespace: Box<str>,
+    /// The name.
+    pub name: Box<str>,
+}
+
+impl ObjectKey {
+    /// A key; `namespace` is empty for a cluster-scoped kind.
+    pub fn new(kind: GroupKind, namespace: &str, name: &str) -> Self {
+        Self { kind, namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{}/{}", self.kind, self.name)
+        } else {
+            write!(f, "{}/{}/{}", self.kind, self.namespace, self.name)
+        }
+    }
+}
+
+impl fmt::Debug for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Why some JSON is no object.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ObjectError {
+    /// The text is not JSON.
+    #[error("not JSON: {0}")]
+    Json(String),
+    /// The JSON is something else than an object.
+    #[error("an object is a JSON object")]
+    NotAnObject,
+    /// A field of the header is missing or is no text.
+    #[error("{0}: required, and a string")]
+    Header(&'static str),
+    /// Larger than [`MAX_OBJECT_BYTES`].
+    #[error("{0} bytes: an object has at most {MAX_OBJECT_BYTES}; move large data into a volume or an image")]
+    TooLarge(usize),
+    /// Nested deeper than [`MAX_DEPTH`].
+    #[error("nested deeper than {MAX_DEPTH} levels")]
+    TooDeep,
+    /// A typed view does not fit.
+    #[error("{kind} {name}: cannot be read as such: {why}")]
+    View {
+        /// The kind.
+        kind: String,
+        /// The object's name.
+        name: String,
+        /// What serde said.
+        why: String,
+    },
+}
+
+struct Inner {
+    key: ObjectKey,
+    api_version: Box<str>,
+    uid: Uid,
+    revision: Revision,
+    labels: BTreeMap<Box<str>, Box<str>>,
+    json: Box<[u8]>,
+}
+
+/// An object: canonical JSON (sorted keys, no white space, no nulls in maps) and the header that the
+/// store needs. Cheap to clone; state, history and watches point to one buffer.
+#[derive(Clone)]
+pub struct Object(Arc<Inner>);
+
+impl Object {
+    /// Makes an object of a JSON value. Nulls in maps are dropped, as Kubernetes does.
+    pub fn from_value(mut value: Value) -> Result<Self, ObjectError> {
+        if depth_exceeds(&value, MAX_DEPTH) {
+            return Err(ObjectError::TooDeep);
+        }
+        drop_nulls(&mut value);
+        let root = value.as_object().ok_or(ObjectError::NotAnObject)?;
+        let text = |map: &Map<String, Value>, field: &str| {
+            map.get(field).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
+        };
+        let api_version = text(root, "apiVersion").ok_or(ObjectError::Header("apiVersion"))?;
+        let kind = text(root, "kind").ok_or(ObjectError::Header("kind"))?;
+        let meta = root.get("metadata").and_then(Value::as_object).ok_or(ObjectError::Header("metadata.name"))?;
+        let name = text(meta, "name").ok_or(ObjectError::Header("metadata.name"))?;
+        let namespace = text(meta, "namespace").unwrap_or_default();
+        let labels = meta.get("labels").and_then(Value::as_object).map(|labels| {
+            labels.iter().filter_map(|(key, value)| Some((key.as_str().into(), value.as_str()?.into()))).collect()
+        });
+        let revision = text(meta, "resourceVersion").and_then(|text| text.parse().ok()).unwrap_or_default();
+        let inner = Inner {
+            key: ObjectKey::new(GroupKind::from_api_version(&api_version, &kind), &namespace, &name),
+            uid: Uid::new(text(meta, "uid").unwrap_or_default()),
+            revision,
+            labels: labels.unwrap_or_default(),
+            json: canonical(&value).into_boxed_slice(),
+            api_version: api_version.into(),
+        };
+        if inner.json.len() > MAX_OBJECT_BYTES {
+            return Err(ObjectError::TooLarge(inner.json.len()));
+        }
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Makes an object of JSON text, canonical or not.
+    pub fn from_json(json: &[u8]) -> Result<Self, ObjectError> {
+        // Spare the parser what cannot be stored anyway; 2 allows for white space.
+        if json.len() > 2 * MAX_OBJECT_BYTES {
+            return Err(ObjectError::TooLarge(json.len()));
+        }
+        Self::from_value(serde_json::from_slice(json).map_err(|error| ObjectError::Json(error.to_string()))?)
+    }
+
+    /// Makes an object of a typed one.
+    pub fn from_typed<T: Serialize>(typed: &T) -> Result<Self, ObjectError> {
+        Self::from_value(serde_json::to_value(typed).map_err(|error| ObjectError::Json(error.to_string()))?)
+    }
+
+    /// What names it.
+    pub fn key(&self) -> &ObjectKey {
+        &self.0.key
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> &GroupKind {
+        &self.0.key.kind
+    }
+
+    /// Its `apiVersion`.
+    pub fn api_version(&self) -> &str {
+        &self.0.api_version
+    }
+
+    /// Its namespace; empty for a cluster-scoped kind.
+    pub fn namespace(&self) -> &str {
+        &self.0.key.namespace
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0.key.name
+    }
+
+    /// Its uid; empty before it was stored.
+    pub fn uid(&self) -> &Uid {
+        &self.0.uid
+    }
+
+    /// The revision that last changed it; zero before it was stored.
+    pub fn revision(&self) -> Revision {
+        self.0.revision
+    }
+
+    /// Its labels.
+    pub fn labels(&self) -> &BTreeMap<Box<str>, Box<str>> {
+        &self.0.labels
+    }
+
+    /// The canonical JSON.
+    pub fn json(&self) -> &[u8] {
+        &self.0.json
+    }
+
+    /// The JSON, parsed.
+    pub fn value(&self) -> Value {
+        serde_json::from_slice(&self.0.json).expect("the buffer was written by `canonical`")
+    }
+
+    /// A typed view. Fields that `T` does not know are not in it: never write a view back whole.
+    pub fn view<T: DeserializeOwned>(&self) -> Result<T, ObjectError> {
+        serde_json::from_slice(&self.0.json).map_err(|error| ObjectError::View {
+            kind: self.kind().kind.to_string(),
+            name: self.name().to_owned(),
+            why: error.to_string(),
+        })
+    }
+
+    /// The same object with another `metadata.resourceVersion`.
+    #[must_use]
+    pub fn with_revision(&self, revision: Revision) -> Self {
+        let mut value = self.value();
+        value["metadata"]["resourceVersion"] = Value::String(revision.to_string());
+        Self::from_value(value).expect("an object with another revision is an object")
+    }
+
+    /// Whether its deletion was asked for (`metadata.deletionTimestamp` is set).
+    pub fn is_deleting(&self) -> bool {
+        self.value().pointer("/metadata/deletionTimestamp").is_some()
+    }
+}
+
+impl PartialEq for Object {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0.json == other.0.json
+    }
+}
+
+impl Eq for Object {}
+
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.0.key, self.0.revision)
+    }
+}
+
+impl Serialize for Object {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.value().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::from_value(Value::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Canonical JSON: keys sorted by their bytes, no white space, integers exact.
+pub fn canonical(value: &Value) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512);
+    write_canonical(value, &mut out);
+    out
+}
+
+fn write_canonical(value: &Value, out: &mut Vec<u8>) {
+    match value {
+        Value::Array(items) => {
+            out.push(b'[');
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
+                    out.push(b',');
+                }
+                write_canonical(item, out);
+            }
+            out.push(b']');
+        }
+        Value::Object(map) => {
+            // `Map` is sorted by itself unless some crate of the build turns on `preserve_order`.
+            let mut entries: Vec<_> = map.iter().collect();
+            entries.sort_unstable_by_key(|(key, _)| key.as_bytes());
+            out.push(b'{');
+            for (index, (key, item)) in entries.into_iter().enumerate() {
+                if index > 0 {
+                    out.push(b',');
+                }
+                serde_json::to_writer(&mut *out, key).expect("writing to memory");
+                out.push(b':');
+                write_canonical(item, out);
+            }
+            out.push(b'}');
+        }
+        scalar => serde_json::to_writer(out, scalar).expect("writing to memory"),
+    }
+}
+
+/// Removes nulls from maps: a null field is an absent one.
+pub(crate) fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, item| !item.is_null());
+            map.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
+fn depth_exceeds(value: &Value, left: usize) -> bool {
+    if left == 0 {
+        return true;
+    }
+    match value {
+        Value::Object(map) => map.values().any(|item| depth_exceeds(item, left - 1)),
+        Value::Array(items) => items.iter().any(|item| depth_exceeds(item, left - 1)),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_header_is_read_and_nulls_are_dropped() {
+        let object = Object::from_json(
+            br#"{"kind":"Pod","apiVersion":"v1","metadata":{"uid":"u","name":"a","labels":{"x":"y"},
+                "namespace":"n","resourceVersion":"7","creationTimestamp":null}}"#,
+        )
+        .expect("an object");
+        assert_eq!(object.key(), &ObjectKey::new(GroupKind::POD, "n", "a"));
+        assert_eq!(object.revision(), Revision(7));
+        assert_eq!(object.labels()["x"].as_ref(), "y");
+        assert!(!String::from_utf8_lossy(object.json()).contains("creationTimestamp"));
+        assert_eq!(object.with_revision(Revision(9)).revision(), Revision(9));
+    }
+
+    #[test]
+    fn what_is_no_object_says_why() {
+        let cases: [(&[u8], ObjectError); 4] = [
+            (b"[]", ObjectError::NotAnObject),
+            (b"{}", ObjectError::Header("apiVersion")),
+            (br#"{"apiVersion":"v1"}"#, ObjectError::Header("kind")),
+            (br#"{"apiVersion":"v1","kind":"Pod"}"#, ObjectError::Header("metadata.name")),
+        ];
+        for (json, error) in cases {
+            assert_eq!(Object::from_json(json).expect_err("refused"), error);
+        }
+        let mut deep = json!(1);
+        for _ in 0..100 {
+            deep = json!({ "a": deep });
+        }
+        assert_eq!(Object::from_value(deep).expect_err("refused"), ObjectError::TooDeep);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Object::from_json(&bytes);
+        }
+
+        #[test]
+        fn canonical_json_is_a_fixed_point(pairs in proptest::collection::btree_map("[a-z]{1,4}", any::<i64>(), 0..6)) {
+            let value = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}, "n": pairs, "m": u64::MAX});
+            let once = Object::from_value(value).expect("an object");
+            let twice = Object::from_json(once.json()).expect("an object");
+            prop_assert_eq!(once.json(), twice.json());
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Validation beyond the schema. Every mistake is reported at once, each with its field's path.
+
+mod own;
+mod pod;
+mod workload;
+
+use serde_json::Value;
+
+use crate::{names, registry::KindInfo, status::Cause};
+
+/// Labels and annotations of one object in bytes at most, as in Kubernetes.
+pub const MAX_ANNOTATION_BYTES: usize = 262_144;
+
+/// What validation found.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// What makes the object unacceptable.
+    pub causes: Vec<Cause>,
+    /// What the sender should know.
+    pub warnings: Vec<String>,
+}
+
+impl Report {
+    /// A field is wrong.
+    pub fn wrong(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.causes.push(Cause::new(path, message));
+    }
+
+    /// A field is accepted and not acted on.
+    pub fn warn(&mut self, path: &str, message: &str) {
+        self.warnings.push(format!("{path}: {message}"));
+    }
+
+    fn name(&mut self, path: &str, name: &str, check: fn(&str) -> Result<(), &'static str>) {
+        if let Err(why) = check(name) {
+            self.wrong(path, format!("{name:?}: {why}"));
+        }
+    }
+}
+
+/// Validates `metadata`.
+pub fn metadata(info: &KindInfo, object: &Value, report: &mut Report) {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let name = text("/metadata/name");
+    if name.is_empty() {
+        report.wrong("metadata.name", "required");
+    } else {
+        // What becomes a part of a hostname or of a name derived from it has to be a label.
+        let label = matches!(info.kind, "Namespace" | "Install" | "App" | "Device" | "Node");
+        report.name("metadata.name", name, if label { names::dns_label } else { names::dns_subdomain });
+    }
+    let namespace = text("/metadata/namespace");
+    if info.is_namespaced() {
+        if namespace.is_empty() {
+            report.wrong("metadata.namespace", "required; give one with -n");
+        } else {
+            report.name("metadata.namespace", namespace, names::dns_label);
+        }
+    }
+    let map = |pointer: &str| object.pointer(pointer).and_then(Value::as_object).into_iter().flatten();
+    for (key, value) in map("/metadata/labels") {
+        let path = format!("metadata.labels.{key}");
+        report.name(&path, key, names::label_key);
+        report.name(&path, value.as_str().unwrap_or_default(), names::label_value);
+    }
+    let mut size = 0;
+    for (key, value) in map("/metadata/annotations") {
+        report.name(&format!("metadata.annotations.{key}"), key, names::label_key);
+        size += key.len() + value.as_str().map_or(0, str::len);
+    }
+    if size > MAX_ANNOTATION_BYTES {
+        report.wrong("metadata.annotations", format!("{size} bytes; at most {MAX_ANNOTATION_BYTES}"));
+    }
+}
+
+/// Validates everything but `metadata`; `old` is the stored object where this is an update.
+pub fn body(info: &KindInfo, object: &Value, old: Option<&Value>, zone: &str, report: &mut Report) {
+    match info.kind {
+        "Pod" => {
+            pod::spec(&object["spec"], "spec", report);
+            if let Some(old) = old {
+                pod::unchanged(&old["spec"], &object["spec"], report);
+            }
+        }
+        "Deployment" => workload::deployment(object, old, report),
+        "ReplicaSet" => workload::replica_set(object, old, report),
+        "ConfigMap" | "Secret" => workload::config(object, old, report),
+        "PersistentVolumeClaim" => workload::claim(object, old, report),
+        "App" => own::app(object, report),
+        "Install" => own::install(object, old, zone, report),
+        "Device" => own::device(object, old, report),
+        "Route" => own::route(object, zone, report),
+        _ => {}
+    }
+}
+
+/// The items of a list at a pointer, with their paths.
+fn each<'a>(value: &'a Value, field: &'a str, path: &'a str) -> impl Iterator<Item = (String, &'a Value)> + 'a {
+    let items = value.get(field).and_then(Value::as_array).into_iter().flatten();
+    items.enumerate().map(move |(index, item)| (format!("{path}.{field}[{index}]"), item))
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value.get(field).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// A field that must not change once the object exists.
+fn immutable(old: Option<&Value>, new: &Value, pointer: &str, hint: &str, report: &mut Report) {
+    if let Some(old) = old
+        && old.pointer(pointer) != new.pointer(pointer)
+    {
+        let path = pointer.trim_start_matches('/').replace('/', ".");
+        report.wrong(path, format!("cannot be changed; {hint}"));
+    }
+}

@@ -1,0 +1,133 @@
+//! Hearth's own kinds.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::{Report, each, immutable, pod, text};
+use crate::{DeviceKey, names, quantity};
+
+/// Keys of one device at most: the one in use, and one that it is rotated to, with room to spare.
+const MAX_KEYS: usize = 8;
+
+pub(super) fn app(object: &Value, report: &mut Report) {
+    let spec = &object["spec"];
+    let mut names_seen = BTreeSet::new();
+    for (path, volume) in each(spec, "volumes", "spec") {
+        let name = text(volume, "name");
+        report.name(&format!("{path}.name"), name, names::dns_label);
+        if !names_seen.insert(name) {
+            report.wrong(format!("{path}.name"), format!("{name:?} is there twice"));
+        }
+        let sources: Vec<_> = ["size", "emptyDir", "configMap", "secret"]
+            .into_iter()
+            .filter(|field| volume.get(*field).is_some())
+            .collect();
+        if sources.len() != 1 {
+            report.wrong(path.clone(), "must have exactly one of size, emptyDir, configMap, secret");
+        }
+        if sources == ["size"] && quantity::bytes(text(volume, "size")) == Ok(0) {
+            report.wrong(format!("{path}.size"), "must be above zero");
+        }
+    }
+    pod::containers(spec, "spec", &names_seen, report);
+    for (path, capability) in each(&spec["permissions"], "capabilities", "spec.permissions") {
+        pod::check_capability(capability.as_str().unwrap_or_default(), &path, report);
+    }
+    for (path, container) in each(spec, "containers", "spec") {
+        if container.pointer("/securityContext/capabilities/add").is_some() {
+            report.wrong(
+                format!("{path}.securityContext.capabilities.add"),
+                "an App asks for capabilities in spec.permissions.capabilities",
+            );
+        }
+    }
+    if let Some(port) = spec.pointer("/ingress/port") {
+        ingress_port(spec, port, report);
+    }
+}
+
+fn ingress_port(spec: &Value, wanted: &Value, report: &mut Report) {
+    let mut ports = spec
+        .get("containers")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .flat_map(|container| container.get("ports").and_then(Value::as_array).into_iter().flatten());
+    let found = ports.any(|port| match wanted {
+        Value::String(name) => text(port, "name") == name,
+        number => port.get("containerPort") == Some(number),
+    });
+    // A number need not be declared, as in Kubernetes; a name has to lead somewhere.
+    match wanted {
+        Value::String(name) if !found => {
+            report.wrong("spec.ingress.port", format!("no container has a port named {name:?}"))
+        }
+        Value::Number(number) if !number.as_i64().is_some_and(|port| (1..=65_535).contains(&port)) => {
+            report.wrong("spec.ingress.port", "must be from 1 to 65535");
+        }
+        _ => {}
+    }
+}
+
+pub(super) fn install(object: &Value, old: Option<&Value>, zone: &str, report: &mut Report) {
+    let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
+    owner("metadata.namespace", namespace, report);
+    report.name("spec.app", object.pointer("/spec/app").and_then(Value::as_str).unwrap_or_default(), names::dns_label);
+    immutable(old, object, "/spec/app", "delete the Install and install the other App; claims are kept", report);
+    let replicas = object.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(1);
+    if !(0..=super::workload::MAX_REPLICAS).contains(&replicas) {
+        report.wrong("spec.replicas", format!("must be from 0 to {}", super::workload::MAX_REPLICAS));
+    }
+    pod::env(&object["spec"], "spec", report);
+    for (path, capability) in each(&object["spec"]["grants"], "capabilities", "spec.grants") {
+        pod::check_capability(capability.as_str().unwrap_or_default(), &path, report);
+    }
+    if let Some(device) = object.pointer("/spec/placement/device").and_then(Value::as_str) {
+        report.name("spec.placement.device", device, names::dns_label);
+    }
+    let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    if name.len() + namespace.len() + zone.len() + 2 > names::MAX_SUBDOMAIN {
+        report.wrong(
+            "metadata.name",
+            format!("the hostname {name}.{namespace}.{zone} would be longer than 253 characters"),
+        );
+    }
+}
+
+/// Checks that a name can be an owner's.
+fn owner(path: &str, name: &str, report: &mut Report) {
+    if names::RESERVED_OWNERS.contains(&name) {
+        report.wrong(path, format!("{name:?} is reserved and no owner's namespace; give the owner with -n"));
+    } else {
+        report.name(path, name, names::dns_label);
+    }
+}
+
+pub(super) fn device(object: &Value, old: Option<&Value>, report: &mut Report) {
+    owner("spec.owner", object.pointer("/spec/owner").and_then(Value::as_str).unwrap_or_default(), report);
+    immutable(old, object, "/spec/owner", "remove the device and let it join its new owner", report);
+    let keys = each(&object["spec"], "keys", "spec").collect::<Vec<_>>();
+    if keys.len() > MAX_KEYS {
+        report.wrong("spec.keys", format!("at most {MAX_KEYS}"));
+    }
+    for (path, key) in keys {
+        if let Err(why) = key.as_str().unwrap_or_default().parse::<DeviceKey>() {
+            report.wrong(path, why.to_string());
+        }
+    }
+}
+
+pub(super) fn route(object: &Value, zone: &str, report: &mut Report) {
+    let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
+    owner("metadata.namespace", namespace, report);
+    let hostname = object.pointer("/spec/hostname").and_then(Value::as_str).unwrap_or_default();
+    let suffix = format!(".{namespace}.{zone}");
+    if names::dns_subdomain(hostname).is_err() || !hostname.ends_with(&suffix) || hostname.len() == suffix.len() {
+        report.wrong("spec.hostname", format!("{hostname:?}: must be a lowercase hostname that ends in {suffix}"));
+    }
+    let selector = object.pointer("/spec/target/selector").and_then(Value::as_object);
+    if selector.is_none_or(serde_json::Map::is_empty) {
+        report.wrong("spec.target.selector", "must not be empty: it would select every pod");
+    }
+}

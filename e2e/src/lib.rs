@@ -1,0 +1,1 @@
+//! Proof with real processes, real containers and real clients.

@@ -1,0 +1,1 @@
+//! The replicated state machine of a region: apply, revisions, watch history, snapshots. Pure.
