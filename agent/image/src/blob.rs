@@ -68,7 +68,12 @@ impl Read for Verifying<'_> {
 }
 
 /// Reads a whole document, verified. `name` is how messages call it.
-pub(crate) fn read_document(source: &dyn BlobSource, descriptor: &Descriptor, limit: u64, name: &str) -> Result<Vec<u8>, ImageError> {
+pub(crate) fn read_document(
+    source: &dyn BlobSource,
+    descriptor: &Descriptor,
+    limit: u64,
+    name: &str,
+) -> Result<Vec<u8>, ImageError> {
     if descriptor.size > limit {
         return Err(ImageError::DocumentTooLarge { document: name.into(), had: descriptor.size, limit });
     }
@@ -214,7 +219,10 @@ fn decode(decoder: &mut Decoder<'_>, limits: StreamLimits, sender: &SyncSender<V
         total += piece.len() as u64;
         let raw = decoder.raw_count();
         if total > limits.bytes {
-            return StreamEnd::TooLarge(format!("the layer or its image becomes larger than the limit of {} bytes", limits.bytes));
+            return StreamEnd::TooLarge(format!(
+                "the layer or its image becomes larger than the limit of {} bytes",
+                limits.bytes
+            ));
         }
         if total > limits.ratio_free_bytes && total > raw.saturating_mul(limits.ratio) {
             return StreamEnd::TooLarge(format!(

@@ -62,7 +62,8 @@ impl FromStr for Digest {
         let shown = || text.chars().take(SHOWN_CHARS).collect::<String>();
         let (algorithm, digits) = text.split_once(':').ok_or_else(|| DigestError::Malformed(shown()))?;
         if algorithm != "sha256" {
-            let known = !algorithm.is_empty() && algorithm.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+            let known =
+                !algorithm.is_empty() && algorithm.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
             return Err(if known {
                 DigestError::Algorithm(algorithm.chars().take(SHOWN_CHARS).collect())
             } else {

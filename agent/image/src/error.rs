@@ -291,7 +291,11 @@ pub enum EntryProblem {
     #[error("its extension header is not valid: {0}")]
     Extension(String),
     /// Too many or too large extended attributes.
-    #[error("its extended attributes are more than {} or one is larger than {} bytes", crate::limits::MAX_XATTRS, crate::limits::MAX_XATTR_BYTES)]
+    #[error(
+        "its extended attributes are more than {} or one is larger than {} bytes",
+        crate::limits::MAX_XATTRS,
+        crate::limits::MAX_XATTR_BYTES
+    )]
     Xattrs,
 }
 

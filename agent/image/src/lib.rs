@@ -13,7 +13,7 @@ mod blob;
 pub mod build;
 mod digest;
 mod error;
-mod limits;
+pub mod limits;
 mod platform;
 mod reference;
 mod select;

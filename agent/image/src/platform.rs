@@ -91,7 +91,9 @@ impl FromStr for Platform {
 
     fn from_str(text: &str) -> Result<Self, PlatformError> {
         let parts: Vec<&str> = text.split('/').collect();
-        let word = |w: &&str| !w.is_empty() && w.len() <= 32 && w.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let word = |w: &&str| {
+            !w.is_empty() && w.len() <= 32 && w.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        };
         match parts[..] {
             [os, architecture] | [os, architecture, _] if parts.iter().all(word) => Ok(Self {
                 os: os.into(),

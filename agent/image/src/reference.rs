@@ -48,7 +48,9 @@ pub enum ReferenceError {
     #[error("image name {0:?}... is longer than 255 bytes")]
     TooLong(String),
     /// The name does not follow the grammar.
-    #[error("image name {0:?} is not valid: lower-case letters, digits and single separators (. _ __ -), in components split by /")]
+    #[error(
+        "image name {0:?} is not valid: lower-case letters, digits and single separators (. _ __ -), in components split by /"
+    )]
     Name(String),
     /// The tag does not follow the grammar.
     #[error("image tag {0:?} is not valid: up to 128 letters, digits, _ . and -, not beginning with . or -")]
@@ -162,7 +164,9 @@ fn split_domain(name: &str) -> (Option<&str>, &str) {
 
 fn is_domain(domain: &str) -> bool {
     let (host, port) = match domain.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, port)) if address.parse::<std::net::Ipv6Addr>().is_ok() => ("v6", port.strip_prefix(':').or(port.is_empty().then_some("0"))),
+        Some((address, port)) if address.parse::<std::net::Ipv6Addr>().is_ok() => {
+            ("v6", port.strip_prefix(':').or(port.is_empty().then_some("0")))
+        }
         Some(_) => return false,
         None => match domain.split_once(':') {
             Some((host, port)) => (host, Some(port)),
@@ -170,9 +174,13 @@ fn is_domain(domain: &str) -> bool {
         },
     };
     let label = |l: &str| {
-        !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') && !l.starts_with('-') && !l.ends_with('-')
+        !l.is_empty()
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !l.starts_with('-')
+            && !l.ends_with('-')
     };
-    let port_is_number = port.is_some_and(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()) && p.parse::<u16>().is_ok());
+    let port_is_number =
+        port.is_some_and(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()) && p.parse::<u16>().is_ok());
     host.split('.').all(label) && port_is_number
 }
 
@@ -221,8 +229,36 @@ mod tests {
     #[test]
     fn what_is_not_a_reference_is_refused() {
         for text in [
-            "", "/", "a/", "/a", "A", "a//b", "a/../b", "..", ".", "-a", "a-", "a___b", "a..b", "a b", "a:", ":a", "a:-x", "a:.x", "a:b:c", "a@",
-            "a@sha256:../../x", "sha256:../../x", "sha256:abc", "a@sha512:00", "ex ample.com/a", "example.com:port/a", "example.com:99999/a", "[::1/a", "é", "a\0b",
+            "",
+            "/",
+            "a/",
+            "/a",
+            "A",
+            "a//b",
+            "a/../b",
+            "..",
+            ".",
+            "-a",
+            "a-",
+            "a___b",
+            "a..b",
+            "a b",
+            "a:",
+            ":a",
+            "a:-x",
+            "a:.x",
+            "a:b:c",
+            "a@",
+            "a@sha256:../../x",
+            "sha256:../../x",
+            "sha256:abc",
+            "a@sha512:00",
+            "ex ample.com/a",
+            "example.com:port/a",
+            "example.com:99999/a",
+            "[::1/a",
+            "é",
+            "a\0b",
             "host.name/A",
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
@@ -243,7 +279,7 @@ mod tests {
         #[test]
         fn names_that_follow_the_grammar_parse(
             domain in "([a-z]{1,5}\\.[a-z]{2,3}(:[1-9][0-9]{1,3})?/)?",
-            path in "[a-z0-9]{1,8}((\\.|_|__|-{1,3})[a-z0-9]{1,5}){0,2}(/[a-z0-9]{1,8}){0,2}",
+            path in "[a-z0-9]{1,8}(-{1,3}[a-z0-9]{1,5}){0,2}(/[a-z0-9]{1,8}((\\.|_|__|-{1,3})[a-z0-9]{1,5}){0,2}){0,2}",
             tag in "(:[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,20})?",
         ) {
             let text = format!("{domain}{path}{tag}");

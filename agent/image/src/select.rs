@@ -115,11 +115,16 @@ impl Search<'_> {
         let Some(found) = best else {
             had.sort();
             had.dedup();
-            return Err(self.wrong_platform(&if had.is_empty() { "no platform at all".into() } else { had.join(", ") }));
+            return Err(self.wrong_platform(&if had.is_empty() {
+                "no platform at all".into()
+            } else {
+                had.join(", ")
+            }));
         };
         let (manifest, config) = self.image(&found.descriptor)?;
         if manifest.layers.len() != config.diff_ids.len() {
-            let reason = format!("it has {} layers, and its configuration {}", manifest.layers.len(), config.diff_ids.len());
+            let reason =
+                format!("it has {} layers, and its configuration {}", manifest.layers.len(), config.diff_ids.len());
             return Err(spec::invalid(&format!("manifest {}", found.descriptor.digest), reason));
         }
         // What the index says must be true of the image itself, too.
@@ -133,7 +138,13 @@ impl Search<'_> {
         Ok(Chosen { references, digest: found.descriptor.digest, indexes: found.indexes, manifest, config })
     }
 
-    fn visit(&self, descriptors: &[Descriptor], path: &[Digest], best: &mut Option<Found>, had: &mut Vec<String>) -> Result<(), ImageError> {
+    fn visit(
+        &self,
+        descriptors: &[Descriptor],
+        path: &[Digest],
+        best: &mut Option<Found>,
+        had: &mut Vec<String>,
+    ) -> Result<(), ImageError> {
         for descriptor in descriptors {
             match descriptor.target() {
                 Target::Manifest => {
@@ -176,7 +187,9 @@ impl Search<'_> {
 
     fn document(&self, descriptor: &Descriptor, limit: u64, name: &str) -> Result<Vec<u8>, ImageError> {
         let left = self.documents.get().checked_sub(1);
-        let left = left.ok_or_else(|| spec::invalid(name, format!("it is one of more than {MAX_DOCUMENTS} documents of one image")))?;
+        let left = left.ok_or_else(|| {
+            spec::invalid(name, format!("it is one of more than {MAX_DOCUMENTS} documents of one image"))
+        })?;
         self.documents.set(left);
         read_document(self.blobs, descriptor, limit, name)
     }

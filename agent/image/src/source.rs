@@ -72,7 +72,8 @@ fn plain_archive(mut file: File, path: &Path, scratch: &Path) -> Result<File, Im
             Box::new(decoder)
         }
     };
-    let mut plain = tempfile::tempfile_in(scratch).map_err(|error| ImageError::io("create a file in", scratch, error))?;
+    let mut plain =
+        tempfile::tempfile_in(scratch).map_err(|error| ImageError::io("create a file in", scratch, error))?;
     copy_bounded(decoder, &mut plain, path, scratch)?;
     plain.seek(SeekFrom::Start(0)).map_err(|error| ImageError::io("read", scratch, error))?;
     Ok(plain)
@@ -84,7 +85,9 @@ fn copy_bounded(mut from: Box<dyn Read>, to: &mut File, path: &Path, scratch: &P
     let mut total: u64 = 0;
     loop {
         // A decoder's error is about the archive: it is damaged or cut off.
-        let count = from.read(&mut buffer).map_err(|error| not_an_image(path, &format!("it cannot be decompressed: {error}")))?;
+        let count = from
+            .read(&mut buffer)
+            .map_err(|error| not_an_image(path, &format!("it cannot be decompressed: {error}")))?;
         if count == 0 {
             return Ok(());
         }
@@ -103,7 +106,8 @@ fn offers_of_index(bytes: &[u8]) -> Result<Vec<Offer>, ImageError> {
         .into_iter()
         .filter(|descriptor| descriptor.target() != spec::Target::Other)
         .map(|descriptor| {
-            let name = descriptor.annotations.get(spec::IMAGE_NAME).or_else(|| descriptor.annotations.get(spec::REF_NAME));
+            let name =
+                descriptor.annotations.get(spec::IMAGE_NAME).or_else(|| descriptor.annotations.get(spec::REF_NAME));
             Offer { names: name.cloned().into_iter().collect(), descriptor }
         })
         .collect())
@@ -115,11 +119,15 @@ fn check_layout_version(bytes: &[u8]) -> Result<(), ImageError> {
         #[serde(rename = "imageLayoutVersion")]
         version: String,
     }
-    let layout: Layout = serde_json::from_slice(bytes).map_err(|error| spec::invalid("oci-layout", error.to_string()))?;
+    let layout: Layout =
+        serde_json::from_slice(bytes).map_err(|error| spec::invalid("oci-layout", error.to_string()))?;
     if layout.version.starts_with("1.") {
         return Ok(());
     }
-    Err(spec::invalid("oci-layout", format!("layout version {:?} is not supported: only 1.x is", spec::clip(&layout.version))))
+    Err(spec::invalid(
+        "oci-layout",
+        format!("layout version {:?} is not supported: only 1.x is", spec::clip(&layout.version)),
+    ))
 }
 
 fn not_an_image(path: &Path, reason: &str) -> ImageError {

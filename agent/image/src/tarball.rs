@@ -121,7 +121,8 @@ impl<R: Skip> TarReader<R> {
             self.finish_entry()?;
             let Some(block) = self.read_header()? else { return Ok(None) };
             let header = tar::Header::from_byte_slice(&block);
-            let size = header.entry_size().map_err(|_| self.bad_header("its size is not a number"))?;
+            let size = number(header.entry_size(), &block[124..136]);
+            let size = size.ok_or_else(|| self.bad_header("its size is not a number"))?;
             match header.entry_type().as_byte() {
                 b'x' => {
                     let records = self.read_extension(size)?;
@@ -198,22 +199,24 @@ impl<R: Skip> TarReader<R> {
         let link = extensions.link.or(extensions.gnu_link);
         let size = extensions.size.unwrap_or(size);
         let bad = |what| TarError::Entry { entry: self.current.clone(), problem: EntryProblem::Number(what) };
-        let id = |pax: Option<u32>, raw: io::Result<u64>, what| match pax {
+        let block = header.as_bytes();
+        let id = |pax: Option<u32>, raw: Option<u64>, what| match pax {
             Some(id) => Ok(id),
-            None => raw.ok().and_then(|id| u32::try_from(id).ok()).filter(|id| *id != u32::MAX).ok_or_else(|| bad(what)),
+            None => raw.and_then(|id| u32::try_from(id).ok()).filter(|id| *id != u32::MAX).ok_or_else(|| bad(what)),
         };
         let kind = header.entry_type().as_byte();
         let entry = TarEntry {
-            link: link.unwrap_or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default()),
+            link: link
+                .unwrap_or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default()),
             kind: if matches!(kind, 0 | b'7') { b'0' } else { kind },
-            mode: header.mode().map_err(|_| bad("mode"))?,
-            uid: id(extensions.uid, header.uid(), "user")?,
-            gid: id(extensions.gid, header.gid(), "group")?,
+            mode: number(header.mode().map(u64::from), &block[100..108]).ok_or_else(|| bad("mode"))? as u32,
+            uid: id(extensions.uid, number(header.uid(), &block[108..116]), "user")?,
+            gid: id(extensions.gid, number(header.gid(), &block[116..124]), "group")?,
             size,
             mtime: match extensions.mtime {
                 Some(time) => time,
                 // Base-256 numbers are two's complement: times before 1970 come out as large ones.
-                None => (header.mtime().map_err(|_| bad("time"))? as i64, 0),
+                None => (number(header.mtime(), &block[136..148]).ok_or_else(|| bad("time"))? as i64, 0),
             },
             xattrs: extensions.xattrs,
             path,
@@ -233,7 +236,8 @@ impl<R: Skip> TarReader<R> {
         let records = parse_pax(records).map_err(|reason| self.bad_extension(reason))?;
         let number = |value: &[u8], what: &str| {
             let text = std::str::from_utf8(value).ok();
-            text.and_then(|t| t.parse::<u64>().ok()).ok_or_else(|| self.bad_extension(format!("its {what} is not a number")))
+            text.and_then(|t| t.parse::<u64>().ok())
+                .ok_or_else(|| self.bad_extension(format!("its {what} is not a number")))
         };
         let id = |value: &[u8], what: &str| {
             let id = u32::try_from(number(value, what)?).ok().filter(|id| *id != u32::MAX);
@@ -247,7 +251,9 @@ impl<R: Skip> TarReader<R> {
                 b"uid" => into.uid = Some(id(value, "user")?),
                 b"gid" => into.gid = Some(id(value, "group")?),
                 b"mtime" => {
-                    into.mtime = Some(parse_pax_time(value).ok_or_else(|| self.bad_extension("its mtime is not a time".into()))?);
+                    into.mtime = Some(
+                        parse_pax_time(value).ok_or_else(|| self.bad_extension("its mtime is not a time".into()))?,
+                    );
                 }
                 _ if key.starts_with(b"GNU.sparse.") => into.sparse = true,
                 _ => {
@@ -266,6 +272,15 @@ impl<R: Skip> TarReader<R> {
 
     fn bad_extension(&self, reason: String) -> TarError {
         TarError::Entry { entry: format!("(after {})", self.current), problem: EntryProblem::Extension(reason) }
+    }
+}
+
+/// A number of a header. An empty field is zero, as other readers have it.
+fn number(read: io::Result<u64>, field: &[u8]) -> Option<u64> {
+    match read {
+        Ok(number) => Some(number),
+        Err(_) if field.iter().all(|byte| matches!(byte, 0 | b' ')) => Some(0),
+        Err(_) => None,
     }
 }
 
@@ -298,7 +313,10 @@ pub(crate) fn parse_pax(mut bytes: &[u8]) -> Result<Vec<PaxRecord<'_>>, String> 
     while bytes.first().is_some_and(|byte| *byte != 0) {
         let space = bytes.iter().take(8).position(|byte| *byte == b' ').ok_or("a record has no length")?;
         let length = std::str::from_utf8(&bytes[..space]).ok().and_then(|text| text.parse::<usize>().ok());
-        let record = length.filter(|length| *length > space + 1).and_then(|length| bytes.get(..length)).ok_or("a record has a wrong length")?;
+        let record = length
+            .filter(|length| *length > space + 1)
+            .and_then(|length| bytes.get(..length))
+            .ok_or("a record has a wrong length")?;
         let body = record[space + 1..].strip_suffix(b"\n").ok_or("a record does not end with a newline")?;
         let equals = body.iter().position(|byte| *byte == b'=').filter(|at| *at > 0).ok_or("a record has no key")?;
         records.push((&body[..equals], &body[equals + 1..]));
@@ -345,7 +363,7 @@ mod tests {
         let records = parse_pax(b"12 path=a/b\n24 SCHILY.xattr.u=\n\0\n=\n\n\n").map(|r| r.len());
         assert!(records.is_err(), "a wrong length is refused");
         let mut bytes = b"12 path=a/b\n".to_vec();
-        bytes.extend(b"22 SCHILY.xattr.u=\n\0\n");
+        bytes.extend(b"21 SCHILY.xattr.u=\n\0\n");
         assert_eq!(parse_pax(&bytes), Ok(vec![(&b"path"[..], &b"a/b"[..]), (&b"SCHILY.xattr.u"[..], &b"\n\0"[..])]));
     }
 

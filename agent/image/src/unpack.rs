@@ -78,16 +78,19 @@ pub(crate) fn unpack<R: Skip>(stream: R, root: &Path, max_entries: u64) -> Resul
             Err(error) => return Err(tar_error(error)),
         };
         if reader.headers() > max_entries {
-            return Err((entry.shown(), UnpackError::TooMany(format!("the layer has more than {max_entries} entries"))));
+            return Err((
+                entry.shown(),
+                UnpackError::TooMany(format!("the layer has more than {max_entries} entries")),
+            ));
         }
         done.entries += 1;
-        done.bytes += entry.size;
+        done.bytes = done.bytes.saturating_add(entry.size);
         unpacker.entry(&entry, &mut reader).map_err(|error| (entry.shown(), error))?;
     }
     // What follows the end of the archive is part of the blob, and of its digest.
     let last = reader.current().to_owned();
     drain(reader.inner_mut()).map_err(|error| (last, error.into()))?;
-    unpacker.finish().map_err(|(path, error)| (path, error))?;
+    unpacker.finish()?;
     Ok(done)
 }
 
@@ -148,7 +151,11 @@ impl Unpacker {
             return if is_directory { self.root_directory(entry) } else { Err(EntryProblem::BadPath.into()) };
         };
         if let Some(hidden) = name.strip_prefix(b".wh.") {
-            return if entry.size == 0 { self.whiteout(parent, hidden) } else { Err(EntryProblem::UnexpectedContent.into()) };
+            return if entry.size == 0 {
+                self.whiteout(parent, hidden)
+            } else {
+                Err(EntryProblem::UnexpectedContent.into())
+            };
         }
         if is_directory {
             if entry.size != 0 {
@@ -197,7 +204,13 @@ impl Unpacker {
         self.remember_time(path.to_vec(), entry.mtime)
     }
 
-    fn file<R: Skip>(&mut self, parent: &[u8], name: &[u8], entry: &TarEntry, reader: &mut TarReader<R>) -> Result<(), UnpackError> {
+    fn file<R: Skip>(
+        &mut self,
+        parent: &[u8],
+        name: &[u8],
+        entry: &TarEntry,
+        reader: &mut TarReader<R>,
+    ) -> Result<(), UnpackError> {
         let parent = self.parent(parent)?;
         clear(parent, name)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -336,7 +349,12 @@ impl Unpacker {
             }
             let next = open_directory(&fd, name).map_err(through)?;
             if had.is_none_or(|had| had == FileType::CharacterDevice) {
-                let readable = rustix::fs::openat(&next, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+                let readable = rustix::fs::openat(
+                    &next,
+                    ".",
+                    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?;
                 rustix::fs::fchmod(&readable, Mode::from_raw_mode(0o755))?;
                 if had.is_some() {
                     set_opaque(readable.as_fd())?;
@@ -350,7 +368,8 @@ impl Unpacker {
     fn remember_time(&mut self, path: Vec<u8>, time: (i64, u32)) -> Result<(), UnpackError> {
         self.directory_bytes += path.len() + size_of::<(Vec<u8>, (i64, u32))>();
         if self.directory_bytes > MAX_DIRECTORY_PATHS_BYTES {
-            let reason = format!("the paths of its directories are longer than {MAX_DIRECTORY_PATHS_BYTES} bytes in all");
+            let reason =
+                format!("the paths of its directories are longer than {MAX_DIRECTORY_PATHS_BYTES} bytes in all");
             return Err(UnpackError::TooMany(reason));
         }
         self.directories.push((path, time));
@@ -378,7 +397,8 @@ impl Unpacker {
 fn open_directory(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     let path = if path.is_empty() { b"." } else { path };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    let resolve =
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     loop {
         match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
             // The kernel could not rule out a race with a rename elsewhere: try again (openat2(2)).
@@ -475,7 +495,8 @@ fn set_xattrs(fd: BorrowedFd<'_>, entry: &TarEntry) -> Result<(), UnpackError> {
         return Err(EntryProblem::Xattrs.into());
     }
     for (name, value) in &entry.xattrs {
-        let kept = name == b"security.capability" || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."));
+        let kept =
+            name == b"security.capability" || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."));
         if !kept || name.contains(&0) {
             continue;
         }
@@ -507,7 +528,9 @@ mod tests {
 
     #[test]
     fn paths_are_cleaned_or_refused() {
-        for (path, clean) in [("a", Ok("a")), ("./a//b/", Ok("a/b")), ("/etc/passwd", Ok("etc/passwd")), ("./", Ok("")), (".", Ok(""))] {
+        for (path, clean) in
+            [("a", Ok("a")), ("./a//b/", Ok("a/b")), ("/etc/passwd", Ok("etc/passwd")), ("./", Ok("")), (".", Ok(""))]
+        {
             assert_eq!(clean_path(path.as_bytes()), clean.map(|c: &str| c.as_bytes().to_vec()), "{path}");
         }
         for path in ["..", "a/..", "../a", "a/../b", "/..", "./../a"] {

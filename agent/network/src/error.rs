@@ -12,7 +12,9 @@ pub enum NetworkError {
     #[error("instance {0:?} is not four characters of a-z and 2-7: derive it from the data directory")]
     BadInstance(String),
     /// The pod's uid cannot be kept in the allocation file.
-    #[error("pod uid {0:?} is empty, longer than 128 bytes, or has characters other than letters, digits, '-', '.' and '_'")]
+    #[error(
+        "pod uid {0:?} is empty, longer than 128 bytes, or has characters other than letters, digits, '-', '.' and '_'"
+    )]
     BadPodUid(String),
     /// The `nft` program could not be started.
     #[error("cannot run `nft` for {doing}: install the package nftables (Debian: apt install nftables)")]
@@ -84,7 +86,9 @@ pub enum NetworkError {
         detail: String,
     },
     /// Every private IPv4 range that could serve pods is in use by the host.
-    #[error("no free private IPv4 range of /{prefix_len} for pods: the host's routes cover all of 10.0.0.0/8 and 172.16.0.0/12")]
+    #[error(
+        "no free private IPv4 range of /{prefix_len} for pods: the host's routes cover all of 10.0.0.0/8 and 172.16.0.0/12"
+    )]
     NoFreePrefix {
         /// The length of the prefix that was looked for.
         prefix_len: u8,

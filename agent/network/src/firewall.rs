@@ -65,7 +65,7 @@ impl Firewall {
     pub(crate) fn script(&self, on_link: &BTreeSet<Prefix>) -> String {
         let table = self.instance.table();
         let mut s = format!("table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
-        self.sets(&mut s, on_link);
+        Self::sets(&mut s, on_link);
         self.source_check(&mut s);
         self.host_chains(&mut s);
         self.forward_chains(&mut s);
@@ -87,7 +87,7 @@ impl Firewall {
         s
     }
 
-    fn sets(&self, s: &mut String, on_link: &BTreeSet<Prefix>) {
+    fn sets(s: &mut String, on_link: &BTreeSet<Prefix>) {
         let nat64 = DENIED4.iter().filter_map(|d| nat64(d));
         let denied6: Vec<String> = DENIED6.iter().map(ToString::to_string).chain(nat64).collect();
         for (name, kind, body) in [
@@ -227,16 +227,8 @@ fn nat64(prefix: &str) -> Option<String> {
     let prefix: Prefix = prefix.parse().ok()?;
     let IpAddr::V4(v4) = prefix.address() else { return None };
     let [a, b, c, d] = v4.octets();
-    let embedded = std::net::Ipv6Addr::new(
-        0x64,
-        0xff9b,
-        0,
-        0,
-        0,
-        0,
-        u16::from_be_bytes([a, b]),
-        u16::from_be_bytes([c, d]),
-    );
+    let embedded =
+        std::net::Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
     Prefix::new(embedded.into(), 96 + prefix.len()).map(|p| p.to_string())
 }
 

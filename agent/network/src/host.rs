@@ -12,9 +12,9 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::NetworkError;
 use crate::names::Instance;
+use crate::netlink::Batch;
 use crate::netlink::route::{self, Address, Link, Route};
 use crate::netlink::socket::{Protocol, Socket};
-use crate::netlink::Batch;
 use crate::prefix::{Neighbourhood, Prefix, on_link};
 
 /// Helper threads at work at a time. The kernel serialises link changes under one lock, so more would only wait.
@@ -197,7 +197,7 @@ impl Survey {
         let addresses = self.addresses.iter().filter(|a| !is_own(Some(a.index)));
         let routes = self.routes.iter().filter(|r| !is_own(r.index) && r.claim != Some(instance.route_priority()));
         addresses
-            .flat_map(|a| [Prefix::new(a.address, a.prefix_len), Prefix::new(a.local, a.prefix_len)])
+            .flat_map(|a| [Prefix::new(a.peer, a.prefix_len), Prefix::new(a.local, a.prefix_len)])
             .flatten()
             .chain(routes.map(|r| r.prefix))
             .filter(|p| p.len() > 0)
@@ -207,11 +207,9 @@ impl Survey {
     /// The prefixes of the host's neighbours; links of pods are not neighbours.
     pub(crate) fn on_link(&self) -> BTreeSet<Prefix> {
         let links: HashMap<u32, &Link> = self.links.iter().map(|l| (l.index, l)).collect();
-        let shared = |index: u32| {
-            links.get(&index).filter(|l| !l.name.starts_with("hearth-")).map(|l| l.shared)
-        };
+        let shared = |index: u32| links.get(&index).filter(|l| !l.name.starts_with("hearth-")).map(|l| l.shared);
         let addresses = self.addresses.iter().filter_map(|a| {
-            let prefix = Prefix::new(a.address, a.prefix_len)?;
+            let prefix = Prefix::new(a.peer, a.prefix_len)?;
             Some(Neighbourhood { prefix, shared_link: shared(a.index)?, is_address: true })
         });
         let routes = self.routes.iter().filter(|r| r.direct && !r.local_table).filter_map(|r| {

@@ -1,25 +1,77 @@
 //! Pod networks, firewall, and name service for pods.
+//!
+//! # What a pod gets
+//! A network namespace with loopback and one link, `eth0`: a routed point-to-point veth pair whose other end,
+//! `hearth-<instance>-xyz`, is the pod's router. One IPv4 and, where the host has IPv6, one IPv6 address. The namespace has
+//! no name and is mounted nowhere: it lives as long as a process is in it or its descriptor is open.
+//!
+//! # What a pod may reach
+//! The public internet, masqueraded, unless its policy denies that; the name relay at its gateway, port 53; and it may reply
+//! to connections from the host. Nothing else: not the host (whichever address is used), not other pods of any instance, not
+//! private, shared, link-local, multicast or reserved ranges of IPv4 and IPv6, not the neighbours of the host by their global
+//! IPv6 addresses, and none of these in their 6to4, Teredo or NAT64 form. Only TCP, UDP and ICMP. It speaks from its own
+//! addresses only. Nobody but the host may open a connection to it.
+//!
+//! What is refused is refused audibly (ICMP "administratively prohibited"), so that programs fail at once instead of
+//! hanging; forged sources are dropped silently.
+//!
+//! # Beside other firewalls
+//! A packet must be accepted by every firewall on the host. Where docker has enabled forwarding it sets the policy of
+//! `ip filter FORWARD` to drop, and pods have no internet until that chain (`DOCKER-USER`) accepts what comes from and goes
+//! to `hearth-<instance>-*`; ufw and firewalld likewise, also for port 53 at the input hook. [`Network::notices`] names
+//! such chains of nftables (not those of the old iptables-legacy). Nothing that others accept weakens the rules here. A
+//! firewall of ours that somebody flushes is put back at once while the agent runs.
+//!
+//! # Beside network managers
+//! systemd-networkd and NetworkManager leave foreign veth links alone. A dhcpcd that manages every link gives the host's side
+//! of pods' links addresses of its own: tell it `denyinterfaces hearth-*`. A VPN that takes all routes by policy routing (a
+//! rule before the main table) takes the host's way to its pods too, and source checks then drop what pods send.
+//!
+//! # Limits
+//! While the agent is down nobody watches: the firewall stays, but does not learn of new neighbours, nor come back when it
+//! is flushed.
+//!
+//! The firewall knows the host's neighbours, not the whole site: where a home has several IPv6 networks behind its router,
+//! only those that the host is on, or has a direct route to, are kept from pods. A NAT64 prefix of the network's own is not
+//! known. Forwarding is enabled for the whole host (IPv6 knows nothing finer) and stays so.
 
-use std::collections::HashSet;
+mod dns;
+mod error;
+mod firewall;
+mod host;
+mod names;
+mod netlink;
+mod pod;
+mod prefix;
+mod service;
+mod store;
+mod teardown;
+mod watch;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+pub use error::NetworkError;
+pub use service::Network;
+pub use teardown::{TeardownReport, teardown};
+
 /// What this instance's pod network is built from.
 #[derive(Clone, Debug)]
 pub struct NetworkConfig {
-    /// Four characters of `[a-z2-7]`, made from the data directory. Links are `hearth-<instance>-xyz`.
+    /// Four characters of `[a-z2-7]`, made from the data directory: links are named `hearth-<instance>-xyz`, the firewall
+    /// table `inet hearth-<instance>`.
     pub instance: String,
-    /// Where prefixes and allocations are kept, usually `<data-dir>/agent/network`.
+    /// Where prefixes and allocations are kept, usually `<data-dir>/agent/network`. Made where it is missing.
     pub state_dir: PathBuf,
-    /// The host's resolver configuration, usually `/etc/resolv.conf`.
+    /// The host's resolver configuration, usually `/etc/resolv.conf`: pods' questions go to the name servers in it.
     pub resolv_conf: PathBuf,
 }
 
 /// What a pod may reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EgressPolicy {
-    /// True: public addresses. False: nothing but replies to connections that the host opened.
+    /// True: the public internet and names. False: nothing but replies to connections that the host opened.
     pub internet: bool,
 }
 
@@ -28,13 +80,13 @@ pub struct EgressPolicy {
 pub struct PodAddresses {
     /// The pod's IPv4 address (a /32).
     pub ipv4: Ipv4Addr,
-    /// The pod's IPv6 address (a /128); absent where the host has no IPv6.
+    /// The pod's IPv6 address (a /128 of a unique local prefix); absent where the host has no IPv6.
     pub ipv6: Option<Ipv6Addr>,
     /// The pod's IPv4 default router: the host.
     pub gateway4: Ipv4Addr,
     /// The pod's IPv6 default router: the host.
     pub gateway6: Option<Ipv6Addr>,
-    /// What belongs in the pod's `resolv.conf`, in order.
+    /// The name servers for the pod's `resolv.conf`, in order. A pod without internet is refused there at once.
     pub dns: Vec<IpAddr>,
     /// The host's side of the pod's link.
     pub link: String,
@@ -45,65 +97,7 @@ pub struct PodAddresses {
 pub struct PodNetwork {
     /// The addresses.
     pub addresses: PodAddresses,
-    /// The network namespace. It lives while a process is in it or this descriptor is open.
+    /// The network namespace: hand it to the pod's shim, then close it. It lives while a process is in it or a descriptor
+    /// of it is open, and the link goes with it.
     pub netns: OwnedFd,
-}
-
-/// Why a network operation failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum NetworkError {
-    /// The instance name is not four characters of `[a-z2-7]`.
-    #[error("instance name {0:?} must be four characters of a-z and 2-7")]
-    BadInstance(String),
-}
-
-/// What a teardown removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TeardownReport {
-    /// Links deleted.
-    pub links: usize,
-    /// Firewall tables deleted.
-    pub tables: usize,
-    /// Routes deleted.
-    pub routes: usize,
-}
-
-/// A handle on this instance's pod network. Clones are cheap.
-#[derive(Clone, Debug)]
-pub struct Network;
-
-impl Network {
-    /// Starts the network.
-    pub async fn start(config: NetworkConfig) -> Result<Self, NetworkError> {
-        Err(NetworkError::BadInstance(config.instance))
-    }
-    /// Makes a network namespace for a pod.
-    pub async fn attach(&self, pod_uid: &str, policy: &EgressPolicy) -> Result<PodNetwork, NetworkError> {
-        let _ = policy;
-        Err(NetworkError::BadInstance(pod_uid.into()))
-    }
-    /// Takes over a living pod's namespace.
-    pub async fn adopt(&self, pod_uid: &str, netns: OwnedFd, policy: &EgressPolicy) -> Result<PodNetwork, NetworkError> {
-        let _ = (policy, netns);
-        Err(NetworkError::BadInstance(pod_uid.into()))
-    }
-    /// Removes a pod's network.
-    pub async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError> {
-        Err(NetworkError::BadInstance(pod_uid.into()))
-    }
-    /// Removes what belongs to pods not in `keep`.
-    pub async fn retain(&self, keep: &HashSet<String>) -> Result<(), NetworkError> {
-        let _ = keep;
-        Ok(())
-    }
-    /// All pods with an allocation.
-    pub fn pods(&self) -> Vec<(String, PodAddresses)> {
-        Vec::new()
-    }
-}
-
-/// Removes every link, firewall table and route of `instance`.
-pub fn teardown(instance: &str) -> Result<TeardownReport, NetworkError> {
-    Err(NetworkError::BadInstance(instance.into()))
 }

@@ -120,7 +120,9 @@ mod tests {
             assert_eq!(instance.link_index(&name), Some(index));
             assert!(seen.insert(name));
         }
-        for other in ["hearth-ab2-7aaa", "hearth-ab27-aa", "hearth-ab27-aaaa", "hearth-ab27-aa1", "hearth-ab26-aaa", "eth0"] {
+        for other in
+            ["hearth-ab2-7aaa", "hearth-ab27-aa", "hearth-ab27-aaaa", "hearth-ab27-aa1", "hearth-ab26-aaa", "eth0"]
+        {
             assert_eq!(instance.link_index(other), None, "{other}");
         }
     }

@@ -8,18 +8,22 @@ use std::fs;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::net::netdevice::name_to_index;
 
-use crate::names::{GROUP_INTERNET, GROUP_ISOLATED, Instance, host_mac, pod_mac};
 use crate::host::{self, must, set_sysctl};
+use crate::names::{GROUP_INTERNET, GROUP_ISOLATED, Instance, host_mac, pod_mac};
 use crate::netlink::Batch;
 use crate::netlink::route::{self, AddressUse, VethPair};
 use crate::netlink::socket::Socket;
 use crate::prefix::Prefix;
 use crate::{EgressPolicy, NetworkError};
 
+/// Linkwatch takes microseconds, and at most a second where it limits itself (`linkwatch_schedule_work`).
+const MAX_LINK_DELAY: Duration = Duration::from_secs(2);
+const LINK_POLL: Duration = Duration::from_micros(200);
 /// The pod's side, as every image expects it.
 const POD_LINK: &str = "eth0";
 
@@ -172,7 +176,37 @@ fn configure(plan: &Plan, host: &Socket, pod: &Socket, adopted: bool) -> Result<
         route::add_neighbour(&mut batch, host_index, address, pod_mac(plan.index));
         route::add_route(&mut batch, host_route(address), host_index, None, Some(gateway));
     }
-    must(host, &batch)
+    must(host, &batch)?;
+    wait_until_usable(host, host_index, plan.ipv6.map(|(_, gateway)| gateway))?;
+    wait_until_usable(pod, pod_index, plan.ipv6.map(|(address, _)| address))
+}
+
+/// Waits for what the kernel does in the background, so that not even the first packet of a pod is lost; each would cost it
+/// a second, the time to retransmission.
+///
+/// A link sends when "linkwatch" has noticed that the other end came up; from Linux 6.8 on the question itself makes it
+/// notice. An IPv6 address receives when the work that would look for duplicates has run, also where it is told not to look.
+fn wait_until_usable(socket: &Socket, index: u32, ipv6: Option<IpAddr>) -> Result<(), NetworkError> {
+    let failed = |e| NetworkError::netlink("read the state of the pod's link", e);
+    let begin = Instant::now();
+    loop {
+        let link = socket.get(&route::get_link(index), route::RTM_NEWLINK, route::parse_link).map_err(failed)?;
+        let receives = match ipv6 {
+            None => true,
+            // Until then the lookup may also fail: there is no route.
+            Some(address) => {
+                socket.get(&route::get_route_to(address), route::RTM_NEWROUTE, route::is_local_route).unwrap_or(false)
+            }
+        };
+        if link.operational && receives {
+            return Ok(());
+        }
+        if begin.elapsed() > MAX_LINK_DELAY {
+            tracing::warn!(link = link.name, link.operational, receives, "a pod's link is not usable yet; going on");
+            return Ok(());
+        }
+        std::thread::sleep(LINK_POLL);
+    }
 }
 
 fn remove_other_addresses(plan: &Plan, pod: &Socket, index: u32) -> Result<(), NetworkError> {

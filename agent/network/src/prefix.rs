@@ -25,9 +25,7 @@ impl Prefix {
     /// The prefix of `len` bits that holds `address`; `None` where `len` is too long for the family.
     pub(crate) fn new(address: IpAddr, len: u8) -> Option<Self> {
         let address = match address {
-            IpAddr::V4(a) if len <= 32 => {
-                IpAddr::V4(Ipv4Addr::from_bits(a.to_bits() & mask(32, len) as u32))
-            }
+            IpAddr::V4(a) if len <= 32 => IpAddr::V4(Ipv4Addr::from_bits(a.to_bits() & mask(32, len) as u32)),
             IpAddr::V6(a) if len <= 128 => IpAddr::V6(Ipv6Addr::from_bits(a.to_bits() & mask(128, len))),
             _ => return None,
         };

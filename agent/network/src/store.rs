@@ -23,6 +23,13 @@ const VERSION: u32 = 1;
 const PREFIXES: (&str, &str) = ("prefixes.json", "hearth-network-prefixes");
 const PODS: (&str, &str) = ("pods.json", "hearth-network-pods");
 
+/// What is looked at first: the rest of a file of another version may be anything.
+#[derive(Deserialize)]
+struct Head {
+    magic: String,
+    version: u32,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Envelope<T> {
     magic: String,
@@ -119,11 +126,11 @@ impl Store {
     /// Opens the directory, made where it is missing.
     pub(crate) fn open(dir: &Path) -> Result<Self, NetworkError> {
         use std::os::unix::fs::DirBuilderExt as _;
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(|source| NetworkError::State { verb: "create", path: dir.to_owned(), source })?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| NetworkError::State {
+            verb: "create",
+            path: dir.to_owned(),
+            source,
+        })?;
         Ok(Self { dir: dir.to_owned() })
     }
 
@@ -188,18 +195,14 @@ impl Store {
         if bytes.len() as u64 > MAX_FILE_BYTES {
             return Err(self.unusable(which, "it is larger than 2 MiB; remove it"));
         }
-        #[derive(Deserialize)]
-        struct Head {
-            magic: String,
-            version: u32,
-        }
         let broken = |e: serde_json::Error| self.unusable(which, format!("{e}; remove it to start afresh"));
         let head: Head = serde_json::from_slice(&bytes).map_err(broken)?;
         if head.magic != which.1 {
             return Err(self.unusable(which, format!("its magic is {:?}, not {:?}; remove it", head.magic, which.1)));
         }
         if head.version != VERSION {
-            let detail = format!("it has format version {}, this program knows {VERSION}; run a newer one", head.version);
+            let detail =
+                format!("it has format version {}, this program knows {VERSION}; run a newer one", head.version);
             return Err(self.unusable(which, detail));
         }
         let envelope: Envelope<T> = serde_json::from_slice(&bytes).map_err(broken)?;

@@ -33,11 +33,8 @@ pub fn teardown(instance: &str) -> Result<TeardownReport, NetworkError> {
     let socket = host::route_socket()?;
     let mut report = TeardownReport::default();
 
-    let own: Vec<u32> = host::links(&socket)?
-        .into_iter()
-        .filter(|l| instance.link_index(&l.name).is_some())
-        .map(|l| l.index)
-        .collect();
+    let own: Vec<u32> =
+        host::links(&socket)?.into_iter().filter(|l| instance.link_index(&l.name).is_some()).map(|l| l.index).collect();
     for chunk in own.chunks(DELETIONS_A_BATCH) {
         let mut batch = Batch::new();
         for index in chunk {

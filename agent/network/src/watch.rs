@@ -2,20 +2,19 @@
 //! firewalls (Debian's nftables service flushes all of them whenever it is restarted).
 
 use std::collections::BTreeSet;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
 
+use crate::NetworkError;
 use crate::firewall::{self, Firewall};
 use crate::host::{Host, Survey};
 use crate::netlink::nft::{self, NFT_MSG_DELTABLE};
 use crate::netlink::socket::{Protocol, Socket};
 use crate::netlink::{messages, route};
 use crate::prefix::Prefix;
-use crate::NetworkError;
 
 /// Least time between two looks at the host's network: a route daemon that changes routes all the time must not keep a
 /// home device busy. The first change of a burst is acted on at once.
@@ -149,6 +148,11 @@ impl Guard {
 }
 
 /// The two sockets, registered with the runtime.
+#[expect(
+    deprecated,
+    reason = "its successor is an unsafe fn, which this crate may not call; what that asks for holds: a `Socket` owns its \
+              descriptor for as long as it lives and always reports the same one"
+)]
 pub(crate) fn register(ears: Ears) -> Result<(AsyncFd<Socket>, AsyncFd<Socket>), NetworkError> {
     let failed = |e| NetworkError::netlink("listen to changes of the host's network", e);
     Ok((AsyncFd::new(ears.routes).map_err(failed)?, AsyncFd::new(ears.tables).map_err(failed)?))
@@ -166,8 +170,12 @@ async fn wait_for(ears: &AsyncFd<Socket>, relevant: impl Fn(&[u8]) -> bool) {
         };
         match ready.try_io(|socket| socket.get_ref().receive(&mut buffer)) {
             Ok(Ok(len)) => found |= relevant(&buffer[..len]),
-            Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
-            Ok(Err(_)) => return,
+            Ok(Err(e)) if e.raw_os_error() == Some(libc::ENOBUFS) => found = true,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "cannot hear of changes of the host's network; looking anyway");
+                tokio::time::sleep(RETRY).await;
+                return;
+            }
             Err(_would_block) if found => return,
             Err(_would_block) => {}
         }

@@ -165,7 +165,9 @@ pub enum RuntimeError {
         uid: String,
     },
     /// The shim speaks another protocol.
-    #[error("the shim of pod {uid} speaks protocol {theirs}, this agent {ours}: drain the pod with the agent that made it")]
+    #[error(
+        "the shim of pod {uid} speaks protocol {theirs}, this agent {ours}: drain the pod with the agent that made it"
+    )]
     Version {
         /// Pod.
         uid: String,

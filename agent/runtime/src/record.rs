@@ -97,7 +97,11 @@ fn path(pod_dir: &Path, name: &str, attempt: u32) -> PathBuf {
 }
 
 fn check(found: &str, expected: &str) -> io::Result<()> {
-    if found == expected { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidData, "not a record of this kind")) }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidData, "not a record of this kind"))
+    }
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {

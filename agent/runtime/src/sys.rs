@@ -33,7 +33,6 @@ struct OpenHow {
 pub(crate) const MOUNT_ATTR_RDONLY: u64 = 0x1;
 pub(crate) const MOUNT_ATTR_NOSUID: u64 = 0x2;
 pub(crate) const MOUNT_ATTR_NODEV: u64 = 0x4;
-pub(crate) const MOUNT_ATTR_NOEXEC: u64 = 0x8;
 pub(crate) const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
 const FSCONFIG_SET_FLAG: u32 = 0;
 const FSCONFIG_SET_STRING: u32 = 1;
@@ -42,7 +41,6 @@ const FSCONFIG_CMD_CREATE: u32 = 6;
 const FSOPEN_CLOEXEC: u32 = 1;
 const FSMOUNT_CLOEXEC: u32 = 1;
 const MOVE_MOUNT_F_EMPTY_PATH: u32 = 0x4;
-const MOVE_MOUNT_T_EMPTY_PATH: u32 = 0x40;
 /// Symbolic links, absolute ones too, stay below the directory the lookup began at.
 const RESOLVE_IN_ROOT: u64 = 0x10;
 const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
@@ -102,22 +100,6 @@ pub(crate) fn move_mount(fd: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
     .map(drop)
 }
 
-/// Attaches the detached mount `fd` on the directory or file `target`.
-pub(crate) fn move_mount_fd(fd: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: both paths are NUL-terminated constants.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            fd.as_raw_fd(),
-            c"".as_ptr(),
-            target.as_raw_fd(),
-            c"".as_ptr(),
-            MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH,
-        )
-    })
-    .map(drop)
-}
-
 /// A file system being configured: fsopen(2), fsconfig(2), fsmount(2).
 #[derive(Debug)]
 pub(crate) struct FsContext(OwnedFd);
@@ -140,9 +122,11 @@ impl FsContext {
     pub(crate) fn set_flag(&self, key: &CStr) -> io::Result<()> {
         let none = std::ptr::null::<libc::c_char>();
         // SAFETY: the key is NUL-terminated; a flag has no value.
-        check(unsafe { libc::syscall(libc::SYS_fsconfig, self.0.as_raw_fd(), FSCONFIG_SET_FLAG, key.as_ptr(), none, 0) })
-            .map(drop)
-            .map_err(|e| self.explain(e))
+        check(unsafe {
+            libc::syscall(libc::SYS_fsconfig, self.0.as_raw_fd(), FSCONFIG_SET_FLAG, key.as_ptr(), none, 0)
+        })
+        .map(drop)
+        .map_err(|e| self.explain(e))
     }
 
     pub(crate) fn set_fd(&self, key: &CStr, fd: BorrowedFd<'_>) -> io::Result<()> {
@@ -323,10 +307,4 @@ pub(crate) fn reap() -> Option<(i32, Exit)> {
 pub(crate) struct Exit {
     pub(crate) code: Option<i32>,
     pub(crate) signal: Option<i32>,
-}
-
-/// Duplicates a descriptor to a number of at least `min`, close-on-exec.
-pub(crate) fn dup_above(fd: BorrowedFd<'_>, min: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: plain integers.
-    owned(libc::c_long::from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, min) }))
 }

@@ -62,11 +62,15 @@ pub(crate) enum Request {
     Start(Box<ContainerSpec>),
     Status,
     Subscribe,
-    Signal { container: String, signal: i32 },
-    Remove { container: String },
+    Signal {
+        container: String,
+        signal: i32,
+    },
+    Remove {
+        container: String,
+    },
     /// With the descriptors of its streams. The connection lives as long as the command.
     Exec(Box<ExecSpec>),
-    Netns,
     Destroy,
 }
 
@@ -80,10 +84,14 @@ pub(crate) enum Reply {
     Exited(ContainerStatus),
     /// With the master of the terminal, if one was asked for.
     ExecStarted,
-    ExecExited { code: i32 },
+    ExecExited {
+        code: i32,
+    },
     NoSuchContainer,
     StillRunning,
-    Refused { reason: String },
+    Refused {
+        reason: String,
+    },
 }
 
 /// From agent to zygote, with the network namespace and the shim's end of its first connection.
@@ -101,8 +109,12 @@ pub(crate) enum ForkReply {
 /// From a helper to its shim.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum HelperMsg {
-    /// The process exists (and waits, for an exec with the master of its terminal).
-    Created { pid: i32 },
+    /// The process exists.
+    Created {
+        pid: i32,
+    },
+    /// With the master of the command's terminal.
+    Terminal,
     /// The next step is execve; end of file after this means that it worked.
     Executing,
     Failed(StartError),
@@ -159,7 +171,10 @@ pub(crate) fn frame<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
     serde_json::to_writer(&mut out, value)?;
     let len = out.len() - 4;
     if len > MAX_FRAME {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("message of {len} bytes, at most {MAX_FRAME}")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("message of {len} bytes, at most {MAX_FRAME}"),
+        ));
     }
     out[..4].copy_from_slice(&(len as u32).to_le_bytes());
     Ok(out)
@@ -209,12 +224,12 @@ mod tests {
     #[test]
     fn frames_are_taken_one_by_one_and_only_when_complete() {
         let mut buf = frame(&Request::Status).expect("small");
-        buf.extend(frame(&Request::Netns).expect("small"));
+        buf.extend(frame(&Request::Destroy).expect("small"));
         let tail = buf.split_off(buf.len() - 1);
         assert!(matches!(take_frame(&mut buf), Ok(Some(Request::Status))));
         assert!(matches!(take_frame::<Request>(&mut buf), Ok(None)), "one byte is missing");
         buf.extend(tail);
-        assert!(matches!(take_frame(&mut buf), Ok(Some(Request::Netns))));
+        assert!(matches!(take_frame(&mut buf), Ok(Some(Request::Destroy))));
         assert!(buf.is_empty());
     }
 

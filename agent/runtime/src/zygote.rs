@@ -98,14 +98,14 @@ pub fn fork_zygote(config: &ZygoteConfig) -> Result<Zygote, RuntimeError> {
         .mode(0o700)
         .create(&pods)
         .map_err(|e| RuntimeError::io(format!("make {}", pods.display()), e))?;
-    let absolute = |path: &Path| {
-        fs::canonicalize(path).map_err(|e| RuntimeError::io(format!("resolve {}", path.display()), e))
-    };
+    let absolute =
+        |path: &Path| fs::canonicalize(path).map_err(|e| RuntimeError::io(format!("resolve {}", path.display()), e));
     let config = ZygoteConfig { run_dir: absolute(&config.run_dir)?, ..config.clone() };
 
     let (ours, theirs) = wire::packet_pair().map_err(|e| RuntimeError::io("make a socket pair", e))?;
     let for_child = config.clone();
-    let pid = sys::fork_child(|| serve(&for_child, theirs.as_fd())).map_err(|e| RuntimeError::io("fork the zygote", e))?;
+    let pid =
+        sys::fork_child(|| serve(&for_child, theirs.as_fd())).map_err(|e| RuntimeError::io("fork the zygote", e))?;
     drop(theirs);
     let pidfd = sys::pidfd_open(pid.as_raw()).map_err(|e| RuntimeError::io("open a pidfd of the zygote", e))?;
     match wire::recv_message(ours.as_fd(), &mut Vec::new()) {

@@ -1,7 +1,38 @@
 //! Volumes of pods: claims, config maps, secrets and empty directories on a device's disk.
+//!
+//! A [`VolumeStore`] is one directory of a device:
+//!
+//! ```text
+//! format                                  magic and version
+//! lock                                    flock of whoever changes the store
+//! ledger/<uid>.json                       which claims must be here
+//! claims/<namespace>/<name>.<uid>/        one claim: claim.json (its marker) and data/
+//! claims/.trash/                          claims being deleted
+//! pods/<pod uid>/empty/<volume>/          empty directories
+//! pods/<pod uid>/config/<volume>/         files of ConfigMaps, replaced as the kubelet does
+//! pods/<pod uid>/secret/<volume>/         files of Secrets: a folder of their own, to be left out of backups
+//! pods/.trash/                            volumes of pods being removed
+//! ```
+//!
+//! # Guarantees
+//! - The data of a claim is never taken for lost and made anew: what the ledger, the marker and the data directory say must agree, so that a
+//!   disk that is not mounted, or another one in its place, is an error and not an empty volume.
+//! - A claim's directory appears under its name complete, and leaves it by one rename.
+//! - Removing follows no link and crosses no mount point, whatever a container left there.
+//!
+//! Ids on disk are container ids: the runtime maps them where it mounts the volume, so a fresh volume belongs to 0:0. The directory is for
+//! root alone (0700), since what containers write may be set-user-id. All calls block; an async caller runs them on a blocking thread.
 
+mod claims;
 mod error;
+mod files;
+mod name;
+mod projected;
+mod remove;
 mod store;
 
+pub use claims::{ClaimId, ClaimRecord, ClaimSpec};
 pub use error::VolumeError;
-pub use store::{ClaimId, ClaimRecord, ClaimSpec, Projected, VolumeStore};
+pub use name::NameError;
+pub use projected::Projected;
+pub use store::VolumeStore;

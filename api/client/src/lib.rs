@@ -1,1 +1,21 @@
-//! A typed client of a region; list and watch into a cache and a keyed work queue.
+//! A typed client of a region, for people's tools and for devices.
+//!
+//! | module | what it answers |
+//! |---|---|
+//! | [`config`] | where the region is and who asks: `client.yaml`, in kubeconfig format |
+//! | [`Client`] | get, list, watch, apply and the rest, over gRPC |
+//! | [`device`] | how a device joins and keeps its connection, by its key |
+//! | [`convert`] | between the wire's messages and `hearth-types` |
+//!
+//! Every error that crosses a door arrives as [`hearth_types::Status`].
+
+mod client;
+pub mod config;
+mod connect;
+pub mod convert;
+pub mod device;
+mod verify;
+
+pub use client::{Answers, Client, ClientError, DeleteOptions, Deleted, ListOptions, Outcome, Selection, WriteOptions, Written};
+pub use config::{Config, ConfigError};
+pub use connect::ConnectError;

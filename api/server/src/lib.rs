@@ -1,1 +1,26 @@
 //! One resource service behind the doors of a region: authentication, authorisation, admission.
+//!
+//! | module | what it answers |
+//! |---|---|
+//! | [`resources`] | get, list, watch, apply and the rest, of every kind, over the store |
+//! | [`ca`] | the region's own certificate authority |
+//! | [`ApiServer`] | the services behind the TLS door, over gRPC |
+//!
+//! Whoever comes through the door is known by the key that the TLS handshake proved; services find the
+//! `hearth_types::identity::Identity` in the request's extensions, those mounted from outside too.
+
+pub mod ca;
+mod clock;
+mod devices;
+mod door;
+mod grpc;
+mod metrics;
+pub mod resources;
+mod server;
+mod tokens;
+
+pub use ca::CertificateAuthority;
+pub use clock::SystemClock;
+pub use grpc::{DeviceDoorConnector, NoDevices, TunnelConnector};
+pub use resources::ResourceService;
+pub use server::{ApiConfig, ApiServer, ApiServerBuilder, ServeError, server_name};

@@ -15,6 +15,7 @@
 //! | [`routes`] | what DNS and gateway know of hostnames |
 //! | [`selector`] | label and field selectors |
 //! | [`store`] | the trait [`store::Store`] and its transactions |
+//! | [`token`] | the join token, as text |
 //! | [`tunnel`] | the traits [`tunnel::Dialer`] and [`tunnel::DialNotifier`] |
 //! | [`status`] | the one error that crosses doors, shaped as Kubernetes' `Status` |
 
@@ -34,6 +35,7 @@ pub mod selector;
 pub mod status;
 pub mod store;
 pub mod time;
+pub mod token;
 pub mod tunnel;
 pub mod validate;
 

@@ -1,1 +1,83 @@
-//! The leader's loops: caches, controllers, placement, and the table of device sessions.
+//! The leader's loops of a region: caches fed by the store, controllers, placement, and the table of
+//! device sessions. This crate is the IO shell: what to do is decided by `hearth-controllers` and
+//! `hearth-placement`, which are pure.
+
+pub mod config;
+mod hub;
+mod service;
+
+use std::sync::Arc;
+
+pub use config::{Config, Timing};
+use hearth_proto::v1::devices_server::DevicesServer;
+use hearth_types::{routes::RouteLookup, tunnel::DialNotifier};
+pub use service::DevicesService;
+use tokio_util::sync::CancellationToken;
+
+use crate::hub::Hub;
+
+/// Why the loops of a region cannot start or went on no longer.
+#[derive(Debug, thiserror::Error)]
+pub enum RegionError {
+    /// The metrics could not be registered.
+    #[error("register the region's metrics; is another Region using the same registry?")]
+    Metrics(#[source] prometheus::Error),
+    /// A loop that must not end did: a fault of the program.
+    #[error("the {0} loop ended before its time; restart the server and report this")]
+    LoopEnded(&'static str),
+}
+
+/// The loops of a region. Made together with its handle; does nothing until [`Region::run`].
+pub struct Region {
+    hub: Arc<Hub>,
+}
+
+/// What the rest of a server uses of a region. Cheap to clone.
+#[derive(Clone)]
+pub struct RegionHandle {
+    hub: Arc<Hub>,
+}
+
+impl Region {
+    /// Makes the loops and their handle.
+    pub fn new(config: Config) -> Result<(Self, RegionHandle), RegionError> {
+        let hub = Arc::new(Hub::new(config)?);
+        Ok((Self { hub: Arc::clone(&hub) }, RegionHandle { hub }))
+    }
+
+    /// Runs until `shutdown`: fills the caches, then reconciles, places and serves sessions. Sessions are told
+    /// goodbye at the end. An error means that a loop failed for good.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), RegionError> {
+        self.hub.run(shutdown).await
+    }
+}
+
+impl RegionHandle {
+    /// The gRPC service of device sessions. Doors must put a [`hearth_types::identity::Identity`] into the
+    /// extensions of every request.
+    pub fn devices_service(&self) -> DevicesServer<DevicesService> {
+        DevicesServer::new(DevicesService::new(Arc::clone(&self.hub)))
+            .max_decoding_message_size(hearth_proto::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(hearth_proto::MAX_MESSAGE_BYTES)
+    }
+
+    /// Asks devices to dial, through their sessions.
+    pub fn dial_notifier(&self) -> Arc<dyn DialNotifier> {
+        Arc::new(service::Dialling::new(Arc::clone(&self.hub)))
+    }
+
+    /// The routes as they are now, for DNS and gateway.
+    pub fn routes(&self) -> Arc<dyn RouteLookup> {
+        self.hub.routes()
+    }
+
+    /// Waits until the caches are filled: lookups and sessions work from then on.
+    pub async fn ready(&self) {
+        self.hub.ready().await;
+    }
+
+    /// Whether the caches are filled.
+    pub fn is_ready(&self) -> bool {
+        self.hub.is_ready()
+    }
+}

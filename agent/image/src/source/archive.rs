@@ -53,10 +53,12 @@ fn index(file: &File, path: &Path) -> Result<HashMap<String, Member>, ImageError
             return Err(not_an_image(path, &format!("it has more than {MAX_ARCHIVE_ENTRIES} entries")));
         }
         let shown = entry.shown();
-        let name = member_name(entry.path).map_err(|problem| not_an_image(path, &format!("entry {shown:?}: {problem}")))?;
+        let name =
+            member_name(entry.path).map_err(|problem| not_an_image(path, &format!("entry {shown:?}: {problem}")))?;
         let member = match entry.kind {
             b'0' => {
-                let offset = io::Seek::stream_position(reader.inner_mut()).map_err(|error| ImageError::io("read image", path, error))?;
+                let offset = io::Seek::stream_position(reader.inner_mut())
+                    .map_err(|error| ImageError::io("read image", path, error))?;
                 Member::File { offset, length: entry.size }
             }
             b'1' | b'2' => Member::Link { target: String::from_utf8_lossy(&entry.link).into_owned() },
@@ -83,7 +85,9 @@ fn member_name(path: Vec<u8>) -> Result<String, EntryProblem> {
 fn refuse(error: TarError, path: &Path) -> ImageError {
     match error {
         TarError::Io(error) => ImageError::io("read image", path, error),
-        TarError::Truncated { entry } => not_an_image(path, &format!("the archive is truncated at or after entry {entry:?}")),
+        TarError::Truncated { entry } => {
+            not_an_image(path, &format!("the archive is truncated at or after entry {entry:?}"))
+        }
         TarError::Header { after, reason } => not_an_image(path, &format!("after {after:?}: {reason}")),
         TarError::Entry { entry, problem } => not_an_image(path, &format!("entry {entry:?}: {problem}")),
     }
@@ -96,10 +100,16 @@ impl Archive {
             return Err(not_an_image(&self.path, &format!("the archive has no file {name}")));
         };
         if *length > MAX_MANIFEST_BYTES {
-            return Err(ImageError::DocumentTooLarge { document: name.into(), had: *length, limit: MAX_MANIFEST_BYTES });
+            return Err(ImageError::DocumentTooLarge {
+                document: name.into(),
+                had: *length,
+                limit: MAX_MANIFEST_BYTES,
+            });
         }
         let mut bytes = Vec::with_capacity(*length as usize);
-        self.reader(*offset, *length).read_to_end(&mut bytes).map_err(|error| ImageError::io("read image", &self.path, error))?;
+        self.reader(*offset, *length)
+            .read_to_end(&mut bytes)
+            .map_err(|error| ImageError::io("read image", &self.path, error))?;
         Ok(bytes)
     }
 
@@ -143,10 +153,14 @@ impl BlobSource for Archive {
             Some(Member::File { offset, length }) => {
                 Ok(Blob { reader: Box::new(self.reader(*offset, *length)), length: Some(*length) })
             }
-            Some(Member::Link { .. }) => Err(ImageError::BlobNotAFile { digest: *digest, path: self.path.clone(), found: "a link" }),
-            Some(Member::Other) => {
-                Err(ImageError::BlobNotAFile { digest: *digest, path: self.path.clone(), found: "a directory or a device" })
+            Some(Member::Link { .. }) => {
+                Err(ImageError::BlobNotAFile { digest: *digest, path: self.path.clone(), found: "a link" })
             }
+            Some(Member::Other) => Err(ImageError::BlobNotAFile {
+                digest: *digest,
+                path: self.path.clone(),
+                found: "a directory or a device",
+            }),
             None => Err(ImageError::MissingBlob { digest: *digest, path: self.path.clone() }),
         }
     }

@@ -41,10 +41,19 @@ impl DockerArchive {
         }
         let diff_ids = spec::parse_config(&format!("configuration {config}"), &bytes)?.diff_ids;
         if diff_ids.len() != image.layers.len() {
-            let reason = format!("it names {} layers, and the configuration of the image has {}", image.layers.len(), diff_ids.len());
+            let reason = format!(
+                "it names {} layers, and the configuration of the image has {}",
+                image.layers.len(),
+                diff_ids.len()
+            );
             return Err(spec::invalid("manifest.json", reason));
         }
-        let layers = image.layers.iter().zip(&diff_ids).map(|(name, diff_id)| self.add_layer(name, diff_id)).collect::<Result<Vec<_>, _>>()?;
+        let layers = image
+            .layers
+            .iter()
+            .zip(&diff_ids)
+            .map(|(name, diff_id)| self.add_layer(name, diff_id))
+            .collect::<Result<Vec<_>, _>>()?;
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": spec::OCI_MANIFEST,
@@ -66,7 +75,12 @@ impl DockerArchive {
     }
 
     fn add_layer(&mut self, name: &str, diff_id: &Digest) -> Result<serde_json::Value, ImageError> {
-        let missing = || not_an_image(&self.archive.path, &format!("the archive has no layer {:?}, which its manifest.json names", spec::clip(name)));
+        let missing = || {
+            not_an_image(
+                &self.archive.path,
+                &format!("the archive has no layer {:?}, which its manifest.json names", spec::clip(name)),
+            )
+        };
         let (offset, length) = self.archive.find(name).ok_or_else(missing)?;
         let read = |error| ImageError::io("read image", &self.archive.path, error);
         let mut magic = Vec::new();
@@ -97,7 +111,9 @@ impl BlobSource for DockerArchive {
             return Ok(Blob { reader: Box::new(bytes.as_slice()), length: Some(bytes.len() as u64) });
         }
         match self.layers.get(digest) {
-            Some((offset, length)) => Ok(Blob { reader: Box::new(self.archive.reader(*offset, *length)), length: Some(*length) }),
+            Some((offset, length)) => {
+                Ok(Blob { reader: Box::new(self.archive.reader(*offset, *length)), length: Some(*length) })
+            }
             None => Err(ImageError::MissingBlob { digest: *digest, path: self.archive.path.clone() }),
         }
     }

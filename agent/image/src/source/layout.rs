@@ -28,7 +28,8 @@ enum Refused {
 
 pub(super) fn open(path: &Path) -> Result<Opened, ImageError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| ImageError::io("open image", path, error))?;
+    let directory =
+        rustix::fs::open(path, flags, Mode::empty()).map_err(|error| ImageError::io("open image", path, error))?;
     let layout = Layout { path: path.to_owned(), directory };
     super::check_layout_version(&layout.document("oci-layout")?)?;
     let offers = super::offers_of_index(&layout.document("index.json")?)?;
@@ -38,8 +39,12 @@ pub(super) fn open(path: &Path) -> Result<Opened, ImageError> {
 impl Layout {
     fn document(&self, name: &str) -> Result<Vec<u8>, ImageError> {
         let (file, length) = self.file(name).map_err(|refused| match refused {
-            Refused::Missing => not_an_image(&self.path, &format!("the directory has no {name}, so it is no OCI image layout")),
-            Refused::NotAFile(found) => not_an_image(&self.path, &format!("its {name} is {found}, not a file: links are not followed")),
+            Refused::Missing => {
+                not_an_image(&self.path, &format!("the directory has no {name}, so it is no OCI image layout"))
+            }
+            Refused::NotAFile(found) => {
+                not_an_image(&self.path, &format!("its {name} is {found}, not a file: links are not followed"))
+            }
             Refused::Io(error) => ImageError::io("open", &self.path.join(name), error),
         })?;
         let too_large = |had| ImageError::DocumentTooLarge { document: name.into(), had, limit: MAX_MANIFEST_BYTES };
@@ -47,7 +52,9 @@ impl Layout {
             return Err(too_large(length));
         }
         let mut bytes = Vec::new();
-        file.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut bytes).map_err(|error| ImageError::io("read", &self.path.join(name), error))?;
+        file.take(MAX_MANIFEST_BYTES + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|error| ImageError::io("read", &self.path.join(name), error))?;
         if bytes.len() as u64 > MAX_MANIFEST_BYTES {
             return Err(too_large(bytes.len() as u64));
         }
@@ -82,7 +89,9 @@ impl BlobSource for Layout {
         match self.file(&name) {
             Ok((file, length)) => Ok(Blob { reader: Box::new(file), length: Some(length) }),
             Err(Refused::Missing) => Err(ImageError::MissingBlob { digest: *digest, path: self.path.clone() }),
-            Err(Refused::NotAFile(found)) => Err(ImageError::BlobNotAFile { digest: *digest, path: self.path.clone(), found }),
+            Err(Refused::NotAFile(found)) => {
+                Err(ImageError::BlobNotAFile { digest: *digest, path: self.path.clone(), found })
+            }
             Err(Refused::Io(error)) => Err(ImageError::io("open", &self.path.join(name), error)),
         }
     }

@@ -193,7 +193,9 @@ mod tests {
         };
         assert_eq!(Query::parse(&[0; 11]), Err(Refusal::Ignore));
         assert_eq!(with(2, 0x80), Err(Refusal::Ignore), "a response");
-        for (at, value, code) in [(2, 0x28, NOTIMP), (5, 0, FORMERR), (5, 2, FORMERR), (7, 1, FORMERR), (12, 0xc0, FORMERR)] {
+        for (at, value, code) in
+            [(2, 0x28, NOTIMP), (5, 0, FORMERR), (5, 2, FORMERR), (7, 1, FORMERR), (12, 0xc0, FORMERR)]
+        {
             let Err(Refusal::Answer(answer)) = with(at, value) else { panic!("{at} {value}") };
             assert_eq!((&answer[..2], answer[3] & 0xf), ([0x12, 0x34].as_slice(), code), "{at} {value}");
         }

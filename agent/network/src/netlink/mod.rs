@@ -228,7 +228,7 @@ mod tests {
                 let _ = (route::parse_route(message.payload), nft::table_name(message.payload));
             }
             let _ = (route::parse_link(&bytes), route::parse_address(&bytes), route::parse_route(&bytes));
-            let _ = (nft::table_name(&bytes), error_code(&bytes));
+            let _ = (nft::table_name(&bytes), error_code(&bytes), route::is_local_route(&bytes));
         }
 
         #[test]

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Attributes, Batch, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, attributes, u16_at, u32_at};
+use super::{Attributes, Batch, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, attributes, u32_at};
 use crate::prefix::Prefix;
 
 // include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h, neighbour.h, veth.h
@@ -24,6 +24,7 @@ pub(crate) const GROUPS_ADDRESSES_AND_ROUTES: u32 = 1 << 4 | 1 << 6 | 1 << 8 | 1
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINK: u16 = 5;
+const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_AF_SPEC: u16 = 26;
@@ -37,6 +38,8 @@ const VETH_INFO_PEER: u16 = 1;
 const IFF_UP: u32 = 1;
 const IFF_POINTOPOINT: u32 = 0x10;
 const IFF_NOARP: u32 = 0x80;
+/// `IF_OPER_UP` of RFC 2863.
+const IF_OPER_UP: u8 = 6;
 /// Length of `struct ifinfomsg`.
 const IFINFOMSG: usize = 16;
 
@@ -62,6 +65,7 @@ const RT_TABLE_LOCAL: u32 = 255;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const RT_SCOPE_LINK: u8 = 253;
 const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
 const RTN_UNREACHABLE: u8 = 7;
 /// Length of `struct rtmsg`.
 const RTMSG: usize = 12;
@@ -87,6 +91,27 @@ fn put_address(attributes: &mut Attributes<'_>, kind: u16, address: IpAddr) {
         IpAddr::V4(a) => attributes.bytes(kind, &a.octets()),
         IpAddr::V6(a) => attributes.bytes(kind, &a.octets()),
     };
+}
+
+/// A question for the state of one link.
+pub(crate) fn get_link(index: u32) -> Batch {
+    let mut batch = Batch::new();
+    batch.push("read a link", RTM_GETLINK, 0, &ifinfomsg(index, 0, 0), |_| {});
+    batch
+}
+
+/// A question for the route that a packet to `address` would take.
+pub(crate) fn get_route_to(address: IpAddr) -> Batch {
+    let mut batch = Batch::new();
+    let mut fixed = [0; RTMSG];
+    (fixed[0], fixed[1]) = (family(address), if address.is_ipv4() { 32 } else { 128 });
+    batch.push("look up a route", RTM_GETROUTE, 0, &fixed, |a| put_address(a, RTA_DST, address));
+    batch
+}
+
+/// Whether a route leads to the host itself.
+pub(crate) fn is_local_route(payload: &[u8]) -> Option<bool> {
+    Some(*payload.get(7)? == RTN_LOCAL)
 }
 
 fn ifinfomsg(index: u32, flags: u32, change: u32) -> [u8; IFINFOMSG] {
@@ -196,7 +221,7 @@ pub(crate) fn delete_address(batch: &mut Batch, found: &Address) {
     let fixed = ifaddrmsg(found.index, found.local, found.prefix_len, 0);
     batch.push("delete an address", RTM_DELADDR, NLM_F_ACK, &fixed, |a| {
         put_address(a, IFA_LOCAL, found.local);
-        put_address(a, IFA_ADDRESS, found.address);
+        put_address(a, IFA_ADDRESS, found.peer);
     });
 }
 
@@ -265,16 +290,20 @@ pub(crate) struct Link {
     pub(crate) shared: bool,
     /// Index of the other end, in whatever namespace that is.
     pub(crate) peer: Option<u32>,
+    /// Whether the kernel has noticed that the other end is up too, and sends.
+    pub(crate) operational: bool,
 }
 
 pub(crate) fn parse_link(payload: &[u8]) -> Option<Link> {
     let index = u32_at(payload, 4)?;
     let flags = u32_at(payload, 8)?;
-    let mut link = Link { index, name: String::new(), shared: flags & (IFF_POINTOPOINT | IFF_NOARP) == 0, peer: None };
+    let shared = flags & (IFF_POINTOPOINT | IFF_NOARP) == 0;
+    let mut link = Link { index, name: String::new(), shared, peer: None, operational: false };
     for (kind, value) in attributes(payload.get(IFINFOMSG..)?) {
         match kind {
             IFLA_IFNAME => link.name = String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned(),
             IFLA_LINK => link.peer = u32_at(value, 0),
+            IFLA_OPERSTATE => link.operational = value == [IF_OPER_UP],
             _ => {}
         }
     }
@@ -286,25 +315,25 @@ pub(crate) fn parse_link(payload: &[u8]) -> Option<Link> {
 pub(crate) struct Address {
     pub(crate) index: u32,
     pub(crate) prefix_len: u8,
-    /// The host's own address.
+    /// The host's own.
     pub(crate) local: IpAddr,
-    /// The same, or the peer's on a point-to-point link.
-    pub(crate) address: IpAddr,
+    /// The same, or the peer's on a point-to-point link (`IFA_ADDRESS`).
+    pub(crate) peer: IpAddr,
 }
 
 pub(crate) fn parse_address(payload: &[u8]) -> Option<Address> {
     let index = u32_at(payload, 4)?;
     let prefix_len = *payload.get(1)?;
-    let (mut local, mut address) = (None, None);
+    let (mut local, mut peer) = (None, None);
     for (kind, value) in attributes(payload.get(IFADDRMSG..)?) {
         match kind {
             IFA_LOCAL => local = ip(value),
-            IFA_ADDRESS => address = ip(value),
+            IFA_ADDRESS => peer = ip(value),
             _ => {}
         }
     }
-    let address = address.or(local)?;
-    Some(Address { index, prefix_len, local: local.unwrap_or(address), address })
+    let peer = peer.or(local)?;
+    Some(Address { index, prefix_len, local: local.unwrap_or(peer), peer })
 }
 
 /// A route as the kernel reports it.
@@ -352,24 +381,21 @@ pub(crate) fn parse_route(payload: &[u8]) -> Option<Route> {
 /// The type of a notification's payload, for those that tell of an address or a route.
 pub(crate) fn changed_prefix(kind: u16, payload: &[u8]) -> Option<Prefix> {
     match kind {
-        RTM_NEWADDR | RTM_DELADDR => parse_address(payload).and_then(|a| Prefix::new(a.address, a.prefix_len)),
+        RTM_NEWADDR | RTM_DELADDR => parse_address(payload).and_then(|a| Prefix::new(a.peer, a.prefix_len)),
         RTM_NEWROUTE | RTM_DELROUTE => parse_route(payload).filter(|r| !r.local_table).map(|r| r.prefix),
         _ => None,
     }
 }
 
 fn ip(value: &[u8]) -> Option<IpAddr> {
-    <[u8; 4]>::try_from(value)
-        .map(IpAddr::from)
-        .or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from))
-        .ok()
+    <[u8; 4]>::try_from(value).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::netlink::messages;
+    use crate::netlink::{messages, u16_at};
 
     #[test]
     fn routes_and_claims_read_back() {

@@ -9,9 +9,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto, socket_with, sockopt,
 };
 
-use super::{
-    Batch, Message, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, error_code, messages,
-};
+use super::{Batch, Message, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, error_code, messages};
 
 /// One datagram of the kernel is at most 32 KiB (`NLMSG_GOODSIZE` and the dump's skb size), whatever the reader asks.
 const RECEIVE_BYTES: usize = 32 * 1024;
@@ -95,6 +93,23 @@ impl Socket {
             }
         }
         Err(io::Error::other("the kernel's tables kept changing while they were read"))
+    }
+
+    /// Sends one question (without `NLM_F_ACK`) and reads the answer, a message of type `wanted`.
+    pub(crate) fn get<T>(&self, question: &Batch, wanted: u16, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<T> {
+        self.send(question)?;
+        let mut buffer = vec![0u8; RECEIVE_BYTES];
+        loop {
+            let len = self.receive(&mut buffer)?;
+            for message in messages(&buffer[..len]) {
+                if message.kind == NLMSG_ERROR {
+                    return Err(io::Error::from_raw_os_error(error_code(message.payload).unwrap_or(libc::EIO)));
+                }
+                if message.kind == wanted {
+                    return read(message.payload).ok_or_else(|| io::ErrorKind::InvalidData.into());
+                }
+            }
+        }
     }
 
     fn dump_once<T>(&self, wanted: u16, read: &impl Fn(&[u8]) -> Option<T>) -> io::Result<Option<Vec<T>>> {

@@ -60,7 +60,7 @@ fn program() -> Vec<Insn> {
     out.push(insn(0x15, 2, 0, 2, BPF_DEVCG_DEV_CHAR)); // a character device: go on
     out.extend(deny);
     for (major, minor) in ALLOWED {
-        let checks = if minor.is_some() { 1 } else { 0 };
+        let checks = i16::from(minor.is_some());
         out.push(insn(JNE_K, 4, 0, 2 + checks, major as i32));
         if let Some(minor) = minor {
             out.push(insn(JNE_K, 5, 0, 2, minor as i32));

@@ -157,7 +157,8 @@ impl Cgroups {
 
     /// Limits of a container.
     pub(crate) fn limit_container(&self, rel: &Path, limits: &Limits) -> io::Result<()> {
-        let pod = PodLimits { memory_bytes: limits.memory_bytes, cpu_millis: limits.cpu_millis, pids: Some(limits.pids) };
+        let pod =
+            PodLimits { memory_bytes: limits.memory_bytes, cpu_millis: limits.cpu_millis, pids: Some(limits.pids) };
         self.limit(rel, &pod)?;
         if let Some(h) = self.with("cpu") {
             let dir = h.mount.join(rel);
@@ -241,27 +242,13 @@ impl Cgroups {
                 return Ok(seen.len());
             }
             for pid in &left {
-                self.kill_member(rel, *pid);
+                kill_member(rel, *pid);
             }
             seen.extend(left.iter().copied());
             if started.elapsed() > KILL_BOUND {
                 return Err(RuntimeError::Unkillable { path: rel.to_path_buf(), processes: left.len() });
             }
             std::thread::sleep(KILL_POLL);
-        }
-    }
-
-    /// Kills a process if it still is in `rel`: its pid may by now be another's.
-    fn kill_member(&self, rel: &Path, pid: i32) {
-        let Ok(pidfd) = sys::pidfd_open(pid) else { return };
-        let member = fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| {
-            text.lines().filter_map(|l| l.splitn(3, ':').nth(2)).any(|path| {
-                let path = Path::new(path.strip_prefix('/').unwrap_or(path));
-                path.starts_with(rel)
-            })
-        });
-        if member {
-            let _ = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
         }
     }
 
@@ -300,6 +287,20 @@ fn inherit_cpuset(dir: &Path) -> io::Result<()> {
         write(&dir.join(file), value.trim())?;
     }
     Ok(())
+}
+
+/// Kills a process if it still is in `rel`: its pid may by now be another's.
+fn kill_member(rel: &Path, pid: i32) {
+    let Ok(pidfd) = sys::pidfd_open(pid) else { return };
+    let member = fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| {
+        text.lines().filter_map(|l| l.splitn(3, ':').nth(2)).any(|path| {
+            let path = Path::new(path.strip_prefix('/').unwrap_or(path));
+            path.starts_with(rel)
+        })
+    });
+    if member {
+        let _ = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+    }
 }
 
 fn pids_below(dir: &Path, into: &mut BTreeSet<i32>) {

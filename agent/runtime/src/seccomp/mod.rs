@@ -7,8 +7,8 @@ mod table;
 use std::{collections::BTreeMap, io, sync::OnceLock};
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
-    sock_filter,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, sock_filter,
 };
 
 static PROGRAM: OnceLock<BpfProgram> = OnceLock::new();
@@ -59,7 +59,8 @@ fn compile() -> Result<BpfProgram, seccompiler::BackendError> {
         .map(|p| SeccompRule::new(vec![condition(0, SeccompCmpOp::Eq, *p)?]))
         .collect::<Result<_, _>>()?;
     rules.insert(libc::SYS_personality, personalities);
-    let families = SOCKET_FAMILIES_DENIED.iter().map(|f| condition(0, SeccompCmpOp::Ne, *f)).collect::<Result<_, _>>()?;
+    let families =
+        SOCKET_FAMILIES_DENIED.iter().map(|f| condition(0, SeccompCmpOp::Ne, *f)).collect::<Result<_, _>>()?;
     rules.insert(libc::SYS_socket, vec![SeccompRule::new(families)?]);
 
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
@@ -133,5 +134,57 @@ mod tests {
         ] {
             assert!(!allowed.contains(&nr), "{nr} is allowed");
         }
+    }
+
+    /// What the kernel says to calls under the profile, made by a child that is put under it.
+    #[test]
+    fn the_kernel_refuses_what_the_profile_does_not_allow() {
+        preload().expect("compiles");
+        let child = crate::sys::fork_child(|| {
+            // SAFETY: sets a flag of this child.
+            unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+            if load().is_err() {
+                return 100;
+            }
+            let cases: [(libc::c_long, [libc::c_long; 3], i32); 16] = [
+                (libc::SYS_getpid, [0; 3], 0),
+                (libc::SYS_unshare, [0x1000_0000, 0, 0], libc::EPERM),
+                (libc::SYS_unshare, [0; 3], libc::EPERM),
+                (libc::SYS_mount, [0; 3], libc::EPERM),
+                (libc::SYS_keyctl, [0; 3], libc::EPERM),
+                (libc::SYS_bpf, [0; 3], libc::EPERM),
+                (libc::SYS_io_uring_setup, [1, 0, 0], libc::EPERM),
+                (libc::SYS_setns, [0; 3], libc::EPERM),
+                (libc::SYS_clone, [0x1000_0000, 0, 0], libc::EPERM),
+                (libc::SYS_clone3, [0; 3], libc::ENOSYS),
+                (460, [0; 3], libc::EPERM),
+                (5000, [0; 3], libc::ENOSYS),
+                (libc::SYS_socket, [libc::AF_VSOCK.into(), libc::SOCK_STREAM.into(), 0], libc::EPERM),
+                (libc::SYS_socket, [libc::AF_ALG.into(), libc::SOCK_SEQPACKET.into(), 0], libc::EPERM),
+                (libc::SYS_socket, [libc::AF_INET.into(), libc::SOCK_STREAM.into(), 0], 0),
+                (libc::SYS_personality, [0x0040_0000, 0, 0], libc::EPERM),
+            ];
+            for (n, (nr, [a, b, c], expected)) in cases.into_iter().enumerate() {
+                // SAFETY: refused calls do nothing; the others take no pointers.
+                let ret = unsafe { libc::syscall(nr, a, b, c) };
+                let errno = if ret < 0 { io::Error::last_os_error().raw_os_error().unwrap_or(-1) } else { 0 };
+                if errno != expected {
+                    return n as i32 + 1;
+                }
+            }
+            0
+        })
+        .expect("forks");
+        let mut status = 0;
+        // SAFETY: waits for our own child.
+        unsafe { libc::waitpid(child.as_raw(), &raw mut status, 0) };
+        assert!(libc::WIFEXITED(status), "{status}");
+        assert_eq!(libc::WEXITSTATUS(status), 0, "number of the case that differs, from 1 on");
+    }
+
+    #[test]
+    fn without_no_new_privs_nothing_is_loaded() {
+        preload().expect("compiles");
+        assert!(load().is_err());
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Conn {
     pub(crate) id: u64,
     pub(crate) fd: OwnedFd,
     pub(crate) role: Role,
+    /// The client closed its half; only its answer is still to be sent.
+    pub(crate) parked: bool,
     pub(crate) inbuf: Vec<u8>,
     pub(crate) fds: Vec<OwnedFd>,
     out: VecDeque<(Vec<u8>, usize, Option<OwnedFd>)>,
@@ -45,7 +47,16 @@ impl Conn {
         if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        let mut conn = Self { id, fd, role: Role::Fresh, inbuf: Vec::new(), fds: Vec::new(), out: VecDeque::new(), pending: 0 };
+        let mut conn = Self {
+            id,
+            fd,
+            role: Role::Fresh,
+            parked: false,
+            inbuf: Vec::new(),
+            fds: Vec::new(),
+            out: VecDeque::new(),
+            pending: 0,
+        };
         let hello =
             wire::Hello { magic: wire::HELLO_MAGIC.to_owned(), version: wire::PROTOCOL, pid: std::process::id() };
         conn.push(&hello, None)?;

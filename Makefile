@@ -1,0 +1,47 @@
+# One entry for every habit. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+# Where `hearth up` keeps everything; another one runs beside it.
+DATA_DIR ?= /var/lib/hearth
+
+.PHONY: help up down build test verify fix bench image
+
+help: ## what there is
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
+
+up: ## build, start a region and a device here, install the example, print its address
+	@scripts/deps.sh build run
+	@$(MAKE) --no-print-directory build
+	@target/release/hearth up --detach --data-dir $(DATA_DIR)
+
+down: ## stop all of it; nothing is lost
+	@target/release/hearth down --data-dir $(DATA_DIR)
+
+build: ## target/release/hearth and the example's image beside it
+	cargo build --release --locked -p hearth
+	@scripts/example-image.sh release
+
+test: ## every test, those with real containers included
+	@scripts/deps.sh build run test
+	cargo build --locked -p hearth
+	@scripts/example-image.sh debug
+	cargo nextest run --locked --workspace $(TESTS)
+
+verify: ## what CI holds every change to: format, clippy, licences, the house's arrows
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check bans licenses sources; \
+	 else echo "cargo deny is not installed: licences and sources were not checked"; fi
+	cargo test --locked -q -p hearth-e2e --test house
+
+fix: ## format, and mend what clippy can mend
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+
+bench: ## figures beside a peer's; NAME=... for one
+	@scripts/deps.sh build run test
+	@$(MAKE) --no-print-directory build
+	cargo run --release --locked -p hearth-e2e --bin bench -- $(NAME)

@@ -1,0 +1,373 @@
+//! From a pod's spec to what the runtime is told. Pure.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use hearth_image::Image;
+use hearth_network::PodAddresses;
+use hearth_pod::Failure;
+use hearth_runtime::{ContainerSpec, Limits, LogPolicy, Mount, MountKind};
+use hearth_types::{
+    kinds::{Container, Pod, Quantity},
+    quantity,
+};
+
+use crate::{
+    Paths,
+    config::{Configs, Environment},
+};
+
+/// Tasks (processes and threads) of a container: enough for what people run at home, and far from the kernel's limit, so
+/// that a fork bomb stays in its container.
+pub(crate) const CONTAINER_PIDS: u64 = 1024;
+/// Tasks of a whole pod.
+pub(crate) const POD_PIDS: u64 = 4 * CONTAINER_PIDS;
+/// SIGTERM, where an image names no other signal.
+const SIGTERM: i32 = 15;
+
+fn wrong(message: impl Into<String>) -> Failure {
+    Failure::new("CreateContainerConfigError", message)
+}
+
+/// Where a container's things are.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    pub(crate) paths: Paths,
+    pub(crate) namespace: String,
+    pub(crate) pod: String,
+    pub(crate) uid: String,
+}
+
+impl Places {
+    /// The logs of the pod.
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.paths.logs().join(format!("{}_{}_{}", self.namespace, self.pod, self.uid))
+    }
+
+    /// The log of an attempt.
+    pub(crate) fn log(&self, container: &str, attempt: u32) -> PathBuf {
+        self.logs().join(container).join(format!("{attempt}.log"))
+    }
+
+    /// The writable layers of the pod.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.paths.scratch().join(&self.uid)
+    }
+}
+
+/// What a container is started from.
+pub(crate) struct Ingredients<'a> {
+    pub(crate) pod: &'a Pod,
+    pub(crate) container: &'a Container,
+    pub(crate) attempt: u32,
+    pub(crate) image: &'a Image,
+    pub(crate) volumes: &'a HashMap<String, PathBuf>,
+    pub(crate) configs: Configs<'a>,
+    pub(crate) places: &'a Places,
+}
+
+/// What the runtime is told.
+pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
+    let Ingredients { container, image, places, attempt, .. } = *from;
+    let own = Environment { list: from.configs.environment(container)? };
+    let pod_context = from.pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let context = container.security_context.as_ref();
+    let id = |value: Option<i64>| value.and_then(|id| u32::try_from(id).ok());
+    let run_as_user =
+        id(context.and_then(|c| c.run_as_user).or_else(|| pod_context.and_then(|c| c.run_as_user)));
+    let run_as_group =
+        id(context.and_then(|c| c.run_as_group).or_else(|| pod_context.and_then(|c| c.run_as_group)));
+    let non_root =
+        context.and_then(|c| c.run_as_non_root).or_else(|| pod_context.and_then(|c| c.run_as_non_root));
+    if non_root == Some(true) {
+        check_non_root(run_as_user, &image.config.user)?;
+    }
+    let args = command(container, image, &own);
+    if args.is_empty() {
+        return Err(wrong(format!("image {} names no program, and the container has no command", image.reference)));
+    }
+    let cwd = container.working_dir.clone().filter(|dir| !dir.is_empty());
+    Ok(ContainerSpec {
+        name: container.name.clone(),
+        attempt,
+        layers: image.layers.clone(),
+        scratch: places.scratch().join(&container.name).join(attempt.to_string()),
+        args,
+        env: merge(&image.config.env, own),
+        cwd: cwd.unwrap_or_else(|| image.config.working_dir.clone()),
+        user: image.config.user.clone(),
+        run_as_user,
+        run_as_group,
+        mounts: mounts(container, from.volumes, from.pod)?,
+        limits: limits(container)?,
+        capabilities: capabilities(container),
+        read_only_root: context.and_then(|c| c.read_only_root_filesystem).unwrap_or(false),
+        log_path: places.log(&container.name, attempt),
+        log: LogPolicy::default(),
+    })
+}
+
+fn check_non_root(run_as_user: Option<u32>, image_user: &str) -> Result<(), Failure> {
+    let user = image_user.split(':').next().unwrap_or_default();
+    match run_as_user {
+        Some(0) => Err(wrong("container's runAsUser breaks non-root policy: runAsNonRoot is set and runAsUser is 0")),
+        Some(_) => Ok(()),
+        None if user.is_empty() || user == "root" || user.parse() == Ok(0_u32) => {
+            Err(wrong("container has runAsNonRoot and image will run as root: set runAsUser"))
+        }
+        None if user.parse::<u32>().is_err() => Err(wrong(format!(
+            "container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root: set \
+             runAsUser"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// `command` replaces the entrypoint and with it the image's arguments; `args` replaces the arguments.
+fn command(container: &Container, image: &Image, env: &Environment) -> Vec<String> {
+    let expand = |list: &Vec<String>| list.iter().map(|one| env.expand(one)).collect::<Vec<_>>();
+    let command = container.command.as_ref().filter(|list| !list.is_empty()).map(expand);
+    let args = container.args.as_ref().filter(|list| !list.is_empty()).map(expand);
+    let (mut program, args) = match (command, args) {
+        (Some(command), args) => (command, args.unwrap_or_default()),
+        (None, Some(args)) => (image.config.entrypoint.clone(), args),
+        (None, None) => (image.config.entrypoint.clone(), image.config.cmd.clone()),
+    };
+    program.extend(args);
+    program
+}
+
+fn merge(image: &[String], own: Environment) -> Vec<(String, String)> {
+    let mut env = Environment::default();
+    for variable in image {
+        if let Some((name, value)) = variable.split_once('=') {
+            env.set(name, value.to_owned());
+        }
+    }
+    own.list.into_iter().for_each(|(name, value)| env.set(&name, value));
+    env.list
+}
+
+fn mounts(container: &Container, volumes: &HashMap<String, PathBuf>, pod: &Pod) -> Result<Vec<Mount>, Failure> {
+    let declared: BTreeMap<&str, _> = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.volumes.iter().flatten())
+        .map(|volume| (volume.name.as_str(), volume))
+        .collect();
+    let mut mounts = Vec::new();
+    for mount in container.volume_mounts.iter().flatten() {
+        let source = volumes.get(&mount.name);
+        let source = source.ok_or_else(|| wrong(format!("there is no volume {:?} in this pod", mount.name)))?;
+        let fixed = declared.get(mount.name.as_str()).is_some_and(|volume| {
+            let claim = volume.persistent_volume_claim.as_ref();
+            volume.config_map.is_some()
+                || volume.secret.is_some()
+                || claim.is_some_and(|claim| claim.read_only == Some(true))
+        });
+        mounts.push(Mount {
+            source: source.clone(),
+            target: Path::new(&mount.mount_path).to_owned(),
+            read_only: fixed || mount.read_only.unwrap_or(false),
+            kind: MountKind::IdmappedBind,
+        });
+    }
+    // An outer directory first, so that it does not hide an inner one.
+    mounts.sort_by(|a, b| a.target.cmp(&b.target));
+    Ok(mounts)
+}
+
+fn limits(container: &Container) -> Result<Limits, Failure> {
+    let resources = container.resources.as_ref();
+    let limits = resources.and_then(|one| one.limits.as_ref());
+    let requests = resources.and_then(|one| one.requests.as_ref());
+    let read = |map: Option<&BTreeMap<String, Quantity>>, name: &str, reader: fn(&str) -> Result<u64, _>| {
+        let Some(text) = map.and_then(|map| map.get(name)) else { return Ok(None) };
+        let read = reader(&text.0).map_err(|error| wrong(format!("resources: {name} {:?} {error}", text.0)))?;
+        // Nothing is no limit to a container that could not live on it, as in Kubernetes.
+        Ok::<_, Failure>(Some(read).filter(|value| *value > 0))
+    };
+    Ok(Limits {
+        memory_bytes: read(limits, "memory", quantity::bytes)?,
+        cpu_millis: read(limits, "cpu", quantity::cpu_millis)?,
+        cpu_request_millis: read(requests, "cpu", quantity::cpu_millis)?,
+        pids: CONTAINER_PIDS,
+    })
+}
+
+fn capabilities(container: &Container) -> Vec<String> {
+    let context = container.security_context.as_ref().and_then(|context| context.capabilities.as_ref());
+    let list = |list: Option<&Vec<String>>| list.cloned().unwrap_or_default();
+    let dropped = list(context.and_then(|one| one.drop.as_ref()));
+    let full = |name: &String| if name.starts_with("CAP_") { name.clone() } else { format!("CAP_{name}") };
+    // `drop: [ALL]` says what holds anyway; what is added then stays, as in Kubernetes.
+    let dropped: Vec<String> = dropped.iter().filter(|name| *name != "ALL").map(full).collect();
+    let added = list(context.and_then(|one| one.add.as_ref()));
+    added.iter().map(full).filter(|name| !dropped.contains(name)).collect()
+}
+
+/// The number of the signal that asks a container to stop (`STOPSIGNAL`: `SIGQUIT`, `QUIT` or `3`).
+pub(crate) fn stop_signal(image: Option<&Image>) -> i32 {
+    const NAMES: [(&str, i32); 16] = [
+        ("HUP", 1),
+        ("INT", 2),
+        ("QUIT", 3),
+        ("ABRT", 6),
+        ("KILL", 9),
+        ("USR1", 10),
+        ("USR2", 12),
+        ("PIPE", 13),
+        ("ALRM", 14),
+        ("TERM", 15),
+        ("CHLD", 17),
+        ("CONT", 18),
+        ("STOP", 19),
+        ("WINCH", 28),
+        ("IO", 29),
+        ("PWR", 30),
+    ];
+    let Some(text) = image.and_then(|image| image.config.stop_signal.as_deref()) else { return SIGTERM };
+    if let Ok(number) = text.parse::<i32>() {
+        return if (1..=64).contains(&number) { number } else { SIGTERM };
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some(number) = name.strip_prefix("RTMIN+").and_then(|plus| plus.parse::<i32>().ok())
+        && (0..=30).contains(&number)
+    {
+        return 34 + number;
+    }
+    NAMES.iter().find(|(known, _)| *known == name).map_or(SIGTERM, |(_, number)| *number)
+}
+
+/// `/etc/resolv.conf` of a pod.
+pub(crate) fn resolv_conf(addresses: &PodAddresses) -> String {
+    addresses.dns.iter().map(|server| format!("nameserver {server}\n")).collect()
+}
+
+/// `/etc/hosts` of a pod.
+pub(crate) fn hosts(hostname: &str, addresses: &PodAddresses) -> String {
+    let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    for ip in pod_ips(addresses) {
+        text.push_str(&format!("{ip}\t{hostname}\n"));
+    }
+    text
+}
+
+/// A pod's addresses, IPv4 first.
+pub(crate) fn pod_ips(addresses: &PodAddresses) -> Vec<IpAddr> {
+    let mut ips = vec![IpAddr::V4(addresses.ipv4)];
+    ips.extend(addresses.ipv6.map(IpAddr::V6));
+    ips
+}
+
+#[cfg(test)]
+mod tests {
+    use hearth_image::ImageConfig;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::desired::Objects;
+
+    fn image() -> Image {
+        Image {
+            reference: "app:1".into(),
+            manifest_digest: format!("sha256:{}", "0".repeat(64)).parse().expect("a digest"),
+            config: ImageConfig {
+                entrypoint: vec!["/app".into()],
+                cmd: vec!["--default".into()],
+                env: vec!["PATH=/bin".into(), "A=image".into()],
+                user: "1000:1000".into(),
+                working_dir: "/srv".into(),
+                stop_signal: Some("SIGQUIT".into()),
+                ..ImageConfig::default()
+            },
+            layers: vec!["/layers/a".into()],
+        }
+    }
+
+    fn build(container: Value, volumes: &Value) -> Result<ContainerSpec, Failure> {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"},
+            "spec": {"containers": [container], "volumes": volumes}}))
+        .expect("a pod");
+        let containers = &pod.spec.as_ref().expect("a spec").containers;
+        let objects = Objects::new();
+        let known = HashMap::from([("data".to_owned(), PathBuf::from("/v/data")), ("c".into(), "/v/c".into())]);
+        spec(&Ingredients {
+            pod: &pod,
+            container: &containers[0],
+            attempt: 2,
+            image: &image(),
+            volumes: &known,
+            configs: Configs { objects: &objects, namespace: "n" },
+            places: &Places {
+                paths: Paths::new(Path::new("/d")),
+                namespace: "n".into(),
+                pod: "p".into(),
+                uid: "u".into(),
+            },
+        })
+    }
+
+    #[test]
+    fn the_spec_goes_over_the_image() {
+        let spec = build(
+            json!({"name": "c", "args": ["$(A)"], "env": [{"name": "A", "value": "own"}],
+                "resources": {"limits": {"memory": "64Mi", "cpu": "500m"}, "requests": {"cpu": "100m"}},
+                "securityContext": {"runAsUser": 5, "capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}},
+                "volumeMounts": [{"name": "data", "mountPath": "/data"},
+                    {"name": "c", "mountPath": "/data/conf"}]}),
+            &json!([{"name": "data", "emptyDir": {}}, {"name": "c", "configMap": {"name": "c"}}]),
+        )
+        .expect("a spec");
+        assert_eq!(spec.args, ["/app", "own"]);
+        assert_eq!(spec.env, [("PATH".into(), "/bin".into()), ("A".into(), "own".into())]);
+        assert_eq!((spec.cwd.as_str(), spec.run_as_user, spec.attempt), ("/srv", Some(5), 2));
+        let limits =
+            Limits { memory_bytes: Some(64 << 20), cpu_millis: Some(500), cpu_request_millis: Some(100), pids: 1024 };
+        assert_eq!(spec.limits, limits);
+        assert_eq!(spec.capabilities, ["CAP_NET_BIND_SERVICE"]);
+        let mounts: Vec<_> = spec.mounts.iter().map(|m| (m.target.to_str().expect("text"), m.read_only)).collect();
+        assert_eq!(mounts, [("/data", false), ("/data/conf", true)]);
+        assert_eq!(spec.log_path, Path::new("/d/agent/logs/n_p_u/c/2.log"));
+    }
+
+    #[test]
+    fn command_and_args_are_those_of_kubernetes() {
+        for (container, args) in [
+            (json!({"name": "c"}), vec!["/app", "--default"]),
+            (json!({"name": "c", "command": ["/x"]}), vec!["/x"]),
+            (json!({"name": "c", "command": ["/x"], "args": ["y"]}), vec!["/x", "y"]),
+            (json!({"name": "c", "args": ["y"]}), vec!["/app", "y"]),
+        ] {
+            assert_eq!(build(container, &json!([])).expect("a spec").args, args);
+        }
+    }
+
+    #[test]
+    fn non_root_is_checked_before_anything_runs() {
+        for (user, image_user, good) in [
+            (Some(0), "1000", false),
+            (Some(5), "root", true),
+            (None, "", false),
+            (None, "0:0", false),
+            (None, "1000:1000", true),
+            (None, "nobody", false),
+        ] {
+            assert_eq!(check_non_root(user, image_user).is_ok(), good, "{user:?} {image_user}");
+        }
+    }
+
+    #[test]
+    fn stop_signals_are_read_as_docker_reads_them() {
+        assert_eq!(stop_signal(None), 15);
+        for (text, number) in [("SIGQUIT", 3), ("quit", 3), ("9", 9), ("SIGRTMIN+3", 37), ("99", 15), ("what", 15)] {
+            let mut image = image();
+            image.config.stop_signal = Some(text.into());
+            assert_eq!(stop_signal(Some(&image)), number, "{text}");
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What lies where below the data directory.
+
+use std::path::{Path, PathBuf};
+
+/// The agent's part of a data directory.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    root: PathBuf,
+}
+
+macro_rules! paths {
+    ($($(#[$doc:meta])* $name:ident = $path:literal),* $(,)?) => {
+        impl Paths {
+            $($(#[$doc])* pub fn $name(&self) -> PathBuf { self.root.join($path) })*
+        }
+    };
+}
+
+paths! {
+    /// Who this device is: see [`crate::Identity`].
+    identity = "identity.json",
+    /// The seed of its Ed25519 key, mode 0600.
+    seed = "device.key",
+    /// What the region last said should run.
+    desired = "desired.json",
+    /// What the agent knows of its pods beyond what runs.
+    pods = "pods",
+    /// Which user ids each pod has on the host.
+    ids = "ids.json",
+    /// Sockets, exit files and records of the runtime.
+    run = "run",
+    /// Unpacked images.
+    images = "images",
+    /// Claims and other volumes.
+    volumes = "volumes",
+    /// Prefixes and addresses of the pod network.
+    network = "network",
+    /// Writable layers of containers.
+    scratch = "scratch",
+    /// Logs of containers.
+    logs = "logs",
+    /// Keys and certificates of the ingress, mode 0700.
+    ingress = "ingress",
+}
+
+impl Paths {
+    /// The agent's part of `data_dir`.
+    pub fn new(data_dir: &Path) -> Self {
+        Self { root: data_dir.join("agent") }
+    }
+
+    /// `<data-dir>/agent` itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+}

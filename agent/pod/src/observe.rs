@@ -1,0 +1,220 @@
+//! What happened changes what is known.
+
+use std::time::Duration;
+
+use hearth_types::Timestamp;
+
+use crate::{
+    Addresses, Command, ContainerRecord, Event, EventType, Exit, Failure, ImageFacts, PodMachine, PodView, Stage,
+    StartFailure,
+    action::{Actions, Attempted, State},
+    machine::{Intent, event},
+};
+
+impl PodMachine {
+    pub(crate) fn observe(&mut self, event: Event, now: Timestamp, out: &mut Vec<Command>) {
+        match event {
+            Event::Tick => {}
+            Event::Desired(spec) => self.desired(*spec, now),
+            Event::Vanished(grace) => {
+                self.vanished = true;
+                self.stop(grace, now);
+            }
+            Event::ImagesChanged => self.containers.values_mut().for_each(|one| one.image.hurry()),
+            Event::ConfigChanged => {
+                self.actions.volumes.hurry();
+                self.containers.values_mut().for_each(|one| one.start.hurry());
+            }
+            Event::Image { container, result } => self.image(&container, result, now, out),
+            Event::Volumes(result) => {
+                let news = settle(&mut self.actions.volumes, result, now);
+                tell(news, out);
+            }
+            Event::Network(result) => self.network(result, now, out),
+            Event::Sandbox(result) => {
+                if result.is_err() {
+                    // The namespace went with it.
+                    self.actions.network.state = State::Idle;
+                }
+                tell(settle(&mut self.actions.sandbox, result, now), out);
+            }
+            Event::Started { container, attempt, result } => self.started(&container, attempt, result, now, out),
+            Event::Removed { container, result } => {
+                if let Some(one) = self.containers.get_mut(&container) {
+                    tell(settle(&mut one.removal, result, now), out);
+                }
+            }
+            Event::Exited { container, attempt, exit } => self.exited(&container, attempt, exit, out),
+            Event::SandboxLost => self.lost(now, out),
+            Event::SandboxDestroyed(result) => {
+                let done = result.is_ok();
+                tell(settle(&mut self.actions.destroy, result, now), out);
+                if done {
+                    let teardown = std::mem::take(&mut self.actions.teardown);
+                    self.actions = Actions { teardown, volumes: self.actions.volumes.clone(), ..Actions::default() };
+                }
+            }
+            Event::TornDown(result) => self.torn_down(result, now, out),
+        }
+    }
+
+    fn desired(&mut self, spec: PodView, now: Timestamp) {
+        assert_eq!(spec.uid, self.spec.uid, "a machine lives and dies with one pod");
+        self.spec.scheduled_at = spec.scheduled_at.or(self.spec.scheduled_at.take());
+        self.spec.deletion = spec.deletion;
+        if let Some(grace) = spec.deletion {
+            self.stop(grace, now);
+        }
+    }
+
+    /// A later word may shorten the grace and never lengthens it.
+    pub(crate) fn stop(&mut self, grace: Duration, now: Timestamp) {
+        let wanted = now.plus(grace);
+        self.intent = match self.intent {
+            Intent::Stop { deadline, grace: before } => {
+                Intent::Stop { grace: grace.min(before), deadline: wanted.min(deadline) }
+            }
+            Intent::Run | Intent::Ended => Intent::Stop { grace, deadline: wanted },
+        };
+    }
+
+    fn image(&mut self, name: &str, result: Result<ImageFacts, Failure>, now: Timestamp, out: &mut Vec<Command>) {
+        let Some(one) = self.containers.get_mut(name) else { return };
+        let result = result.map(|facts| one.facts = Some(facts));
+        tell(settle(&mut one.image, result, now), out);
+    }
+
+    fn network(&mut self, result: Result<Addresses, Failure>, now: Timestamp, out: &mut Vec<Command>) {
+        let result = result.map(|addresses| self.record.addresses = Some(addresses));
+        tell(settle(&mut self.actions.network, result, now), out);
+    }
+
+    fn started(
+        &mut self,
+        name: &str,
+        attempt: u32,
+        result: Result<Timestamp, StartFailure>,
+        now: Timestamp,
+        out: &mut Vec<Command>,
+    ) {
+        let (Some(one), Some(record)) = (self.containers.get_mut(name), self.record.containers.get_mut(name)) else {
+            return;
+        };
+        // Its end may have been told before its start.
+        let ended = record.attempt == attempt && matches!(record.stage, Stage::Exited(_));
+        match result {
+            Err(StartFailure::Config(failure)) => tell(settle(&mut one.start, Err(failure), now), out),
+            Err(StartFailure::SandboxGone) => {
+                one.start = Attempted::default();
+                self.lost(now, out);
+            }
+            Err(StartFailure::Run(failure)) => {
+                one.start = Attempted::default();
+                if !ended {
+                    begin_attempt(record, attempt, one.facts.clone());
+                    event(out, EventType::Warning, &failure.reason, format!("container {name}: {}", failure.message));
+                    record.ended(Exit::start_failed(failure, now));
+                }
+            }
+            Ok(started_at) => {
+                one.start = Attempted::default();
+                if !ended {
+                    begin_attempt(record, attempt, one.facts.clone());
+                    record.stage = Stage::Running { started_at };
+                    if self.actions.lost {
+                        // The sandbox went while it was started, and this container with it.
+                        record.ended(Exit::unknown(Some(started_at), now));
+                        return;
+                    }
+                    one.signalled = false;
+                    one.killed = false;
+                    event(out, EventType::Normal, "Started", format!("Started container {name}"));
+                }
+            }
+        }
+    }
+
+    fn exited(&mut self, name: &str, attempt: u32, exit: Exit, out: &mut Vec<Command>) {
+        let (Some(one), Some(record)) = (self.containers.get_mut(name), self.record.containers.get_mut(name)) else {
+            return;
+        };
+        let starting = one.start.is_under_way() && attempt == record.next_attempt();
+        if starting {
+            begin_attempt(record, attempt, one.facts.clone());
+        } else if attempt != record.attempt || !matches!(record.stage, Stage::Running { .. }) {
+            return;
+        }
+        let (good, code) = (exit.is_success(), exit.code);
+        let reason = exit.reason.clone();
+        record.ended(exit);
+        one.removal = Attempted::default();
+        let record = &self.record.containers[name];
+        if self.intent == Intent::Run {
+            if !good {
+                let text = format!("container {name} ended with exit code {code} ({reason})");
+                event(out, EventType::Warning, &reason, text);
+            }
+            if record.waits && self.wants_start(record) {
+                let text = format!("Back-off restarting failed container {name} in pod {}", self.full_name());
+                event(out, EventType::Warning, "BackOff", text);
+            }
+        }
+    }
+
+    fn lost(&mut self, now: Timestamp, out: &mut Vec<Command>) {
+        if !self.has_sandbox() {
+            return;
+        }
+        self.actions.lost = true;
+        for record in self.record.containers.values_mut() {
+            if let Stage::Running { started_at } = record.stage {
+                record.ended(Exit::unknown(Some(started_at), now));
+            }
+        }
+        event(
+            out,
+            EventType::Warning,
+            "SandboxChanged",
+            "the pod's sandbox is gone: it is killed and made anew".to_owned(),
+        );
+    }
+
+    fn torn_down(&mut self, result: Result<(), Failure>, now: Timestamp, out: &mut Vec<Command>) {
+        if result.is_ok() {
+            for record in self.record.containers.values_mut() {
+                if let Stage::Running { started_at } = record.stage {
+                    record.ended(Exit::unknown(Some(started_at), now));
+                }
+            }
+            self.actions.sandbox = Attempted::default();
+            self.actions.network = Attempted::default();
+        }
+        tell(settle(&mut self.actions.teardown, result, now), out);
+    }
+}
+
+fn begin_attempt(record: &mut ContainerRecord, attempt: u32, image: Option<ImageFacts>) {
+    if let Stage::Exited(exit) = std::mem::take(&mut record.stage) {
+        record.last = Some(exit);
+    }
+    record.attempt = attempt;
+    record.image = image;
+}
+
+/// Notes a result; answers with a failure that people have not heard of.
+fn settle(action: &mut Attempted, result: Result<(), Failure>, now: Timestamp) -> Option<Failure> {
+    match result {
+        Ok(()) => {
+            action.succeeded();
+            None
+        }
+        Err(failure) => action.failed(failure.clone(), now).then_some(failure),
+    }
+}
+
+fn tell(news: Option<Failure>, out: &mut Vec<Command>) {
+    if let Some(failure) = news {
+        event(out, EventType::Warning, &failure.reason, failure.message);
+    }
+}
+

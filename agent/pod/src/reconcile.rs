@@ -1,0 +1,146 @@
+//! What is known says what to do next.
+
+use std::time::Duration;
+
+use hearth_types::Timestamp;
+
+use crate::{
+    Command, ContainerRecord, EventType, PodMachine, Stage,
+    backoff::CONTAINER_BACKOFF_MAX,
+    machine::{Intent, KILL_WAIT, event},
+};
+
+impl PodMachine {
+    pub(crate) fn reconcile(&mut self, now: Timestamp, out: &mut Vec<Command>) {
+        if let Some(grace) = self.spec.deletion
+            && !self.is_stopping()
+        {
+            self.stop(grace, now);
+        }
+        if self.intent == Intent::Run {
+            let over = |record: &ContainerRecord| matches!(record.stage, Stage::Exited(_)) && !self.wants_start(record);
+            if self.record.containers.values().all(over) {
+                self.record.ended = Some(self.phase());
+                self.intent = Intent::Ended;
+            }
+        }
+        match self.intent {
+            Intent::Run => self.bring_up(now, out),
+            Intent::Ended => self.tear_down(now, out),
+            Intent::Stop { grace, deadline } => {
+                // A clock that was set back must not make a short grace a long one.
+                let deadline = deadline.min(now.plus(grace));
+                self.intent = Intent::Stop { grace, deadline };
+                self.bring_down(grace, deadline, now, out);
+            }
+        }
+    }
+
+    fn bring_up(&mut self, now: Timestamp, out: &mut Vec<Command>) {
+        if self.actions.lost {
+            if self.is_quiet() && self.actions.destroy.is_due(now) {
+                self.actions.destroy.begin();
+                out.push(Command::DestroySandbox);
+            }
+            return;
+        }
+        if self.actions.volumes.is_due(now) {
+            self.actions.volumes.begin();
+            out.push(Command::EnsureVolumes);
+        }
+        let mut startable = Vec::new();
+        for view in &self.spec.containers {
+            let record = &self.record.containers[&view.name];
+            if !self.wants_start(record) {
+                continue;
+            }
+            let Some(one) = self.containers.get_mut(&view.name) else { continue };
+            if one.image.is_due(now) {
+                one.image.begin();
+                out.push(Command::EnsureImage { container: view.name.clone(), image: view.image.clone() });
+            }
+            if one.image.is_done() && is_restart_due(record, now) {
+                startable.push(view.name.clone());
+            }
+        }
+        let sandbox = self.actions.sandbox.is_done();
+        let wanted = sandbox || (self.actions.volumes.is_done() && !startable.is_empty());
+        let needed = sandbox || self.actions.sandbox.is_due(now);
+        if wanted && needed && self.actions.network.is_due(now) {
+            self.actions.network.begin();
+            out.push(Command::AttachNetwork);
+        }
+        if !sandbox {
+            if wanted && self.actions.network.is_done() && self.actions.sandbox.is_due(now) {
+                self.actions.sandbox.begin();
+                out.push(Command::CreateSandbox);
+            }
+            return;
+        }
+        if self.actions.volumes.is_done() {
+            startable.iter().for_each(|name| self.start(name, now, out));
+        }
+    }
+
+    fn start(&mut self, name: &str, now: Timestamp, out: &mut Vec<Command>) {
+        let record = &self.record.containers[name];
+        let Some(one) = self.containers.get_mut(name) else { return };
+        if matches!(record.stage, Stage::Exited(_)) && !one.removal.is_done() {
+            if one.removal.is_due(now) {
+                one.removal.begin();
+                out.push(Command::RemoveContainer { container: name.to_owned() });
+            }
+            return;
+        }
+        if one.start.is_due(now) {
+            one.start.begin();
+            out.push(Command::StartContainer { container: name.to_owned(), attempt: record.next_attempt() });
+        }
+    }
+
+    /// Whether no command is out that works on sandbox, network or volumes.
+    fn is_quiet(&self) -> bool {
+        let actions = &self.actions;
+        let busy = [&actions.volumes, &actions.network, &actions.sandbox, &actions.destroy];
+        !busy.iter().any(|one| one.is_under_way())
+            && !self.containers.values().any(|one| one.start.is_under_way() || one.removal.is_under_way())
+    }
+
+    fn bring_down(&mut self, grace: Duration, deadline: Timestamp, now: Timestamp, out: &mut Vec<Command>) {
+        let mut running = false;
+        for (name, record) in &self.record.containers {
+            if !matches!(record.stage, Stage::Running { .. }) {
+                continue;
+            }
+            running = true;
+            let Some(one) = self.containers.get_mut(name) else { continue };
+            if (grace.is_zero() || deadline <= now) && !one.killed {
+                one.killed = true;
+                out.push(Command::Kill { container: name.clone() });
+            } else if !one.signalled && !one.killed {
+                one.signalled = true;
+                event(out, EventType::Normal, "Killing", format!("Stopping container {name}"));
+                out.push(Command::Signal { container: name.clone() });
+            }
+        }
+        if !running || deadline.plus(KILL_WAIT) <= now {
+            self.tear_down(now, out);
+        }
+    }
+
+    fn tear_down(&mut self, now: Timestamp, out: &mut Vec<Command>) {
+        if self.is_quiet() && self.actions.teardown.is_due(now) {
+            self.actions.teardown.begin();
+            out.push(Command::TearDown);
+        }
+    }
+}
+
+fn is_restart_due(record: &ContainerRecord, now: Timestamp) -> bool {
+    match record.stage {
+        // A clock that was set back must not make a short wait a long one.
+        Stage::Exited(_) => record.restart_at <= now || record.restart_at.since(now) > CONTAINER_BACKOFF_MAX,
+        Stage::Waiting | Stage::Running { .. } => true,
+    }
+}
+

@@ -1,0 +1,176 @@
+//! The status of a pod, as Kubernetes writes it (`core/v1` PodStatus).
+
+use hearth_types::Timestamp;
+use serde_json::{Map, Value, json};
+
+use crate::{ContainerRecord, Exit, Phase, PodMachine, Stage};
+
+/// The conditions that the device decides; `PodScheduled` is placement's.
+const CONDITIONS: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+
+/// The whole status.
+pub(crate) fn of(pod: &PodMachine) -> Value {
+    let phase = pod.phase();
+    let mut status = Map::new();
+    status.insert("phase".into(), json!(phase));
+    status.insert("startTime".into(), time(pod.record.start_time));
+    status.insert("conditions".into(), conditions(pod, phase));
+    let containers = pod.spec.containers.iter().map(|view| container(pod, &view.name, &view.image));
+    status.insert("containerStatuses".into(), containers.collect());
+    if let Some(addresses) = &pod.record.addresses {
+        for (first, all, list) in
+            [("podIP", "podIPs", &addresses.pod), ("hostIP", "hostIPs", &addresses.host)]
+        {
+            if let Some(one) = list.first() {
+                status.insert(first.into(), json!(one));
+                status.insert(all.into(), list.iter().map(|ip| json!({"ip": ip})).collect());
+            }
+        }
+    }
+    Value::Object(status)
+}
+
+/// Notes when conditions changed.
+pub(crate) fn note_conditions(pod: &mut PodMachine, now: Timestamp) {
+    for name in CONDITIONS {
+        let holds = holds(pod, name);
+        let entry = pod.record.conditions.entry(name.to_owned()).or_insert((holds, now));
+        if entry.0 != holds {
+            *entry = (holds, now);
+        }
+    }
+}
+
+fn holds(pod: &PodMachine, condition: &str) -> bool {
+    match condition {
+        "PodReadyToStartContainers" => pod.has_sandbox(),
+        "Initialized" => true,
+        _ => pod.record.ended.is_none() && pod.is_ready(),
+    }
+}
+
+fn conditions(pod: &PodMachine, phase: Phase) -> Value {
+    let unready: Vec<&str> = pod
+        .spec
+        .containers
+        .iter()
+        .filter(|view| !matches!(pod.record.containers[&view.name].stage, Stage::Running { .. }))
+        .map(|view| view.name.as_str())
+        .collect();
+    let mut list = Vec::new();
+    for name in CONDITIONS {
+        let holds = holds(pod, name);
+        let since = pod.record.conditions.get(name).map_or(pod.record.start_time, |(_, since)| *since);
+        let mut condition = json!({
+            "type": name,
+            "status": if holds { "True" } else { "False" },
+            "lastTransitionTime": time(since),
+        });
+        if !holds && name.ends_with("Ready") {
+            if matches!(phase, Phase::Succeeded) {
+                condition["reason"] = json!("PodCompleted");
+            } else {
+                condition["reason"] = json!("ContainersNotReady");
+                condition["message"] = json!(format!("containers with unready status: [{}]", unready.join(" ")));
+            }
+        }
+        list.push(condition);
+    }
+    let scheduled = pod.spec.scheduled_at.as_ref().map_or_else(|| time(pod.record.start_time), |at| json!(at));
+    list.push(json!({"type": "PodScheduled", "status": "True", "lastTransitionTime": scheduled}));
+    Value::Array(list)
+}
+
+fn container(pod: &PodMachine, name: &str, image: &str) -> Value {
+    let record = &pod.record.containers[name];
+    let running = matches!(record.stage, Stage::Running { .. });
+    let facts = record.image.as_ref().or(pod.containers.get(name).and_then(|one| one.facts.as_ref()));
+    let mut status = json!({
+        "name": name,
+        "image": facts.map_or(image, |facts| facts.reference.as_str()),
+        "imageID": facts.map_or("", |facts| facts.id.as_str()),
+        "ready": running,
+        "started": running,
+        "restartCount": record.attempt,
+        "state": state(pod, name, record),
+        "lastState": {},
+    });
+    if record.stage != Stage::Waiting {
+        status["containerID"] = container_id(pod, name, record.attempt);
+    }
+    let waits = is_waiting_to_restart(pod, record);
+    match (&record.stage, &record.last) {
+        (Stage::Exited(exit), _) if waits => {
+            status["lastState"] = json!({"terminated": terminated(pod, name, record.attempt, exit)});
+        }
+        (_, Some(exit)) => {
+            let attempt = record.attempt.saturating_sub(1);
+            status["lastState"] = json!({"terminated": terminated(pod, name, attempt, exit)});
+        }
+        _ => {}
+    }
+    status
+}
+
+fn state(pod: &PodMachine, name: &str, record: &ContainerRecord) -> Value {
+    match &record.stage {
+        Stage::Running { started_at } => json!({"running": {"startedAt": time(*started_at)}}),
+        Stage::Exited(exit) if !is_waiting_to_restart(pod, record) => {
+            json!({"terminated": terminated(pod, name, record.attempt, exit)})
+        }
+        Stage::Exited(exit) => {
+            if let Some(failure) = obstacle(pod, name) {
+                return json!({"waiting": failure});
+            }
+            let wait = record.restart_at.since(exit.finished_at).as_secs();
+            let full = pod.full_name();
+            json!({"waiting": {
+                "reason": "CrashLoopBackOff",
+                "message": format!("back-off {wait}s restarting failed container={name} pod={full}"),
+            }})
+        }
+        Stage::Waiting => {
+            let reason = if pod.record.ended.is_some() || pod.is_stopping() { "PodStopped" } else { "ContainerCreating" };
+            json!({"waiting": obstacle(pod, name).unwrap_or_else(|| json!({"reason": reason}))})
+        }
+    }
+}
+
+/// Whether an ended container waits for its next attempt, be it for time or for something that is missing.
+fn is_waiting_to_restart(pod: &PodMachine, record: &ContainerRecord) -> bool {
+    let exited = matches!(record.stage, Stage::Exited(_));
+    exited && !pod.is_stopping() && pod.record.ended.is_none() && pod.wants_start(record) && record.waits
+}
+
+/// What keeps a container from being started.
+fn obstacle(pod: &PodMachine, name: &str) -> Option<Value> {
+    let one = pod.containers.get(name)?;
+    let actions = &pod.actions;
+    let steps = [&one.image, &actions.volumes, &actions.network, &actions.sandbox, &one.removal, &one.start];
+    let failure = steps.iter().find_map(|step| step.failure.as_ref())?;
+    Some(json!({"reason": failure.reason, "message": failure.message}))
+}
+
+fn terminated(pod: &PodMachine, name: &str, attempt: u32, exit: &Exit) -> Value {
+    let mut value = json!({
+        "exitCode": exit.code,
+        "reason": exit.reason,
+        "finishedAt": time(exit.finished_at),
+        "containerID": container_id(pod, name, attempt),
+    });
+    if let Some(started) = exit.started_at {
+        value["startedAt"] = time(started);
+    }
+    if !exit.message.is_empty() {
+        value["message"] = json!(exit.message);
+    }
+    value
+}
+
+fn container_id(pod: &PodMachine, name: &str, attempt: u32) -> Value {
+    json!(format!("hearth://{}/{name}/{attempt}", pod.spec.uid))
+}
+
+fn time(at: Timestamp) -> Value {
+    json!(at.seconds().to_string())
+}

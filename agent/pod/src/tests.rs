@@ -1,0 +1,655 @@
+#![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
+
+use std::{collections::BTreeMap, time::Duration};
+
+use hearth_types::Timestamp;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+const T0: Timestamp = Timestamp(1_700_000_000_000);
+
+fn at(seconds: u64) -> Timestamp {
+    T0.plus(Duration::from_secs(seconds))
+}
+
+fn view(restart: &str, containers: &[&str]) -> PodView {
+    let containers: Vec<Value> = containers.iter().map(|name| json!({"name": name, "image": "app:1"})).collect();
+    let pod = json!({"metadata": {"name": "p", "namespace": "alice", "uid": "u-1"},
+        "spec": {"restartPolicy": restart, "containers": containers}});
+    PodView::from_json(&pod).unwrap()
+}
+
+fn deleted(mut view: PodView, grace: u64) -> Event {
+    view.deletion = Some(Duration::from_secs(grace));
+    Event::Desired(Box::new(view))
+}
+
+fn facts() -> ImageFacts {
+    ImageFacts { reference: "app:1".into(), id: "sha256:00".into() }
+}
+
+fn addresses() -> Addresses {
+    Addresses { pod: vec!["10.0.0.2".into(), "fd00::2".into()], host: vec!["192.0.2.1".into()] }
+}
+
+fn exit(code: i32, started: u64, finished: u64) -> Exit {
+    Exit::observed(Some(code), None, false, at(started), at(finished))
+}
+
+/// A device on which everything works: answers commands until none is left.
+struct Device {
+    pod: PodMachine,
+    log: Vec<Command>,
+}
+
+impl Device {
+    fn new(view: PodView) -> Self {
+        Self { pod: PodMachine::new(view, None, Found::Nothing, T0), log: Vec::new() }
+    }
+
+    fn run(&mut self, event: Event, now: Timestamp) -> Vec<Command> {
+        let mut queue = self.pod.step(event, now);
+        let mut all = Vec::new();
+        while !queue.is_empty() {
+            let command = queue.remove(0);
+            if let Some(event) = succeed(&command, now) {
+                queue.extend(self.pod.step(event, now));
+            }
+            all.push(command);
+        }
+        self.log.extend(all.clone());
+        all
+    }
+
+    fn status(&self) -> Value {
+        self.pod.status()
+    }
+
+    fn container(&self) -> Value {
+        self.status()["containerStatuses"][0].clone()
+    }
+}
+
+fn succeed(command: &Command, now: Timestamp) -> Option<Event> {
+    Some(match command {
+        Command::EnsureImage { container, .. } => Event::Image { container: container.clone(), result: Ok(facts()) },
+        Command::EnsureVolumes => Event::Volumes(Ok(())),
+        Command::AttachNetwork => Event::Network(Ok(addresses())),
+        Command::CreateSandbox => Event::Sandbox(Ok(())),
+        Command::StartContainer { container, attempt } => {
+            Event::Started { container: container.clone(), attempt: *attempt, result: Ok(now) }
+        }
+        Command::RemoveContainer { container } => Event::Removed { container: container.clone(), result: Ok(()) },
+        Command::DestroySandbox => Event::SandboxDestroyed(Ok(())),
+        Command::TearDown => Event::TornDown(Ok(())),
+        Command::Signal { .. } | Command::Kill { .. } | Command::ReportStatus { .. } | Command::Event { .. } => {
+            return None;
+        }
+    })
+}
+
+fn starts(commands: &[Command]) -> Vec<u32> {
+    let attempt = |command: &Command| match command {
+        Command::StartContainer { attempt, .. } => Some(*attempt),
+        _ => None,
+    };
+    commands.iter().filter_map(attempt).collect()
+}
+
+fn condition(status: &Value, name: &str) -> String {
+    let list = status["conditions"].as_array().unwrap();
+    list.iter().find(|one| one["type"] == name).unwrap()["status"].as_str().unwrap().to_owned()
+}
+
+fn exited(name: &str, attempt: u32, exit: Exit) -> Event {
+    Event::Exited { container: name.into(), attempt, exit }
+}
+
+#[test]
+fn a_pod_comes_up_and_says_so_as_kubernetes_does() {
+    let mut device = Device::new(view("Always", &["web"]));
+    let first = device.pod.step(Event::Tick, T0);
+    let Some(Command::ReportStatus { status, finished: false }) = first.last() else { panic!("{first:?}") };
+    assert_eq!(status["phase"], "Pending");
+    assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["reason"], "ContainerCreating");
+    for command in first {
+        if let Some(event) = succeed(&command, at(1)) {
+            device.run(event, at(1));
+        }
+    }
+    let status = device.status();
+    assert_eq!(
+        status["containerStatuses"],
+        json!([{
+            "name": "web", "image": "app:1", "imageID": "sha256:00", "ready": true, "started": true,
+            "restartCount": 0, "containerID": "hearth://u-1/web/0", "lastState": {},
+            "state": {"running": {"startedAt": "2023-11-14T22:13:21Z"}},
+        }])
+    );
+    assert_eq!(status["phase"], "Running");
+    assert_eq!(status["podIP"], "10.0.0.2");
+    assert_eq!(status["podIPs"], json!([{"ip": "10.0.0.2"}, {"ip": "fd00::2"}]));
+    assert_eq!(status["hostIP"], "192.0.2.1");
+    assert_eq!(status["startTime"], "2023-11-14T22:13:20Z");
+    for name in ["PodScheduled", "Initialized", "ContainersReady", "Ready", "PodReadyToStartContainers"] {
+        assert_eq!(condition(&status, name), "True", "{name}");
+    }
+    // The typed view of Kubernetes reads it.
+    let typed: hearth_types::kinds::PodStatus = serde_json::from_value(status).unwrap();
+    assert_eq!(typed.container_statuses.unwrap().len(), 1);
+}
+
+#[test]
+fn a_crashing_container_is_restarted_at_once_and_then_with_waits() {
+    let mut device = Device::new(view("Always", &["web"]));
+    assert_eq!(starts(&device.run(Event::Tick, T0)), [0]);
+    assert_eq!(starts(&device.run(exited("web", 0, exit(1, 0, 1)), at(1))), [1]);
+    assert_eq!(device.container()["lastState"]["terminated"]["exitCode"], 1);
+    // The second end waits 10 s, counted from the end.
+    assert_eq!(starts(&device.run(exited("web", 1, exit(1, 1, 2)), at(3))), Vec::<u32>::new());
+    let container = device.container();
+    assert_eq!(container["state"]["waiting"]["reason"], "CrashLoopBackOff");
+    assert_eq!(
+        container["state"]["waiting"]["message"],
+        "back-off 10s restarting failed container=web pod=p_alice(u-1)"
+    );
+    assert_eq!(container["restartCount"], 1);
+    assert_eq!(container["lastState"]["terminated"]["reason"], "Error");
+    assert_eq!(device.status()["phase"], "Running");
+    assert_eq!(condition(&device.status(), "Ready"), "False");
+    assert_eq!(device.pod.next_wake(), Some(at(12)));
+    assert_eq!(starts(&device.run(Event::Tick, at(11))), Vec::<u32>::new());
+    assert_eq!(starts(&device.run(Event::Tick, at(12))), [2]);
+    assert_eq!(device.container()["restartCount"], 2);
+    // After ten minutes of running, the next restart is immediate again.
+    assert_eq!(starts(&device.run(exited("web", 2, exit(1, 12, 700)), at(700))), [3]);
+}
+
+#[test]
+fn an_ended_container_is_removed_before_the_next_attempt() {
+    let mut device = Device::new(view("Always", &["web"]));
+    device.run(Event::Tick, T0);
+    let commands = device.run(exited("web", 0, exit(0, 0, 1)), at(1));
+    let remove = commands.iter().position(|c| matches!(c, Command::RemoveContainer { .. }));
+    let start = commands.iter().position(|c| matches!(c, Command::StartContainer { .. }));
+    assert!(remove.is_some() && remove < start, "{commands:?}");
+}
+
+#[test]
+fn the_restart_policy_decides_how_a_pod_ends() {
+    for (policy, code, phase, restarted) in [
+        ("Always", 0, "Running", true),
+        ("OnFailure", 0, "Succeeded", false),
+        ("OnFailure", 1, "Running", true),
+        ("Never", 0, "Succeeded", false),
+        ("Never", 7, "Failed", false),
+    ] {
+        let mut device = Device::new(view(policy, &["job"]));
+        device.run(Event::Tick, T0);
+        let commands = device.run(exited("job", 0, exit(code, 0, 1)), at(1));
+        assert_eq!(!starts(&commands).is_empty(), restarted, "{policy} {code}");
+        assert_eq!(device.status()["phase"], phase, "{policy} {code}");
+        assert_eq!(device.pod.is_finished(), !restarted, "{policy} {code}");
+        if !restarted {
+            assert!(commands.contains(&Command::TearDown));
+            assert_eq!(device.container()["state"]["terminated"]["exitCode"], code);
+            assert_eq!(condition(&device.status(), "Ready"), "False");
+        }
+    }
+}
+
+#[test]
+fn one_of_two_that_ended_leaves_the_pod_running() {
+    let mut device = Device::new(view("Never", &["a", "b"]));
+    device.run(Event::Tick, T0);
+    device.run(exited("a", 0, exit(1, 0, 1)), at(1));
+    assert_eq!(device.status()["phase"], "Running");
+    device.run(exited("b", 0, exit(0, 0, 2)), at(2));
+    assert_eq!(device.status()["phase"], "Failed");
+    assert!(device.pod.is_finished());
+}
+
+#[test]
+fn a_missing_image_says_so_and_is_looked_for_again_at_once_when_images_change() {
+    let mut device = Device::new(view("Always", &["web"]));
+    device.pod.step(Event::Tick, T0);
+    device.run(Event::Volumes(Ok(())), T0);
+    let failure = Failure::new("ImageNotPresent", "import it");
+    let result = Event::Image { container: "web".into(), result: Err(failure.clone()) };
+    let commands = device.run(result.clone(), T0);
+    assert!(commands.iter().any(|c| matches!(c, Command::Event { reason, .. } if reason == "ImageNotPresent")));
+    assert!(!commands.contains(&Command::AttachNetwork), "nothing is made for a pod that cannot start");
+    assert_eq!(device.container()["state"]["waiting"], json!({"reason": "ImageNotPresent", "message": "import it"}));
+    assert!(device.pod.waits_for_image());
+    let again = device.pod.step(Event::Tick, at(1));
+    assert!(again.iter().any(|c| matches!(c, Command::EnsureImage { .. })), "{again:?}");
+    // Images changed while the look-up was under way: its failure is stale.
+    device.pod.step(Event::ImagesChanged, at(1));
+    let again = device.pod.step(result, at(1));
+    assert!(again.iter().any(|c| matches!(c, Command::EnsureImage { .. })), "{again:?}");
+    assert!(!again.iter().any(|c| matches!(c, Command::Event { .. })), "the same failure is told once");
+    device.run(Event::Image { container: "web".into(), result: Ok(facts()) }, at(2));
+    assert_eq!(device.status()["phase"], "Running");
+    assert!(!device.pod.waits_for_image());
+}
+
+#[test]
+fn wrong_configuration_uses_up_no_attempt() {
+    let mut device = Device::new(view("Always", &["web"]));
+    for event in [
+        Event::Tick,
+        Event::Image { container: "web".into(), result: Ok(facts()) },
+        Event::Volumes(Ok(())),
+        Event::Network(Ok(addresses())),
+        Event::Sandbox(Ok(())),
+    ] {
+        device.pod.step(event, T0);
+    }
+    let failure = Failure::new("CreateContainerConfigError", "configmap \"c\" not found");
+    let result = Err(StartFailure::Config(failure));
+    let commands = device.pod.step(Event::Started { container: "web".into(), attempt: 0, result }, T0);
+    assert_eq!(starts(&commands), Vec::<u32>::new());
+    assert_eq!(device.container()["state"]["waiting"]["reason"], "CreateContainerConfigError");
+    assert_eq!(device.status()["phase"], "Pending");
+    assert_eq!(starts(&device.run(Event::ConfigChanged, T0)), [0]);
+    assert_eq!(device.container()["restartCount"], 0);
+}
+
+#[test]
+fn a_container_that_cannot_be_executed_backs_off() {
+    let mut device = Device::new(view("Always", &["web"]));
+    for event in [
+        Event::Tick,
+        Event::Image { container: "web".into(), result: Ok(facts()) },
+        Event::Volumes(Ok(())),
+        Event::Network(Ok(addresses())),
+        Event::Sandbox(Ok(())),
+    ] {
+        device.pod.step(event, T0);
+    }
+    let failed = |attempt| Event::Started {
+        container: "web".into(),
+        attempt,
+        result: Err(StartFailure::Run(Failure::new("StartError", "/nope: no such file"))),
+    };
+    let remove = Command::RemoveContainer { container: "web".into() };
+    assert!(device.pod.step(failed(0), T0).contains(&remove));
+    let removed = Event::Removed { container: "web".into(), result: Ok(()) };
+    assert_eq!(starts(&device.pod.step(removed, T0)), [1]);
+    device.pod.step(failed(1), T0);
+    let container = device.container();
+    assert_eq!(container["state"]["waiting"]["reason"], "CrashLoopBackOff");
+    assert_eq!(container["lastState"]["terminated"]["reason"], "StartError");
+    assert_eq!(container["lastState"]["terminated"]["exitCode"], 128);
+    assert_eq!(container["lastState"]["terminated"]["message"], "/nope: no such file");
+    assert_eq!(device.pod.next_wake(), Some(at(10)));
+}
+
+#[test]
+fn a_deleted_pod_is_asked_then_killed_then_torn_down() {
+    let spec = view("Always", &["web"]);
+    let mut device = Device::new(spec.clone());
+    device.run(Event::Tick, T0);
+    let commands = device.run(deleted(spec, 5), at(10));
+    assert!(commands.contains(&Command::Signal { container: "web".into() }));
+    assert_eq!(device.pod.next_wake(), Some(at(15)));
+    let commands = device.run(Event::Tick, at(15));
+    assert!(commands.contains(&Command::Kill { container: "web".into() }));
+    assert!(!commands.contains(&Command::TearDown));
+    let killed = Exit::observed(None, Some(9), false, T0, at(15));
+    let commands = device.run(exited("web", 0, killed), at(15));
+    assert!(commands.contains(&Command::TearDown));
+    let Some(Command::ReportStatus { status, finished: true }) = commands.last() else { panic!("{commands:?}") };
+    assert_eq!(status["phase"], "Failed");
+    assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["exitCode"], 137);
+    assert!(device.pod.is_finished());
+    assert_eq!(device.pod.next_wake(), None);
+}
+
+#[test]
+fn no_grace_kills_at_once_and_a_later_word_shortens_it() {
+    let spec = view("Always", &["web"]);
+    let mut device = Device::new(spec.clone());
+    device.run(Event::Tick, T0);
+    assert!(device.run(deleted(spec.clone(), 100), T0).contains(&Command::Signal { container: "web".into() }));
+    assert!(device.run(deleted(spec.clone(), 200), T0).is_empty(), "never longer");
+    assert!(device.run(deleted(spec, 0), T0).contains(&Command::Kill { container: "web".into() }));
+}
+
+#[test]
+fn a_clock_that_is_set_back_does_not_lengthen_waits() {
+    let spec = view("Always", &["web"]);
+    let mut device = Device::new(spec.clone());
+    device.run(Event::Tick, at(100_000));
+    device.run(exited("web", 0, exit(1, 99_999, 100_000)), at(100_000));
+    device.run(exited("web", 1, exit(1, 100_000, 100_001)), at(100_001));
+    assert_eq!(starts(&device.run(Event::Tick, T0)), [2]);
+    device.run(deleted(spec, 5), at(100_000));
+    device.run(Event::Tick, T0);
+    assert!(device.run(Event::Tick, at(5)).contains(&Command::Kill { container: "web".into() }));
+}
+
+#[test]
+fn a_vanished_pod_is_stopped_without_reports() {
+    let mut device = Device::new(view("Always", &["web"]));
+    device.run(Event::Tick, T0);
+    let mut commands = device.run(Event::Vanished(Duration::from_secs(1)), T0);
+    commands.extend(device.run(exited("web", 0, exit(0, 0, 1)), at(1)));
+    assert!(commands.contains(&Command::TearDown));
+    assert!(!commands.iter().any(|c| matches!(c, Command::ReportStatus { .. })), "{commands:?}");
+}
+
+#[test]
+fn an_adopted_pod_restarts_nothing_that_runs() {
+    let mut before = Device::new(view("Always", &["web", "side"]));
+    before.run(Event::Tick, T0);
+    before.run(exited("web", 0, exit(1, 0, 1)), at(1));
+    let record: Record = serde_json::from_value(serde_json::to_value(before.pod.record()).unwrap()).unwrap();
+    assert_eq!(&record, before.pod.record());
+    let running = |name: &str, attempt, since| FoundContainer {
+        name: name.into(),
+        attempt,
+        state: FoundState::Running(since),
+    };
+    let found = Found::Alive(vec![running("web", 1, at(1)), running("side", 0, T0)]);
+    let mut after = Device {
+        pod: PodMachine::new(view("Always", &["web", "side"]), Some(record), found, at(50)),
+        log: Vec::new(),
+    };
+    let commands = after.run(Event::Tick, at(50));
+    assert_eq!(starts(&commands), Vec::<u32>::new());
+    assert!(!commands.contains(&Command::CreateSandbox), "{commands:?}");
+    assert!(commands.contains(&Command::AttachNetwork), "{commands:?}");
+    assert_eq!(after.container()["restartCount"], 1);
+    assert_eq!(after.status(), before.status(), "nothing changed but the agent");
+}
+
+#[test]
+fn what_was_lost_in_a_reboot_is_unknown_and_starts_again() {
+    for (policy, phase) in [("Always", "Running"), ("OnFailure", "Running"), ("Never", "Failed")] {
+        let mut before = Device::new(view(policy, &["web"]));
+        before.run(Event::Tick, T0);
+        let record = before.pod.record().clone();
+        let mut after = Device {
+            pod: PodMachine::new(view(policy, &["web"]), Some(record), Found::Nothing, at(50)),
+            log: Vec::new(),
+        };
+        let commands = after.run(Event::Tick, at(50));
+        assert_eq!(after.status()["phase"], phase, "{policy}");
+        let state = if policy == "Never" { "state" } else { "lastState" };
+        let terminated = after.container()[state]["terminated"].clone();
+        assert_eq!(terminated["reason"], "ContainerStatusUnknown", "{policy}");
+        assert_eq!(terminated["exitCode"], 255, "{policy}");
+        assert_eq!(starts(&commands), if policy == "Never" { vec![] } else { vec![1] }, "{policy}");
+    }
+}
+
+#[test]
+fn an_end_that_nobody_saw_keeps_its_exit_code() {
+    let mut before = Device::new(view("Never", &["job"]));
+    before.run(Event::Tick, T0);
+    let found = Found::Dead(vec![FoundContainer {
+        name: "job".into(),
+        attempt: 0,
+        state: FoundState::Exited(exit(0, 0, 9)),
+    }]);
+    let mut after = Device {
+        pod: PodMachine::new(view("Never", &["job"]), Some(before.pod.record().clone()), found, at(50)),
+        log: Vec::new(),
+    };
+    after.run(Event::Tick, at(50));
+    assert_eq!(after.status()["phase"], "Succeeded");
+    assert!(after.pod.is_finished());
+}
+
+#[test]
+fn a_lost_sandbox_is_made_anew() {
+    let mut device = Device::new(view("Always", &["web"]));
+    device.run(Event::Tick, T0);
+    let commands = device.run(Event::SandboxLost, at(1));
+    assert!(commands.contains(&Command::DestroySandbox));
+    assert!(commands.contains(&Command::CreateSandbox));
+    assert_eq!(starts(&commands), [1]);
+    assert_eq!(device.container()["lastState"]["terminated"]["reason"], "ContainerStatusUnknown");
+}
+
+/// What random devices do.
+#[derive(Clone, Debug)]
+enum Chance {
+    Answer { which: usize, good: bool },
+    End { which: usize, code: i32 },
+    EndBeforeStart { which: usize },
+    Lose,
+    Images,
+    Config,
+    Delete { grace: u64 },
+    Vanish,
+    Wait { seconds: u64 },
+    Restart { alive: bool },
+}
+
+fn chance() -> impl Strategy<Value = Chance> {
+    prop_oneof![
+        10 => (any::<usize>(), prop::bool::weighted(0.8)).prop_map(|(which, good)| Chance::Answer { which, good }),
+        4 => (any::<usize>(), 0..3).prop_map(|(which, code)| Chance::End { which, code }),
+        1 => any::<usize>().prop_map(|which| Chance::EndBeforeStart { which }),
+        1 => Just(Chance::Lose),
+        1 => Just(Chance::Images),
+        1 => Just(Chance::Config),
+        1 => (0_u64..40).prop_map(|grace| Chance::Delete { grace }),
+        1 => Just(Chance::Vanish),
+        4 => (0_u64..400).prop_map(|seconds| Chance::Wait { seconds }),
+        1 => any::<bool>().prop_map(|alive| Chance::Restart { alive }),
+    ]
+}
+
+/// A device that does as chance has it, and watches over the machine.
+struct Model {
+    spec: PodView,
+    pod: PodMachine,
+    now: Timestamp,
+    open: Vec<Command>,
+    running: BTreeMap<String, (u32, Timestamp)>,
+    newest: BTreeMap<String, u32>,
+    stopping: bool,
+}
+
+impl Model {
+    fn new(spec: PodView) -> Self {
+        let mut model = Self {
+            pod: PodMachine::new(spec.clone(), None, Found::Nothing, T0),
+            spec,
+            now: T0,
+            open: Vec::new(),
+            running: BTreeMap::new(),
+            newest: BTreeMap::new(),
+            stopping: false,
+        };
+        model.step(Event::Tick);
+        model
+    }
+
+    fn step(&mut self, event: Event) {
+        self.stopping |= matches!(&event, Event::Vanished(_))
+            || matches!(&event, Event::Desired(view) if view.deletion.is_some());
+        for command in self.pod.step(event, self.now) {
+            match &command {
+                Command::StartContainer { container, attempt } => {
+                    assert!(!self.stopping, "a pod that is being stopped starts {container}");
+                    assert!(self.pod.record().ended.is_none(), "a pod that ended starts {container}");
+                    assert!(!self.running.contains_key(container), "{container} runs already");
+                    let open = |c: &Command| matches!(c, Command::StartContainer { container: c, .. } if c == container);
+                    assert!(!self.open.iter().any(open), "{container} is being started already");
+                    assert!(self.newest.get(container).is_none_or(|newest| attempt > newest), "attempt used twice");
+                }
+                Command::RemoveContainer { container } => {
+                    assert!(!self.running.contains_key(container), "{container} runs and is removed");
+                }
+                Command::Kill { container } => {
+                    if let Some((attempt, started)) = self.running.remove(container) {
+                        let exit = Exit::observed(None, Some(9), false, started, self.now);
+                        self.open.push(command.clone());
+                        // Told later, in any order.
+                        self.newest.insert(container.clone(), attempt);
+                        let told = exited(container, attempt, exit);
+                        self.open.pop();
+                        self.step(told);
+                        continue;
+                    }
+                }
+                Command::TearDown | Command::DestroySandbox => self.running.clear(),
+                _ => {}
+            }
+            if succeed(&command, self.now).is_some() {
+                self.open.push(command);
+            }
+        }
+        let json = serde_json::to_value(self.pod.record()).unwrap();
+        assert_eq!(&serde_json::from_value::<Record>(json).unwrap(), self.pod.record());
+    }
+
+    fn answer(&mut self, which: usize, good: bool) {
+        if self.open.is_empty() {
+            return;
+        }
+        let command = self.open.remove(which % self.open.len());
+        let failure = || Failure::new("Test", "chance has it");
+        let event = match (&command, good) {
+            (Command::StartContainer { container, attempt }, true) => {
+                self.running.insert(container.clone(), (*attempt, self.now));
+                self.newest.insert(container.clone(), *attempt);
+                succeed(&command, self.now).unwrap()
+            }
+            (_, true) => succeed(&command, self.now).unwrap(),
+            (Command::EnsureImage { container, .. }, false) => {
+                Event::Image { container: container.clone(), result: Err(failure()) }
+            }
+            (Command::EnsureVolumes, false) => Event::Volumes(Err(failure())),
+            (Command::AttachNetwork, false) => Event::Network(Err(failure())),
+            (Command::CreateSandbox, false) => Event::Sandbox(Err(failure())),
+            (Command::StartContainer { container, attempt }, false) => {
+                let result = Err(if which.is_multiple_of(2) {
+                    self.newest.insert(container.clone(), *attempt);
+                    StartFailure::Run(failure())
+                } else {
+                    StartFailure::Config(failure())
+                });
+                Event::Started { container: container.clone(), attempt: *attempt, result }
+            }
+            (Command::RemoveContainer { container }, false) => {
+                Event::Removed { container: container.clone(), result: Err(failure()) }
+            }
+            (Command::DestroySandbox, false) => Event::SandboxDestroyed(Err(failure())),
+            (Command::TearDown, false) => Event::TornDown(Err(failure())),
+            _ => return,
+        };
+        self.step(event);
+    }
+
+    fn end(&mut self, which: usize, code: i32) {
+        let Some(name) = self.running.keys().nth(which % self.running.len().max(1)).cloned() else { return };
+        let (attempt, started) = self.running.remove(&name).unwrap();
+        self.step(exited(&name, attempt, Exit::observed(Some(code), None, false, started, self.now)));
+    }
+
+    fn take(&mut self, chance: &Chance) {
+        match *chance {
+            Chance::Answer { which, good } => self.answer(which, good),
+            Chance::End { which, code } => self.end(which, code),
+            Chance::EndBeforeStart { which } => {
+                let is_start = |c: &Command| matches!(c, Command::StartContainer { .. });
+                if let Some(index) = self.open.iter().position(is_start) {
+                    let Command::StartContainer { container, attempt } = self.open[index].clone() else { return };
+                    self.newest.insert(container.clone(), attempt);
+                    let exit = Exit::observed(Some(which as i32 % 2), None, false, self.now, self.now);
+                    self.step(exited(&container, attempt, exit));
+                    // Its start is told after its end.
+                    if let Some(index) = self.open.iter().position(is_start) {
+                        self.open.remove(index);
+                    }
+                    self.step(Event::Started { container, attempt, result: Ok(self.now) });
+                }
+            }
+            Chance::Lose => {
+                if self.pod.has_sandbox() {
+                    self.running.clear();
+                    self.step(Event::SandboxLost);
+                }
+            }
+            Chance::Images => self.step(Event::ImagesChanged),
+            Chance::Config => self.step(Event::ConfigChanged),
+            Chance::Delete { grace } => self.step(deleted(self.spec.clone(), grace)),
+            Chance::Vanish => self.step(Event::Vanished(Duration::from_secs(1))),
+            Chance::Wait { seconds } => {
+                self.now = self.now.plus(Duration::from_secs(seconds));
+                self.step(Event::Tick);
+            }
+            Chance::Restart { alive } => self.restart(alive),
+        }
+    }
+
+    /// The agent dies with what was under way, and starts again.
+    fn restart(&mut self, alive: bool) {
+        let alive = alive && self.pod.has_sandbox();
+        let record = self.pod.record().clone();
+        self.open.clear();
+        let found = self.running.iter().map(|(name, (attempt, started))| FoundContainer {
+            name: name.clone(),
+            attempt: *attempt,
+            state: FoundState::Running(*started),
+        });
+        let found = if alive { Found::Alive(found.collect()) } else { Found::Nothing };
+        if !alive {
+            self.running.clear();
+        }
+        let mut spec = self.spec.clone();
+        spec.deletion = self.stopping.then_some(Duration::from_secs(3));
+        self.pod = PodMachine::new(spec, Some(record), found, self.now);
+        self.step(Event::Tick);
+    }
+
+    /// From here on everything works.
+    fn heal(&mut self) {
+        for _ in 0..10_000 {
+            if !self.open.is_empty() {
+                self.answer(0, true);
+            } else if let Some(wake) = self.pod.next_wake() {
+                self.now = self.now.max(wake);
+                self.step(Event::Tick);
+                assert!(self.pod.next_wake().is_none_or(|next| next > self.now), "it would wake for ever");
+            } else {
+                return;
+            }
+        }
+        panic!("it never comes to rest: {:?}", self.pod);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn whatever_happens_a_pod_keeps_its_guarantees(
+        policy in prop::sample::select(vec!["Always", "OnFailure", "Never"]),
+        containers in 1_usize..4,
+        chances in prop::collection::vec(chance(), 0..60),
+    ) {
+        let names = ["a", "b", "c"];
+        let mut model = Model::new(view(policy, &names[..containers]));
+        for chance in &chances {
+            model.take(chance);
+        }
+        model.heal();
+        if !model.stopping {
+            let running = model.running.len() == containers;
+            prop_assert!(running || model.pod.record().ended.is_some() || policy != "Always", "{:?}", model.pod);
+            prop_assert!(running || policy == "OnFailure" || policy == "Never");
+            model.step(deleted(model.spec.clone(), 2));
+            model.heal();
+        }
+        prop_assert!(model.pod.is_finished(), "{:?}", model.pod);
+        prop_assert!(model.running.is_empty());
+    }
+}

@@ -1,0 +1,234 @@
+//! The helper that makes a container: mounts its root, then lets libcontainer make and start its first process, as a
+//! sibling, so that the shim is the parent.
+
+use std::{
+    fs,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use libcontainer::{
+    container::builder::ContainerBuilder,
+    oci_spec::runtime::Spec,
+    syscall::syscall::SyscallType,
+    workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError},
+};
+use nix::{
+    mount::{MntFlags, umount2},
+    sched::{CloneFlags, unshare},
+    unistd::pivot_root,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    caps, invalid,
+    launch::{DEFAULT_PATH, Launch},
+    oci,
+    rootfs::{self, LayerPath, Root},
+    user::{self, Ids},
+};
+use crate::{
+    error::{StartError, because},
+    model::{ContainerSpec, MountKind},
+    shim::{Sandbox, container_id},
+    sys,
+    wire::{self, HelperMsg},
+};
+
+/// What an exec needs to know of its container; `exec.json` in the container's directory of the shim's private root.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ExecContext {
+    pub(super) env: Vec<(String, String)>,
+    pub(super) cwd: String,
+    pub(super) ids: Ids,
+    pub(super) caps: caps::CapSet,
+}
+
+fn isolation<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StartError {
+    move |e| StartError::Isolation { reason: because(what, e) }
+}
+
+/// Error texts of libcontainer can be long; a message has room for less.
+const MAX_REASON: usize = 2000;
+
+/// An error with its causes, as libcontainer's top ones say little.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(c) = cause {
+        let c_text = c.to_string();
+        if !text.contains(&c_text) {
+            text = format!("{text}: {c_text}");
+        }
+        cause = c.source();
+    }
+    text.chars().take(MAX_REASON).collect()
+}
+
+/// The helper's life.
+pub(crate) fn run(sandbox: &Sandbox, spec: &ContainerSpec, channel: OwnedFd, stdout: OwnedFd, stderr: OwnedFd) -> i32 {
+    let made = make(sandbox, spec, &channel, stdout, stderr);
+    let (message, code) = match made {
+        Ok(()) => return 0,
+        Err(e) => (HelperMsg::Failed(e), 1),
+    };
+    let _ = wire::send_message(channel.as_fd(), &message, &[]);
+    code
+}
+
+fn make(
+    sandbox: &Sandbox,
+    spec: &ContainerSpec,
+    channel: &OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+) -> Result<(), StartError> {
+    let namespaces = [&sandbox.userns, &sandbox.ipcns, &sandbox.utsns];
+    let mut keep: Vec<_> = namespaces.iter().map(|fd| fd.as_raw_fd()).collect();
+    keep.extend([channel.as_raw_fd(), stdout.as_raw_fd(), stderr.as_raw_fd()]);
+    // SAFETY: this process was just forked for one container; the shim's other descriptors are never touched in it.
+    unsafe { sys::close_all_but(&keep) }.map_err(isolation("close descriptors of the shim"))?;
+
+    let id = container_id(&spec.name, spec.attempt);
+    let cgroup = sandbox.cgroup.join(&id);
+    let no_cgroup = |e: std::io::Error| StartError::Cgroup { reason: e.to_string() };
+    sandbox.cgroups.create(&cgroup).map_err(no_cgroup)?;
+    sandbox.cgroups.limit_container(&cgroup, &spec.limits).map_err(no_cgroup)?;
+    sandbox.cgroups.deny_devices(&cgroup).map_err(isolation("deny devices"))?;
+
+    unshare(CloneFlags::CLONE_NEWNS).map_err(isolation("unshare the mount namespace"))?;
+    let (ids, caps) = prepare_root(sandbox, spec, &sandbox.mnt.join("c").join(&id))?;
+    enter_private_root(&sandbox.mnt)?;
+
+    let dir = Path::new("/c").join(&id);
+    let env = environment(spec, &ids, &sandbox.config.hostname);
+    let context = ExecContext { env: env.clone(), cwd: spec.cwd.clone(), ids: ids.clone(), caps };
+    let context = serde_json::to_vec(&context).map_err(isolation("describe the container for execs"))?;
+    fs::write(dir.join("exec.json"), context).map_err(isolation("describe the container for execs"))?;
+
+    let by_fd = |fd: &OwnedFd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    let parts = oci::Parts {
+        spec,
+        dir: &dir,
+        env: &env,
+        ids: &ids,
+        caps,
+        cgroup: cgroup.clone(),
+        namespaces: namespaces.map(by_fd),
+        cgroup_v2: sandbox.cgroups.is_v2(),
+    };
+    let oci = oci::build(&parts).map_err(isolation("build the specification"))?;
+    oci.save(dir.join("config.json")).map_err(isolation("write the specification"))?;
+    let launch = Launch::new(&spec.args, &env, channel.as_raw_fd())?;
+    start(&id, &dir, launch, sandbox, &cgroup, channel, stdout, stderr)
+}
+
+#[allow(clippy::too_many_arguments)] // one call, and each is a thing of its own
+fn start(
+    id: &str,
+    dir: &Path,
+    launch: Launch,
+    sandbox: &Sandbox,
+    cgroup: &Path,
+    channel: &OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+) -> Result<(), StartError> {
+    let failed = |e: libcontainer::error::LibcontainerError| StartError::Isolation { reason: chain(&e) };
+    let stdin = fs::File::open("/dev/null").map_err(isolation("open /dev/null"))?;
+    let mut container = ContainerBuilder::new(id.to_owned(), SyscallType::default())
+        .with_root_path("/lc")
+        .map_err(failed)?
+        .with_executor(Program(launch))
+        .with_stdin(stdin)
+        .with_stdout(stdout)
+        .with_stderr(stderr)
+        .validate_id()
+        .map_err(failed)?
+        .as_init(dir)
+        .with_systemd(false)
+        .with_detach(true)
+        .as_sibling(true)
+        .build()
+        .map_err(failed)?;
+    let pid = container.pid().ok_or_else(|| invalid("container", "it has no process"))?.as_raw();
+    wire::send_message(channel.as_fd(), &HelperMsg::Created { pid }, &[]).map_err(isolation("report to the shim"))?;
+    sandbox.cgroups.join_rest(cgroup, pid).map_err(|e| StartError::Cgroup { reason: e.to_string() })?;
+    container.start().map_err(failed)
+}
+
+/// Mounts the root and the volumes and puts in place what they need. Returns who the program runs as, with what.
+fn prepare_root(sandbox: &Sandbox, spec: &ContainerSpec, dir: &Path) -> Result<(Ids, caps::CapSet), StartError> {
+    let map = sandbox.config.id_map;
+    fs::create_dir(dir).map_err(isolation("make the container's directory"))?;
+    rootfs::mount_overlay(spec, dir, map, sandbox.userns(), &[LayerPath::Detached, LayerPath::Attached])?;
+    let path = dir.join("rootfs");
+    let root = Root::open(&path, map).map_err(isolation("open the root"))?;
+    for name in ["resolv.conf", "hosts", "hostname"] {
+        root.make_etc_file(name)
+            .map_err(|e| StartError::RootFs { reason: format!("put /etc/{name} in place: {e}") })?;
+    }
+    for (n, volume) in spec.mounts.iter().enumerate() {
+        root.check_target(&volume.target).map_err(|e| StartError::Mount {
+            source_path: volume.source.clone(),
+            target: volume.target.clone(),
+            reason: e.to_string(),
+        })?;
+        if volume.kind == MountKind::IdmappedBind {
+            rootfs::attach_volume(volume, sandbox.userns(), &dir.join(format!("v{n}")))?;
+        }
+    }
+    if !spec.cwd.is_empty() && !is_below_mount(spec) {
+        root.make_dir(Path::new(&spec.cwd))
+            .map_err(|e| StartError::WorkingDirectory { cwd: spec.cwd.clone(), reason: e.to_string() })?;
+    }
+    let run_as = (spec.run_as_user, spec.run_as_group);
+    let ids = user::resolve(root.fd.as_fd(), &spec.user, run_as, map.size)?;
+    let host = caps::bounding().map_err(isolation("read the host's capabilities"))?;
+    Ok((ids, caps::parse(&spec.capabilities)? & host))
+}
+
+/// Whether the working directory is on a mount: then it has to be there.
+fn is_below_mount(spec: &ContainerSpec) -> bool {
+    let cwd = Path::new(&spec.cwd);
+    spec.mounts.iter().any(|m| cwd.starts_with(&m.target)) || rootfs::check_target(cwd).is_err()
+}
+
+/// From here on the host's files cannot be reached by any path: the pod's small root becomes the root.
+fn enter_private_root(mnt: &Path) -> Result<(), StartError> {
+    std::env::set_current_dir(mnt).map_err(isolation("enter the private root"))?;
+    pivot_root(".", ".").map_err(isolation("pivot to the private root"))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(isolation("leave the host's root"))?;
+    std::env::set_current_dir("/").map_err(isolation("enter the private root"))
+}
+
+/// The environment, with what every program expects.
+fn environment(spec: &ContainerSpec, ids: &Ids, hostname: &str) -> Vec<(String, String)> {
+    let mut env = spec.env.clone();
+    for (name, value) in [("PATH", DEFAULT_PATH), ("HOME", &ids.home), ("HOSTNAME", hostname)] {
+        if !env.iter().any(|(k, v)| k == name && !v.is_empty()) {
+            env.retain(|(k, _)| k != name);
+            env.push((name.to_owned(), value.to_owned()));
+        }
+    }
+    env
+}
+
+/// Runs the program as libcontainer's last step.
+#[derive(Clone)]
+struct Program(Launch);
+
+impl Executor for Program {
+    fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
+        Err(ExecutorError::Other(self.0.go().to_string()))
+    }
+
+    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        Ok(())
+    }
+
+    /// The environment is passed to execve; that of this process does not matter.
+    fn setup_envs(&self, _: std::collections::HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,90 @@
+//! The last steps before a program runs, the same for containers and for execs: signals, seccomp, execve.
+
+use std::{
+    ffi::CString,
+    os::fd::{BorrowedFd, RawFd},
+    path::Path,
+};
+
+use crate::{
+    error::{StartError, because},
+    seccomp, sys,
+    wire::{self, HelperMsg},
+};
+
+/// Where programs are looked for if the image does not say.
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A program ready to run; all memory it needs is taken beforehand.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    args: Vec<CString>,
+    env: Vec<CString>,
+    /// Paths to try, in this order.
+    candidates: Vec<CString>,
+    /// Socket for [`HelperMsg`]; close-on-exec.
+    channel: RawFd,
+}
+
+impl Launch {
+    /// # Errors
+    /// A NUL byte in a string.
+    pub(crate) fn new(args: &[String], env: &[(String, String)], channel: RawFd) -> Result<Self, StartError> {
+        let c = |s: String| CString::new(s).map_err(|_| super::invalid("args", "contains a NUL byte"));
+        let program = args.first().cloned().unwrap_or_default();
+        let candidates = if program.contains('/') {
+            vec![c(program)?]
+        } else {
+            let path = env.iter().rev().find(|(k, _)| k == "PATH").map_or(DEFAULT_PATH, |(_, v)| v.as_str());
+            let dirs = path.split(':').map(|d| if d.is_empty() { "." } else { d });
+            dirs.map(|d| c(format!("{d}/{program}"))).collect::<Result<_, _>>()?
+        };
+        Ok(Self {
+            args: args.iter().cloned().map(c).collect::<Result<_, _>>()?,
+            env: env.iter().map(|(k, v)| c(format!("{k}={v}"))).collect::<Result<_, _>>()?,
+            candidates,
+            channel,
+        })
+    }
+
+    fn say(&self, message: &HelperMsg) {
+        // SAFETY: the descriptor is open in this process until execve: whoever made us keeps it.
+        let channel = unsafe { BorrowedFd::borrow_raw(self.channel) };
+        let _ = wire::send_message(channel, message, &[]);
+    }
+
+    /// Runs the program in place of this process. Returns only with why it did not, after having said so.
+    pub(crate) fn go(&self) -> StartError {
+        sys::reset_signals();
+        self.say(&HelperMsg::Executing);
+        let error = match seccomp::load() {
+            Ok(()) => self.execute(),
+            Err(e) => StartError::Isolation { reason: because("load the seccomp profile", e) },
+        };
+        self.say(&HelperMsg::Failed(error.clone()));
+        error
+    }
+
+    fn execute(&self) -> StartError {
+        let program = self.args[0].to_string_lossy().into_owned();
+        let mut denied = None;
+        for candidate in &self.candidates {
+            let Err(errno) = nix::unistd::execve(candidate, &self.args, &self.env);
+            match errno {
+                nix::errno::Errno::ENOENT => {
+                    if Path::new(&*candidate.to_string_lossy()).exists() {
+                        let reason = "its interpreter or dynamic loader is not in the image".to_owned();
+                        return StartError::NotExecutable { program, reason };
+                    }
+                }
+                nix::errno::Errno::ENOTDIR => {}
+                nix::errno::Errno::EACCES => denied = Some(errno.desc().to_owned()),
+                other => return StartError::NotExecutable { program, reason: other.desc().to_owned() },
+            }
+        }
+        match denied {
+            Some(reason) => StartError::NotExecutable { program, reason },
+            None => StartError::NoSuchFile { program },
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What the shim's helpers do: make a container, run a command in one, remove one.
+
+pub(crate) mod caps;
+pub(crate) mod create;
+pub(crate) mod exec;
+pub(crate) mod launch;
+mod oci;
+pub(crate) mod remove;
+pub(crate) mod rootfs;
+mod user;
+
+use std::path::{Component, Path};
+
+use crate::{
+    error::StartError,
+    model::{ContainerSpec, ExecSpec, IDS_PER_POD, IdMap, MountKind},
+    wire::PodConfig,
+};
+
+/// Longest name of a pod or container in bytes: names become file names, with additions.
+const MAX_NAME: usize = 63;
+/// Most layers of an image: overlayfs takes 500, and image tools stop at 127.
+const MAX_LAYERS: usize = 256;
+/// Most mounts of a container.
+const MAX_MOUNTS: usize = 256;
+
+fn invalid(field: &str, reason: impl Into<String>) -> StartError {
+    StartError::Invalid { field: field.to_owned(), reason: reason.into() }
+}
+
+/// A name that is safe as a file name.
+pub(crate) fn check_name(name: &str) -> Result<(), &'static str> {
+    let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > MAX_NAME || name.starts_with('.') || !name.chars().all(ok) {
+        return Err("must be 1 to 63 of letters, digits, '-', '_', '.', not beginning with '.'");
+    }
+    Ok(())
+}
+
+/// Ids that keep root of the pod apart from root of the host, and fit.
+pub(crate) fn check_id_map(map: IdMap) -> Result<(), &'static str> {
+    if map.size == 0 || map.host_base < IDS_PER_POD || map.host_base.checked_add(map.size).is_none() {
+        return Err("must map at least one id, to host ids from 65536 on, below 2^32");
+    }
+    Ok(())
+}
+
+fn check_absolute(field: &str, path: &Path) -> Result<(), StartError> {
+    if !path.is_absolute() || path.components().any(|c| matches!(c, Component::ParentDir)) {
+        return Err(invalid(field, format!("{} must be absolute, without '..'", path.display())));
+    }
+    Ok(())
+}
+
+fn check_words(field: &str, words: &[String]) -> Result<(), StartError> {
+    if words.first().is_none_or(String::is_empty) {
+        return Err(invalid(field, "no program is given"));
+    }
+    if words.iter().any(|w| w.contains('\0')) {
+        return Err(invalid(field, "contains a NUL byte"));
+    }
+    Ok(())
+}
+
+fn check_env(env: &[(String, String)]) -> Result<(), StartError> {
+    for (name, value) in env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(invalid("env", format!("{name:?} is no name of a variable, or its value contains a NUL byte")));
+        }
+    }
+    Ok(())
+}
+
+/// Checks all of a specification that can be checked without the image.
+pub(crate) fn check_container(spec: &ContainerSpec, pod: &PodConfig) -> Result<(), StartError> {
+    check_name(&spec.name).map_err(|e| invalid("name", e))?;
+    check_words("args", &spec.args)?;
+    check_env(&spec.env)?;
+    if spec.layers.is_empty() || spec.layers.len() > MAX_LAYERS {
+        return Err(invalid("layers", format!("{} layers, must be 1 to {MAX_LAYERS}", spec.layers.len())));
+    }
+    for layer in &spec.layers {
+        check_absolute("layers", layer)?;
+    }
+    check_absolute("scratch", &spec.scratch)?;
+    check_absolute("log_path", &spec.log_path)?;
+    if !spec.cwd.is_empty() {
+        check_absolute("cwd", Path::new(&spec.cwd))?;
+    }
+    if spec.mounts.len() > MAX_MOUNTS {
+        return Err(invalid("mounts", format!("{} mounts, at most {MAX_MOUNTS}", spec.mounts.len())));
+    }
+    for mount in &spec.mounts {
+        check_absolute("mounts.target", &mount.target)?;
+        rootfs::check_target(&mount.target).map_err(|e| invalid("mounts.target", e))?;
+        if mount.kind == MountKind::IdmappedBind {
+            check_absolute("mounts.source", &mount.source)?;
+        }
+    }
+    for id in [spec.run_as_user, spec.run_as_group].into_iter().flatten() {
+        if id >= pod.id_map.size {
+            return Err(invalid("run_as", format!("id {id} is not one of the pod's {}", pod.id_map.size)));
+        }
+    }
+    if spec.limits.pids == 0 || spec.limits.memory_bytes == Some(0) || spec.limits.cpu_millis == Some(0) {
+        return Err(invalid("limits", "must be more than zero"));
+    }
+    caps::parse(&spec.capabilities).map(drop)
+}
+
+/// Checks a command.
+pub(crate) fn check_exec(spec: &ExecSpec) -> Result<(), StartError> {
+    check_words("args", &spec.args)?;
+    check_env(&spec.env)?;
+    if let Some(cwd) = &spec.cwd {
+        check_absolute("cwd", Path::new(cwd))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,342 @@
+//! The root file system of a container: overlay over idmapped layers, idmapped volumes, and what has to be in place
+//! before libcontainer mounts onto it.
+
+use std::{
+    ffi::CString,
+    fs::{self, DirBuilder, File},
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::{DirBuilderExt, OpenOptionsExt, chown, lchown},
+    },
+    path::{Component, Path, PathBuf},
+};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::{
+    error::StartError,
+    model::{ContainerSpec, IdMap, Mount},
+    sys::{self, MountAttr},
+};
+
+/// How layers get to overlayfs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LayerPath {
+    /// As descriptors of detached idmapped mounts (6.15).
+    Detached,
+    /// Attached in this mount namespace and named in mount(2)'s options (any kernel from 5.19).
+    Attached,
+}
+
+/// Options of every overlay. No redirects and no metadata-only copies: extended attributes come from images. Volatile,
+/// since a writable layer is new for each attempt, so that nobody waits for its pages to reach the disk.
+const OVERLAY_OPTIONS: [(&str, &str); 4] =
+    [("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off"), ("volatile", "")];
+/// Longest option string of mount(2): a page, with its end.
+const MAX_MOUNT_OPTIONS: usize = 4095;
+
+fn rootfs(what: &str) -> impl Fn(io::Error) -> StartError + '_ {
+    move |e| StartError::RootFs { reason: format!("{what}: {e}") }
+}
+
+/// Where nothing may be mounted: the whole root, and the places the runtime itself mounts and masks.
+pub(crate) fn check_target(target: &Path) -> Result<(), String> {
+    let mut parts = target.components().skip(1);
+    match (parts.next(), parts.next()) {
+        (None, _) => Err("the root itself cannot be mounted over".to_owned()),
+        (Some(Component::Normal(dev)), Some(Component::Normal(shm))) if dev == "dev" && shm == "shm" => Ok(()),
+        (Some(Component::Normal(top)), _) if top == "proc" || top == "sys" || top == "dev" => {
+            Err(format!("{} is the runtime's own", target.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A detached copy of the mount at `source` on which ids are those of the container.
+fn idmapped(source: &Path, userns: BorrowedFd<'_>, attrs: u64) -> io::Result<OwnedFd> {
+    let fd = sys::open_tree(source)?;
+    let attr = MountAttr {
+        attr_set: sys::MOUNT_ATTR_IDMAP | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV | attrs,
+        userns_fd: userns.as_raw_fd() as u64,
+        ..MountAttr::default()
+    };
+    sys::mount_setattr(fd.as_fd(), attr).map_err(|e| {
+        if e.raw_os_error() == Some(libc::EINVAL) {
+            return io::Error::new(e.kind(), format!("{e}: its file system has no idmapped mounts in this kernel"));
+        }
+        e
+    })?;
+    Ok(fd)
+}
+
+/// Makes the writable layer and mounts the overlay at `<dir>/rootfs`.
+pub(crate) fn mount_overlay(
+    spec: &ContainerSpec,
+    dir: &Path,
+    map: IdMap,
+    userns: BorrowedFd<'_>,
+    ways: &[LayerPath],
+) -> Result<(), StartError> {
+    let target = dir.join("rootfs");
+    fs::create_dir(&target).map_err(rootfs("make its mount point"))?;
+    let mut layers = Vec::new();
+    for layer in spec.layers.iter().rev() {
+        let fd = idmapped(layer, userns, sys::MOUNT_ATTR_RDONLY)
+            .map_err(|e| StartError::RootFs { reason: format!("layer {}: {e}", layer.display()) })?;
+        layers.push(fd);
+    }
+    let mut writable = Vec::new();
+    DirBuilder::new().recursive(true).mode(0o700).create(&spec.scratch).map_err(rootfs("make the writable layer"))?;
+    for sub in ["upper", "work"] {
+        let path = spec.scratch.join(sub);
+        DirBuilder::new().mode(0o755).create(&path).map_err(rootfs("make the writable layer"))?;
+        chown(&path, Some(map.host_base), Some(map.host_base)).map_err(rootfs("chown the writable layer"))?;
+        let opened = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(&path);
+        writable.push(opened.map_err(rootfs("open the writable layer"))?);
+    }
+    let mut last = None;
+    for way in ways {
+        let made = match way {
+            LayerPath::Detached => {
+                detached_overlay(&layers, &writable).and_then(|overlay| sys::move_mount(overlay.as_fd(), &target))
+            }
+            LayerPath::Attached => attached_overlay(&layers, &writable, dir),
+        };
+        match made {
+            Ok(()) => return Ok(()),
+            Err(e) => last = Some(e),
+        }
+    }
+    Err(rootfs("mount the overlay")(last.unwrap_or_else(|| io::ErrorKind::Unsupported.into())))
+}
+
+fn fd_path(fd: &impl AsRawFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+fn detached_overlay(layers: &[OwnedFd], writable: &[File]) -> io::Result<OwnedFd> {
+    let fs = sys::FsContext::open(c"overlay")?;
+    for layer in layers {
+        fs.set_fd(c"lowerdir+", layer.as_fd())?;
+    }
+    fs.set(c"upperdir", &CString::new(fd_path(&writable[0]))?)?;
+    fs.set(c"workdir", &CString::new(fd_path(&writable[1]))?)?;
+    for (key, value) in OVERLAY_OPTIONS {
+        let key = CString::new(key)?;
+        if value.is_empty() { fs.set_flag(&key)? } else { fs.set(&key, &CString::new(value)?)? }
+    }
+    fs.mount(sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV)
+}
+
+/// Layers are named relative to the current directory, so that many fit into the options.
+fn attached_overlay(layers: &[OwnedFd], writable: &[File], dir: &Path) -> io::Result<()> {
+    let mut names = Vec::new();
+    for (n, layer) in layers.iter().enumerate() {
+        let name = format!("l{n}");
+        let path = dir.join(&name);
+        fs::create_dir(&path)?;
+        // A copy: the same layers may have failed the other way, and a mount can be attached once.
+        sys::move_mount(layer.as_fd(), &path)?;
+        names.push(name);
+    }
+    let mut options =
+        format!("lowerdir={},upperdir={},workdir={}", names.join(":"), fd_path(&writable[0]), fd_path(&writable[1]));
+    for (key, value) in OVERLAY_OPTIONS {
+        options.push(',');
+        options.push_str(key);
+        if !value.is_empty() {
+            options.push('=');
+            options.push_str(value);
+        }
+    }
+    if options.len() > MAX_MOUNT_OPTIONS {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many layers for this kernel"));
+    }
+    std::env::set_current_dir(dir)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let mounted = mount(Some("overlay"), &dir.join("rootfs"), Some("overlay"), flags, Some(options.as_str()));
+    std::env::set_current_dir("/")?;
+    mounted?;
+    for name in names {
+        // The overlay has its own hold on them.
+        umount2(&dir.join(name), MntFlags::MNT_DETACH)?;
+    }
+    Ok(())
+}
+
+/// Attaches an idmapped copy of a volume at `at`, a directory or file like its source.
+pub(crate) fn attach_volume(volume: &Mount, userns: BorrowedFd<'_>, at: &Path) -> Result<(), StartError> {
+    let failed = |e: io::Error| StartError::Mount {
+        source_path: volume.source.clone(),
+        target: volume.target.clone(),
+        reason: e.to_string(),
+    };
+    let meta = fs::metadata(&volume.source).map_err(failed)?;
+    if meta.is_dir() { fs::create_dir(at) } else { File::create(at).map(drop) }.map_err(failed)?;
+    let attrs = if volume.read_only { sys::MOUNT_ATTR_RDONLY } else { 0 };
+    let fd = idmapped(&volume.source, userns, attrs).map_err(failed)?;
+    sys::move_mount(fd.as_fd(), at).map_err(failed)
+}
+
+/// The root file system while it is prepared; every path is looked up with links held inside it.
+pub(crate) struct Root<'a> {
+    pub(crate) fd: OwnedFd,
+    path: &'a Path,
+    owner: u32,
+}
+
+impl<'a> Root<'a> {
+    pub(crate) fn open(path: &'a Path, map: IdMap) -> io::Result<Self> {
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        let fd = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        Ok(Self { fd: fd.into(), path, owner: map.host_base })
+    }
+
+    /// The deepest part of `path` that exists, opened, and the names below it that do not.
+    fn deepest(&self, path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        let mut existing = relative.to_path_buf();
+        loop {
+            let at = if existing.as_os_str().is_empty() { Path::new(".") } else { existing.as_path() };
+            match sys::open_in_root(self.fd.as_fd(), at, libc::O_PATH) {
+                Ok(fd) => {
+                    let rest = relative.strip_prefix(&existing).unwrap_or(Path::new("")).to_path_buf();
+                    return Ok((fd, rest));
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    // A link that leads nowhere: nothing can be made in its place.
+                    let parent = existing.parent().unwrap_or(Path::new("")).to_path_buf();
+                    let at = if parent.as_os_str().is_empty() { Path::new(".") } else { parent.as_path() };
+                    if let (Ok(dir), Some(name)) =
+                        (sys::open_in_root(self.fd.as_fd(), at, libc::O_PATH), existing.file_name())
+                    {
+                        let entry = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name);
+                        if fs::symlink_metadata(entry).is_ok_and(|m| m.is_symlink()) {
+                            let text = format!("{} is a link of the image that leads nowhere", existing.display());
+                            return Err(io::Error::new(io::ErrorKind::NotFound, text));
+                        }
+                    }
+                    existing = parent;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Where a descriptor is inside the root.
+    fn inside(&self, fd: &OwnedFd) -> io::Result<PathBuf> {
+        let real = fs::read_link(fd_path(fd))?;
+        let inside = real.strip_prefix(self.path).map_err(|_| io::Error::other("outside of the root"))?;
+        Ok(Path::new("/").join(inside))
+    }
+
+    /// Whether a mount may go to `target` once the links of the image are followed.
+    pub(crate) fn check_target(&self, target: &Path) -> io::Result<()> {
+        let (fd, rest) = self.deepest(target)?;
+        let real = self.inside(&fd)?.join(rest);
+        check_target(&real).map_err(|e| io::Error::new(io::ErrorKind::PermissionDenied, format!("links lead to {e}")))
+    }
+
+    /// Makes a directory and its parents, owned by the container's root.
+    pub(crate) fn make_dir(&self, path: &Path) -> io::Result<()> {
+        let (fd, rest) = self.deepest(path)?;
+        let mut at = PathBuf::from(fd_path(&fd));
+        for part in rest.components() {
+            at.push(part);
+            fs::create_dir(&at)?;
+            lchown(&at, Some(self.owner), Some(self.owner))?;
+        }
+        if !fs::metadata(&at)?.is_dir() {
+            return Err(io::Error::from(io::ErrorKind::NotADirectory));
+        }
+        Ok(())
+    }
+
+    /// Makes sure that `/etc/<name>` is a plain file, onto which ours is mounted. Images of Debian have a link there that
+    /// leads nowhere without systemd; it is replaced in the writable layer.
+    pub(crate) fn make_etc_file(&self, name: &str) -> io::Result<()> {
+        self.make_dir(Path::new("/etc"))?;
+        let etc = sys::open_in_root(self.fd.as_fd(), Path::new("etc"), libc::O_PATH | libc::O_DIRECTORY)?;
+        let path = PathBuf::from(fd_path(&etc)).join(name);
+        match fs::symlink_metadata(&path) {
+            Ok(m) if m.is_file() => return Ok(()),
+            Ok(m) if m.is_dir() => fs::remove_dir(&path)?,
+            Ok(_) => fs::remove_file(&path)?,
+            Err(_) => {}
+        }
+        // Exclusive: whatever is there by now, it is not followed.
+        let flags = libc::O_NOFOLLOW | libc::O_EXCL;
+        fs::OpenOptions::new().write(true).create_new(true).custom_flags(flags).mode(0o644).open(&path)?;
+        lchown(&path, Some(self.owner), Some(self.owner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_of_the_runtime_are_refused() {
+        for (target, ok) in [
+            ("/data", true),
+            ("/dev/shm", true),
+            ("/devices", true),
+            ("/process/x", true),
+            ("/", false),
+            ("/proc", false),
+            ("/proc/self/attr", false),
+            ("/sys/fs/cgroup", false),
+            ("/dev", false),
+            ("/dev/null", false),
+        ] {
+            assert_eq!(check_target(Path::new(target)).is_ok(), ok, "{target}");
+        }
+    }
+
+    /// Kernels before 6.15 take the second way; both must give the same root.
+    #[test]
+    fn both_ways_of_handing_over_layers_give_the_same_root() {
+        for way in [LayerPath::Detached, LayerPath::Attached] {
+            let base = tempfile::tempdir().expect("temporary directory");
+            let child = sys::fork_child(|| i32::from(try_way(way, base.path()).is_err())).expect("forks");
+            let mut status = 0;
+            // SAFETY: waits for our own child.
+            unsafe { libc::waitpid(child.as_raw(), &raw mut status, 0) };
+            let offered = way == LayerPath::Attached || crate::features::probe_kernel().overlay_detached_idmapped;
+            assert_eq!(status == 0, offered, "{way:?}: {status}");
+            assert!(!base.path().join("lower0/new").exists(), "layers are not written to");
+        }
+    }
+
+    fn try_way(way: LayerPath, base: &Path) -> Result<(), Box<dyn std::error::Error>> {
+        use std::os::unix::fs::MetadataExt;
+        let map = IdMap { host_base: 65_536, size: 65_536 };
+        let userns = crate::features::probe_userns()?;
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
+        let mut spec: ContainerSpec = serde_json::from_value(serde_json::json!({
+            "name": "c", "attempt": 0, "layers": [], "scratch": base.join("scratch"), "args": [], "env": [], "cwd": "",
+            "user": "", "run_as_user": null, "run_as_group": null, "mounts": [], "capabilities": [],
+            "limits": {"memory_bytes": null, "cpu_millis": null, "cpu_request_millis": null, "pids": 1},
+            "read_only_root": false, "log_path": "/", "log": {"max_bytes": 1, "max_files": 1}
+        }))?;
+        for n in 0..40 {
+            let layer = base.join(format!("lower{n}"));
+            fs::create_dir(&layer)?;
+            fs::write(layer.join("top"), n.to_string())?;
+            fs::write(layer.join(n.to_string()), "")?;
+            spec.layers.push(layer);
+        }
+        let dir = base.join("c");
+        fs::create_dir(&dir)?;
+        mount_overlay(&spec, &dir, map, userns.as_fd(), &[way])?;
+        let root = dir.join("rootfs");
+        assert_eq!(fs::read_to_string(root.join("top"))?, "39", "the last layer is on top");
+        assert_eq!(fs::metadata(root.join("0"))?.uid(), 65_536, "ids are the pod's");
+        fs::write(root.join("new"), "")?;
+        assert!(base.join("scratch/upper/new").exists());
+        Ok(())
+    }
+}

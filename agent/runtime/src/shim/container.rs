@@ -1,0 +1,162 @@
+//! A container as its shim holds it.
+
+use std::{
+    io::{self, Read},
+    os::fd::{AsRawFd, OwnedFd},
+    path::PathBuf,
+    time::SystemTime,
+};
+
+use super::{
+    log::{LogWriter, Stream},
+    setup::Sandbox,
+};
+use crate::{
+    model::{ContainerSpec, ContainerState, ContainerStatus},
+    record::ContainerRecord,
+    sys::Exit,
+};
+
+/// Most bytes taken from one pipe before others get their turn: the size of a pipe.
+const TURN_BYTES: usize = 64 << 10;
+/// Most bytes taken from a pipe after its container ended, should somebody else hold its other end.
+const LAST_BYTES: usize = 1 << 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The helper of this number makes it.
+    Starting(u64),
+    Running {
+        started_at: SystemTime,
+    },
+    Exited(ContainerState),
+    /// The helper of this number removes it.
+    Removing {
+        helper: u64,
+        was: Option<ContainerState>,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Container {
+    pub(super) name: String,
+    pub(super) attempt: u32,
+    pub(super) scratch: PathBuf,
+    pub(super) phase: Phase,
+    pub(super) pid: Option<i32>,
+    /// Its first process was reaped.
+    pub(super) exit: Option<Exit>,
+    log: LogWriter,
+    /// Read ends: stdout, stderr; none at their end.
+    pipes: [Option<io::PipeReader>; 2],
+}
+
+/// Name of a container's files, cgroup and libcontainer state.
+pub(crate) fn id(name: &str, attempt: u32) -> String {
+    format!("{name}.{attempt}")
+}
+
+impl Container {
+    /// Opens the log and its pipes; returns the write ends too.
+    pub(super) fn new(spec: &ContainerSpec, helper: u64) -> io::Result<(Self, [OwnedFd; 2])> {
+        let log = LogWriter::open(&spec.log_path, spec.log)?;
+        let (out_r, out_w) = io::pipe()?;
+        let (err_r, err_w) = io::pipe()?;
+        for fd in [out_r.as_raw_fd(), err_r.as_raw_fd()] {
+            // SAFETY: plain integers on a descriptor we own.
+            if unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        let container = Self {
+            name: spec.name.clone(),
+            attempt: spec.attempt,
+            scratch: spec.scratch.clone(),
+            phase: Phase::Starting(helper),
+            pid: None,
+            exit: None,
+            log,
+            pipes: [Some(out_r), Some(err_r)],
+        };
+        Ok((container, [out_w.into(), err_w.into()]))
+    }
+
+    pub(super) fn id(&self) -> String {
+        id(&self.name, self.attempt)
+    }
+
+    pub(super) fn status(&self) -> Option<ContainerStatus> {
+        let state = match self.phase {
+            Phase::Running { started_at } => ContainerState::Running { pid: self.pid? as u32, started_at },
+            Phase::Exited(state) => state,
+            Phase::Starting(_) | Phase::Removing { .. } => return None,
+        };
+        Some(ContainerStatus { name: self.name.clone(), attempt: self.attempt, state })
+    }
+
+    /// Its first process runs, as far as we know.
+    pub(super) fn alive(&self) -> Option<i32> {
+        self.pid.filter(|_| self.exit.is_none())
+    }
+
+    pub(super) fn pipe_fds(&self) -> impl Iterator<Item = (usize, i32)> + '_ {
+        self.pipes.iter().enumerate().filter_map(|(n, p)| p.as_ref().map(|p| (n, p.as_raw_fd())))
+    }
+
+    /// Takes what a pipe holds, one turn of it.
+    pub(super) fn drain(&mut self, n: usize) {
+        self.drain_up_to(n, TURN_BYTES);
+    }
+
+    fn drain_up_to(&mut self, n: usize, bound: usize) {
+        let stream = [Stream::Stdout, Stream::Stderr][n];
+        let Some(pipe) = &mut self.pipes[n] else { return };
+        let mut buf = [0; 16 << 10];
+        let mut taken = 0;
+        while taken < bound {
+            match pipe.read(&mut buf) {
+                Ok(0) => {
+                    self.log.end(stream, SystemTime::now());
+                    self.pipes[n] = None;
+                    return;
+                }
+                Ok(len) => {
+                    self.log.take(stream, SystemTime::now(), &buf[..len]);
+                    taken += len;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// The first process was reaped and the start is over: writes the end of the logs and the record of the exit.
+    pub(super) fn finish(&mut self, sandbox: &Sandbox, started_at: SystemTime, exit: Exit) -> ContainerStatus {
+        let finished_at = SystemTime::now();
+        for n in 0..2 {
+            self.drain_up_to(n, LAST_BYTES);
+            if self.pipes[n].take().is_some() {
+                self.log.end([Stream::Stdout, Stream::Stderr][n], finished_at);
+            }
+        }
+        let killed = sandbox.cgroups.oom_kills(&sandbox.cgroup.join(self.id())) > 0;
+        let state = ContainerState::Exited {
+            exit_code: exit.code,
+            signal: exit.signal,
+            oom_killed: killed && exit.code != Some(0),
+            started_at,
+            finished_at,
+        };
+        self.phase = Phase::Exited(state);
+        let status = ContainerStatus { name: self.name.clone(), attempt: self.attempt, state };
+        self.record(sandbox, status.clone());
+        status
+    }
+
+    /// Writes the record; a disk that is full must not end the shim, which still knows.
+    pub(super) fn record(&self, sandbox: &Sandbox, status: ContainerStatus) {
+        if let Err(e) = ContainerRecord::new(status, self.scratch.clone()).write(&sandbox.pod_dir) {
+            super::complain(&format!("record of container {}: {e}", self.id()));
+        }
+    }
+}

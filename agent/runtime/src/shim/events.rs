@@ -1,0 +1,324 @@
+//! What a shim does when something arrives: a request, a signal, the end of a process.
+
+use std::{os::fd::OwnedFd, time::SystemTime};
+
+use super::{
+    MAX_CONTAINERS, MAX_EXECS, Shim,
+    conn::Role,
+    container::{Container, Phase},
+    helpers::{Exec, Task, fork_helper},
+};
+use crate::{
+    child,
+    error::{StartError, because},
+    model::{ContainerSpec, ContainerStatus, ExecSpec},
+    record::ContainerRecord,
+    sys::{self, Exit},
+    wire::{self, Reply, Request},
+};
+
+impl Shim {
+    /// A connection has bytes, room or an end.
+    pub(super) fn take_conn(&mut self, id: u64) {
+        let Some(conn) = self.conn(id) else { return };
+        let role = conn.role;
+        if conn.flush().is_err() {
+            return self.drop_conn(id);
+        }
+        if role == Role::Closing {
+            return;
+        }
+        let Ok(open) = conn.read() else { return self.drop_conn(id) };
+        if role == Role::Fresh {
+            match wire::take_frame(&mut conn.inbuf) {
+                Ok(Some(request)) => {
+                    let fds = std::mem::take(&mut conn.fds);
+                    return self.request(id, request, fds);
+                }
+                Ok(None) => {}
+                Err(e) => return self.answer(id, &Reply::Refused { reason: because("request", e) }),
+            }
+        } else {
+            conn.inbuf.clear();
+            conn.fds.clear();
+        }
+        if open {
+            return;
+        }
+        // The client went away, or closed its half to have its command killed. An answer may still be wanted, but poll
+        // would report the end again and again.
+        match role {
+            Role::Exec(exec) => {
+                self.kill_exec(exec);
+                self.park(id);
+            }
+            Role::Waiting(_) => self.park(id),
+            _ => self.drop_conn(id),
+        }
+    }
+
+    fn park(&mut self, id: u64) {
+        if let Some(conn) = self.conn(id) {
+            conn.parked = true;
+        }
+    }
+
+    fn drop_conn(&mut self, id: u64) {
+        let Some(conn) = self.conn(id) else { return };
+        if let Role::Exec(exec) = conn.role {
+            self.kill_exec(exec);
+        }
+        self.conns.retain(|c| c.id != id);
+    }
+
+    fn request(&mut self, conn: u64, request: Request, fds: Vec<OwnedFd>) {
+        match request {
+            Request::Setup(_) => self.answer(conn, &Reply::Refused { reason: "the pod is set up already".to_owned() }),
+            Request::Start(spec) => {
+                if let Err(e) = self.start(conn, *spec) {
+                    self.answer(conn, &Reply::StartFailed(e));
+                }
+            }
+            Request::Status => {
+                let all = self.containers.iter().filter_map(Container::status).collect();
+                self.answer(conn, &Reply::Status(all));
+            }
+            Request::Subscribe => {
+                if let Some(c) = self.conn(conn) {
+                    c.role = Role::Subscriber;
+                    let _ = c.push(&Reply::Done, None);
+                }
+            }
+            Request::Signal { container, signal } => {
+                let reply = self.signal(&container, signal);
+                self.answer(conn, &reply);
+            }
+            Request::Remove { container } => self.remove(conn, &container),
+            Request::Exec(spec) => {
+                if let Err(e) = self.exec(conn, &spec, fds) {
+                    self.answer(conn, &Reply::StartFailed(e));
+                }
+            }
+            Request::Destroy => self.destroy(conn),
+        }
+    }
+
+    fn start(&mut self, conn: u64, spec: ContainerSpec) -> Result<(), StartError> {
+        child::check_container(&spec, &self.sandbox.config)?;
+        if self.draining {
+            return Err(StartError::Isolation { reason: "the pod is ending".to_owned() });
+        }
+        let taken = |c: &Container| c.name == spec.name && (c.attempt == spec.attempt || c.alive().is_some());
+        if self.containers.iter().any(taken) {
+            return Err(StartError::Exists { name: spec.name, attempt: spec.attempt });
+        }
+        if self.containers.len() >= MAX_CONTAINERS {
+            return Err(StartError::TooMany { what: "containers".to_owned(), limit: MAX_CONTAINERS });
+        }
+        let id = self.id();
+        let (container, [stdout, stderr]) = Container::new(&spec, id).map_err(|e| StartError::Invalid {
+            field: format!("log {}", spec.log_path.display()),
+            reason: e.to_string(),
+        })?;
+        let sandbox = &self.sandbox;
+        let helper = fork_helper(id, Task::Start { conn }, |channel| {
+            child::create::run(sandbox, &spec, channel, stdout, stderr)
+        });
+        self.helpers.push(helper?);
+        self.containers.push(container);
+        self.wait_for(conn, id);
+        Ok(())
+    }
+
+    pub(super) fn wait_for(&mut self, conn: u64, helper: u64) {
+        if let Some(c) = self.conn(conn) {
+            c.role = Role::Waiting(helper);
+        }
+    }
+
+    fn signal(&mut self, name: &str, signal: i32) -> Reply {
+        let Some(container) = self.containers.iter().rev().find(|c| c.name == name) else {
+            return Reply::NoSuchContainer;
+        };
+        let Some(pid) = container.alive() else { return Reply::Done };
+        // SAFETY: plain integers. The pid is that of our unreaped child, so it is nobody else's.
+        if unsafe { libc::kill(pid, signal) } < 0 {
+            let reason = because(&format!("signal {signal}"), std::io::Error::last_os_error());
+            return Reply::Refused { reason };
+        }
+        Reply::Done
+    }
+
+    fn remove(&mut self, conn: u64, name: &str) {
+        let mine = |c: &&mut Container| c.name == name;
+        if !self.containers.iter().any(|c| c.name == name) {
+            return self.answer(conn, &Reply::NoSuchContainer);
+        }
+        if self.containers.iter().any(|c| c.name == name && !matches!(c.phase, Phase::Exited(_))) {
+            return self.answer(conn, &Reply::StillRunning);
+        }
+        let id = self.id();
+        let gone: Vec<_> = self
+            .containers
+            .iter_mut()
+            .filter(mine)
+            .map(|c| {
+                let was = if let Phase::Exited(state) = c.phase { Some(state) } else { None };
+                c.phase = Phase::Removing { helper: id, was };
+                (c.id(), c.scratch.clone())
+            })
+            .collect();
+        self.fork_removal(id, conn, Reply::Done, &gone);
+    }
+
+    fn exec(&mut self, conn: u64, spec: &ExecSpec, fds: Vec<OwnedFd>) -> Result<(), StartError> {
+        let not_running = || StartError::NotRunning { name: spec.container.clone() };
+        let invalid =
+            |field: &str, reason: &str| StartError::Invalid { field: field.to_owned(), reason: reason.to_owned() };
+        child::check_exec(spec)?;
+        let expected = if spec.terminal.is_some() { 0 } else { 2 + usize::from(spec.stdin) };
+        if fds.len() != expected {
+            return Err(invalid("streams", "descriptors do not match the specification"));
+        }
+        if self.execs.len() >= MAX_EXECS {
+            return Err(StartError::TooMany { what: "commands".to_owned(), limit: MAX_EXECS });
+        }
+        let running = |c: &&Container| c.name == spec.container && matches!(c.phase, Phase::Running { .. });
+        let container = self.containers.iter().find(running).ok_or_else(not_running)?;
+        let (pid, container_id) = (container.alive().ok_or_else(not_running)?, container.id());
+        let id = self.id();
+        let sandbox = &self.sandbox;
+        let helper = fork_helper(id, Task::Exec { conn }, |channel| {
+            child::exec::run(sandbox, &container_id, pid, spec, channel, fds)
+        });
+        self.helpers.push(helper?);
+        self.execs.push(Exec { id, conn, pid: None, exit: None, started: false, master: None, doomed: false });
+        if let Some(c) = self.conn(conn) {
+            c.role = Role::Exec(id);
+        }
+        Ok(())
+    }
+
+    pub(super) fn kill_exec(&mut self, id: u64) {
+        let Some(exec) = self.execs.iter_mut().find(|e| e.id == id) else { return };
+        exec.doomed = true;
+        if let (Some(pid), None) = (exec.pid, exec.exit) {
+            // SAFETY: plain integers. The pid is our unreaped child's; it leads its own session and group.
+            unsafe {
+                libc::kill(-pid, libc::SIGKILL);
+                libc::kill(pid, libc::SIGKILL);
+            }
+        }
+    }
+
+    /// Kills and removes everything, then ends. Nothing else is served meanwhile.
+    fn destroy(&mut self, conn: u64) {
+        for h in &self.helpers {
+            // SAFETY: plain integers; the pid is our unreaped child's.
+            unsafe { libc::kill(h.pid, libc::SIGKILL) };
+        }
+        let s = &self.sandbox;
+        let reply = match crate::pods::clear(&s.cgroups, &s.cgroup, &s.pod_dir, &self.containers_to_clear()) {
+            Ok(()) => Reply::Done,
+            Err(e) => Reply::Refused { reason: e.to_string() },
+        };
+        self.destroyed = matches!(reply, Reply::Done);
+        self.answer(conn, &reply);
+    }
+
+    fn containers_to_clear(&self) -> Vec<std::path::PathBuf> {
+        self.containers.iter().map(|c| c.scratch.clone()).collect()
+    }
+
+    pub(super) fn take_signals(&mut self) {
+        let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
+        let mut ended = false;
+        while let Ok(n) = nix::unistd::read(std::os::fd::AsRawFd::as_raw_fd(&self.signals), &mut info) {
+            if n != info.len() {
+                break;
+            }
+            // The number is the first field, a u32.
+            ended |= info[0] == libc::SIGTERM as u8;
+        }
+        if ended && !self.draining {
+            self.draining = true;
+            for pid in self.containers.iter().filter_map(Container::alive) {
+                // SAFETY: plain integers; the pid is our unreaped child's.
+                unsafe { libc::kill(pid, libc::SIGTERM) };
+            }
+        }
+        while let Some((pid, exit)) = sys::reap() {
+            self.reaped(pid, exit);
+        }
+    }
+
+    fn reaped(&mut self, pid: i32, exit: Exit) {
+        if let Some(h) = self.helpers.iter_mut().find(|h| h.pid == pid) {
+            h.reaped = true;
+            let id = h.id;
+            return self.settle_helper(id);
+        }
+        if let Some(n) = self.containers.iter().position(|c| c.pid == Some(pid) && c.exit.is_none()) {
+            self.containers[n].exit = Some(exit);
+            return self.container_ended(n);
+        }
+        if let Some(e) = self.execs.iter_mut().find(|e| e.pid == Some(pid) && e.exit.is_none()) {
+            e.exit = Some(exit);
+            let id = e.id;
+            return self.exec_ended(id);
+        }
+        // Perhaps a process that its helper is about to name.
+        if !self.helpers.is_empty() {
+            self.unclaimed.push((pid, exit));
+        }
+    }
+
+    /// The container's first process is gone; if its start is over too, says so.
+    pub(super) fn container_ended(&mut self, n: usize) {
+        let container = &mut self.containers[n];
+        let (Phase::Running { started_at }, Some(exit)) = (container.phase, container.exit) else { return };
+        let status = container.finish(&self.sandbox, started_at, exit);
+        self.publish(&status);
+    }
+
+    fn publish(&mut self, status: &ContainerStatus) {
+        // A subscriber that does not read is cut off and asks for the status when it comes back.
+        self.conns.retain_mut(|c| c.role != Role::Subscriber || c.push(&Reply::Exited(status.clone()), None).is_ok());
+    }
+
+    pub(super) fn exec_ended(&mut self, id: u64) {
+        const SIGNAL_BASE: i32 = 128;
+        let Some(e) = self.execs.iter().find(|e| e.id == id && e.started) else { return };
+        let (conn, Some(exit)) = (e.conn, e.exit) else { return };
+        let code = exit.code.or(exit.signal.map(|s| SIGNAL_BASE + s)).unwrap_or(SIGNAL_BASE);
+        self.execs.retain(|e| e.id != id);
+        self.answer(conn, &Reply::ExecExited { code });
+    }
+
+    /// The start worked: the program runs.
+    pub(super) fn container_started(&mut self, n: usize, conn: u64) {
+        let container = &mut self.containers[n];
+        container.phase = Phase::Running { started_at: SystemTime::now() };
+        if let Some(status) = container.status() {
+            container.record(&self.sandbox, status.clone());
+            self.answer(conn, &Reply::Started(status));
+        }
+        self.container_ended(n);
+    }
+
+    /// The helper of this number removed its containers, or could not.
+    pub(super) fn removal_over(&mut self, helper: u64, removed: bool) {
+        let dir = &self.sandbox.pod_dir;
+        self.containers.retain_mut(|c| match c.phase {
+            Phase::Removing { helper: h, was: Some(state) } if h == helper && !removed => {
+                c.phase = Phase::Exited(state);
+                true
+            }
+            Phase::Removing { helper: h, .. } if h == helper => {
+                ContainerRecord::remove(dir, &c.name, c.attempt);
+                false
+            }
+            _ => true,
+        });
+    }
+}

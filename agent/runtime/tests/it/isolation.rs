@@ -1,0 +1,186 @@
+//! What a container cannot do, and what it cannot see.
+
+use std::{fs, os::unix::fs::MetadataExt};
+
+use hearth_runtime::ContainerState;
+
+use crate::support::{Ctx, TestPod};
+
+crate::tests![
+    a_container_has_no_privileges,
+    capabilities_are_those_asked_for,
+    every_pod_has_its_own_ids,
+    no_file_descriptor_signal_or_path_of_the_host_is_inherited,
+    kernel_interfaces_are_masked_or_read_only,
+    devices_are_the_standard_ones,
+    processes_are_in_the_cgroups_of_their_container,
+    the_network_is_the_pods_and_cannot_be_changed,
+    the_network_namespace_can_be_had_from_the_pod,
+];
+
+async fn lines(pod: &TestPod, name: &str, script: &str) -> Vec<String> {
+    pod.output(pod.spec(name, script)).await.lines().map(str::to_owned).collect()
+}
+
+async fn a_container_has_no_privileges(ctx: Ctx) {
+    let pod = ctx.pod().await;
+    // Without a shell, which ignores a signal of its own accord.
+    let mut spec = pod.spec("c", "");
+    spec.args = ["cat", "/proc/self/status"].map(String::from).to_vec();
+    let status: Vec<_> = pod.output(spec).await.lines().map(|l| l.replace('\t', " ")).collect();
+    for expected in [
+        "Seccomp: 2",
+        "NoNewPrivs: 1",
+        "CapInh: 0000000000000000",
+        "CapPrm: 0000000000000000",
+        "CapEff: 0000000000000000",
+        "CapBnd: 0000000000000000",
+        "CapAmb: 0000000000000000",
+        "SigIgn: 0000000000000000",
+        "SigBlk: 0000000000000000",
+    ] {
+        assert!(status.iter().any(|l| l == expected), "{expected} is not in\n{}", status.join("\n"));
+    }
+    let script = "! unshare -U true && ! unshare -m true && ! mount -t tmpfs none /tmp && ! mount -o remount,rw / \
+                  && ! chroot / true && ! hostname other && ! mknod /tmp/null c 1 3 && ! kill -0 2 && echo refused";
+    assert_eq!(pod.output(pod.spec("d", script)).await, "refused\n");
+    pod.destroy().await;
+}
+
+async fn capabilities_are_those_asked_for(ctx: Ctx) {
+    let pod = ctx.pod().await;
+    let script = "grep Cap /proc/self/status | tr '\\t' ' '; touch /tmp/x; chown 1:1 /tmp/x && echo changed";
+    for (name, user) in [("root", ""), ("app", "app")] {
+        let mut spec = pod.spec(name, script);
+        spec.capabilities = vec!["CAP_CHOWN".to_owned()];
+        spec.user = user.to_owned();
+        let out = pod.output(spec).await;
+        assert_eq!(out.matches("0000000000000001").count(), 5, "{name}: {out}");
+        assert!(out.contains("changed"), "{name}: {out}");
+    }
+    let mut spec = pod.spec("admin", "mount -t tmpfs none /tmp || echo refused");
+    spec.capabilities = vec!["CAP_SYS_ADMIN".to_owned()];
+    assert_eq!(pod.output(spec).await, "refused\n", "seccomp holds whatever capabilities there are");
+    pod.destroy().await;
+}
+
+async fn every_pod_has_its_own_ids(ctx: Ctx) {
+    let (a, b) = (ctx.pod().await, ctx.pod().await);
+    for pod in [&a, &b] {
+        let maps = lines(pod, "c", "cat /proc/self/uid_map /proc/self/gid_map").await;
+        let fields: Vec<Vec<u32>> =
+            maps.iter().map(|l| l.split_whitespace().map(|n| n.parse().expect("a number")).collect()).collect();
+        let expected = vec![0, pod.map.host_base, pod.map.size];
+        assert_eq!(fields, [expected.clone(), expected]);
+        let status = pod.pod.start_container(pod.spec("d", "sleep 100")).await.expect("starts");
+        let ContainerState::Running { pid, .. } = status.state else { panic!("runs") };
+        let owner = fs::metadata(format!("/proc/{pid}")).expect("lives");
+        assert_eq!(owner.uid(), pod.map.host_base, "root inside is nobody's root on the host");
+    }
+    assert_ne!(a.map.host_base, b.map.host_base);
+    a.destroy().await;
+    b.destroy().await;
+}
+
+async fn no_file_descriptor_signal_or_path_of_the_host_is_inherited(ctx: Ctx) {
+    let pod = ctx.pod().await;
+    // Opened before the shim is asked to start anything; the zygote was forked long ago.
+    let fds = lines(&pod, "c", "ls /proc/self/fd").await;
+    assert_eq!(fds, ["0", "1", "2", "3"], "3 is the directory that ls reads");
+    let stdin = lines(&pod, "d", "readlink /proc/self/fd/0; cat; echo at its end").await;
+    assert_eq!(stdin, ["/dev/null", "at its end"]);
+    let mounts = lines(&pod, "e", "cat /proc/self/mountinfo").await.join("\n");
+    let points: Vec<_> = mounts.lines().filter_map(|l| l.split(' ').nth(4)).collect();
+    let ours = ["/", "/proc", "/dev", "/sys", "/etc/"];
+    assert!(points.iter().all(|p| ours.iter().any(|o| p == o || p.starts_with(o))), "{mounts}");
+    assert!(!points.iter().any(|p| p.contains("hearth") || p.contains("old")), "{mounts}");
+    // Killed by a broken pipe and not by an error, or `yes` would not end.
+    assert_eq!(pod.output(pod.spec("f", "yes | head -n 1")).await, "y\n");
+    pod.destroy().await;
+}
+
+async fn kernel_interfaces_are_masked_or_read_only(ctx: Ctx) {
+    let pod = ctx.pod().await;
+    let script = "cat /proc/keys /proc/kcore /proc/timer_list 2>/dev/null | wc -c; ls /sys/firmware 2>/dev/null | wc -l; \
+                  for f in /proc/sys/kernel/hostname /proc/sysrq-trigger /proc/sys/net/ipv4/ip_forward; do \
+                  (echo 1 > $f) 2>/dev/null && echo written $f; done; touch /sys/x 2>/dev/null && echo written /sys; \
+                  (echo 1 > /sys/kernel/mm/ksm/run) 2>/dev/null && echo written ksm; ps | wc -l";
+    let out = lines(&pod, "c", script).await;
+    assert_eq!(out[..2], ["0", "0"], "masked files and directories are empty");
+    assert_eq!(out.len(), 3, "nothing could be written: {out:?}");
+    assert!(out[2].parse::<u32>().expect("a number") <= 4, "only its own processes are seen: {out:?}");
+    pod.destroy().await;
+}
+
+async fn devices_are_the_standard_ones(ctx: Ctx) {
+    let pod = ctx.pod().await;
+    let mut found = lines(&pod, "c", "ls /dev").await;
+    found
+        .retain(|d| !["core", "fd", "stdin", "stdout", "stderr", "ptmx", "pts", "shm", "mqueue"].contains(&d.as_str()));
+    assert_eq!(found, ["full", "null", "random", "tty", "urandom", "zero"]);
+    let script = "echo x > /dev/null && head -c 4 /dev/urandom | wc -c && head -c 4 /dev/zero | wc -c";
+    assert_eq!(lines(&pod, "d", script).await, ["4", "4"]);
+    // A device node that came with an image cannot be opened.
+    let layer = pod.dir().join("devices");
+    fs::create_dir_all(&layer).expect("makes a layer");
+    let node = layer.join("kmsg");
+    let mode = nix::sys::stat::Mode::from_bits_truncate(0o666);
+    nix::sys::stat::mknod(&node, nix::sys::stat::SFlag::S_IFCHR, mode, nix::sys::stat::makedev(1, 11)).expect("mknod");
+    let mut spec = pod.spec("e", "head -c 1 /kmsg || echo refused");
+    spec.layers.push(layer);
+    assert_eq!(pod.output(spec).await, "refused\n");
+    pod.destroy().await;
+}
+
+async fn processes_are_in_the_cgroups_of_their_container(ctx: Ctx) {
+    let pod = ctx.pod().await;
+    let mut spec = pod.spec("c", "sleep 100");
+    spec.limits.memory_bytes = Some(64 << 20);
+    spec.limits.cpu_millis = Some(500);
+    spec.limits.cpu_request_millis = Some(250);
+    let status = pod.pod.start_container(spec).await.expect("starts");
+    let ContainerState::Running { pid, .. } = status.state else { panic!("runs") };
+    let expected = format!("/hearth-{}/{}/c.0", ctx.instance.name, pod.pod.uid());
+    let of = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("lives");
+    let elsewhere: Vec<_> = of(pid).lines().filter(|l| !l.ends_with(&expected)).map(str::to_owned).collect();
+    assert_eq!(elsewhere, Vec::<String>::new());
+    let shims = format!("/hearth-{}/shims", ctx.instance.name);
+    assert!(of(pod.pod.shim_pid()).lines().all(|l| l.ends_with(&shims)), "the shim is not in its containers' limits");
+    let dirs: Vec<_> = ctx.instance.cgroup_dirs().into_iter().map(|d| d.join(pod.pod.uid()).join("c.0")).collect();
+    for (v1, v2, value) in [
+        ("memory.limit_in_bytes", "memory.max", ["67108864", "67108864"]),
+        ("cpu.cfs_quota_us", "cpu.max", ["50000", "50000 100000"]),
+        ("cpu.shares", "cpu.weight", ["256", "10"]),
+        ("pids.max", "pids.max", ["1024", "1024"]),
+    ] {
+        let found = dirs.iter().find_map(|d| {
+            let one = fs::read_to_string(d.join(v1)).map(|t| (t, value[0]));
+            one.or_else(|_| fs::read_to_string(d.join(v2)).map(|t| (t, value[1]))).ok()
+        });
+        let (found, value) = found.expect("the controller is there");
+        assert_eq!(found.trim(), value, "{v1}");
+    }
+    pod.destroy().await;
+}
+
+async fn the_network_is_the_pods_and_cannot_be_changed(ctx: Ctx) {
+    let pod = ctx.pod().await;
+    assert_eq!(lines(&pod, "c", "ls /sys/class/net").await, ["lo"], "the host's links are not seen");
+    let mut spec = pod.spec(
+        "d",
+        "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; busybox ip link add dummy0 type dummy || echo refused",
+    );
+    spec.capabilities = vec!["CAP_NET_ADMIN".to_owned()];
+    assert_eq!(pod.output(spec).await, "0\nrefused\n");
+    pod.destroy().await;
+}
+
+async fn the_network_namespace_can_be_had_from_the_pod(ctx: Ctx) {
+    use std::os::fd::AsRawFd;
+    let pod = ctx.pod().await;
+    let inside = lines(&pod, "c", "readlink /proc/self/ns/net").await;
+    let fd = pod.pod.netns().expect("is there");
+    let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("is open");
+    assert_eq!(link.to_string_lossy(), inside[0]);
+    pod.destroy().await;
+}

@@ -1,0 +1,275 @@
+//! Claims: durable directories, and the books that say where they must be.
+//!
+//! Three things must agree before a claim is handed out: the ledger of the store, the marker `claim.json` beside the data, and the attribute
+//! `trusted.hearth.claim` on the data directory itself, which tells the right directory from a mount point whose disk is missing and from
+//! another disk mounted over it. File systems without such attributes are recorded as such, and do without the third.
+
+use std::fmt;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::{VolumeError, files, name, remove};
+
+const ATTRIBUTE: &str = "trusted.hearth.claim";
+
+/// Which claim: a PersistentVolumeClaim's namespace, name and uid. The uid is the identity; the names make it findable for people.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ClaimId {
+    /// Namespace of the claim.
+    pub namespace: String,
+    /// Name of the claim.
+    pub name: String,
+    /// Uid of the claim: a claim that is deleted and made again under the same name is another volume.
+    pub uid: String,
+}
+
+/// What a claim asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimSpec {
+    /// Bytes asked for. Recorded, and not enforced.
+    pub size_bytes: Option<u64>,
+    /// Permission bits of the fresh directory, which belongs to 0:0 (ids on disk are container ids).
+    pub mode: u32,
+}
+
+impl Default for ClaimSpec {
+    fn default() -> Self {
+        Self { size_bytes: None, mode: 0o755 }
+    }
+}
+
+/// A claim that this device holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimRecord {
+    /// Which claim.
+    pub id: ClaimId,
+    /// What it asked for when it was made.
+    pub spec: ClaimSpec,
+    /// Its data directory.
+    pub path: PathBuf,
+}
+
+impl fmt::Display for ClaimId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{} ({})", self.namespace, self.name, self.uid)
+    }
+}
+
+/// How far a claim has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Stage {
+    /// Never handed out yet: there is no data to lose.
+    Creating,
+    /// Handed out: it must be there.
+    Ready,
+    /// To be removed, whatever of it is still there.
+    Deleting,
+}
+
+/// What the ledger has about a claim.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct LedgerEntry {
+    id: ClaimId,
+    spec: ClaimSpec,
+    stage: Stage,
+}
+
+/// What is beside the data: `claim.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Marker {
+    id: ClaimId,
+    /// Whether the data directory carries the attribute.
+    attribute: bool,
+}
+
+/// The claims of a store. Whoever calls a method that changes something holds the store's lock.
+pub(crate) struct Claims<'a> {
+    pub(crate) root: &'a Path,
+}
+
+impl Claims<'_> {
+    /// Finishes deletions that were interrupted.
+    pub(crate) fn recover(&self) -> Result<(), VolumeError> {
+        for entry in self.ledger()? {
+            if entry.stage == Stage::Deleting {
+                self.finish_deletion(&entry.id)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn ensure(&self, id: &ClaimId, spec: &ClaimSpec) -> Result<PathBuf, VolumeError> {
+        check_id(id)?;
+        let directory = self.directory(id);
+        match self.entry(id)? {
+            Some(entry) if entry.stage == Stage::Ready => check_data(id, &directory)?,
+            Some(entry) if entry.stage == Stage::Creating => self.create(id, &entry.spec, &directory)?,
+            other => {
+                if other.is_some() {
+                    self.finish_deletion(id)?;
+                }
+                if directory.symlink_metadata().is_ok() {
+                    let reason = "the ledger of this device does not know it".into();
+                    return Err(VolumeError::ForeignData { claim: id.to_string(), path: directory, reason });
+                }
+                if !self.trash().is_dir() {
+                    // Part of every store: without it, the disk of all claims is away.
+                    return Err(VolumeError::MissingData { claim: id.to_string(), path: self.trash() });
+                }
+                self.record(id, spec, Stage::Creating)?;
+                self.create(id, spec, &directory)?;
+            }
+        }
+        Ok(directory.join("data"))
+    }
+
+    pub(crate) fn delete(&self, id: &ClaimId) -> Result<(), VolumeError> {
+        check_id(id)?;
+        let entry = self.entry(id)?.ok_or_else(|| VolumeError::NoSuchClaim { claim: id.to_string() })?;
+        if entry.stage == Stage::Ready {
+            // Not to forget a claim whose disk is only away, and not to remove what is somebody else's.
+            check_data(id, &self.directory(id))?;
+            self.record(id, &entry.spec, Stage::Deleting)?;
+        }
+        self.finish_deletion(id)?;
+        remove::empty(&self.trash())
+    }
+
+    pub(crate) fn list(&self) -> Result<Vec<ClaimRecord>, VolumeError> {
+        let ready = self.ledger()?.into_iter().filter(|entry| entry.stage == Stage::Ready);
+        let mut records: Vec<_> = ready
+            .map(|entry| ClaimRecord { path: self.directory(&entry.id).join("data"), id: entry.id, spec: entry.spec })
+            .collect();
+        records.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(records)
+    }
+
+    /// Makes the directory aside, complete, and renames it; then the ledger says that it is there.
+    fn create(&self, id: &ClaimId, spec: &ClaimSpec, directory: &Path) -> Result<(), VolumeError> {
+        if directory.symlink_metadata().is_ok() {
+            // Interrupted between the rename and the ledger.
+            check_data(id, directory)?;
+            return self.record(id, spec, Stage::Ready);
+        }
+        let namespace = directory.parent().unwrap_or(self.root);
+        files::make_directory(namespace, 0o755)?;
+        let fresh = self.trash().join(format!("new-{}", id.uid));
+        let data = fresh.join("data");
+        files::make_directory(&data, 0o755)?;
+        let mode = Permissions::from_mode(spec.mode & 0o7777);
+        std::fs::set_permissions(&data, mode).map_err(|error| VolumeError::io("set the mode of", &data, error))?;
+        let attribute = match rustix::fs::setxattr(&data, ATTRIBUTE, id.uid.as_bytes(), XattrFlags::empty()) {
+            Ok(()) => true,
+            Err(Errno::OPNOTSUPP) => false,
+            Err(error) => return Err(VolumeError::io("mark", &data, error)),
+        };
+        files::write(&fresh.join("claim.json"), Marker { id: id.clone(), attribute })?;
+        files::sync(&data)?;
+        files::rename(&fresh, directory)?;
+        files::sync(namespace)?;
+        files::sync_parent(namespace)?;
+        self.record(id, spec, Stage::Ready)
+    }
+
+    /// Out of its place by one rename; the ledger forgets it only then.
+    fn finish_deletion(&self, id: &ClaimId) -> Result<(), VolumeError> {
+        let directory = self.directory(id);
+        if directory.symlink_metadata().is_ok() {
+            let trash = self.trash();
+            remove::into_trash(&directory, &trash, &format!("gone-{}", id.uid))?;
+            files::sync_parent(&directory)?;
+            files::sync(&trash)?;
+        }
+        let path = self.ledger_path(&id.uid);
+        std::fs::remove_file(&path).map_err(|error| VolumeError::io("remove", &path, error))?;
+        files::sync_parent(&path)?;
+        if let Some(namespace) = directory.parent() {
+            // Only where it is empty.
+            let _ = std::fs::remove_dir(namespace);
+        }
+        Ok(())
+    }
+
+    fn entry(&self, id: &ClaimId) -> Result<Option<LedgerEntry>, VolumeError> {
+        let path = self.ledger_path(&id.uid);
+        let entry: Option<LedgerEntry> = files::read(&path)?;
+        match entry {
+            Some(entry) if entry.id.uid != id.uid => {
+                Err(VolumeError::Damaged { path, reason: format!("it is of claim {}", entry.id) })
+            }
+            Some(entry) if entry.id != *id => {
+                Err(VolumeError::OtherName { claim: id.to_string(), had: entry.id.to_string() })
+            }
+            other => Ok(other),
+        }
+    }
+
+    fn ledger(&self) -> Result<Vec<LedgerEntry>, VolumeError> {
+        let paths = files::list(&self.root.join("ledger"))?;
+        let entries = paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+        entries.filter_map(|path| files::read(path).transpose()).collect()
+    }
+
+    fn record(&self, id: &ClaimId, spec: &ClaimSpec, stage: Stage) -> Result<(), VolumeError> {
+        files::write(&self.ledger_path(&id.uid), LedgerEntry { id: id.clone(), spec: spec.clone(), stage })
+    }
+
+    fn ledger_path(&self, uid: &str) -> PathBuf {
+        self.root.join("ledger").join(format!("{uid}.json"))
+    }
+
+    fn directory(&self, id: &ClaimId) -> PathBuf {
+        self.root.join("claims").join(&id.namespace).join(name::claim_directory(&id.name, &id.uid))
+    }
+
+    /// Beside the claims, to be on their file system.
+    pub(crate) fn trash(&self) -> PathBuf {
+        self.root.join("claims").join(".trash")
+    }
+}
+
+fn check_id(id: &ClaimId) -> Result<(), VolumeError> {
+    name::check_name("namespace", &id.namespace)?;
+    name::check_name("claim", &id.name)?;
+    name::check_uid("claim uid", &id.uid)
+}
+
+/// Whether a claim's directory is the claim's: marker and attribute say so.
+fn check_data(id: &ClaimId, directory: &Path) -> Result<(), VolumeError> {
+    let data = directory.join("data");
+    let missing = || VolumeError::MissingData { claim: id.to_string(), path: data.clone() };
+    let foreign = |reason: String| VolumeError::ForeignData { claim: id.to_string(), path: data.clone(), reason };
+    let marker: Option<Marker> = match files::read(&directory.join("claim.json")) {
+        Err(VolumeError::Damaged { reason, .. }) => return Err(foreign(format!("its claim.json: {reason}"))),
+        other => other?,
+    };
+    let Some(marker) = marker else {
+        return Err(if data.exists() { foreign("it has no claim.json".into()) } else { missing() });
+    };
+    if marker.id.uid != id.uid {
+        return Err(foreign(format!("its claim.json is of claim {}", marker.id)));
+    }
+    match data.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => return Err(foreign("it is not a directory".into())),
+        Err(_) => return Err(missing()),
+    }
+    if !marker.attribute {
+        return Ok(());
+    }
+    let mut value = [0; 128];
+    match rustix::fs::getxattr(&data, ATTRIBUTE, &mut value) {
+        Ok(count) if value.get(..count) == Some(id.uid.as_bytes()) => Ok(()),
+        Ok(_) | Err(Errno::RANGE) => Err(foreign(format!("its attribute {ATTRIBUTE} is of another claim"))),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Err(foreign(format!(
+            "it lacks the attribute {ATTRIBUTE}: a disk that is not mounted there, or another one that is"
+        ))),
+        Err(error) => Err(VolumeError::io("read the mark of", &data, error)),
+    }
+}

@@ -1,0 +1,393 @@
+//! The client of people's tools.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use futures_util::StreamExt as _;
+use hearth_proto::{MAX_MESSAGE_BYTES, v1};
+use hearth_types::{
+    GroupKind, Object, ObjectKey, RequestId, Revision, Status, Uid,
+    store::{ListPage, WatchEvent},
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+};
+use serde_json::Value;
+use tonic::transport::Channel;
+
+use crate::{
+    config::{Config, ConfigError, Resolved},
+    connect::{self, Target},
+    convert,
+};
+
+/// How long one request may take before its answer begins.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Objects on a page when a client lists everything: small enough that the first lines come at once.
+const PAGE: u32 = 500;
+
+/// What a server streams. Ends after its first error.
+pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Why no client can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The configuration lacks something.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A certificate or key in it cannot be used.
+    #[error("client configuration: {what}: {why}")]
+    Credentials {
+        /// Which one.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The channel cannot be made.
+    #[error("cannot make a channel to the region")]
+    Channel(#[from] tonic::transport::Error),
+}
+
+/// Which objects: of a kind, in one namespace or in all, by selectors in their text form.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// The kind.
+    pub kind: GroupKind,
+    /// One namespace, or all.
+    pub namespace: Option<String>,
+    /// As `app=web,tier!=front`; empty for all.
+    pub labels: String,
+    /// As `status.phase=Running`; empty for all.
+    pub fields: String,
+}
+
+impl Selection {
+    /// Every object of a kind.
+    pub fn all(kind: GroupKind) -> Self {
+        Self { kind, namespace: None, labels: String::new(), fields: String::new() }
+    }
+
+    /// Every object of a kind in a namespace.
+    pub fn namespace(kind: GroupKind, namespace: &str) -> Self {
+        Self { namespace: Some(namespace.to_owned()), ..Self::all(kind) }
+    }
+
+    fn into_proto(self) -> v1::Selection {
+        v1::Selection {
+            group: self.kind.group.into_owned(),
+            kind: self.kind.kind.into_owned(),
+            namespace: self.namespace.unwrap_or_default(),
+            label_selector: self.labels,
+            field_selector: self.fields,
+        }
+    }
+}
+
+/// How one page of a list is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct ListOptions {
+    /// Objects on the page; 0 for as many as one holds.
+    pub limit: u32,
+    /// Where the page before ended.
+    pub continue_token: Option<String>,
+    /// Whether the answer may come from a server that is behind.
+    pub local: bool,
+}
+
+/// How a write is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct WriteOptions {
+    /// Validate and answer as if, but store nothing.
+    pub dry_run: bool,
+    /// The same id is applied once; a fresh one where unset.
+    pub request_id: Option<RequestId>,
+}
+
+/// How a deletion is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct DeleteOptions {
+    /// Pods: seconds until it is killed; 0 removes without waiting for the device.
+    pub grace_seconds: Option<i64>,
+    /// Only this very object.
+    pub uid: Option<Uid>,
+    /// The same id is applied once; a fresh one where unset.
+    pub request_id: Option<RequestId>,
+}
+
+/// What a write did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// There was none of that name.
+    Created,
+    /// It changed.
+    Configured,
+    /// It was so already.
+    Unchanged,
+}
+
+/// The answer to a write.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// The object as it is stored now.
+    pub object: Object,
+    /// What happened.
+    pub outcome: Outcome,
+    /// Fields that are accepted and not acted on.
+    pub warnings: Vec<String>,
+}
+
+/// The answer to a deletion.
+#[derive(Clone, Debug)]
+pub struct Deleted {
+    /// The object as it was, or with its mark.
+    pub object: Object,
+    /// `false`: marked, and removed once it has stopped or its finalizers are done.
+    pub removed: bool,
+}
+
+/// A client of a region. Cheap to clone; clones share one connection, which is made when first needed and
+/// again whenever it is lost.
+#[derive(Clone, Debug)]
+pub struct Client {
+    channel: Channel,
+}
+
+impl Client {
+    /// A client for the context in use. Connects when first used; must be called within a tokio runtime.
+    pub fn connect(config: &Config) -> Result<Self, ClientError> {
+        Self::from_resolved(&config.resolve()?)
+    }
+
+    /// A client for one region and user.
+    pub fn from_resolved(resolved: &Resolved) -> Result<Self, ClientError> {
+        let bad = |what: &'static str| move |why: String| ClientError::Credentials { what, why };
+        let roots = roots(&resolved.ca_pem).map_err(bad("certificate-authority-data"))?;
+        let chain = CertificateDer::pem_slice_iter(&resolved.certificate_pem)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| bad("client-certificate-data")(error.to_string()))?;
+        let key = PrivateKeyDer::from_pem_slice(&resolved.key_pem)
+            .map_err(|error| bad("client-key-data")(error.to_string()))?;
+        let server_name = ServerName::try_from(resolved.server_name.clone())
+            .map_err(|error| bad("tls-server-name")(error.to_string()))?;
+        let mut tls = ClientConfig::builder_with_provider(connect::provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| bad("TLS")(error.to_string()))?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .map_err(|error| bad("client-certificate-data")(error.to_string()))?;
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let addresses = vec![resolved.address.clone()];
+        let target = Target { addresses, server_name, tls: Arc::new(tls), preferred: AtomicUsize::new(0) };
+        Ok(Self { channel: connect::channel(target)? })
+    }
+
+    /// A client over a channel that is there already.
+    pub fn from_channel(channel: Channel) -> Self {
+        Self { channel }
+    }
+
+    /// The channel, for services that this client has no methods for.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    fn resources(&self) -> v1::resources_client::ResourcesClient<Channel> {
+        v1::resources_client::ResourcesClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// One object.
+    pub async fn get(&self, key: &ObjectKey) -> Result<Object, Status> {
+        let request = v1::GetRequest { r#ref: Some(convert::reference(key)), local: false };
+        let answer = self.resources().get(timed(request)).await.map_err(|error| convert::status(&error))?;
+        convert::object(answer.get_ref())
+    }
+
+    /// Every object that is selected, over all pages, and the revision that they show.
+    pub async fn list(&self, selection: &Selection) -> Result<(Vec<Object>, Revision), Status> {
+        let mut options = ListOptions { limit: PAGE, ..ListOptions::default() };
+        let mut items = Vec::new();
+        loop {
+            let mut page = self.list_page(selection, &options).await?;
+            items.append(&mut page.items);
+            match page.continue_token {
+                Some(token) => options.continue_token = Some(token),
+                None => return Ok((items, page.revision)),
+            }
+        }
+    }
+
+    /// One page of a list.
+    pub async fn list_page(&self, selection: &Selection, options: &ListOptions) -> Result<ListPage, Status> {
+        let request = v1::ListRequest {
+            selection: Some(selection.clone().into_proto()),
+            limit: options.limit,
+            continue_token: options.continue_token.clone().unwrap_or_default(),
+            local: options.local,
+        };
+        let answer = self.resources().list(timed(request)).await.map_err(|error| convert::status(&error))?.into_inner();
+        let more = !answer.continue_token.is_empty();
+        Ok(ListPage {
+            items: answer.items.iter().map(convert::object).collect::<Result<_, _>>()?,
+            revision: Revision(answer.revision),
+            continue_token: more.then_some(answer.continue_token),
+            remaining: Some(answer.remaining).filter(|remaining| *remaining > 0 || !more),
+        })
+    }
+
+    /// Changes after a revision; from zero, first everything that is there as `Added`, then a `Bookmark`.
+    /// Ends with an error; `Expired` where the revision is no longer in the history.
+    pub async fn watch(
+        &self,
+        selection: &Selection,
+        from: Revision,
+    ) -> Result<Answers<WatchEvent>, Status> {
+        let request = v1::WatchRequest { selection: Some(selection.clone().into_proto()), from_revision: from.0 };
+        let answer = self.resources().watch(timed(request)).await.map_err(|error| convert::status(&error))?;
+        let events = answer.into_inner();
+        Ok(Box::pin(events.map(|event| event.map_err(|error| convert::status(&error)).and_then(convert::watch_event))))
+    }
+
+    /// Creates an object; fails where there is one of that name.
+    pub async fn create(&self, object: &Value, options: &WriteOptions) -> Result<Written, Status> {
+        let answer = self.resources().create(write(object, options)?).await;
+        written(answer)
+    }
+
+    /// Replaces an object; `metadata.resourceVersion` in it, where set, must be the stored one.
+    pub async fn update(&self, object: &Value, options: &WriteOptions) -> Result<Written, Status> {
+        let answer = self.resources().update(write(object, options)?).await;
+        written(answer)
+    }
+
+    /// Replaces `status` alone.
+    pub async fn update_status(&self, object: &Value, options: &WriteOptions) -> Result<Written, Status> {
+        let answer = self.resources().update_status(write(object, options)?).await;
+        written(answer)
+    }
+
+    /// Three-way merge with what was applied last; creates where there is none.
+    pub async fn apply(&self, object: &Value, options: &WriteOptions) -> Result<Written, Status> {
+        let answer = self.resources().apply(write(object, options)?).await;
+        written(answer)
+    }
+
+    /// JSON merge patch (RFC 7386), of the object or of its `status`.
+    pub async fn patch(
+        &self,
+        key: &ObjectKey,
+        patch: &Value,
+        status: bool,
+        options: &WriteOptions,
+    ) -> Result<Written, Status> {
+        let request = v1::PatchRequest {
+            r#ref: Some(convert::reference(key)),
+            patch: json(patch)?,
+            request_id: id(options.request_id.as_ref()),
+            status,
+        };
+        let answer = self.resources().patch(timed(request)).await;
+        written(answer)
+    }
+
+    /// Deletes an object, at once or gracefully.
+    pub async fn delete(&self, key: &ObjectKey, options: &DeleteOptions) -> Result<Deleted, Status> {
+        let request = v1::DeleteRequest {
+            r#ref: Some(convert::reference(key)),
+            request_id: id(options.request_id.as_ref()),
+            grace_seconds: options.grace_seconds,
+            uid: options.uid.as_ref().map(ToString::to_string).unwrap_or_default(),
+        };
+        let answer = self.resources().delete(timed(request)).await.map_err(|error| convert::status(&error))?;
+        let answer = answer.into_inner();
+        Ok(Deleted { removed: answer.removed, object: convert::required(answer.object)? })
+    }
+
+    /// A pod's log, as chunks of bytes.
+    pub async fn logs(
+        &self,
+        request: v1::LogsRequest,
+    ) -> Result<Answers<bytes::Bytes>, Status> {
+        let mut pods = v1::pods_client::PodsClient::new(self.channel.clone());
+        let answer = pods.logs(timed(request)).await.map_err(|error| convert::status(&error))?;
+        let chunks = answer.into_inner();
+        Ok(Box::pin(chunks.map(|chunk| chunk.map(|chunk| chunk.data).map_err(|error| convert::status(&error)))))
+    }
+
+    /// Runs a command in a container. `input` begins with the `ExecStart`; the last output is the exit code
+    /// or why the command could not be run.
+    pub async fn exec(
+        &self,
+        input: impl Stream<Item = v1::ExecInput> + Send + 'static,
+    ) -> Result<Answers<v1::ExecOutput>, Status> {
+        let mut pods = v1::pods_client::PodsClient::new(self.channel.clone());
+        let answer = pods.exec(input).await.map_err(|error| convert::status(&error))?;
+        let outputs = answer.into_inner();
+        Ok(Box::pin(outputs.map(|output| output.map_err(|error| convert::status(&error)))))
+    }
+
+    /// What the region says of itself.
+    pub async fn info(&self) -> Result<v1::InfoResponse, Status> {
+        let mut region = v1::region_client::RegionClient::new(self.channel.clone());
+        let answer = region.info(timed(v1::InfoRequest {})).await.map_err(|error| convert::status(&error))?;
+        Ok(answer.into_inner())
+    }
+
+    /// Makes a one-time token by which a device joins. `owner` empty: the joining device says whose it is;
+    /// `valid` zero: the region's default.
+    pub async fn create_token(&self, owner: &str, valid: Duration) -> Result<v1::CreateTokenResponse, Status> {
+        let mut region = v1::region_client::RegionClient::new(self.channel.clone());
+        let request = v1::CreateTokenRequest { owner: owner.into(), valid_seconds: valid.as_secs() };
+        let answer = region.create_token(timed(request)).await.map_err(|error| convert::status(&error))?;
+        Ok(answer.into_inner())
+    }
+}
+
+/// The certificates of a PEM text as the only roots of trust.
+pub(crate) fn roots(ca_pem: &[u8]) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(ca_pem) {
+        let certificate = certificate.map_err(|error| error.to_string())?;
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    if roots.is_empty() { Err("it holds no certificate".into()) } else { Ok(roots) }
+}
+
+pub(crate) fn timed<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(REQUEST_TIMEOUT);
+    request
+}
+
+fn id(given: Option<&RequestId>) -> String {
+    given.map_or_else(|| uuid::Uuid::new_v4().to_string(), ToString::to_string)
+}
+
+fn json(value: &Value) -> Result<bytes::Bytes, Status> {
+    let text = serde_json::to_vec(value).map_err(|error| Status::internal(format!("cannot write JSON: {error}")))?;
+    Ok(text.into())
+}
+
+fn write(object: &Value, options: &WriteOptions) -> Result<tonic::Request<v1::WriteRequest>, Status> {
+    Ok(timed(v1::WriteRequest {
+        json: json(object)?,
+        request_id: id(options.request_id.as_ref()),
+        dry_run: options.dry_run,
+    }))
+}
+
+fn written(answer: Result<tonic::Response<v1::WriteResponse>, tonic::Status>) -> Result<Written, Status> {
+    use v1::write_response::Outcome as Wire;
+    let answer = answer.map_err(|error| convert::status(&error))?.into_inner();
+    let outcome = match answer.outcome() {
+        Wire::Created => Outcome::Created,
+        Wire::Configured => Outcome::Configured,
+        Wire::Unchanged => Outcome::Unchanged,
+        Wire::Unspecified => return Err(Status::internal("the server's answer does not say what it did")),
+    };
+    Ok(Written { object: convert::required(answer.object)?, outcome, warnings: answer.warnings })
+}

@@ -1,0 +1,278 @@
+//! The accept loop: TCP, TLS, and what is known of a connection.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use hearth_types::Clock;
+use prometheus::IntGauge;
+use rustls::{
+    ServerConfig,
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Sleep,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::{
+    sync::{CancellationToken, WaitForCancellationFutureOwned},
+    task::TaskTracker,
+};
+use tonic::transport::server::Connected;
+
+use super::authn::{self, AnyClient, Peer};
+use crate::{
+    ca::{CaError, CertificateAuthority},
+    devices::{DeviceIndex, Registration},
+    metrics::Metrics,
+};
+
+/// How long a TLS handshake may take, and how long the first request may be waited for after it.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at one time at most: a region's 10,000 devices, each with a connection that has just died
+/// beside the new one.
+const MAX_CONNECTIONS: usize = 20_000;
+/// Handshakes at one time at most: each costs a signature, and two cores do some thousand a second.
+const MAX_HANDSHAKES: usize = 1_024;
+/// The pause after the system could not accept a connection, for want of file descriptors as a rule.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often the server's certificate is looked at.
+const RENEWAL_CHECK: Duration = Duration::from_secs(600);
+/// The part of a certificate's life that is left when it is renewed: one in this many.
+const RENEW_AT: i64 = 3;
+
+/// What is known of a connection; tonic puts it into every request's extensions.
+#[derive(Clone, Debug)]
+pub(crate) struct ConnInfo {
+    pub(crate) remote: SocketAddr,
+    pub(crate) peer: Arc<Peer>,
+}
+
+/// The server's certificate, which is renewed while it runs.
+#[derive(Debug)]
+struct Certificate(std::sync::RwLock<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for Certificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone())
+    }
+}
+
+/// The door of one listener.
+pub(crate) struct Door {
+    pub(crate) ca: Arc<CertificateAuthority>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) devices: Arc<DeviceIndex>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Ends every connection at once when cancelled.
+    pub(crate) cut: CancellationToken,
+    /// The name in the server's certificate.
+    pub(crate) server_name: String,
+}
+
+impl Door {
+    /// Accepts connections and sends those whose handshake is done, until it is dropped or nobody takes
+    /// them any more.
+    pub(crate) async fn run(self: Arc<Self>, listener: TcpListener, ready: mpsc::Sender<io::Result<DoorIo>>) -> Result<(), CaError> {
+        let (certificate, mut renew_after) = self.issue()?;
+        let certificate = Arc::new(Certificate(std::sync::RwLock::new(certificate)));
+        let acceptor = TlsAcceptor::from(Arc::new(self.tls(certificate.clone())?));
+        let (connections, handshakes) =
+            (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::new(Semaphore::new(MAX_HANDSHAKES)));
+        let tasks = TaskTracker::new();
+        let mut renewal = tokio::time::interval(RENEWAL_CHECK);
+        loop {
+            let accepted = tokio::select! {
+                () = ready.closed() => return Ok(()),
+                _ = renewal.tick() => {
+                    let now = self.clock.now();
+                    if !renew_after.contains(&now) {
+                        let (fresh, range) = self.issue()?;
+                        *certificate.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = fresh;
+                        renew_after = range;
+                        tracing::info!(server_name = self.server_name, "the server's certificate was renewed");
+                    }
+                    continue;
+                }
+                accepted = accept(&listener, &connections, &handshakes) => accepted,
+            };
+            match accepted {
+                Ok((tcp, remote, permits)) => {
+                    let (door, acceptor, ready) = (self.clone(), acceptor.clone(), ready.clone());
+                    tasks.spawn(async move { door.handshake(tcp, remote, permits, acceptor, ready).await });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// A fresh certificate and the time during which it need not be renewed. A clock that jumps out of that
+    /// range, either way, gets a new one.
+    fn issue(&self) -> Result<(Arc<CertifiedKey>, std::ops::Range<hearth_types::Timestamp>), CaError> {
+        let issued = self.ca.issue_server(std::slice::from_ref(&self.server_name))?;
+        let key = rustls::crypto::ring::sign::any_supported_type(&issued.key)
+            .map_err(|error| CaError::Request(error.to_string()))?;
+        let life = issued.not_after.0 - issued.not_before.0;
+        let range = issued.not_before..hearth_types::Timestamp(issued.not_after.0 - life / RENEW_AT);
+        Ok((Arc::new(CertifiedKey::new(issued.chain, key)), range))
+    }
+
+    fn tls(&self, certificate: Arc<Certificate>) -> Result<ServerConfig, CaError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(|error| CaError::Request(error.to_string()))?
+            .with_client_cert_verifier(Arc::new(AnyClient::new(provider)))
+            .with_cert_resolver(certificate);
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        // A resumed session would show a certificate without proving its key anew.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(config)
+    }
+
+    async fn handshake(
+        self: Arc<Self>,
+        tcp: TcpStream,
+        remote: SocketAddr,
+        (connection, handshake): (OwnedSemaphorePermit, OwnedSemaphorePermit),
+        acceptor: TlsAcceptor,
+        ready: mpsc::Sender<io::Result<DoorIo>>,
+    ) {
+        let _ = tcp.set_nodelay(true);
+        let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
+            Ok(Ok(tls)) => tls,
+            Ok(Err(error)) => {
+                self.metrics.handshake_failures.inc();
+                tracing::debug!(%remote, %error, "a TLS handshake failed");
+                return;
+            }
+            Err(_) => {
+                self.metrics.handshake_failures.inc();
+                tracing::debug!(%remote, "a TLS handshake took too long");
+                return;
+            }
+        };
+        drop(handshake);
+        let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+        let peer = authn::classify(chain, &self.ca, self.clock.now());
+        let (revoked, registration) = match &peer {
+            Peer::Key(key) => {
+                let (token, registration) = self.devices.register(*key);
+                (Some(Box::pin(token.cancelled_owned())), Some(registration))
+            }
+            _ => (None, None),
+        };
+        self.metrics.connections.inc();
+        let io = DoorIo {
+            tls,
+            info: ConnInfo { remote, peer: Arc::new(peer) },
+            revoked,
+            cut: Box::pin(self.cut.clone().cancelled_owned()),
+            first: Some(Box::pin(tokio::time::sleep(HANDSHAKE_TIMEOUT))),
+            _held: Held { _registration: registration, _permit: connection, open: self.metrics.connections.clone() },
+        };
+        // Nobody takes it: the server is stopping.
+        let _ = ready.send(Ok(io)).await;
+    }
+}
+
+/// Waits for room, then for a connection, so that what there is no room for waits in the kernel.
+async fn accept(
+    listener: &TcpListener,
+    connections: &Arc<Semaphore>,
+    handshakes: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, (OwnedSemaphorePermit, OwnedSemaphorePermit))> {
+    let connection = connections.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let handshake = handshakes.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let (tcp, remote) = listener.accept().await?;
+    Ok((tcp, remote, (connection, handshake)))
+}
+
+/// What a connection occupies while it is open.
+struct Held {
+    _registration: Option<Registration>,
+    _permit: OwnedSemaphorePermit,
+    open: IntGauge,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.open.dec();
+    }
+}
+
+/// A connection whose handshake is done. It breaks when its device's key is revoked, when the server cuts
+/// it, and when nothing comes at first.
+pub(crate) struct DoorIo {
+    tls: TlsStream<TcpStream>,
+    info: ConnInfo,
+    revoked: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    first: Option<Pin<Box<Sleep>>>,
+    _held: Held,
+}
+
+impl Connected for DoorIo {
+    type ConnectInfo = ConnInfo;
+    fn connect_info(&self) -> ConnInfo {
+        self.info.clone()
+    }
+}
+
+impl AsyncRead for DoorIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server is stopping")));
+        }
+        if this.revoked.as_mut().is_some_and(|revoked| revoked.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the device's key was revoked")));
+        }
+        let read = Pin::new(&mut this.tls).poll_read(cx, buf);
+        if read.is_ready() {
+            this.first = None;
+        } else if this.first.as_mut().is_some_and(|first| first.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read
+    }
+}
+
+impl AsyncWrite for DoorIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tls.is_write_vectored()
+    }
+}

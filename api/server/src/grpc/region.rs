@@ -1,0 +1,46 @@
+//! What a region says of itself, and the making of join tokens.
+
+use std::{sync::Arc, time::Duration};
+
+use hearth_proto::v1;
+use hearth_types::{
+    GroupKind,
+    store::{Consistency, Query},
+};
+use tonic::{Request, Response};
+
+use super::convert::grpc;
+use crate::{resources::ResourceService, tokens::Tokens};
+
+pub(crate) struct RegionDoor {
+    pub(crate) resources: Arc<ResourceService>,
+    pub(crate) tokens: Arc<Tokens>,
+    pub(crate) region: String,
+    pub(crate) version: String,
+}
+
+#[tonic::async_trait]
+impl v1::region_server::Region for RegionDoor {
+    async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, tonic::Status> {
+        // A page of one answers with the revision too.
+        let query = Query::all(GroupKind::NAMESPACE);
+        let page = self.resources.list(&query, 1, None, Consistency::Linearizable).await.map_err(grpc)?;
+        Ok(Response::new(v1::InfoResponse {
+            version: self.version.clone(),
+            region: self.region.clone(),
+            zone: self.resources.zone().to_owned(),
+            incarnation: self.resources.store().incarnation().to_string(),
+            revision: page.revision.0,
+        }))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenResponse>, tonic::Status> {
+        let request = request.into_inner();
+        let valid = Duration::from_secs(request.valid_seconds);
+        let (token, expires) = self.tokens.create(&request.owner, valid).await.map_err(grpc)?;
+        Ok(Response::new(v1::CreateTokenResponse { token: token.to_string(), expires_millis: expires.0 }))
+    }
+}

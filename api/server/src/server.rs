@@ -1,0 +1,238 @@
+//! The API server: its services behind the TLS door.
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use hearth_proto::{MAX_MESSAGE_BYTES, v1};
+use hearth_types::object::MAX_OBJECT_BYTES;
+use prometheus::Registry;
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    body::Body,
+    server::NamedService,
+    service::{Routes, RoutesBuilder},
+};
+
+use crate::{
+    ca::{CaError, CertificateAuthority},
+    door::{Door, GuardLayer},
+    grpc::{DeviceDoorConnector, EnrollmentDoor, NoDevices, PodsDoor, RegionDoor, ResourcesDoor},
+    metrics::Metrics,
+    resources::ResourceService,
+    tokens::Tokens,
+};
+
+/// Requests at one time on one connection at most.
+const MAX_STREAMS: u32 = 256;
+/// Bytes of headers of one request at most.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// How often a connection without traffic is tried, so that a dead one gives its memory back.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
+/// How long the answer may take before the connection counts as dead.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// The largest request in bytes: an object as somebody writes it, white space included, and what is around it.
+const MAX_REQUEST_BYTES: usize = 2 * MAX_OBJECT_BYTES + (64 << 10);
+/// Resets of streams that a client may leave waiting (CVE-2023-44487).
+const MAX_PENDING_RESETS: usize = 64;
+/// Connections whose handshake is done and that wait to be served.
+const READY_QUEUE: usize = 64;
+/// How long streams may go on after the server was asked to stop, so that a session can say goodbye.
+const STREAM_GRACE: Duration = Duration::from_millis(500);
+/// How long everything else may take after that before connections are cut.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a server is told about itself.
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// The region's name.
+    pub region: String,
+    /// The program's version.
+    pub version: String,
+    /// Where devices find the region's API, `host:port` each: written into join tokens.
+    pub token_addresses: Vec<String>,
+}
+
+/// Why the server cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The metrics are registered already.
+    #[error("cannot register the API's metrics")]
+    Metrics(#[from] prometheus::Error),
+    /// The server's certificate cannot be made.
+    #[error("cannot make the API server's certificate")]
+    Certificate(#[from] CaError),
+    /// The HTTP/2 server failed.
+    #[error("the API server failed")]
+    Server(#[from] tonic::transport::Error),
+}
+
+/// The API server of a region.
+pub struct ApiServer {
+    config: ApiConfig,
+    resources: Arc<ResourceService>,
+    ca: Arc<CertificateAuthority>,
+    metrics: Arc<Metrics>,
+    routes: Routes,
+}
+
+impl std::fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiServer").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Puts a server together.
+pub struct ApiServerBuilder {
+    config: ApiConfig,
+    resources: Arc<ResourceService>,
+    ca: Arc<CertificateAuthority>,
+    connector: Arc<dyn DeviceDoorConnector>,
+    registry: Registry,
+    more: RoutesBuilder,
+}
+
+impl std::fmt::Debug for ApiServerBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiServerBuilder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl ApiServer {
+    /// Begins a server of the resource service, with the region's CA.
+    pub fn builder(
+        config: ApiConfig,
+        resources: Arc<ResourceService>,
+        ca: Arc<CertificateAuthority>,
+    ) -> ApiServerBuilder {
+        let (connector, registry, more) = (Arc::new(NoDevices), Registry::new(), Routes::builder());
+        ApiServerBuilder { config, resources, ca, connector, registry, more }
+    }
+
+    /// Serves until `shutdown` is done, then stops gracefully: no new connections, streams end with
+    /// `Unavailable` after half a second, and what is left after another five seconds is cut.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), ServeError> {
+        let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
+        let _cut_on_return = cut.clone().drop_guard();
+        let devices = self.resources.devices().clone();
+        let door = Arc::new(Door {
+            ca: self.ca,
+            clock: self.resources.clock().clone(),
+            devices: devices.clone(),
+            metrics: self.metrics.clone(),
+            cut: cut.clone(),
+            server_name: server_name(self.resources.zone()),
+        });
+        let guard = GuardLayer::new(door.clock.clone(), devices.clone(), self.metrics, stop.clone());
+        let (ready, incoming) = mpsc::channel::<io::Result<_>>(READY_QUEUE);
+        let closing = CancellationToken::new();
+        let mut server = tonic::transport::Server::builder()
+            .max_concurrent_streams(MAX_STREAMS)
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+            .layer(guard);
+        let serving = server
+            .add_routes(self.routes)
+            .serve_with_incoming_shutdown(ReceiverStream::new(incoming), closing.clone().cancelled_owned());
+        let store = self.resources.store().clone();
+        let following = devices.follow(store.as_ref());
+        let accepting = door.run(listener, ready);
+        let stopping = async {
+            shutdown.await;
+            closing.cancel();
+            tokio::time::sleep(STREAM_GRACE).await;
+            stop.cancel();
+            tokio::time::sleep(DRAIN_LIMIT).await;
+        };
+        tokio::pin!(serving, accepting);
+        tokio::select! {
+            served = &mut serving => Ok(served?),
+            () = following => Ok(()),
+            () = stopping => Ok(()),
+            // The accept loop ends before the connections do when the server stops, and else only by failing.
+            accepted = async {
+                match (&mut accepting).await {
+                    Ok(()) => std::future::pending().await,
+                    Err(error) => error,
+                }
+            } => Err(accepted.into()),
+        }
+    }
+}
+
+/// The name in the server's certificate.
+pub fn server_name(zone: &str) -> String {
+    format!("api.{zone}")
+}
+
+impl ApiServerBuilder {
+    /// How devices are reached for logs and exec; without it every device is away.
+    #[must_use]
+    pub fn connector(mut self, connector: Arc<dyn DeviceDoorConnector>) -> Self {
+        self.connector = connector;
+        self
+    }
+
+    /// Where the metrics are registered.
+    #[must_use]
+    pub fn metrics(mut self, registry: &Registry) -> Self {
+        self.registry = registry.clone();
+        self
+    }
+
+    /// Mounts another service behind the door. Requests carry a `hearth_types::identity::Identity` in their
+    /// extensions; methods that the door does not know are for admins alone.
+    #[must_use]
+    pub fn add_service<S>(mut self, service: S) -> Self
+    where
+        S: tower::Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        self.more.add_service(service);
+        self
+    }
+
+    /// The server, ready to serve.
+    pub fn build(mut self) -> Result<ApiServer, ServeError> {
+        use v1::{
+            enrollment_server::EnrollmentServer, pods_server::PodsServer, region_server::RegionServer,
+            resources_server::ResourcesServer,
+        };
+        let metrics = Arc::new(Metrics::new(&self.registry)?);
+        let resources = self.resources;
+        let tokens = Arc::new(Tokens {
+            resources: resources.clone(),
+            ca: self.ca.clone(),
+            addresses: self.config.token_addresses.clone(),
+            server_name: server_name(resources.zone()),
+        });
+        let region = RegionDoor {
+            resources: resources.clone(),
+            tokens: tokens.clone(),
+            region: self.config.region.clone(),
+            version: self.config.version.clone(),
+        };
+        let pods = PodsDoor { resources: resources.clone(), connector: self.connector };
+        self.more
+            .add_service(
+                ResourcesServer::new(ResourcesDoor(resources.clone()))
+                    .max_decoding_message_size(MAX_REQUEST_BYTES)
+                    .max_encoding_message_size(MAX_MESSAGE_BYTES),
+            )
+            .add_service(PodsServer::new(pods))
+            .add_service(RegionServer::new(region))
+            .add_service(EnrollmentServer::new(EnrollmentDoor(tokens)).max_decoding_message_size(MAX_REQUEST_BYTES));
+        Ok(ApiServer { config: self.config, resources, ca: self.ca, metrics, routes: self.more.routes().prepare() })
+    }
+}

@@ -1,0 +1,389 @@
+//! Join tokens: Secrets of the type [`kinds::JOIN_TOKEN_TYPE`] in `kube-system`, after Kubernetes' bootstrap
+//! tokens. Of the secret part only its SHA-256 is stored. A token is good for one key.
+
+use std::{sync::Arc, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use hearth_proto::v1;
+use hearth_types::{
+    DeviceKey, GroupKind, Object, ObjectKey, Reason, RequestId, Status, Timestamp, Uid,
+    admission::{Context, Part, prepare_create, prepare_update},
+    kinds, names, registry,
+    selector::{FieldSelector, Selector},
+    store::{Consistency, Expect, Op, OpError, Query, Txn, list_all},
+    token::JoinToken,
+};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use serde_json::{Value, json};
+
+use crate::{
+    ca::{CertificateAuthority, sha256},
+    resources::{ResourceService, WriteOptions, shown},
+};
+
+/// How long a token is good for unless asked otherwise: long enough to walk to the device.
+const DEFAULT_VALIDITY: Duration = Duration::from_secs(3600);
+/// The longest that can be asked for: a week in the post.
+const MAX_VALIDITY: Duration = Duration::from_secs(7 * 86_400);
+/// How long a token is kept after it expired, so that a device that joined by it may ask again.
+const KEPT: Duration = Duration::from_secs(30 * 86_400);
+/// Tokens that are kept at most.
+const MAX_TOKENS: usize = 10_000;
+/// Where tokens are.
+const NAMESPACE: &str = "kube-system";
+/// Tries of a join whose objects changed meanwhile.
+const MAX_ATTEMPTS: usize = 16;
+
+/// Characters of a token's id and secret: 32 of them, 5 bits each.
+const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+/// Characters of the id, which is no secret.
+const ID_CHARS: usize = 10;
+/// Characters of the secret: 160 bits.
+const SECRET_CHARS: usize = 32;
+
+/// Makes and redeems join tokens.
+pub(crate) struct Tokens {
+    pub(crate) resources: Arc<ResourceService>,
+    pub(crate) ca: Arc<CertificateAuthority>,
+    /// Where devices find the region.
+    pub(crate) addresses: Vec<String>,
+    /// The name in the servers' certificate.
+    pub(crate) server_name: String,
+}
+
+/// A token as it is stored.
+struct Stored {
+    object: Object,
+    hash: String,
+    owner: String,
+    expires: Timestamp,
+    used_by: Option<DeviceKey>,
+    device: String,
+}
+
+impl Stored {
+    fn read(object: Object) -> Option<Self> {
+        let value = object.value();
+        if value.get("type").and_then(Value::as_str) != Some(kinds::JOIN_TOKEN_TYPE) {
+            return None;
+        }
+        let text = |field: &str| {
+            let encoded = value.get("data")?.get(field)?.as_str()?;
+            String::from_utf8(STANDARD.decode(encoded).ok()?).ok()
+        };
+        let used_by = match text("used-by-key") {
+            Some(key) => Some(key.parse().ok()?),
+            None => None,
+        };
+        Some(Self {
+            hash: text("secret-sha256")?,
+            owner: text("owner").unwrap_or_default(),
+            expires: Timestamp::parse(&text("expiration")?)?,
+            used_by,
+            device: text("used-by-device").unwrap_or_default(),
+            object,
+        })
+    }
+}
+
+fn token_key(id: &str) -> ObjectKey {
+    ObjectKey::new(GroupKind::SECRET, NAMESPACE, &format!("join-token-{id}"))
+}
+
+fn random_text(chars: usize) -> Result<String, Status> {
+    let mut bytes = vec![0; chars];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| Status::internal("the system gives no random numbers"))?;
+    Ok(bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte & 31)])).collect())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn forbidden(text: impl Into<String>) -> Status {
+    Status::new(Reason::Forbidden, text)
+}
+
+impl Tokens {
+    /// Makes a token. It is answered whole, once; `valid` zero means the default.
+    pub(crate) async fn create(&self, owner: &str, valid: Duration) -> Result<(JoinToken, Timestamp), Status> {
+        if !owner.is_empty() {
+            check_owner(owner)?;
+        }
+        let valid = if valid.is_zero() { DEFAULT_VALIDITY } else { valid };
+        if valid > MAX_VALIDITY {
+            let text = format!("a join token is good for at most {} days", MAX_VALIDITY.as_secs() / 86_400);
+            return Err(Status::new(Reason::BadRequest, text));
+        }
+        self.clean().await?;
+        let (id, secret) = (random_text(ID_CHARS)?, random_text(SECRET_CHARS)?);
+        let expires = self.now().plus(valid).seconds();
+        let mut data = json!({
+            "secret-sha256": hex(&sha256(secret.as_bytes())),
+            "expiration": expires.to_string(),
+        });
+        if !owner.is_empty() {
+            data["owner"] = json!(owner);
+        }
+        let object = json!({
+            "apiVersion": "v1", "kind": "Secret", "type": kinds::JOIN_TOKEN_TYPE,
+            "metadata": {"name": token_key(&id).name, "namespace": NAMESPACE}, "stringData": data,
+        });
+        self.resources.create(object, &WriteOptions::default()).await?;
+        let token = JoinToken {
+            addresses: self.addresses.clone(),
+            server_name: self.server_name.clone(),
+            ca_hash: self.ca.spki_hash(),
+            secret: format!("{id}.{secret}"),
+        };
+        Ok((token, expires))
+    }
+
+    /// Removes tokens that expired long ago, and refuses where there are too many.
+    async fn clean(&self) -> Result<(), Status> {
+        let fields = FieldSelector::equal("type", kinds::JOIN_TOKEN_TYPE);
+        let selector = Selector { fields, ..Selector::default() };
+        let query = Query { kind: GroupKind::SECRET, namespace: Some(NAMESPACE.into()), selector };
+        let store = self.resources.store();
+        let (tokens, _) = list_all(store.as_ref(), &query, Consistency::Local).await?;
+        let (now, count) = (self.now(), tokens.len());
+        let old = tokens.into_iter().filter(|token| {
+            Stored::read(token.clone()).is_none_or(|token| token.expires.plus(KEPT) < now)
+        });
+        let ops: Vec<Op> = old
+            .take(hearth_types::store::MAX_OPS)
+            .map(|token| Op::Delete { key: token.key().clone(), expect: Expect::same(&token) })
+            .collect();
+        if count - ops.len() >= MAX_TOKENS {
+            let text = format!("there are {MAX_TOKENS} join tokens already; delete some (Secrets in {NAMESPACE})");
+            return Err(Status::new(Reason::TooManyRequests, text));
+        }
+        if !ops.is_empty() {
+            store.write(Txn { request_id: fresh_id(), atomic: false, ops, now }).await?;
+        }
+        Ok(())
+    }
+
+    /// Redeems a token: one transaction marks it as used by the key and makes the Device, and the owner's
+    /// Namespace where there is none. The same token with the same key again is harmless.
+    pub(crate) async fn join(&self, request: &v1::JoinRequest, key: DeviceKey) -> Result<v1::JoinResponse, Status> {
+        let unknown = || {
+            Status::new(
+                Reason::Unauthorized,
+                "the join token is not known to this region: it was mistyped, deleted, or made by another region",
+            )
+        };
+        let (id, secret) = request.token.split_once('.').ok_or_else(unknown)?;
+        let malformed = |text: &str| text.len() > 64 || !text.bytes().all(|byte| ALPHABET.contains(&byte));
+        if malformed(id) || malformed(secret) || id.is_empty() {
+            return Err(unknown());
+        }
+        names::dns_label(&request.device_name).map_err(|why| {
+            Status::new(Reason::BadRequest, format!("device name {}: {why}", shown(&request.device_name)))
+        })?;
+        let hash = hex(&sha256(secret.as_bytes()));
+        for _ in 0..MAX_ATTEMPTS {
+            let object = self.get(&token_key(id)).await?.ok_or_else(unknown)?;
+            let token = Stored::read(object).ok_or_else(unknown)?;
+            // Hashes are compared, so the time that it takes tells nothing of the secret.
+            if token.hash != hash {
+                return Err(unknown());
+            }
+            match token.used_by {
+                Some(used) if used == key => return self.again(request, &token, key).await,
+                Some(_) => {
+                    return Err(forbidden(
+                        "the join token was used already, by another key: it is good for one device; make a new one with `hearth token create`",
+                    ));
+                }
+                None => {}
+            }
+            if token.expires < self.now() {
+                return Err(forbidden(format!(
+                    "the join token expired at {}; make a new one with `hearth token create`",
+                    token.expires
+                )));
+            }
+            let owner = owner_of(request, &token)?;
+            if let Some(device) = self.redeem(request, &token, &owner, key).await? {
+                self.resources.devices().note(&device);
+                tracing::info!(device = device.name(), owner, %key, "a device joined");
+                return Ok(self.answer(device.name(), &owner));
+            }
+        }
+        Err(Status::new(Reason::Conflict, "the device's objects kept changing while it joined; try again"))
+    }
+
+    /// The transaction; `None` where something changed meanwhile.
+    async fn redeem(
+        &self,
+        request: &v1::JoinRequest,
+        token: &Stored,
+        owner: &str,
+        key: DeviceKey,
+    ) -> Result<Option<Object>, Status> {
+        let name = request.device_name.as_str();
+        if let Some((other, _)) = self.resources.devices().lookup(&key)
+            && other.as_str() != name
+        {
+            let text = format!("this key is device {other:?} of the region already; join under that name", other = other.as_str());
+            return Err(Status::new(Reason::Conflict, text));
+        }
+        let device_key = ObjectKey::new(GroupKind::DEVICE, "", name);
+        let existing = self.get(&device_key).await?;
+        let mut ops = vec![self.mark_used(token, name, key)?];
+        let device = if let Some(existing) = existing {
+            same_device(&existing, owner, key)?;
+            ops.push(Op::Check { key: device_key, expect: Expect::same(&existing) });
+            Some(existing)
+        } else {
+            let device = self.new_device(name, owner, key)?;
+            let info = registry::of_kind(&GroupKind::DEVICE).ok_or_else(|| Status::internal("no kind Device"))?;
+            ops.extend(self.resources.namespace_op(info, &device).await?);
+            ops.push(Op::Create { object: device });
+            None
+        };
+        let txn = Txn { request_id: fresh_id(), atomic: true, ops, now: self.now() };
+        let outcomes = self.resources.store().write(txn).await?.outcomes;
+        let mut stored = None;
+        for outcome in outcomes {
+            match outcome {
+                Ok(object) => stored = Some(object),
+                // Another join or an operator was faster: look again.
+                Err(OpError::Conflict { .. } | OpError::AlreadyExists(_) | OpError::NotFound(_) | OpError::Aborted) => {
+                    return Ok(None);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(device.or(stored))
+    }
+
+    fn mark_used(&self, token: &Stored, device: &str, key: DeviceKey) -> Result<Op, Status> {
+        let mut value = token.object.value();
+        value["data"]["used-by-key"] = json!(STANDARD.encode(key.to_string()));
+        value["data"]["used-by-device"] = json!(STANDARD.encode(device));
+        let info = registry::of_kind(&GroupKind::SECRET).ok_or_else(|| Status::internal("no kind Secret"))?;
+        let admitted = prepare_update(info, &token.object, value, Part::Main, &self.context())?;
+        Ok(Op::Update { object: admitted.object, expect: Expect::same(&token.object) })
+    }
+
+    fn new_device(&self, name: &str, owner: &str, key: DeviceKey) -> Result<Object, Status> {
+        let value = json!({
+            "apiVersion": kinds::API_VERSION, "kind": "Device", "metadata": {"name": name},
+            "spec": {"owner": owner, "keys": [key.to_string()]},
+        });
+        let info = registry::of_kind(&GroupKind::DEVICE).ok_or_else(|| Status::internal("no kind Device"))?;
+        Ok(prepare_create(info, value, &self.context())?.object)
+    }
+
+    /// The same token with the same key: the same answer, as long as the device is still one of the region.
+    async fn again(
+        &self,
+        request: &v1::JoinRequest,
+        token: &Stored,
+        key: DeviceKey,
+    ) -> Result<v1::JoinResponse, Status> {
+        if token.device != request.device_name {
+            let text = format!("this key joined as device {:?} by this token; it cannot have another name", token.device);
+            return Err(Status::new(Reason::Conflict, text));
+        }
+        let removed = || {
+            forbidden(format!(
+                "device {:?} was removed from the region, or its key was; to let it in again make a new token with `hearth token create`",
+                token.device
+            ))
+        };
+        let device = self.get(&ObjectKey::new(GroupKind::DEVICE, "", &token.device)).await?.ok_or_else(removed)?;
+        let (owner, keys) = spec_of(&device);
+        if !keys.contains(&key) {
+            return Err(removed());
+        }
+        if !request.owner.is_empty() && request.owner != owner {
+            return Err(other_owner(&request.owner, &owner));
+        }
+        self.resources.devices().note(&device);
+        Ok(self.answer(device.name(), &owner))
+    }
+
+    fn answer(&self, device: &str, owner: &str) -> v1::JoinResponse {
+        v1::JoinResponse {
+            device_name: device.to_owned(),
+            owner: owner.to_owned(),
+            zone: self.resources.zone().to_owned(),
+            ca_pem: self.ca.pem().to_owned().into(),
+            incarnation: self.resources.store().incarnation().to_string(),
+        }
+    }
+
+    async fn get(&self, key: &ObjectKey) -> Result<Option<Object>, Status> {
+        self.resources.store().get(key, Consistency::Linearizable).await
+    }
+
+    fn now(&self) -> Timestamp {
+        self.resources.clock().now()
+    }
+
+    fn context(&self) -> Context<'_> {
+        let uid = Uid::from(uuid::Uuid::new_v4().to_string());
+        Context { now: self.now(), uid, suffix: "", zone: self.resources.zone() }
+    }
+}
+
+fn fresh_id() -> RequestId {
+    RequestId::from(uuid::Uuid::new_v4().to_string())
+}
+
+fn check_owner(owner: &str) -> Result<(), Status> {
+    let bad = |why: &str| Status::new(Reason::BadRequest, format!("owner {}: {why}", shown(owner)));
+    names::dns_label(owner).map_err(bad)?;
+    if names::RESERVED_OWNERS.contains(&owner) {
+        return Err(bad("the name is reserved; an owner's namespace and hostnames have this name"));
+    }
+    Ok(())
+}
+
+fn owner_of(request: &v1::JoinRequest, token: &Stored) -> Result<String, Status> {
+    let owner = match (request.owner.as_str(), token.owner.as_str()) {
+        ("", "") => {
+            return Err(Status::new(Reason::BadRequest, "the join token names no owner; say whose the device is with --owner"));
+        }
+        ("", owner) | (owner, "") => owner,
+        (asked, bound) if asked == bound => asked,
+        (asked, bound) => return Err(other_owner(asked, bound)),
+    };
+    check_owner(owner)?;
+    Ok(owner.to_owned())
+}
+
+fn other_owner(asked: &str, bound: &str) -> Status {
+    forbidden(format!("the join token is for a device of owner {bound:?}, not of {}", shown(asked)))
+}
+
+fn spec_of(device: &Object) -> (String, Vec<DeviceKey>) {
+    let value = device.value();
+    let owner = value.pointer("/spec/owner").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let keys = value.pointer("/spec/keys").and_then(Value::as_array).into_iter().flatten();
+    (owner, keys.filter_map(|key| key.as_str()?.parse().ok()).collect())
+}
+
+/// A device that is there already may take another token only with its own key, for its own owner.
+fn same_device(existing: &Object, owner: &str, key: DeviceKey) -> Result<(), Status> {
+    let (bound, keys) = spec_of(existing);
+    if !keys.contains(&key) {
+        let text = format!(
+            "a device named {:?} is there already, with another key; choose another name, or delete that device first",
+            existing.name()
+        );
+        return Err(Status { object: Some(Box::new(existing.key().clone())), ..Status::new(Reason::AlreadyExists, text) });
+    }
+    if bound != owner {
+        let text = format!("device {:?} belongs to owner {bound:?}; delete it before it joins another", existing.name());
+        return Err(forbidden(text));
+    }
+    Ok(())
+}

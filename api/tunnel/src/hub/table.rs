@@ -1,0 +1,149 @@
+//! Who is connected and who is being dialled.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use hearth_types::{DeviceKey, DeviceName, tunnel::DialError};
+use iroh::endpoint::{Connection, VarInt};
+use prometheus::IntGauge;
+use tokio::sync::{Notify, watch};
+
+use super::channel::CachedChannel;
+use crate::stream::StreamGuard;
+
+/// A device's open tunnel.
+#[derive(Debug)]
+pub(super) struct Tunnel {
+    pub(super) device: DeviceName,
+    pub(super) key: DeviceKey,
+    pub(super) connection: Connection,
+    pub(super) streams: Arc<AtomicUsize>,
+    /// Nothing was heard for a while: a dial asks for another tunnel.
+    pub(super) suspect: AtomicBool,
+    pub(super) channel: Mutex<Option<CachedChannel>>,
+}
+
+impl Tunnel {
+    pub(super) fn new(device: DeviceName, key: DeviceKey, connection: Connection) -> Self {
+        Self {
+            device,
+            key,
+            connection,
+            streams: Arc::default(),
+            suspect: AtomicBool::new(false),
+            channel: Mutex::default(),
+        }
+    }
+
+    pub(super) fn usable(&self) -> bool {
+        !self.suspect.load(Ordering::Acquire) && self.connection.close_reason().is_none()
+    }
+
+    pub(super) fn idle(&self) -> bool {
+        self.streams.load(Ordering::Acquire) == 0
+    }
+
+    pub(super) fn close(&self, code: VarInt, reason: &[u8]) {
+        self.connection.close(code, reason);
+    }
+
+    pub(super) fn channel(&self) -> std::sync::MutexGuard<'_, Option<CachedChannel>> {
+        self.channel.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// What a flight ends with; empty while it is under way.
+pub(super) type FlightEnd = Option<Result<(), DialError>>;
+
+/// A dial under way, shared by all who want the device.
+#[derive(Clone, Debug)]
+pub(super) struct Flight {
+    /// Woken when a tunnel of the device may have become usable.
+    pub(super) arrived: Arc<Notify>,
+    /// The end, for those who wait.
+    pub(super) end: watch::Receiver<FlightEnd>,
+}
+
+/// All tunnels and dials, under one lock that is never held over an await.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    tunnels: HashMap<DeviceName, Arc<Tunnel>>,
+    /// Tunnels that a newer one of their device replaced, and that end with their streams.
+    replaced: usize,
+    pub(super) flights: HashMap<DeviceName, Flight>,
+}
+
+impl Tables {
+    /// The device's usable tunnel, with a place taken for one stream: from here on it is not idle.
+    pub(super) fn reserve(&self, device: &DeviceName, gauge: &IntGauge) -> Option<(Arc<Tunnel>, Arc<StreamGuard>)> {
+        let tunnel = self.tunnels.get(device).filter(|tunnel| tunnel.usable())?;
+        Some((tunnel.clone(), Arc::new(StreamGuard::new(&tunnel.streams, gauge))))
+    }
+
+    pub(super) fn get(&self, device: &DeviceName) -> Option<&Arc<Tunnel>> {
+        self.tunnels.get(device)
+    }
+
+    /// Puts a tunnel in its device's place; returns the one that was there.
+    pub(super) fn insert(&mut self, tunnel: Arc<Tunnel>) -> Option<Arc<Tunnel>> {
+        self.wake(&tunnel.device);
+        let old = self.tunnels.insert(tunnel.device.clone(), tunnel);
+        self.replaced += usize::from(old.is_some());
+        old
+    }
+
+    /// Wakes those who wait for the device.
+    pub(super) fn wake(&self, device: &DeviceName) {
+        if let Some(flight) = self.flights.get(device) {
+            flight.arrived.notify_waiters();
+        }
+    }
+
+    /// Takes the tunnel out if it has no stream, so that nobody can reserve one while it is closed.
+    pub(super) fn take_if_idle(&mut self, tunnel: &Arc<Tunnel>) -> bool {
+        let idle = tunnel.idle();
+        if idle && self.holds(tunnel) {
+            self.tunnels.remove(&tunnel.device);
+            self.replaced += 1;
+        }
+        idle
+    }
+
+    /// Whether it is its device's tunnel, and none that was replaced.
+    pub(super) fn holds(&self, tunnel: &Arc<Tunnel>) -> bool {
+        self.tunnels.get(&tunnel.device).is_some_and(|held| Arc::ptr_eq(held, tunnel))
+    }
+
+    /// Takes a device's tunnel out. Its monitor counts it until it has ended.
+    pub(super) fn remove(&mut self, device: &DeviceName) -> Option<Arc<Tunnel>> {
+        let tunnel = self.tunnels.remove(device)?;
+        self.replaced += 1;
+        Some(tunnel)
+    }
+
+    /// Forgets a tunnel that has ended.
+    pub(super) fn ended(&mut self, tunnel: &Arc<Tunnel>) {
+        if self.holds(tunnel) {
+            self.tunnels.remove(&tunnel.device);
+        } else {
+            self.replaced -= 1;
+        }
+    }
+
+    /// Takes all tunnels out.
+    pub(super) fn drain(&mut self) -> Vec<Arc<Tunnel>> {
+        let all: Vec<_> = self.tunnels.drain().map(|(_, tunnel)| tunnel).collect();
+        self.replaced += all.len();
+        all
+    }
+
+    /// How many tunnels there are, with those that are about to end.
+    pub(super) fn open(&self) -> usize {
+        self.tunnels.len() + self.replaced
+    }
+}

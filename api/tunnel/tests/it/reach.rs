@@ -1,0 +1,264 @@
+//! Dialling, reuse, and every way in which a device is not there.
+
+use std::time::{Duration, Instant};
+
+use hearth_tunnel::{DeviceDialError, IDLE};
+use hearth_types::{
+    DeviceName,
+    tunnel::{DialError, DialNotice, Dialer, StreamKind},
+};
+
+use crate::region::{Known, Region, device, device_idle, echo, eventually, exchange, key};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_is_dialled_on_demand_and_its_tunnel_reused() {
+    let region = Region::start(IDLE).await;
+    let (name, tunnel, incoming) = region.device("one", 1);
+    let _echo = echo(incoming);
+    assert!(!tunnel.has_socket().await, "a device that nobody asked for has no socket");
+    for round in 0..3u8 {
+        let stream = region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
+        assert_eq!(stream.peer().key, key(1).0);
+        assert_eq!(exchange(stream, &[round; 1000]).await.expect("an echo"), [round; 1000]);
+    }
+    assert_eq!(region.sessions.notices(), 1);
+    assert_eq!((region.hub.open_tunnels(), tunnel.open_tunnels()), (1, 1));
+    region.hub.close().await;
+    eventually("the device hears of the end", || async { tunnel.open_tunnels() == 0 }).await;
+    assert!(matches!(region.hub.dial(&name, StreamKind::Ingress).await, Err(DialError::Broken { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_dials_share_one_notice() {
+    let region = Region::start(IDLE).await;
+    let (name, _tunnel, incoming) = region.device("one", 1);
+    let _echo = echo(incoming);
+    let dials: Vec<_> = (0..50u8)
+        .map(|number| {
+            let (hub, name) = (region.hub.clone(), name.clone());
+            tokio::spawn(async move {
+                let stream = hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
+                assert_eq!(exchange(stream, &[number; 100]).await.expect("an echo"), [number; 100]);
+            })
+        })
+        .collect();
+    for dial in dials {
+        dial.await.expect("a dial");
+    }
+    assert_eq!(region.sessions.notices(), 1);
+    assert_eq!(region.hub.open_tunnels(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_families_are_listened_on() {
+    let region = Region::start_at("[::]:0", IDLE).await;
+    let port = region.hub.notice().addresses[0].port();
+    for (seed, address) in [(1, "127.0.0.1"), (2, "::1")] {
+        let (tunnel, incoming) = device(seed, region.hub.notice().gateway_key);
+        let name = DeviceName::from(address);
+        region.sessions.set(&name, Known { keys: vec![key(seed)], session: None });
+        let _echo = echo(incoming);
+        let notice = DialNotice {
+            gateway_key: region.hub.notice().gateway_key,
+            addresses: vec![(address.parse::<std::net::IpAddr>().unwrap(), port).into()],
+        };
+        tunnel.dial(notice).await.expect(address);
+        let stream = region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
+        assert_eq!(exchange(stream, b"hello").await.expect("an echo"), b"hello");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_tunnel_closes_but_one_with_a_stream_does_not() {
+    let idle = Duration::from_secs(1);
+    let region = Region::start(idle).await;
+    let (name, tunnel, incoming) = region.device("one", 1);
+    let _echo = echo(incoming);
+    let stream = region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
+    tokio::time::sleep(idle * 3).await;
+    assert_eq!(region.hub.open_tunnels(), 1, "a stream holds it open");
+    assert_eq!(exchange(stream, b"still here").await.expect("an echo"), b"still here");
+    eventually("it closes", || async { region.hub.open_tunnels() + tunnel.open_tunnels() == 0 }).await;
+    eventually("it is counted", || async { region.count("hearth_tunnel_ended_total", "idle") > 0.0 }).await;
+    let stream = region.hub.dial(&name, StreamKind::Ingress).await.expect("another stream");
+    assert_eq!(exchange(stream, b"again").await.expect("an echo"), b"again");
+    assert_eq!(region.sessions.notices(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_device_closes_an_idle_tunnel_too() {
+    let region = Region::start(IDLE).await;
+    let name = DeviceName::from("one");
+    let (tunnel, incoming) = device_idle(1, region.hub.notice().gateway_key, Duration::from_secs(1));
+    region.sessions.set(&name, Known { keys: vec![key(1)], session: Some(tunnel.clone()) });
+    let _echo = echo(incoming);
+    drop(region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream"));
+    eventually("it closes", || async { region.hub.open_tunnels() + tunnel.open_tunnels() == 0 }).await;
+    region.hub.dial(&name, StreamKind::Ingress).await.expect("another stream");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_died_silently_and_came_back_is_reached_again() {
+    let region = Region::start(IDLE).await;
+    let name = DeviceName::from("one");
+    // The device runs on a runtime of its own, which is taken away as kill -9 would: nothing is said to the hub.
+    let gateway = region.hub.notice().gateway_key;
+    let doomed = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (old, incoming) = doomed.block_on_spawn(async move { device(1, gateway) });
+    doomed.spawn(async move { echo(incoming).await });
+    let session = old.clone();
+    region.sessions.set(&name, Known { keys: vec![key(1)], session: Some(old) });
+    let notice = region.hub.notice().clone();
+    doomed.spawn(async move { session.dial(notice).await }).await.unwrap().expect("a tunnel");
+    let stream = region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
+    assert_eq!(exchange(stream, b"before").await.expect("an echo"), b"before");
+
+    doomed.shutdown_background();
+    let died = Instant::now();
+    let (_new, incoming) = {
+        let (_, tunnel, incoming) = region.device("one", 1);
+        (tunnel, incoming)
+    };
+    let _echo = echo(incoming);
+    // A stream that is opened before the silence is noticed fails when it is; soon a new tunnel is asked for.
+    eventually("the new device answers", || async {
+        match region.hub.dial(&name, StreamKind::Ingress).await {
+            Ok(stream) => matches!(
+                tokio::time::timeout(Duration::from_secs(1), exchange(stream, b"after")).await,
+                Ok(Ok(back)) if back == b"after"
+            ),
+            Err(_) => false,
+        }
+    })
+    .await;
+    assert!(died.elapsed() < Duration::from_secs(6), "noticed after {:?}", died.elapsed());
+    eventually("the dead tunnel is gone", || async { region.hub.open_tunnels() == 1 }).await;
+}
+
+/// Lets a value be made on another runtime.
+trait BlockOnSpawn {
+    fn block_on_spawn<T: Send + 'static>(&self, make: impl Future<Output = T> + Send + 'static) -> T;
+}
+
+impl BlockOnSpawn for tokio::runtime::Runtime {
+    fn block_on_spawn<T: Send + 'static>(&self, make: impl Future<Output = T> + Send + 'static) -> T {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.spawn(async move { sender.send(make.await) });
+        receiver.recv().expect("made")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_was_restarted_cleanly_is_dialled_at_once() {
+    let region = Region::start(IDLE).await;
+    let (name, old, incoming) = region.device("one", 1);
+    let _echo = echo(incoming);
+    let stream = region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
+    assert_eq!(exchange(stream, b"before").await.expect("an echo"), b"before");
+    old.close().await;
+    let (_, _new, incoming) = region.device("one", 1);
+    let _echo = echo(incoming);
+    let begun = Instant::now();
+    let stream = region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
+    assert_eq!(exchange(stream, b"after").await.expect("an echo"), b"after");
+    assert!(begun.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_was_restarted_gets_a_new_tunnel() {
+    let region = Region::start(IDLE).await;
+    let (name, tunnel, incoming) = region.device("one", 1);
+    let _echo = echo(incoming);
+    drop(region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream"));
+    // The same key elsewhere, while the device believes its tunnel to be alive.
+    let next = Region::start(IDLE).await;
+    next.sessions.set(&name, Known { keys: vec![key(1)], session: Some(tunnel.clone()) });
+    tokio::time::sleep(hearth_tunnel::NOTICE_GRACE).await;
+    let stream = next.hub.dial(&name, StreamKind::Ingress).await.expect("a stream of the new gateway");
+    assert_eq!(exchange(stream, b"again").await.expect("an echo"), b"again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_no_devices_is_refused() {
+    let region = Region::start(IDLE).await;
+    let (name, _tunnel, _incoming) = region.device("one", 1);
+    let (stranger, _streams) = device(2, region.hub.notice().gateway_key);
+    // The stranger answers in the device's place.
+    region.sessions.set(&name, Known { keys: vec![key(1)], session: Some(stranger.clone()) });
+    let error = region.hub.dial(&name, StreamKind::Ingress).await.expect_err("no stream to a stranger");
+    assert!(matches!(error, DialError::Timeout { .. }), "{error}");
+    assert_eq!(region.count("hearth_tunnel_refused_total", "unknown_key"), 1.0);
+    assert_eq!(region.hub.open_tunnels(), 0);
+    eventually("the stranger is sent away", || async { stranger.open_tunnels() == 0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_taken_from_its_device_loses_its_tunnel() {
+    let region = Region::start(IDLE).await;
+    let (name, tunnel, incoming) = region.device("one", 1);
+    let _echo = echo(incoming);
+    drop(region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream"));
+    region.sessions.set(&name, Known { keys: vec![key(9)], session: None });
+    let error = region.hub.dial(&name, StreamKind::Ingress).await.expect_err("its key is revoked");
+    assert_eq!(error, DialError::Away(name.clone()));
+    eventually("the tunnel is closed", || async { tunnel.open_tunnels() == 0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_is_away_or_unknown_fails_at_once() {
+    let region = Region::start(IDLE).await;
+    let name = DeviceName::from("away");
+    region.sessions.set(&name, Known { keys: vec![key(1)], session: None });
+    let begun = Instant::now();
+    let dial = |name: &'static str| {
+        let hub = region.hub.clone();
+        async move { hub.dial(&name.into(), StreamKind::Ingress).await.expect_err("not there") }
+    };
+    assert_eq!(dial("away").await, DialError::Away(name));
+    assert_eq!(dial("nobody").await, DialError::Unknown("nobody".into()));
+    assert!(begun.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_outside_the_roster_is_not_dialled() {
+    let region = Region::start(IDLE).await;
+    let (tunnel, _incoming) = device(1, [0; 32]);
+    let error = tunnel.dial(region.hub.notice().clone()).await.expect_err("not in the roster");
+    assert!(matches!(error, DeviceDialError::NotInRoster(_)), "{error}");
+    assert!(!tunnel.has_socket().await, "not even a socket was made for it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn notices_that_are_malformed_or_too_many_are_refused() {
+    let region = Region::start(IDLE).await;
+    let good = region.hub.notice().clone();
+    let (tunnel, _incoming) = device(1, good.gateway_key);
+    for addresses in [vec![], vec!["127.0.0.1:0"], vec!["0.0.0.0:1"], vec!["224.0.0.1:1"], vec!["127.0.0.1:1"; 17]] {
+        let addresses = addresses.iter().map(|it| it.parse().unwrap()).collect();
+        let error = tunnel.dial(DialNotice { addresses, ..good.clone() }).await.expect_err("malformed");
+        assert!(matches!(error, DeviceDialError::BadNotice { .. }), "{error}");
+    }
+    region.sessions.set(&"one".into(), Known { keys: vec![key(1)], session: None });
+    let mut refused = 0;
+    for _ in 0..50 {
+        match tunnel.dial(good.clone()).await {
+            Ok(()) => {}
+            Err(DeviceDialError::TooFast(_)) => refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!((30..=40).contains(&refused), "{refused} refused");
+    assert_eq!(tunnel.open_tunnels(), 1, "notices beside an open tunnel are harmless");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_does_not_answer_is_given_up() {
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let gateway = key(7).0;
+    let (tunnel, _incoming) = device(1, gateway);
+    let notice = DialNotice { gateway_key: gateway, addresses: vec![silent.local_addr().unwrap()] };
+    let begun = Instant::now();
+    tunnel.dial(notice).await.expect_err("nobody answers");
+    assert!(begun.elapsed() < Duration::from_secs(7));
+    tokio::time::timeout(Duration::from_secs(5), tunnel.close()).await.expect("closing is bounded");
+}

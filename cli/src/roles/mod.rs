@@ -1,0 +1,16 @@
+//! The processes that the binary can be: a region's server, a device's agent, and `up`, which supervises
+//! one of each on this machine.
+
+pub(crate) mod agent;
+mod clock;
+mod composition;
+pub(crate) mod down;
+mod example;
+mod metrics;
+pub(crate) mod server;
+mod signals;
+pub(crate) mod status;
+mod supervisor;
+pub(crate) mod up;
+
+pub(crate) use clock::SystemClock;

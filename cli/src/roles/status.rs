@@ -1,0 +1,69 @@
+//! `status`: what runs from a data directory, and where it answers.
+
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+
+use crate::{
+    args::{Output, StatusArgs},
+    data_dir::{AgentReport, DataDir, Report, Role, ServerReport},
+    output::{self, table},
+};
+
+/// What runs now; `Null` for a part that does not.
+pub(crate) fn now(data: &DataDir) -> Value {
+    let server = data.is_locked(Role::Server).then(|| data.report::<ServerReport>(Role::Server)).flatten();
+    let agent = data.is_locked(Role::Agent).then(|| data.report::<AgentReport>(Role::Agent)).flatten();
+    let server = match server {
+        Some(Report::Ready(server)) => Some(server),
+        _ => None,
+    };
+    let agent = match agent {
+        Some(Report::Ready(agent)) => Some(agent),
+        _ => None,
+    };
+    let text = |address: std::net::SocketAddr| Value::String(address.to_string());
+    json!({
+        "region": server.as_ref().map(|one| one.region.clone()),
+        "zone": server.as_ref().map(|one| one.zone.clone()),
+        "api": server.as_ref().map(|one| text(one.api)),
+        "gateway": server.as_ref().map(|one| text(one.gateway)),
+        "dns": server.as_ref().map(|one| text(one.dns)),
+        "metrics": server.as_ref().map(|one| text(one.metrics)),
+        "tunnel": server.as_ref().map(|one| text(one.tunnel)),
+        "device": agent.as_ref().map(|one| one.device.clone()),
+        "deviceMetrics": agent.as_ref().and_then(|one| one.metrics).map(text),
+        "pids": {
+            "server": server.as_ref().map(|one| one.pid),
+            "agent": agent.as_ref().map(|one| one.pid),
+        },
+        "dataDir": data.root(),
+        "instance": data.instance().as_str(),
+        "supervised": data.is_locked(Role::Up),
+    })
+}
+
+/// Runs the verb: fails where nothing runs.
+pub(crate) fn run(args: &StatusArgs) -> Result<()> {
+    let data = DataDir::existing(&args.dir.data_dir)?;
+    let status = now(&data);
+    if status["api"].is_null() && status["device"].is_null() {
+        bail!("nothing runs from {}; start it with `hearth up --data-dir {0}`", data.root().display());
+    }
+    if let Some(output @ (Output::Json | Output::Yaml)) = args.output {
+        return output::documents(&[status], false, output);
+    }
+    let rows = [
+        ("REGION", "region"),
+        ("ZONE", "zone"),
+        ("API", "api"),
+        ("GATEWAY", "gateway"),
+        ("DNS", "dns"),
+        ("METRICS", "metrics"),
+        ("DEVICE", "device"),
+        ("DEVICE METRICS", "deviceMetrics"),
+        ("DATA", "dataDir"),
+    ];
+    let rows: Vec<_> = rows.iter().map(|(name, field)| vec![(*name).to_owned(), status[field].as_str().unwrap_or("not running").to_owned()]).collect();
+    table::layout(&rows).iter().for_each(|line| output::line(line));
+    Ok(())
+}

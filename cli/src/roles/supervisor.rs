@@ -1,0 +1,219 @@
+//! Supervises `hearth server` and `hearth agent`: starts both, joins the device the first time, and starts
+//! again what ends, until told to stop.
+
+use std::{
+    fs::{self, OpenOptions},
+    process::{ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use hearth_client::{Client, Config};
+use serde::de::DeserializeOwned;
+use tokio::process::{Child, Command};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    args::{Listen, Up},
+    data_dir::{AgentReport, DataDir, Report, Role, ServerReport, UpReport},
+    verbs,
+};
+
+/// How long a started process may take to report.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often its report is looked for.
+const POLL: Duration = Duration::from_millis(5);
+/// The pause before a process that ended is started again; doubles each time.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+/// The longest pause.
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// A process that ran this long starts anew without a pause.
+const STABLE: Duration = Duration::from_secs(30);
+/// How long a process gets to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the lock of a supervisor that was just killed may still be held by its children.
+const LOCK_WAIT: Duration = Duration::from_secs(15);
+
+/// Where a server shall listen, as arguments.
+pub(super) fn listen_arguments(listen: &Listen) -> Vec<String> {
+    let pairs = [
+        ("--listen-api", &listen.listen_api),
+        ("--listen-gateway", &listen.listen_gateway),
+        ("--listen-dns", &listen.listen_dns),
+        ("--listen-metrics", &listen.listen_metrics),
+        ("--listen-tunnel", &listen.listen_tunnel),
+    ];
+    pairs.iter().flat_map(|(flag, value)| [(*flag).to_owned(), (*value).clone()]).collect()
+}
+
+/// Runs until told to stop, or until a process cannot be started at all.
+pub(super) async fn run(data: &DataDir, args: &Up, shutdown: CancellationToken) -> Result<()> {
+    let _lock = data.lock(Role::Up)?;
+    data.clear_report(Role::Up)?;
+    wait_unlocked(data).await?;
+    let mut listen = args.listen.clone();
+    let (server, report) = start_server(data, args, &listen).await?;
+    // A port that was picked stays the same for as long as this runs.
+    fix(&mut listen, &report);
+    join_once(data, args, &report).await?;
+    let mut metrics = args.listen_device_metrics.clone();
+    let mut server = Supervised::new(server);
+    let (agent, agent_report) = match start_agent(data, &report, &metrics).await {
+        Ok(started) => started,
+        Err(error) => {
+            server.stop().await;
+            return Err(error);
+        }
+    };
+    if let Some(address) = agent_report.metrics {
+        metrics = address.to_string();
+    }
+    let mut agent = Supervised::new(agent);
+    data.write_report(Role::Up, &Report::Ready(UpReport { pid: std::process::id() }))?;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            status = server.child.wait() => {
+                server.ended("server", status).await;
+                server.replace(start_server(data, args, &listen).await.map(|(child, _)| child));
+            }
+            status = agent.child.wait() => {
+                agent.ended("agent", status).await;
+                agent.replace(start_agent(data, &report, &metrics).await.map(|(child, _)| child));
+            }
+        }
+        if shutdown.is_cancelled() {
+            break;
+        }
+    }
+    data.clear_report(Role::Up)?;
+    agent.stop().await;
+    server.stop().await;
+    Ok(())
+}
+
+/// A supervisor that was killed leaves children that are just stopping.
+async fn wait_unlocked(data: &DataDir) -> Result<()> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    for role in [Role::Server, Role::Agent] {
+        while data.is_locked(role) {
+            if Instant::now() > deadline {
+                data.lock(role)?; // says who holds it and what to do
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+    Ok(())
+}
+
+fn fix(listen: &mut Listen, report: &ServerReport) {
+    listen.listen_api = report.api.to_string();
+    listen.listen_gateway = report.gateway.to_string();
+    listen.listen_dns = report.dns.to_string();
+    listen.listen_metrics = report.metrics.to_string();
+    listen.listen_tunnel = report.tunnel.to_string();
+}
+
+async fn start_server(data: &DataDir, args: &Up, listen: &Listen) -> Result<(Child, ServerReport)> {
+    let mut arguments = vec!["--zone".to_owned(), args.zone.clone()];
+    arguments.extend(listen_arguments(listen));
+    start(data, Role::Server, "server", &arguments).await
+}
+
+async fn start_agent(data: &DataDir, server: &ServerReport, metrics: &str) -> Result<(Child, AgentReport)> {
+    let api = super::example::reachable(server.api).to_string();
+    let arguments = ["--server".to_owned(), api, "--listen-metrics".to_owned(), metrics.to_owned()];
+    start(data, Role::Agent, "agent", &arguments).await
+}
+
+async fn start<T: DeserializeOwned>(data: &DataDir, role: Role, verb: &str, arguments: &[String]) -> Result<(Child, T)> {
+    data.clear_report(role)?;
+    let log = data.log(role);
+    fs::create_dir_all(log.parent().unwrap_or(data.root())).context("cannot make the directory for logs")?;
+    let out = OpenOptions::new().create(true).append(true).open(&log).with_context(|| format!("cannot open {}", log.display()))?;
+    let program = std::env::current_exe().context("cannot find this program's file")?;
+    let mut child = Command::new(program)
+        .args([verb, "--data-dir"])
+        .arg(data.root())
+        .args(arguments)
+        .arg("--supervised")
+        .stdin(Stdio::null())
+        .stdout(out.try_clone().context("cannot share the log")?)
+        .stderr(out)
+        .kill_on_drop(false)
+        .spawn()
+        .with_context(|| format!("cannot start hearth {verb}"))?;
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        let ended = child.try_wait().with_context(|| format!("cannot watch hearth {verb}"))?;
+        match data.report::<T>(role) {
+            Some(Report::Ready(report)) => return Ok((child, report)),
+            Some(Report::Failed(why)) if ended.is_some() => bail!("{why}"),
+            _ => {}
+        }
+        if let Some(status) = ended {
+            bail!("hearth {verb} ended at once ({status}); see {}", log.display());
+        }
+        if Instant::now() > deadline {
+            child.kill().await.ok();
+            bail!("hearth {verb} did not answer within {} s; see {}", START_TIMEOUT.as_secs(), log.display());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// The first time, makes this machine a device of the owner, as any device joins: by a token.
+async fn join_once(data: &DataDir, args: &Up, server: &ServerReport) -> Result<()> {
+    if hearth_agent::is_joined(data.root()) {
+        return Ok(());
+    }
+    let client = Client::connect(&Config::load(&data.client_config())?)?;
+    let token = client.create_token(&args.owner, Duration::from_secs(600)).await.context("cannot make a join token")?;
+    let api = super::example::reachable(server.api).to_string();
+    let name = args.device.as_deref();
+    verbs::join::join(data, &token.token, Some(&args.owner), name, Some(&api)).await.context("cannot join this machine to its region")?;
+    Ok(())
+}
+
+struct Supervised {
+    child: Child,
+    since: Instant,
+    backoff: Duration,
+}
+
+impl Supervised {
+    fn new(child: Child) -> Self {
+        Self { child, since: Instant::now(), backoff: FIRST_BACKOFF }
+    }
+
+    /// Notes an end and waits before the next start.
+    async fn ended(&mut self, what: &str, status: std::io::Result<ExitStatus>) {
+        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        if self.since.elapsed() > STABLE {
+            self.backoff = FIRST_BACKOFF;
+        }
+        tracing::warn!(%status, pause = ?self.backoff, "hearth {what} ended; starting it again");
+        tokio::time::sleep(self.backoff).await;
+        self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
+    }
+
+    fn replace(&mut self, started: Result<Child>) {
+        match started {
+            Ok(child) => self.child = child,
+            // The old child stays: its end is seen again at once, and the start is tried again.
+            Err(error) => tracing::error!("{error:#}"),
+        }
+        self.since = Instant::now();
+    }
+
+    async fn stop(&mut self) {
+        use rustix::process::{Pid, Signal, kill_process};
+        let Some(pid) = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) else { return };
+        // The child is not reaped yet, so the pid is its own.
+        let _ = kill_process(pid, Signal::TERM);
+        if tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await.is_err() {
+            tracing::warn!(pid = pid.as_raw_nonzero(), "did not stop in time; killing it");
+            let _ = self.child.kill().await;
+        }
+    }
+}

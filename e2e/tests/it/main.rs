@@ -1,0 +1,13 @@
+//! Proof with real processes, real containers and real clients.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod bad_input;
+mod contract;
+mod crash;
+mod debian;
+mod isolation;
+mod kinds;
+mod nat;
+mod offline;
+mod requests;

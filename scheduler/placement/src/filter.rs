@@ -1,0 +1,106 @@
+//! Why a device cannot take a pod.
+
+use crate::model::{Device, Resources, Shape, Taint};
+
+/// What keeps a pod from a device. The order is that in which an explanation lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Filter {
+    /// A claim of the pod is missing or being deleted: no device can take it.
+    Claim,
+    /// The device is cordoned.
+    Cordon,
+    /// It has a taint that the pod does not tolerate.
+    Taint,
+    /// Its labels do not match the pod's node selector.
+    Selector,
+    /// A volume of the pod is on another device.
+    Volume,
+    /// It has too little processor time left.
+    Cpu,
+    /// It has too little memory left.
+    Memory,
+    /// It has as many pods as it takes.
+    Pods,
+    /// It lends too little processor time.
+    LendCpu,
+    /// It lends too little memory.
+    LendMemory,
+    /// It lends room for fewer pods.
+    LendPods,
+    /// It is not ready, or silent.
+    Ready,
+    /// It belongs to another owner and lends nothing.
+    Owner,
+}
+
+/// A filter that refused, with what an explanation says of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    Cordon,
+    Taint(Taint),
+    Selector,
+    Volume { claim: Box<str>, device: Box<str> },
+    Amount { filter: Filter, needs: u64, free: u64 },
+    Ready,
+    Owner,
+}
+
+impl Cause {
+    pub(crate) fn filter(&self) -> Filter {
+        match self {
+            Self::Cordon => Filter::Cordon,
+            Self::Taint(_) => Filter::Taint,
+            Self::Selector => Filter::Selector,
+            Self::Volume { .. } => Filter::Volume,
+            Self::Amount { filter, .. } => *filter,
+            Self::Ready => Filter::Ready,
+            Self::Owner => Filter::Owner,
+        }
+    }
+}
+
+/// The filters that assignments of the same plan do not change.
+pub(crate) fn fixed(device: &Device, shape: &Shape) -> Result<(), Cause> {
+    let own = *device.owner == *shape.owner;
+    if !own && device.lends.is_none_or(|lends| lends.pods == 0) {
+        return Err(Cause::Owner);
+    }
+    if !device.ready {
+        return Err(Cause::Ready);
+    }
+    if device.cordoned {
+        return Err(Cause::Cordon);
+    }
+    if let Some(taint) = device.taints.iter().find(|taint| !shape.tolerations.iter().any(|one| one.tolerates(taint))) {
+        return Err(Cause::Taint(taint.clone()));
+    }
+    if shape.node_selector.iter().any(|(key, value)| device.labels.get(key) != Some(value)) {
+        return Err(Cause::Selector);
+    }
+    Ok(())
+}
+
+/// Whether a device has room: in all, and for a guest within what is lent.
+pub(crate) fn room(device: &Device, shape: &Shape, used: Resources, guests: Resources) -> Result<(), Cause> {
+    const OWN: [Filter; 3] = [Filter::Cpu, Filter::Memory, Filter::Pods];
+    const LENT: [Filter; 3] = [Filter::LendCpu, Filter::LendMemory, Filter::LendPods];
+    fits(shape.requests, device.allocatable.less(used), OWN)?;
+    match device.lends {
+        Some(lends) if *device.owner != *shape.owner => fits(shape.lent, lends.less(guests), LENT),
+        _ => Ok(()),
+    }
+}
+
+fn fits(wanted: Resources, free: Resources, [cpu, memory, pods]: [Filter; 3]) -> Result<(), Cause> {
+    // A pod that asks for nothing of a resource fits also where that is overcommitted.
+    for (filter, needs, free) in [
+        (cpu, wanted.cpu_millis, free.cpu_millis),
+        (memory, wanted.memory_bytes, free.memory_bytes),
+        (pods, wanted.pods, free.pods),
+    ] {
+        if needs > free {
+            return Err(Cause::Amount { filter, needs, free });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,287 @@
+//! What placement looks at: plain structs, parsed once from objects.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use hearth_types::{
+    Object, ObjectKey, Revision, Timestamp, Uid, condition, kinds::labels, quantity,
+};
+use serde_json::Value;
+
+/// The annotation of a Node that says how far its users are, in milliseconds. Devices that do not say come last.
+pub const LATENCY_ANNOTATION: &str = "hearth.dev/latency-millis";
+/// Pods that a device takes which does not say how many.
+const DEFAULT_PODS: u64 = 110;
+
+/// Amounts of what devices have and pods need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Resources {
+    /// Processor time in thousandths of a core.
+    pub cpu_millis: u64,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Pods.
+    pub pods: u64,
+}
+
+impl Resources {
+    /// The sum; saturates.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            cpu_millis: self.cpu_millis.saturating_add(other.cpu_millis),
+            memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
+            pods: self.pods.saturating_add(other.pods),
+        }
+    }
+
+    /// What is left of `self` without `other`; nothing where there is less than nothing.
+    #[must_use]
+    pub fn less(self, other: Self) -> Self {
+        Self {
+            cpu_millis: self.cpu_millis.saturating_sub(other.cpu_millis),
+            memory_bytes: self.memory_bytes.saturating_sub(other.memory_bytes),
+            pods: self.pods.saturating_sub(other.pods),
+        }
+    }
+}
+
+/// A taint of a Node that keeps pods away.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Taint {
+    /// Its key.
+    pub key: Box<str>,
+    /// Its value; may be empty.
+    pub value: Box<str>,
+    /// `NoSchedule` or `NoExecute`; placement does not act on `PreferNoSchedule`.
+    pub effect: Box<str>,
+}
+
+/// A toleration of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Toleration {
+    /// The taint's key; empty with `exists` tolerates everything.
+    pub key: Box<str>,
+    /// The taint's value.
+    pub value: Box<str>,
+    /// The taint's effect; empty for every effect.
+    pub effect: Box<str>,
+    /// Whether the value does not matter (`operator: Exists`).
+    pub exists: bool,
+}
+
+impl Toleration {
+    /// Whether it tolerates a taint (Kubernetes `ToleratesTaint`).
+    pub fn tolerates(&self, taint: &Taint) -> bool {
+        (self.effect.is_empty() || self.effect == taint.effect)
+            && (if self.key.is_empty() { self.exists } else { self.key == taint.key })
+            && (self.exists || self.value == taint.value)
+    }
+}
+
+/// A device as placement sees it.
+#[derive(Clone, Debug)]
+pub struct Device {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Whose it is.
+    pub owner: Arc<str>,
+    /// Whether its Node is Ready. Silence is not.
+    pub ready: bool,
+    /// Since when.
+    pub ready_since: Option<Timestamp>,
+    /// Whether its Node is cordoned (`spec.unschedulable`).
+    pub cordoned: bool,
+    /// Its Node's taints.
+    pub taints: Vec<Taint>,
+    /// Its Node's labels.
+    pub labels: BTreeMap<Box<str>, Box<str>>,
+    /// What pods may use of it.
+    pub allocatable: Resources,
+    /// What pods of other owners may use of it, all together.
+    pub lends: Option<Resources>,
+    /// How far its users are, where known.
+    pub latency_millis: Option<u32>,
+}
+
+impl Device {
+    /// Reads a Device and the Node of the same name. What is missing or odd counts as nothing, so that an odd object gets no pods.
+    pub fn read(device: &Value, node: &Value) -> Self {
+        let text = |value: &Value, pointer: &str| -> String {
+            value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+        };
+        let ready = condition::get(node, "Ready");
+        let taints = list(node, "/spec/taints").map(|taint| Taint {
+            key: text(taint, "/key").into(),
+            value: text(taint, "/value").into(),
+            effect: text(taint, "/effect").into(),
+        });
+        let latency = node.pointer("/metadata/annotations").and_then(|all| all.get(LATENCY_ANNOTATION));
+        Self {
+            name: text(device, "/metadata/name").into(),
+            owner: text(device, "/spec/owner").into(),
+            ready: ready.as_ref().is_some_and(|one| one.status == condition::Truth::True),
+            ready_since: ready.and_then(|one| Timestamp::parse(&one.last_transition_time?)),
+            cordoned: node.pointer("/spec/unschedulable") == Some(&Value::Bool(true)),
+            taints: taints.filter(|taint| matches!(&*taint.effect, "NoSchedule" | "NoExecute")).collect(),
+            labels: map(node, "/metadata/labels"),
+            allocatable: amounts(&node["status"]["allocatable"], DEFAULT_PODS),
+            lends: device.pointer("/spec/lend").map(|lend| {
+                let lent = amounts(lend, u64::MAX);
+                // Nothing said is nothing lent; where something is, pods are bounded by it.
+                if lend.as_object().is_some_and(serde_json::Map::is_empty) { Resources::default() } else { lent }
+            }),
+            latency_millis: latency.and_then(Value::as_str).and_then(|text| text.parse().ok()),
+        }
+    }
+}
+
+/// What pods have in common that can be treated alike.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// The namespace: the owner.
+    pub owner: Box<str>,
+    /// The uid of what controls the pod; replicas of one thing are spread.
+    pub group: Option<Uid>,
+    /// What it asks for.
+    pub requests: Resources,
+    /// What it counts for on a device of another owner: its limits where it has them, else its requests.
+    pub lent: Resources,
+    /// Labels that its device must have.
+    pub node_selector: BTreeMap<Box<str>, Box<str>>,
+    /// Taints that it tolerates.
+    pub tolerations: Vec<Toleration>,
+    /// The claims that it mounts, sorted, each once.
+    pub claims: Vec<Box<str>>,
+}
+
+/// A pod as placement sees it.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// What names it.
+    pub key: ObjectKey,
+    /// Its uid.
+    pub uid: Uid,
+    /// The revision it was read at.
+    pub revision: Revision,
+    /// When it was made: older pods are placed first.
+    pub created: Timestamp,
+    /// What it needs.
+    pub shape: Shape,
+}
+
+impl Pod {
+    /// Reads a pod. `value` is the parsed JSON of `object`.
+    pub fn read(object: &Object, value: &Value) -> Self {
+        let spec = &value["spec"];
+        let mut claims: Vec<Box<str>> = list(spec, "/volumes")
+            .filter_map(|volume| volume.pointer("/persistentVolumeClaim/claimName")?.as_str().map(Into::into))
+            .collect();
+        claims.sort_unstable();
+        claims.dedup();
+        let (mut requests, mut lent) = (Resources { pods: 1, ..Resources::default() }, Resources { pods: 1, ..Resources::default() });
+        for container in list(spec, "/containers") {
+            let resources = &container["resources"];
+            let asked = amounts(&resources["requests"], 0);
+            let limit = amounts(&resources["limits"], 0);
+            requests = requests.plus(asked);
+            lent = lent.plus(Resources {
+                cpu_millis: asked.cpu_millis.max(limit.cpu_millis),
+                memory_bytes: asked.memory_bytes.max(limit.memory_bytes),
+                pods: 0,
+            });
+        }
+        let text = |value: &Value, field: &str| -> Box<str> { value[field].as_str().unwrap_or_default().into() };
+        let tolerations = list(spec, "/tolerations").map(|one| Toleration {
+            key: text(one, "key"),
+            value: text(one, "value"),
+            effect: text(one, "effect"),
+            exists: one["operator"] == "Exists",
+        });
+        let owners = list(value, "/metadata/ownerReferences");
+        let mut controllers = owners.filter(|owner| owner["controller"] == true);
+        Self {
+            key: object.key().clone(),
+            uid: object.uid().clone(),
+            revision: object.revision(),
+            created: value
+                .pointer("/metadata/creationTimestamp")
+                .and_then(Value::as_str)
+                .and_then(Timestamp::parse)
+                .unwrap_or_default(),
+            shape: Shape {
+                owner: object.namespace().into(),
+                group: controllers.next().and_then(|owner| owner["uid"].as_str()).map(Uid::from),
+                requests,
+                lent,
+                node_selector: map(spec, "/nodeSelector"),
+                tolerations: tolerations.collect(),
+                claims,
+            },
+        }
+    }
+}
+
+/// A pod that a device has.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    /// The device's name.
+    pub device: Arc<str>,
+    /// The pod.
+    pub pod: Arc<Pod>,
+}
+
+/// A claim as placement sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// The device that its data is on.
+    pub device: Option<Box<str>>,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+}
+
+/// Everything that a plan is made from.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The time now.
+    pub now: Timestamp,
+    /// The devices.
+    pub devices: Vec<Arc<Device>>,
+    /// The pods that devices have and that are not finished.
+    pub bound: Vec<Bound>,
+    /// The claims that pending pods name, by namespace and name; those that do not exist are absent.
+    pub claims: HashMap<(Box<str>, Box<str>), Claim>,
+}
+
+fn list<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+    value.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
+}
+
+fn map(value: &Value, pointer: &str) -> BTreeMap<Box<str>, Box<str>> {
+    let entries = value.pointer(pointer).and_then(Value::as_object).into_iter().flatten();
+    entries.filter_map(|(key, value)| Some((key.as_str().into(), value.as_str()?.into()))).collect()
+}
+
+/// Reads `cpu`, `memory` and `pods`; what is absent or odd is nothing, but for pods.
+fn amounts(value: &Value, default_pods: u64) -> Resources {
+    let text = |field: &str| value.get(field).and_then(Value::as_str);
+    let pods = match value.get("pods") {
+        Some(Value::Number(number)) => number.as_u64().unwrap_or_default(),
+        Some(Value::String(text)) => quantity::bytes(text).unwrap_or_default(),
+        _ => default_pods,
+    };
+    Resources {
+        cpu_millis: text("cpu").and_then(|text| quantity::cpu_millis(text).ok()).unwrap_or_default(),
+        memory_bytes: text("memory").and_then(|text| quantity::bytes(text).ok()).unwrap_or_default(),
+        pods,
+    }
+}
+
+impl Device {
+    /// The label by which selectors name one device.
+    pub(crate) fn hostname(&self) -> Option<&str> {
+        self.labels.get(labels::HOSTNAME).map(AsRef::as_ref)
+    }
+}

@@ -1,0 +1,431 @@
+#![allow(clippy::unwrap_used)]
+
+use std::{collections::HashMap, sync::Arc};
+
+use hearth_types::{Object, Timestamp, Uid};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+const MI: u64 = 1 << 20;
+
+fn device(name: &str, owner: &str) -> Device {
+    Device {
+        name: name.into(),
+        owner: owner.into(),
+        ready: true,
+        ready_since: None,
+        cordoned: false,
+        taints: Vec::new(),
+        labels: [("kubernetes.io/hostname".into(), name.into()), ("kubernetes.io/arch".into(), "amd64".into())].into(),
+        allocatable: Resources { cpu_millis: 1000, memory_bytes: 1024 * MI, pods: 10 },
+        lends: None,
+        latency_millis: None,
+    }
+}
+
+fn pod(name: &str, owner: &str, cpu: u64, memory: u64) -> Pod {
+    let requests = Resources { cpu_millis: cpu, memory_bytes: memory * MI, pods: 1 };
+    let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": owner, "uid": format!("uid-{name}")}});
+    let object = Object::from_value(object).unwrap();
+    let mut pod = Pod::read(&object, &object.value());
+    pod.shape.requests = requests;
+    pod.shape.lent = requests;
+    pod
+}
+
+fn snapshot(devices: Vec<Device>) -> Snapshot {
+    Snapshot { devices: devices.into_iter().map(Arc::new).collect(), ..Snapshot::default() }
+}
+
+fn run(snapshot: &Snapshot, pods: Vec<Pod>) -> Plan {
+    plan(snapshot, &pods.into_iter().map(Arc::new).collect::<Vec<_>>())
+}
+
+fn where_to(plan: &Plan) -> Vec<(String, String)> {
+    plan.assignments.iter().map(|one| (one.pod.key.name.to_string(), one.device.to_string())).collect()
+}
+
+fn reason(snapshot: &Snapshot, pod: Pod) -> String {
+    let plan = run(snapshot, vec![pod]);
+    assert!(plan.assignments.is_empty(), "{:?}", where_to(&plan));
+    plan.unplaced[0].why.summary.clone()
+}
+
+#[test]
+fn objects_are_read_once_into_plain_structs() {
+    let object = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "p", "namespace": "alice", "uid": "u", "creationTimestamp": "2023-11-14T22:13:20Z",
+            "ownerReferences": [{"kind": "ReplicaSet", "uid": "rs", "controller": true}]},
+        "spec": {"nodeSelector": {"a": "b"}, "tolerations": [{"key": "k", "operator": "Exists"}],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}, {"name": "w", "emptyDir": {}}],
+            "containers": [
+                {"name": "a", "resources": {"requests": {"cpu": "100m"}, "limits": {"cpu": "200m", "memory": "1Mi"}}},
+                {"name": "b", "resources": {"requests": {"memory": "2Mi"}}}]}});
+    let object = Object::from_value(object).unwrap();
+    let pod = Pod::read(&object, &object.value());
+    assert_eq!(pod.shape.requests, Resources { cpu_millis: 100, memory_bytes: 2 * MI, pods: 1 });
+    assert_eq!(pod.shape.lent, Resources { cpu_millis: 200, memory_bytes: 3 * MI, pods: 1 });
+    assert_eq!(pod.shape.claims, ["data".into()]);
+    assert_eq!(pod.shape.group, Some(Uid::from("rs")));
+    assert_eq!(pod.created, Timestamp(1_700_000_000_000));
+    let node = json!({"metadata": {"name": "nas", "labels": {"kubernetes.io/arch": "arm64"}},
+        "spec": {"unschedulable": true, "taints": [{"key": "k", "effect": "NoSchedule"}, {"key": "l", "effect": "PreferNoSchedule"}]},
+        "status": {"allocatable": {"cpu": "4", "memory": "1Gi", "pods": "20"}, "conditions": [{"type": "Ready", "status": "Unknown"}]}});
+    let device = json!({"metadata": {"name": "nas"}, "spec": {"owner": "alice", "lend": {"memory": "256Mi"}}});
+    let read = Device::read(&device, &node);
+    assert!(!read.ready && read.cordoned);
+    assert_eq!(read.taints.len(), 1);
+    assert_eq!(read.allocatable, Resources { cpu_millis: 4000, memory_bytes: 1024 * MI, pods: 20 });
+    assert_eq!(read.lends, Some(Resources { cpu_millis: 0, memory_bytes: 256 * MI, pods: u64::MAX }));
+    let nothing = Device::read(&json!({"spec": {"lend": {}}}), &Value::Null);
+    assert_eq!(nothing.lends, Some(Resources::default()));
+}
+
+#[test]
+fn the_own_device_comes_before_a_better_one_that_lends() {
+    let mut lender = device("big", "bob");
+    lender.allocatable = Resources { cpu_millis: 64_000, memory_bytes: 1 << 40, pods: 100 };
+    lender.lends = Some(lender.allocatable);
+    let snapshot = snapshot(vec![lender, device("nas", "alice")]);
+    let pods = (0..6).map(|index| pod(&format!("p{index}"), "alice", 300, 1)).collect();
+    let plan = run(&snapshot, pods);
+    let devices: Vec<_> = where_to(&plan).into_iter().map(|(_, device)| device).collect();
+    assert_eq!(devices, ["nas", "nas", "nas", "big", "big", "big"]);
+}
+
+#[test]
+fn guests_get_no_more_than_is_lent() {
+    let mut lender = device("pi", "bob");
+    lender.lends = Some(Resources { cpu_millis: 500, memory_bytes: 100 * MI, pods: u64::MAX });
+    let snapshot = snapshot(vec![lender]);
+    let plan = run(&snapshot, vec![pod("a", "alice", 100, 60), pod("b", "carol", 100, 60)]);
+    assert_eq!(plan.assignments.len(), 1);
+    assert_eq!(plan.unplaced[0].why.summary, "0/1 devices can take it: 1 lends too little memory (needs 60Mi, 40Mi left)");
+    assert_eq!(plan.unplaced[0].why.devices[0].filter, Filter::LendMemory);
+}
+
+#[test]
+fn replicas_are_spread_and_ties_go_by_name() {
+    let snapshot = snapshot(vec![device("c", "alice"), device("a", "alice"), device("b", "alice")]);
+    let pods = (0..4).map(|index| {
+        let mut pod = pod(&format!("p{index}"), "alice", 10, 1);
+        pod.shape.group = Some(Uid::from("rs"));
+        pod
+    });
+    let devices: Vec<_> = where_to(&run(&snapshot, pods.collect())).into_iter().map(|(_, device)| device).collect();
+    assert_eq!(devices, ["a", "b", "c", "a"]);
+}
+
+#[test]
+fn the_score_compares_its_fields_in_the_order_of_the_policy() {
+    let base = Score {
+        own: false,
+        data: 0,
+        users: std::cmp::Reverse(9),
+        reliability: Reliability::New,
+        spread: std::cmp::Reverse(9),
+        balance: 0,
+        name: std::cmp::Reverse("b".into()),
+    };
+    let better = [
+        Score { name: std::cmp::Reverse("a".into()), ..base.clone() },
+        Score { balance: 1, ..base.clone() },
+        Score { spread: std::cmp::Reverse(0), ..base.clone() },
+        Score { reliability: Reliability::Steady, ..base.clone() },
+        Score { users: std::cmp::Reverse(0), ..base.clone() },
+        Score { data: 1, ..base.clone() },
+        Score { own: true, ..base.clone() },
+    ];
+    assert!(base < better[0] && better.is_sorted());
+}
+
+#[test]
+fn reliability_and_latency_prefer_the_steady_and_the_near() {
+    let now = Timestamp(100_000_000_000);
+    let mut steady = device("z", "alice");
+    steady.ready_since = Some(Timestamp(1));
+    let mut flapping = device("a", "alice");
+    flapping.ready_since = Some(now);
+    let mut two = snapshot(vec![steady.clone(), flapping.clone()]);
+    two.now = now;
+    assert_eq!(where_to(&run(&two, vec![pod("p", "alice", 1, 1)]))[0].1, "z");
+    flapping.latency_millis = Some(5);
+    let two = snapshot(vec![steady, flapping]);
+    assert_eq!(where_to(&run(&two, vec![pod("p", "alice", 1, 1)]))[0].1, "a");
+}
+
+#[test]
+fn volumes_hold_pods_to_their_device_also_within_one_plan() {
+    let mut snapshot = snapshot(vec![device("a", "alice"), device("b", "alice")]);
+    let claim = |device: Option<&str>, deleting| Claim { device: device.map(Into::into), deleting };
+    snapshot.claims = HashMap::from([
+        (("alice".into(), "pinned".into()), claim(Some("b"), false)),
+        (("alice".into(), "fresh".into()), claim(None, false)),
+        (("alice".into(), "going".into()), claim(None, true)),
+        (("alice".into(), "lost".into()), claim(Some("gone"), false)),
+    ]);
+    let with = |name: &str, claims: &[&str]| {
+        let mut pod = pod(name, "alice", 300, 1);
+        pod.shape.claims = claims.iter().map(|claim| (*claim).into()).collect();
+        pod
+    };
+    let plan = run(&snapshot, vec![with("p1", &["pinned"]), with("p2", &["fresh"]), with("p3", &["fresh"]), with("p4", &["fresh", "pinned"])]);
+    assert_eq!(
+        where_to(&plan),
+        [("p1", "b"), ("p2", "a"), ("p3", "a")].map(|(pod, device)| (pod.to_owned(), device.to_owned()))
+    );
+    assert_eq!(
+        plan.unplaced[0].why.summary,
+        "0/2 devices can take it: 2 do not hold its volume pinned (it is on b)",
+        "p4 needs both devices: {:?}",
+        plan.unplaced[0].why
+    );
+    assert_eq!(reason(&snapshot, with("p", &["none"])), "0/2 devices can take it: its claim none does not exist");
+    assert_eq!(reason(&snapshot, with("p", &["going"])), "0/2 devices can take it: its claim going is being deleted");
+    assert_eq!(reason(&snapshot, with("p", &["lost"])), "0/2 devices can take it: 2 do not hold its volume lost (it is on gone)");
+}
+
+#[test]
+fn the_explanation_counts_every_device_and_lists_its_reason() {
+    let mut cordoned = device("a", "alice");
+    cordoned.cordoned = true;
+    let mut small = device("b", "alice");
+    small.allocatable.memory_bytes = 100 * MI;
+    let mut silent = device("c", "alice");
+    silent.ready = false;
+    let mut snapshot = snapshot(vec![cordoned, small, silent]);
+    let why = run(&snapshot, vec![pod("p", "alice", 1, 512)]).unplaced[0].why.clone();
+    assert_eq!(
+        why.summary,
+        "0/3 devices can take it: 1 is cordoned, 1 has too little memory (needs 512Mi, 100Mi free), 1 is not ready"
+    );
+    let listed: Vec<_> = why.devices.iter().map(|one| (&*one.device, one.reason.as_str())).collect();
+    assert_eq!(
+        listed,
+        [("a", "is cordoned"), ("b", "has too little memory (needs 512Mi, 100Mi free)"), ("c", "is not ready")]
+    );
+    snapshot.devices.push(Arc::new(device("x", "bob")));
+    snapshot.devices.push(Arc::new(device("y", "bob")));
+    assert!(reason(&snapshot, pod("p", "alice", 1, 512)).ends_with("2 belong to other owners and lend nothing"));
+    assert_eq!(
+        reason(&Snapshot::default(), pod("p", "alice", 1, 1)),
+        "0/0 devices can take it: alice has no device and nobody lends one; add one with `hearth join`"
+    );
+}
+
+#[test]
+fn selectors_and_taints_filter() {
+    let mut tainted = device("a", "alice");
+    tainted.taints = vec![Taint { key: "gpu".into(), value: "yes".into(), effect: "NoSchedule".into() }];
+    let snapshot = snapshot(vec![tainted]);
+    let plain = pod("p", "alice", 1, 1);
+    assert_eq!(
+        reason(&snapshot, plain.clone()),
+        "0/1 devices can take it: 1 has the taint gpu=yes:NoSchedule, which it does not tolerate"
+    );
+    for (key, value, effect, exists, tolerated) in [
+        ("gpu", "yes", "NoSchedule", false, true),
+        ("gpu", "yes", "", false, true),
+        ("gpu", "no", "", false, false),
+        ("gpu", "", "", true, true),
+        ("", "", "", true, true),
+        ("", "", "", false, false),
+        ("gpu", "yes", "NoExecute", false, false),
+    ] {
+        let mut pod = plain.clone();
+        pod.shape.tolerations = vec![Toleration { key: key.into(), value: value.into(), effect: effect.into(), exists }];
+        assert_eq!(run(&snapshot, vec![pod]).assignments.len() == 1, tolerated, "{key} {value} {effect} {exists}");
+    }
+    let mut pod = plain;
+    pod.shape.tolerations = vec![Toleration { key: "".into(), value: "".into(), effect: "".into(), exists: true }];
+    pod.shape.node_selector = [("kubernetes.io/arch".into(), "arm64".into())].into();
+    assert_eq!(
+        reason(&snapshot, pod),
+        "0/1 devices can take it: 1 does not match its node selector (kubernetes.io/arch=arm64)"
+    );
+}
+
+fn any_device() -> impl Strategy<Value = Device> {
+    let lend = proptest::option::of((0_u64..800, 0_u64..800, 0_u64..4));
+    let flags = (any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.2), prop::bool::weighted(0.3));
+    (0..8_u8, 0..3_u8, flags, 0_u64..2000, 0_u64..2000, 0_u64..6, lend, proptest::option::of(0..3_u32)).prop_map(
+        |(name, owner, (_, down, cordoned, tainted), cpu, memory, pods, lend, latency)| {
+            let mut device = device(&format!("d{name}"), &format!("o{owner}"));
+            device.ready = !down;
+            device.cordoned = cordoned;
+            if tainted {
+                device.taints.push(Taint { key: "t".into(), value: "".into(), effect: "NoSchedule".into() });
+            }
+            device.allocatable = Resources { cpu_millis: cpu, memory_bytes: memory * MI, pods };
+            device.lends = lend.map(|(cpu, memory, pods)| Resources { cpu_millis: cpu, memory_bytes: memory * MI, pods });
+            device.latency_millis = latency;
+            device
+        },
+    )
+}
+
+fn any_pod() -> impl Strategy<Value = Pod> {
+    let what = (0_u64..500, 0_u64..500, 0_u64..200);
+    let extras = (proptest::option::weighted(0.2, 0..8_u8), prop::bool::weighted(0.3), proptest::collection::btree_set(0..4_u8, 0..3));
+    (any::<u16>(), 0..3_u8, what, extras, proptest::option::of(0..3_u8), 0..3_i64).prop_map(
+        |(name, owner, (cpu, memory, over), (hostname, tolerates, claims), group, created)| {
+            let mut pod = pod(&format!("p{name}"), &format!("o{owner}"), cpu, memory);
+            pod.created = Timestamp(created);
+            pod.shape.lent.memory_bytes += over * MI;
+            pod.shape.group = group.map(|group| Uid::from(format!("g{group}")));
+            if let Some(hostname) = hostname {
+                pod.shape.node_selector = [("kubernetes.io/hostname".into(), format!("d{hostname}").into())].into();
+            }
+            if tolerates {
+                pod.shape.tolerations = vec![Toleration { key: "t".into(), value: "".into(), effect: "".into(), exists: true }];
+            }
+            pod.shape.claims = claims.into_iter().map(|claim| format!("c{claim}").into()).collect();
+            pod
+        },
+    )
+}
+
+fn any_snapshot() -> impl Strategy<Value = (Snapshot, Vec<Arc<Pod>>)> {
+    let claims = proptest::collection::vec((0..3_u8, 0..4_u8, proptest::option::of(0..8_u8), prop::bool::weighted(0.1)), 0..10);
+    let bound = proptest::collection::vec((any_pod(), 0..8_u8), 0..6);
+    (proptest::collection::vec(any_device(), 0..8), proptest::collection::vec(any_pod(), 0..14), claims, bound).prop_map(
+        |(mut devices, pods, claims, bound)| {
+            devices.sort_by(|a, b| a.name.cmp(&b.name));
+            devices.dedup_by(|a, b| a.name == b.name);
+            let mut snapshot = snapshot(devices);
+            snapshot.claims = claims
+                .into_iter()
+                .map(|(owner, name, device, deleting)| {
+                    let device = device.map(|device| format!("d{device}").into());
+                    ((format!("o{owner}").into(), format!("c{name}").into()), Claim { device, deleting })
+                })
+                .collect();
+            snapshot.bound = bound
+                .into_iter()
+                .map(|(pod, device)| Bound { device: format!("d{device}").into(), pod: Arc::new(pod) })
+                .collect();
+            let mut pods: Vec<_> = pods.into_iter().map(Arc::new).collect();
+            pods.sort_by(|a, b| a.key.cmp(&b.key));
+            pods.dedup_by(|a, b| a.key == b.key);
+            (snapshot, pods)
+        },
+    )
+}
+
+/// Checks one assignment against the rules, written without the planner's code.
+struct Checker<'a> {
+    snapshot: &'a Snapshot,
+    carried: Vec<(String, Arc<Pod>)>,
+    pins: HashMap<(String, String), String>,
+}
+
+impl Checker<'_> {
+    fn room(&self, device: &Device, pod: &Pod) -> bool {
+        let sum = |guests_only: bool, field: fn(&Shape) -> u64| -> u64 {
+            let on_it = self.carried.iter().filter(|(name, _)| **name == *device.name).map(|(_, pod)| pod);
+            on_it.filter(|pod| !guests_only || *pod.shape.owner != *device.owner).map(|pod| field(&pod.shape)).sum()
+        };
+        let ok = |needs: u64, used: u64, all: u64| needs == 0 || used + needs <= all;
+        let all = device.allocatable;
+        let in_all = ok(pod.shape.requests.cpu_millis, sum(false, |s| s.requests.cpu_millis), all.cpu_millis)
+            && ok(pod.shape.requests.memory_bytes, sum(false, |s| s.requests.memory_bytes), all.memory_bytes)
+            && ok(1, sum(false, |_| 1), all.pods);
+        if *device.owner == *pod.shape.owner {
+            return in_all;
+        }
+        device.lends.is_some_and(|lends| {
+            in_all
+                && ok(pod.shape.lent.cpu_millis, sum(true, |s| s.lent.cpu_millis), lends.cpu_millis)
+                && ok(pod.shape.lent.memory_bytes, sum(true, |s| s.lent.memory_bytes), lends.memory_bytes)
+                && ok(1, sum(true, |_| 1), lends.pods)
+        })
+    }
+
+    fn allows(&self, device: &Device, pod: &Pod) -> bool {
+        let claims = pod.shape.claims.iter().all(|claim| {
+            let stored = self.snapshot.claims.get(&(pod.shape.owner.clone(), claim.clone()));
+            let pin = self.pins.get(&(pod.shape.owner.to_string(), claim.to_string())).map(String::as_str);
+            stored.is_some_and(|stored| {
+                !stored.deleting && stored.device.as_deref().or(pin).is_none_or(|pin| pin == &*device.name)
+            })
+        });
+        let taints = device.taints.is_empty() || !pod.shape.tolerations.is_empty();
+        let labels = pod.shape.node_selector.values().all(|name| **name == *device.name);
+        device.ready && !device.cordoned && taints && labels && claims && self.room(device, pod)
+    }
+
+    fn take(&mut self, device: &str, pod: &Arc<Pod>) {
+        self.carried.push((device.to_owned(), Arc::clone(pod)));
+        for claim in &pod.shape.claims {
+            self.pins.insert((pod.shape.owner.to_string(), claim.to_string()), device.to_owned());
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn no_plan_breaks_a_rule_and_none_leaves_out_what_fits((snapshot, pods) in any_snapshot()) {
+        let plan = plan(&snapshot, &pods);
+        let mut checker = Checker {
+            snapshot: &snapshot,
+            carried: snapshot.bound.iter().map(|one| (one.device.to_string(), Arc::clone(&one.pod))).collect(),
+            pins: HashMap::new(),
+        };
+        for one in &plan.assignments {
+            let device = snapshot.devices.iter().find(|device| device.name == one.device).unwrap();
+            prop_assert!(checker.allows(device, &one.pod), "{} on {}", one.pod.key, one.device);
+            if *device.owner != *one.pod.shape.owner {
+                let own = snapshot.devices.iter().find(|own| *own.owner == *one.pod.shape.owner && checker.allows(own, &one.pod));
+                prop_assert!(own.is_none(), "{} could be at home", one.pod.key);
+            }
+            checker.take(&one.device, &one.pod);
+        }
+        for one in &plan.unplaced {
+            let fit = snapshot.devices.iter().find(|device| checker.allows(device, &one.pod));
+            prop_assert!(fit.is_none(), "{} fits {:?}: {}", one.pod.key, fit.map(|device| &device.name), one.why.summary);
+            let prefix = format!("0/{} devices can take it: ", snapshot.devices.len());
+            prop_assert!(one.why.summary.starts_with(&prefix), "{}", one.why.summary);
+        }
+        let mut seen: Vec<_> = plan.assignments.iter().map(|one| &one.pod.key).chain(plan.unplaced.iter().map(|one| &one.pod.key)).collect();
+        seen.sort();
+        prop_assert_eq!(seen, pods.iter().map(|pod| &pod.key).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_same_input_in_any_order_gives_the_same_plan((mut snapshot, mut pods) in any_snapshot()) {
+        let show = |plan: &Plan| {
+            let unplaced: Vec<_> = plan.unplaced.iter().map(|one| (one.pod.key.name.to_string(), one.why.summary.clone())).collect();
+            (where_to(plan), unplaced)
+        };
+        let first = show(&plan(&snapshot, &pods));
+        pods.reverse();
+        snapshot.devices.reverse();
+        snapshot.bound.reverse();
+        prop_assert_eq!(show(&plan(&snapshot, &pods)), first);
+    }
+}
+
+/// Prints figures; run with `--ignored --nocapture` in release.
+#[test]
+#[ignore = "a measurement"]
+#[allow(clippy::disallowed_methods, clippy::print_stderr)]
+fn placement_rate() {
+    let devices = (0..5000).map(|index| device(&format!("d{index:04}"), "alice")).collect();
+    let snapshot = snapshot(devices);
+    let pods: Vec<_> = (0..20_000)
+        .map(|index| {
+            let mut pod = pod(&format!("p{index:05}"), "alice", 10, 10);
+            pod.shape.group = Some(Uid::from(format!("g{}", index / 100)));
+            Arc::new(pod)
+        })
+        .collect();
+    let start = std::time::Instant::now();
+    let plan = plan(&snapshot, &pods);
+    let took = start.elapsed();
+    assert_eq!(plan.assignments.len(), pods.len());
+    eprintln!("{} pods on 5000 devices in {took:?}: {:.0} pods/s", pods.len(), pods.len() as f64 / took.as_secs_f64());
+}

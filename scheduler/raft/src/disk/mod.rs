@@ -1,0 +1,69 @@
+//! The disk as the store needs it: append, sync, rename. Injected, so that the production code of log and snapshots runs
+//! over a disk that fails and forgets ([`MemoryDisk`]) as it does over the real one ([`RealDisk`]).
+//!
+//! # What a disk guarantees
+//! Bytes are durable once [`DiskFile::sync`] returned; until then a crash may keep all, some or none of them. A name
+//! (created, renamed, removed) is durable once [`Disk::sync_dir`] returned. After a failed sync nothing is known about
+//! what was written since the last one, and a later success says nothing about it either (fsyncgate): the store never
+//! asks the same file again.
+
+mod memory;
+mod real;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+pub use memory::{Crash, Fault, MemoryDisk};
+pub use real::RealDisk;
+
+/// A place for files. All paths are absolute.
+pub trait Disk: Send + Sync + 'static {
+    /// Makes a directory and those above it; harmless where it is there. Durable on return.
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
+    /// The names of the files in a directory, in no order.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+    /// The whole content of a file.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// A new file, or an existing one made empty.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    /// Renames a file over another or none.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Takes a directory for this process, until the result is dropped; fails with `WouldBlock` where another has it.
+    fn lock(&self, dir: &Path) -> io::Result<Box<dyn Send + Sync>>;
+}
+
+/// A file that is written at its end.
+pub trait DiskFile: Send {
+    /// Writes all bytes at the end.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Makes what was appended durable (fdatasync).
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// Replaces a small file as a whole: temporary file, sync, rename, sync of the directory. After a crash the file is the
+/// old one or the new one.
+pub(crate) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = temporary_of(path);
+    let mut file = disk.create(&temporary)?;
+    file.append(bytes)?;
+    file.sync()?;
+    drop(file);
+    disk.rename(&temporary, path)?;
+    disk.sync_dir(path.parent().unwrap_or(Path::new("/")))
+}
+
+/// The name under which a file is written before it gets its own.
+pub(crate) fn temporary_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(TEMPORARY);
+    name.into()
+}
+
+/// The end of the names of files that were not finished: they are removed at the next start.
+pub(crate) const TEMPORARY: &str = ".tmp";

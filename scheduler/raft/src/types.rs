@@ -1,0 +1,75 @@
+//! openraft's generics, settled in one place.
+
+use std::{fmt, sync::Arc};
+
+use bytes::Bytes;
+use hearth_state::{Command, Response};
+use openraft::impls::BasicNode;
+use serde::{Deserialize, Serialize};
+
+openraft::declare_raft_types!(
+    /// The types of a region's Raft group.
+    pub(crate) TypeConfig:
+        D = Proposal,
+        R = Response,
+        NodeId = u64,
+        Node = BasicNode,
+);
+
+pub(crate) type LeaderId = openraft::type_config::alias::LeaderIdOf<TypeConfig>;
+pub(crate) type LogId = openraft::type_config::alias::LogIdOf<TypeConfig>;
+pub(crate) type Vote = openraft::type_config::alias::VoteOf<TypeConfig>;
+pub(crate) type Entry = openraft::type_config::alias::EntryOf<TypeConfig>;
+pub(crate) type Payload = openraft::type_config::alias::PayloadOf<TypeConfig>;
+pub(crate) type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
+pub(crate) type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>;
+
+/// A command on its way through Raft. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Proposal {
+    pub(crate) command: Arc<Command>,
+    /// The command's bytes, made by the proposer's task, so that Raft's one task has less to do; empty where they were
+    /// let go, after they reached the log.
+    pub(crate) encoded: Bytes,
+}
+
+impl Proposal {
+    pub(crate) fn new(command: Command) -> Self {
+        let encoded = command.encode().into();
+        Self { command: Arc::new(command), encoded }
+    }
+
+    pub(crate) fn bytes(&self) -> Bytes {
+        if self.encoded.is_empty() { self.command.encode().into() } else { self.encoded.clone() }
+    }
+}
+
+impl fmt::Debug for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.command {
+            Command::Initialize { incarnation, .. } => write!(f, "initialize {incarnation}"),
+            Command::Txn(txn) => write!(f, "transaction {} of {} operations", txn.request_id, txn.ops.len()),
+            Command::RaiseFeatureLevel { level, .. } => write!(f, "feature level {level}"),
+            Command::Unknown(bytes) => write!(f, "unknown entry of {} bytes", bytes.len()),
+        }
+    }
+}
+
+impl Serialize for Proposal {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.bytes())
+    }
+}
+
+impl<'de> Deserialize<'de> for Proposal {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let command = Command::deserialize(deserializer)?;
+        Ok(Self { command: Arc::new(command), encoded: Bytes::new() })
+    }
+}

@@ -1,0 +1,73 @@
+//! What was answered to which request, so that a write that is sent again is not applied again.
+
+use std::{sync::Arc, time::Duration};
+
+use hearth_types::{RequestId, Timestamp, store::TxnOutcome};
+use imbl::{OrdMap, Vector};
+
+/// Requests that are remembered at most: at 2,000 writes a second, ten seconds of them, more than a client that lost
+/// its server waits before it asks the next one.
+pub const DUPLICATES_MAX_COUNT: usize = 20_000;
+/// How long a request is remembered, by the time of the commands: far above any client's patience.
+pub const DUPLICATES_MAX_AGE: Duration = Duration::from_secs(600);
+/// Bytes of answers that are remembered at most; most are shared with the history.
+pub const DUPLICATES_MAX_BYTES: usize = 32 << 20;
+/// What an answer costs beside its objects.
+const ANSWER_OVERHEAD: usize = 256;
+
+/// One remembered answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Remembered {
+    pub(crate) at: Timestamp,
+    pub(crate) id: RequestId,
+    pub(crate) outcome: Arc<TxnOutcome>,
+}
+
+/// The filter: cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Duplicates {
+    by_id: OrdMap<RequestId, Arc<TxnOutcome>>,
+    order: Vector<Remembered>,
+    bytes: usize,
+}
+
+impl Duplicates {
+    pub(crate) fn get(&self, id: &RequestId) -> Option<&TxnOutcome> {
+        self.by_id.get(id).map(AsRef::as_ref)
+    }
+
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &Remembered> {
+        self.order.iter()
+    }
+
+    /// Remembers an answer; `at` never goes back from one call to the next.
+    pub(crate) fn remember(&mut self, at: Timestamp, id: RequestId, outcome: TxnOutcome) {
+        self.expire(at);
+        let one = Remembered { at, id, outcome: Arc::new(outcome) };
+        self.bytes += cost(&one.outcome);
+        self.by_id.insert(one.id.clone(), Arc::clone(&one.outcome));
+        self.order.push_back(one);
+        while self.order.len() > DUPLICATES_MAX_COUNT || (self.bytes > DUPLICATES_MAX_BYTES && self.order.len() > 1) {
+            self.forget_first();
+        }
+    }
+
+    /// Forgets what is too old.
+    pub(crate) fn expire(&mut self, now: Timestamp) {
+        while self.order.front().is_some_and(|first| now.since(first.at) > DUPLICATES_MAX_AGE) {
+            self.forget_first();
+        }
+    }
+
+    fn forget_first(&mut self) {
+        if let Some(first) = self.order.pop_front() {
+            self.bytes -= cost(&first.outcome);
+            self.by_id.remove(&first.id);
+        }
+    }
+}
+
+fn cost(outcome: &TxnOutcome) -> usize {
+    let objects = outcome.outcomes.iter().map(|one| one.as_ref().map_or(128, |object| object.json().len()));
+    ANSWER_OVERHEAD + objects.sum::<usize>()
+}

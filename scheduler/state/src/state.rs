@@ -1,0 +1,176 @@
+//! The state of a region, and the one step that changes it.
+
+use hearth_types::{
+    Incarnation, Object, ObjectKey, Revision, Timestamp,
+    store::{OpError, Query, Txn, TxnOutcome, WatchEvent},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    command::{Command, Refusal, check_txn},
+    duplicates::Duplicates,
+    history::{Change, Expired, History},
+    ops::{Objects, Working},
+};
+
+/// The highest feature level of entries that this program reads. Level 1: `Initialize`, `Txn` with the operations
+/// create, update, delete, bind and check, `RaiseFeatureLevel`.
+pub const FEATURE_LEVEL: u32 = 1;
+
+/// Everything that the region's servers agree on. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    pub(crate) incarnation: Option<Incarnation>,
+    pub(crate) objects: Objects,
+    pub(crate) history: History,
+    pub(crate) duplicates: Duplicates,
+    /// The latest time of any command: never goes back.
+    pub(crate) clock: Timestamp,
+    pub(crate) feature_level: u32,
+}
+
+/// What a command did, as its proposer is told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Response {
+    /// Of an entry that carries no command (Raft's own).
+    Nothing,
+    /// The data's identity, which may have been given before.
+    Incarnation(Incarnation),
+    /// Of a transaction.
+    Txn(TxnOutcome),
+    /// The cluster's feature level.
+    FeatureLevel(u32),
+    /// The command did nothing.
+    Refused(Refusal),
+}
+
+/// What a command did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    /// What the proposer is told.
+    pub response: Response,
+    /// What changed, in order, all at one revision.
+    pub changes: Vec<Change>,
+}
+
+impl Applied {
+    fn only(response: Response) -> Self {
+        Self { response, changes: Vec::new() }
+    }
+}
+
+/// Takes the state one command further.
+///
+/// # Guarantees
+/// The same commands in the same order make the same state and the same answers everywhere. Nothing panics on any
+/// command that [`Command::decode`] returns.
+pub fn apply(state: &mut State, command: &Command) -> Applied {
+    match command {
+        Command::Initialize { incarnation, now } => {
+            state.tick(*now);
+            let incarnation = state.incarnation.get_or_insert_with(|| incarnation.clone()).clone();
+            state.feature_level = state.feature_level.max(FEATURE_LEVEL);
+            Applied::only(Response::Incarnation(incarnation))
+        }
+        Command::Txn(txn) => state.apply_txn(txn),
+        Command::RaiseFeatureLevel { level, now } => {
+            state.tick(*now);
+            if *level < state.feature_level {
+                let present = state.feature_level;
+                return Applied::only(Response::Refused(Refusal::FeatureLevel { present, asked: *level }));
+            }
+            state.feature_level = *level;
+            Applied::only(Response::FeatureLevel(*level))
+        }
+        Command::Unknown(bytes) => Applied::only(Response::Refused(Command::refusal_of_unknown(bytes))),
+    }
+}
+
+impl State {
+    /// The identity of the data; `None` before the first command.
+    pub fn incarnation(&self) -> Option<&Incarnation> {
+        self.incarnation.as_ref()
+    }
+
+    /// The last revision.
+    pub fn revision(&self) -> Revision {
+        self.history.revision()
+    }
+
+    /// The cluster's feature level: entries up to it may be written.
+    pub fn feature_level(&self) -> u32 {
+        self.feature_level
+    }
+
+    /// One object.
+    pub fn get(&self, key: &ObjectKey) -> Option<&Object> {
+        self.objects.get(key)
+    }
+
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
+    /// What changed lately.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Every change after `from` that a query selects, in order.
+    pub fn events_since(&self, from: Revision, query: &Query) -> Result<Vec<WatchEvent>, Expired> {
+        self.history.batch(from, query, usize::MAX, usize::MAX).map(|batch| batch.events)
+    }
+
+    pub(crate) fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    fn tick(&mut self, now: Timestamp) {
+        self.clock = self.clock.max(now);
+        self.duplicates.expire(self.clock);
+    }
+
+    fn apply_txn(&mut self, txn: &Txn) -> Applied {
+        if let Err(refusal) = check_txn(txn) {
+            return Applied::only(Response::Refused(refusal));
+        }
+        self.tick(txn.now);
+        if let Some(first) = self.duplicates.get(&txn.request_id) {
+            return Applied::only(Response::Txn(first.clone()));
+        }
+        let revision = self.revision().next();
+        let mut work = Working { objects: &mut self.objects, revision, now: txn.now, changes: Vec::new() };
+        let mut outcomes = Vec::with_capacity(txn.ops.len());
+        for op in &txn.ops {
+            let outcome = work.apply(op);
+            let failed = outcome.is_err();
+            outcomes.push(outcome);
+            if failed && txn.atomic {
+                work.undo();
+                abort_others(&mut outcomes, txn.ops.len());
+                break;
+            }
+        }
+        let changes = work.changes;
+        if !changes.is_empty() {
+            self.history.push(revision, &changes);
+        }
+        let outcome = TxnOutcome { revision: self.revision(), outcomes };
+        self.duplicates.remember(self.clock, txn.request_id.clone(), outcome.clone());
+        Applied { response: Response::Txn(outcome), changes }
+    }
+}
+
+/// Of an atomic transaction, only the operation that failed says why.
+fn abort_others(outcomes: &mut Vec<Result<Object, OpError>>, total: usize) {
+    for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_ok()) {
+        *outcome = Err(OpError::Aborted);
+    }
+    outcomes.resize(total, Err(OpError::Aborted));
+}
