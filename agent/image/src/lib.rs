@@ -13,6 +13,7 @@ mod blob;
 pub mod build;
 mod digest;
 mod error;
+mod inherit;
 pub mod limits;
 mod platform;
 mod reference;

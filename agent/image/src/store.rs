@@ -5,7 +5,7 @@
 //! lock                           flock of whoever changes the store
 //! current -> index-<n>.json      the names; n is the store's generation
 //! images/<manifest hex>.json     what an image is: configuration, layers, platform
-//! layers/<diff id hex>/fs        an unpacked layer
+//! layers/<diff id hex>/fs        an unpacked layer (for the rare other names see `inherit`)
 //! layers/<diff id hex>/layer.json
 //! tmp/                           imports and removals under way
 //! ```

@@ -12,6 +12,7 @@
 //! # Assumptions
 //! The directory is new and nobody else can reach it, so that what was checked stays true.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -58,12 +59,14 @@ impl From<EntryProblem> for UnpackError {
 }
 
 /// What a layer came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Unpacked {
     /// Bytes of its files.
     pub(crate) bytes: u64,
     /// Its entries.
     pub(crate) entries: u64,
+    /// Directories that it has files in and no entries for, sorted; the root as the empty path.
+    pub(crate) implicit: Vec<Vec<u8>>,
 }
 
 /// Unpacks a tar stream into the empty directory `root`. On failure the entry is named, and what was made so far is the caller's to remove.
@@ -90,7 +93,7 @@ pub(crate) fn unpack<R: Skip>(stream: R, root: &Path, max_entries: u64) -> Resul
     // What follows the end of the archive is part of the blob, and of its digest.
     let last = reader.current().to_owned();
     drain(reader.inner_mut()).map_err(|error| (last, error.into()))?;
-    unpacker.finish()?;
+    done.implicit = unpacker.finish()?;
     Ok(done)
 }
 
@@ -131,6 +134,7 @@ struct Unpacker {
     /// Directories whose times are set last, since every entry in them changes those.
     directories: Vec<(Vec<u8>, (i64, u32))>,
     directory_bytes: usize,
+    implicit: BTreeSet<Vec<u8>>,
 }
 
 impl Unpacker {
@@ -138,7 +142,13 @@ impl Unpacker {
         let root = rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         // What a layer does not mention belongs to the container's root and is open to all; the process's umask has no say.
         rustix::fs::fchmod(&root, Mode::from_raw_mode(0o755))?;
-        let mut unpacker = Self { root, parent: None, directories: Vec::new(), directory_bytes: 0 };
+        let mut unpacker = Self {
+            root,
+            parent: None,
+            directories: Vec::new(),
+            directory_bytes: 0,
+            implicit: BTreeSet::from([Vec::new()]),
+        };
         unpacker.remember_time(Vec::new(), (0, 0))?;
         Ok(unpacker)
     }
@@ -175,6 +185,10 @@ impl Unpacker {
     }
 
     fn root_directory(&mut self, entry: &TarEntry) -> Result<(), UnpackError> {
+        if entry.size != 0 {
+            return Err(EntryProblem::UnexpectedContent.into());
+        }
+        self.implicit.remove(&[][..]);
         let root = self.root.try_clone()?;
         set_owner_and_mode(root.as_fd(), entry)?;
         set_xattrs(root.as_fd(), entry)?;
@@ -182,6 +196,7 @@ impl Unpacker {
     }
 
     fn directory(&mut self, path: &[u8], parent: &[u8], name: &[u8], entry: &TarEntry) -> Result<(), UnpackError> {
+        self.implicit.remove(path);
         let parent = self.parent(parent)?;
         let mut opaque = false;
         match kind_of(parent, name)? {
@@ -344,6 +359,7 @@ impl Unpacker {
                     }
                     rustix::fs::mkdirat(&fd, name, Mode::from_raw_mode(0o755))?;
                     self.remember_time(so_far.clone(), (0, 0))?;
+                    self.implicit.insert(so_far.clone());
                 }
                 Some(_) => return Err(EntryProblem::ThroughFile.into()),
             }
@@ -377,7 +393,7 @@ impl Unpacker {
     }
 
     /// Sets the times of directories: in order, so that the last word on a directory counts.
-    fn finish(self) -> Result<(), (String, UnpackError)> {
+    fn finish(self) -> Result<Vec<Vec<u8>>, (String, UnpackError)> {
         for (path, time) in &self.directories {
             let shown = |error: Errno| (crate::spec::clip(&String::from_utf8_lossy(path)), error.into());
             let fd = match open_directory(&self.root, path) {
@@ -389,14 +405,14 @@ impl Unpacker {
                 .or_else(|_| rustix::fs::utimensat(&fd, ".", &timestamps(*time), AtFlags::empty()))
                 .map_err(shown)?;
         }
-        Ok(())
+        Ok(self.implicit.into_iter().collect())
     }
 }
 
 /// Opens a directory beneath `root`, or `root` itself for the empty path, as a place only (`O_PATH`).
-fn open_directory(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_directory(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     let path = if path.is_empty() { b"." } else { path };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve =
         ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     loop {
@@ -538,6 +554,25 @@ mod tests {
         }
         assert_eq!(clean_path(b""), Err(EntryProblem::BadPath));
         assert_eq!(clean_path(b"a\0b"), Err(EntryProblem::BadPath));
+    }
+
+    #[test]
+    fn directories_do_not_fill_the_memory() {
+        let mut builder = tar::Builder::new(Vec::new());
+        let long = vec!["d".repeat(250); 15].join("/");
+        for n in 0..5_000 {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Directory);
+            header.set_mode(0o755);
+            header.set_size(0);
+            builder.append_data(&mut header, format!("{long}/{n}/"), io::empty()).expect("memory");
+        }
+        let bytes = builder.into_inner().expect("memory");
+        let root = tempfile::tempdir().expect("a directory");
+        match unpack(io::Cursor::new(bytes), root.path(), u64::MAX) {
+            Err((_, UnpackError::TooMany(reason))) => assert!(reason.contains("paths of its directories")),
+            other => panic!("{other:?}"),
+        }
     }
 
     proptest! {

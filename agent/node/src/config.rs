@@ -249,14 +249,14 @@ mod tests {
     #[test]
     fn variables_come_from_where_kubernetes_takes_them() {
         let env = environment(json!({"name": "c",
-            "envFrom": [{"prefix": "P_", "configMapRef": {"name": "c"}},
-                {"secretRef": {"name": "gone", "optional": true}}],
-            "env": [
-                {"name": "PLAIN", "value": "x"},
-                {"name": "BOTH", "value": "$(PLAIN)-$(P_a)-$(NONE)-$$(PLAIN)-$"},
-                {"name": "PW", "valueFrom": {"secretKeyRef": {"name": "s", "key": "password"}}},
-                {"name": "MAYBE", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "no", "optional": true}}},
-            ]}));
+        "envFrom": [{"prefix": "P_", "configMapRef": {"name": "c"}},
+            {"secretRef": {"name": "gone", "optional": true}}],
+        "env": [
+            {"name": "PLAIN", "value": "x"},
+            {"name": "BOTH", "value": "$(PLAIN)-$(P_a)-$(NONE)-$$(PLAIN)-$"},
+            {"name": "PW", "valueFrom": {"secretKeyRef": {"name": "s", "key": "password"}}},
+            {"name": "MAYBE", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "no", "optional": true}}},
+        ]}));
         // `raw` is no text.
         assert_eq!(env.expect_err("binary").reason, "CreateContainerConfigError");
         let env = environment(json!({"name": "c", "env": [

@@ -76,12 +76,9 @@ pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
     let pod_context = from.pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
     let context = container.security_context.as_ref();
     let id = |value: Option<i64>| value.and_then(|id| u32::try_from(id).ok());
-    let run_as_user =
-        id(context.and_then(|c| c.run_as_user).or_else(|| pod_context.and_then(|c| c.run_as_user)));
-    let run_as_group =
-        id(context.and_then(|c| c.run_as_group).or_else(|| pod_context.and_then(|c| c.run_as_group)));
-    let non_root =
-        context.and_then(|c| c.run_as_non_root).or_else(|| pod_context.and_then(|c| c.run_as_non_root));
+    let run_as_user = id(context.and_then(|c| c.run_as_user).or_else(|| pod_context.and_then(|c| c.run_as_user)));
+    let run_as_group = id(context.and_then(|c| c.run_as_group).or_else(|| pod_context.and_then(|c| c.run_as_group)));
+    let non_root = context.and_then(|c| c.run_as_non_root).or_else(|| pod_context.and_then(|c| c.run_as_non_root));
     if non_root == Some(true) {
         check_non_root(run_as_user, &image.config.user)?;
     }

@@ -224,12 +224,7 @@ impl Desired {
     /// The file to write, as it should be now.
     pub(crate) fn file(&self) -> DesiredFile {
         let objects = self.objects.values().cloned().collect();
-        DesiredFile {
-            path: self.path.clone(),
-            incarnation: self.incarnation.clone(),
-            revision: self.revision,
-            objects,
-        }
+        DesiredFile { path: self.path.clone(), incarnation: self.incarnation.clone(), revision: self.revision, objects }
     }
 }
 

@@ -86,7 +86,8 @@ impl Identity {
         let paths = Paths::new(data_dir);
         let Some(stored) = FORMAT.read::<Stored>(&paths.identity())? else { return Ok(None) };
         let seed = load_seed(&paths)?;
-        let seed = seed.ok_or_else(|| FileError::damaged(&paths.seed(), "the device has joined, and its key is gone"))?;
+        let seed =
+            seed.ok_or_else(|| FileError::damaged(&paths.seed(), "the device has joined, and its key is gone"))?;
         Ok(Some(Self { stored, seed }))
     }
 
@@ -206,7 +207,8 @@ pub async fn join(options: JoinOptions) -> Result<Joined, IdentityError> {
         incarnation: Incarnation::from(answer.incarnation),
         server_name: token.server_name,
         addresses: token.addresses,
-        ca_pem: String::from_utf8(answer.ca_pem).map_err(|_| IdentityError::Key("the region's CA is no PEM".into()))?,
+        ca_pem: String::from_utf8(answer.ca_pem.to_vec())
+            .map_err(|_| IdentityError::Key("the region's CA is no PEM".into()))?,
     };
     FORMAT.write(&paths.identity(), &stored, true)?;
     Ok(Joined { device: stored.device, key: key.key(), owner: stored.owner, zone: stored.zone })

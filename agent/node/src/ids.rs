@@ -41,7 +41,8 @@ impl IdRanges {
     pub(crate) fn open(path: PathBuf, instance: &str) -> Result<Self, FileError> {
         let taken = FORMAT.read(&path)?.unwrap_or_default();
         // FNV-1a: a stable spread is wanted, not a secret one.
-        let hash = instance.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        let hash =
+            instance.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
         let first = hash % (RANGES / STRETCH) * STRETCH;
         Ok(Self { path, first, taken: Mutex::new(taken) })
     }

@@ -1,37 +1,44 @@
-//! The device agent: composes pods, runtime, images, network and volumes into a device that runs what its region
-//! says, keeps running it when the region is silent, and ends its users' TLS.
+//! The device agent: composes pods, runtime, images, network and volumes into a device that runs what its region says,
+//! keeps running it when the region is silent, and ends its users' TLS.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | `desired` | what the region said, on the disk before it is done; refuses another incarnation and older revisions |
+//! | `manager` | which pods there are; claims; what an agent before left behind |
+//! | `pod` | one worker a pod: drives its machine (`hearth-pod`) and carries out its commands |
+//! | `session` | the stream to the region: heartbeats, statuses until acknowledged, dials, certificates |
+//! | `door` | logs, exec and metrics for the region's servers, over a stream of the tunnel |
+//! | `ingress` | keys made here, TLS, HTTP to the pods |
+//!
+//! # Guarantees
+//! - What was accepted from the region is on the disk before anything is done about it; an agent that starts brings its pods
+//!   up, or takes them over, without asking anybody.
+//! - A pod is stopped only where it is marked for deletion or gone from an accepted word of the region that it joined; the
+//!   data of a claim is deleted only where the claim is marked and no pod uses it.
+//! - The end of the agent, however it comes, does not end its containers.
 
-use std::{path::PathBuf, sync::Arc};
-
-use hearth_types::{Clock, InstanceId};
-
+mod agent;
+mod config;
+mod container;
+mod desired;
+mod door;
+mod facts;
+mod files;
+mod identity;
+mod ids;
+mod ingress;
+mod logs;
+mod manager;
+mod metrics;
 mod paths;
+mod pod;
+mod reporter;
+mod session;
+mod shared;
+mod teardown;
 
+pub use agent::{Agent, AgentError, AgentExit, AgentHandle, Config, zygote_config};
+pub use files::FileError;
+pub use identity::{Identity, IdentityError, JoinOptions, Joined, join};
 pub use paths::Paths;
-
-/// What an agent is built from.
-pub struct Config {
-    /// The instance's data directory: absolute, without links. The agent writes below `<data-dir>/agent` only.
-    pub data_dir: PathBuf,
-    /// Names the instance's host objects.
-    pub instance: InstanceId,
-    /// Where the region's server is, `host:port`, instead of what the device learned when it joined.
-    pub server: Option<String>,
-    /// Forked by main before any thread existed, with [`zygote_config`].
-    pub zygote: hearth_runtime::Zygote,
-    /// The clock.
-    pub clock: Arc<dyn Clock>,
-    /// Where the agent's metrics are registered.
-    pub registry: prometheus::Registry,
-    /// The host's resolver configuration.
-    pub resolv_conf: PathBuf,
-}
-
-/// What the zygote of an instance is forked with.
-pub fn zygote_config(data_dir: &std::path::Path, instance: &InstanceId) -> hearth_runtime::ZygoteConfig {
-    hearth_runtime::ZygoteConfig {
-        run_dir: Paths::new(data_dir).run(),
-        instance: instance.as_str().to_owned(),
-        data_dir: data_dir.to_owned(),
-    }
-}
+pub use teardown::{TeardownError, TeardownReport, teardown};

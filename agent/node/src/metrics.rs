@@ -1,8 +1,6 @@
 //! What the agent counts.
 
-use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// The agent's metrics; labels are of bounded sets, never names of objects.
 #[derive(Clone, Debug)]

@@ -50,9 +50,10 @@ mod tests {
     fn a_container_waits_as_under_the_kubelet() {
         let mut backoff = ContainerBackoff::default();
         let mut waits = || backoff.ended(Duration::from_secs(1)).as_secs();
-        assert_eq!([waits(), waits(), waits(), waits(), waits(), waits(), waits(), waits()], [
-            0, 10, 20, 40, 80, 160, 300, 300
-        ]);
+        assert_eq!(
+            [waits(), waits(), waits(), waits(), waits(), waits(), waits(), waits()],
+            [0, 10, 20, 40, 80, 160, 300, 300]
+        );
         assert_eq!(backoff.ended(CONTAINER_BACKOFF_RESET), Duration::ZERO);
         assert_eq!(backoff.ended(Duration::ZERO), CONTAINER_BACKOFF_FIRST);
     }

@@ -57,8 +57,16 @@ impl PodMachine {
             containers.insert(one.name.clone(), ContainerActions { facts, ..ContainerActions::default() });
         }
         let intent = if record.ended.is_some() { Intent::Ended } else { Intent::Run };
-        let mut machine =
-            Self { spec, intent, record, actions: Actions::default(), containers, vanished: false, reported: None, stepped_at: None };
+        let mut machine = Self {
+            spec,
+            intent,
+            record,
+            actions: Actions::default(),
+            containers,
+            vanished: false,
+            reported: None,
+            stepped_at: None,
+        };
         let (alive, found) = match found {
             Found::Nothing => (false, Vec::new()),
             Found::Alive(found) => (true, found),
@@ -87,7 +95,8 @@ impl PodMachine {
         match self.intent {
             Intent::Run => {
                 let actions = &self.actions;
-                wakes.extend([&actions.volumes, &actions.network, &actions.sandbox, &actions.destroy].map(|a| a.wake()));
+                wakes
+                    .extend([&actions.volumes, &actions.network, &actions.sandbox, &actions.destroy].map(|a| a.wake()));
                 for (name, actions) in &self.containers {
                     wakes.extend([&actions.image, &actions.removal, &actions.start].map(|a| a.wake()));
                     let record = &self.record.containers[name];

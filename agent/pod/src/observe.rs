@@ -217,4 +217,3 @@ fn tell(news: Option<Failure>, out: &mut Vec<Command>) {
         event(out, EventType::Warning, &failure.reason, failure.message);
     }
 }
-

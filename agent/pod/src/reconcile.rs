@@ -143,4 +143,3 @@ fn is_restart_due(record: &ContainerRecord, now: Timestamp) -> bool {
         Stage::Waiting | Stage::Running { .. } => true,
     }
 }
-

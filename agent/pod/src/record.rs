@@ -163,13 +163,7 @@ pub struct Record {
 impl Record {
     /// Of a pod that was just seen first.
     pub(crate) fn new(now: Timestamp) -> Self {
-        Self {
-            start_time: now,
-            addresses: None,
-            containers: BTreeMap::new(),
-            conditions: BTreeMap::new(),
-            ended: None,
-        }
+        Self { start_time: now, addresses: None, containers: BTreeMap::new(), conditions: BTreeMap::new(), ended: None }
     }
 }
 

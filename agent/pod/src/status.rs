@@ -18,9 +18,7 @@ pub(crate) fn of(pod: &PodMachine) -> Value {
     let containers = pod.spec.containers.iter().map(|view| container(pod, &view.name, &view.image));
     status.insert("containerStatuses".into(), containers.collect());
     if let Some(addresses) = &pod.record.addresses {
-        for (first, all, list) in
-            [("podIP", "podIPs", &addresses.pod), ("hostIP", "hostIPs", &addresses.host)]
-        {
+        for (first, all, list) in [("podIP", "podIPs", &addresses.pod), ("hostIP", "hostIPs", &addresses.host)] {
             if let Some(one) = list.first() {
                 status.insert(first.into(), json!(one));
                 status.insert(all.into(), list.iter().map(|ip| json!({"ip": ip})).collect());
@@ -130,7 +128,8 @@ fn state(pod: &PodMachine, name: &str, record: &ContainerRecord) -> Value {
             }})
         }
         Stage::Waiting => {
-            let reason = if pod.record.ended.is_some() || pod.is_stopping() { "PodStopped" } else { "ContainerCreating" };
+            let reason =
+                if pod.record.ended.is_some() || pod.is_stopping() { "PodStopped" } else { "ContainerCreating" };
             json!({"waiting": obstacle(pod, name).unwrap_or_else(|| json!({"reason": reason}))})
         }
     }

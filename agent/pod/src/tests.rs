@@ -348,16 +348,11 @@ fn an_adopted_pod_restarts_nothing_that_runs() {
     before.run(exited("web", 0, exit(1, 0, 1)), at(1));
     let record: Record = serde_json::from_value(serde_json::to_value(before.pod.record()).unwrap()).unwrap();
     assert_eq!(&record, before.pod.record());
-    let running = |name: &str, attempt, since| FoundContainer {
-        name: name.into(),
-        attempt,
-        state: FoundState::Running(since),
-    };
+    let running =
+        |name: &str, attempt, since| FoundContainer { name: name.into(), attempt, state: FoundState::Running(since) };
     let found = Found::Alive(vec![running("web", 1, at(1)), running("side", 0, T0)]);
-    let mut after = Device {
-        pod: PodMachine::new(view("Always", &["web", "side"]), Some(record), found, at(50)),
-        log: Vec::new(),
-    };
+    let mut after =
+        Device { pod: PodMachine::new(view("Always", &["web", "side"]), Some(record), found, at(50)), log: Vec::new() };
     let commands = after.run(Event::Tick, at(50));
     assert_eq!(starts(&commands), Vec::<u32>::new());
     assert!(!commands.contains(&Command::CreateSandbox), "{commands:?}");
@@ -390,11 +385,8 @@ fn what_was_lost_in_a_reboot_is_unknown_and_starts_again() {
 fn an_end_that_nobody_saw_keeps_its_exit_code() {
     let mut before = Device::new(view("Never", &["job"]));
     before.run(Event::Tick, T0);
-    let found = Found::Dead(vec![FoundContainer {
-        name: "job".into(),
-        attempt: 0,
-        state: FoundState::Exited(exit(0, 0, 9)),
-    }]);
+    let found =
+        Found::Dead(vec![FoundContainer { name: "job".into(), attempt: 0, state: FoundState::Exited(exit(0, 0, 9)) }]);
     let mut after = Device {
         pod: PodMachine::new(view("Never", &["job"]), Some(before.pod.record().clone()), found, at(50)),
         log: Vec::new(),
@@ -472,15 +464,16 @@ impl Model {
     }
 
     fn step(&mut self, event: Event) {
-        self.stopping |= matches!(&event, Event::Vanished(_))
-            || matches!(&event, Event::Desired(view) if view.deletion.is_some());
+        self.stopping |=
+            matches!(&event, Event::Vanished(_)) || matches!(&event, Event::Desired(view) if view.deletion.is_some());
         for command in self.pod.step(event, self.now) {
             match &command {
                 Command::StartContainer { container, attempt } => {
                     assert!(!self.stopping, "a pod that is being stopped starts {container}");
                     assert!(self.pod.record().ended.is_none(), "a pod that ended starts {container}");
                     assert!(!self.running.contains_key(container), "{container} runs already");
-                    let open = |c: &Command| matches!(c, Command::StartContainer { container: c, .. } if c == container);
+                    let open =
+                        |c: &Command| matches!(c, Command::StartContainer { container: c, .. } if c == container);
                     assert!(!self.open.iter().any(open), "{container} is being started already");
                     assert!(self.newest.get(container).is_none_or(|newest| attempt > newest), "attempt used twice");
                 }

@@ -88,7 +88,7 @@ pub struct Limits {
     pub cpu_millis: Option<u64>,
     /// Share of CPU under contention, in thousandths of a CPU (the request of the container); none is the least.
     pub cpu_request_millis: Option<u64>,
-    /// Number of tasks (processes and threads).
+    /// Number of tasks (processes and threads), at least 4.
     pub pids: u64,
 }
 

@@ -168,12 +168,14 @@ fn settle(config: &ZygoteConfig, socket: std::os::fd::BorrowedFd<'_>) -> io::Res
     }
     std::env::set_current_dir("/")?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    // A program that crashes writes no image of its memory onto the owner's flash, unless it raises its limit.
+    let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_CORE)?;
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, hard)?;
     title::set(&format!("hearth zygote --data-dir {}", config.data_dir.display()), c"hearth zygote");
     // Own cgroups: a service manager that stops the agent must not take the pods along, and `down` finds everybody.
     let cgroups = Cgroups::find().map_err(step("find cgroups"))?;
     let shims = config.cgroup().join("shims");
-    cgroups.create(&shims).map_err(step("make the cgroup of shims"))?;
-    cgroups.join(&shims, std::process::id() as i32).map_err(step("enter the cgroup of shims"))?;
+    cgroups.settle(&shims).map_err(step("enter the cgroup of shims"))?;
     // Containers go before shims when memory is short. Refused without CAP_SYS_RESOURCE, which is no reason to stop.
     let _ = fs::write("/proc/self/oom_score_adj", "-900");
     Ok(())

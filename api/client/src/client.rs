@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How long one request may take before its answer begins.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 /// Objects on a page when a client lists everything: small enough that the first lines come at once.
 const PAGE: u32 = 500;
 
@@ -241,11 +241,7 @@ impl Client {
 
     /// Changes after a revision; from zero, first everything that is there as `Added`, then a `Bookmark`.
     /// Ends with an error; `Expired` where the revision is no longer in the history.
-    pub async fn watch(
-        &self,
-        selection: &Selection,
-        from: Revision,
-    ) -> Result<Answers<WatchEvent>, Status> {
+    pub async fn watch(&self, selection: &Selection, from: Revision) -> Result<Answers<WatchEvent>, Status> {
         let request = v1::WatchRequest { selection: Some(selection.clone().into_proto()), from_revision: from.0 };
         let answer = self.resources().watch(timed(request)).await.map_err(|error| convert::status(&error))?;
         let events = answer.into_inner();
@@ -308,10 +304,7 @@ impl Client {
     }
 
     /// A pod's log, as chunks of bytes.
-    pub async fn logs(
-        &self,
-        request: v1::LogsRequest,
-    ) -> Result<Answers<bytes::Bytes>, Status> {
+    pub async fn logs(&self, request: v1::LogsRequest) -> Result<Answers<bytes::Bytes>, Status> {
         let mut pods = v1::pods_client::PodsClient::new(self.channel.clone());
         let answer = pods.logs(timed(request)).await.map_err(|error| convert::status(&error))?;
         let chunks = answer.into_inner();

@@ -225,8 +225,7 @@ impl Config {
         };
         let mut text = String::new();
         fs::File::open(path).map_err(read)?.take(MAX_CONFIG_BYTES).read_to_string(&mut text).map_err(read)?;
-        serde_yaml_ng::from_str(&text)
-            .map_err(|error| ConfigError::Parse { path: path.into(), why: error.to_string() })
+        serde_yaml_ng::from_str(&text).map_err(|error| ConfigError::Parse { path: path.into(), why: error.to_string() })
     }
 
     /// Writes it as YAML, readable by its owner alone (it holds a key), and replaces what was there in one
@@ -331,18 +330,30 @@ mod tests {
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(directory.path()).expect("a directory").count(), 1, "no temporary file is left");
         let text = fs::read_to_string(&path).expect("text");
-        for field in ["certificate-authority-data:", "tls-server-name:", "client-key-data:", "current-context:", "apiVersion: v1"] {
+        for field in [
+            "certificate-authority-data:",
+            "tls-server-name:",
+            "client-key-data:",
+            "current-context:",
+            "apiVersion: v1",
+        ] {
             assert!(text.contains(field), "{field} in {text}");
         }
         let resolved = config().resolve().expect("resolved");
-        assert_eq!((resolved.address.as_str(), resolved.server_name.as_str()), ("127.0.0.1:7443", "api.hearth.internal"));
+        assert_eq!(
+            (resolved.address.as_str(), resolved.server_name.as_str()),
+            ("127.0.0.1:7443", "api.hearth.internal")
+        );
         assert_eq!(resolved.key_pem, b"key");
     }
 
     #[test]
     fn a_missing_file_says_how_to_get_one() {
         let error = Config::load(Path::new("/nonexistent/client.yaml")).expect_err("missing").to_string();
-        assert!(error.contains("hearth up") && error.contains("--config") && error.contains("HEARTH_CONFIG"), "{error}");
+        assert!(
+            error.contains("hearth up") && error.contains("--config") && error.contains("HEARTH_CONFIG"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,10 +1,7 @@
 //! Between the wire's messages and `hearth-types`.
 
 use hearth_proto::v1;
-use hearth_types::{
-    Object, ObjectKey, Reason, Revision, Status,
-    store::WatchEvent,
-};
+use hearth_types::{Object, ObjectKey, Reason, Revision, Status, store::WatchEvent};
 use tonic::Code;
 
 use crate::connect::ConnectError;

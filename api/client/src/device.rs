@@ -78,8 +78,7 @@ impl DeviceIdentity {
             Ed25519KeyPair::from_pkcs8_maybe_unchecked(der).map_err(|error| DeviceError::Key(error.to_string()))?;
         let key = pair.public_key().as_ref().try_into().map_err(|_| DeviceError::Key("not 32 bytes".into()))?;
         let pkcs8 = PrivatePkcs8KeyDer::from(der.to_vec());
-        let signer =
-            KeyPair::from_pkcs8_der_and_sign_algo(&pkcs8, &PKCS_ED25519).map_err(DeviceError::Certificate)?;
+        let signer = KeyPair::from_pkcs8_der_and_sign_algo(&pkcs8, &PKCS_ED25519).map_err(DeviceError::Certificate)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, "hearth device");
@@ -129,11 +128,7 @@ pub async fn join(
     let verifier = Arc::new(PinnedVerifier::new(Pin::Hash(token.ca_hash), ignore_validity));
     let channel = channel(token.addresses.clone(), &token.server_name, verifier.clone(), identity)?;
     let mut enrollment = v1::enrollment_client::EnrollmentClient::new(channel);
-    let request = v1::JoinRequest {
-        token: token.secret.clone(),
-        device_name: device_name.into(),
-        owner: owner.into(),
-    };
+    let request = v1::JoinRequest { token: token.secret.clone(), device_name: device_name.into(), owner: owner.into() };
     let answer = enrollment.join(timed(request)).await.map_err(|error| convert::status(&error))?.into_inner();
     let found = verifier.found().ok_or_else(|| Status::internal("an answer without a handshake"))?;
     let sent = <CertificateDer<'_> as rustls::pki_types::pem::PemObject>::from_pem_slice(&answer.ca_pem).ok();
@@ -151,8 +146,8 @@ fn channel(
     verifier: Arc<PinnedVerifier>,
     identity: &DeviceIdentity,
 ) -> Result<Channel, DeviceError> {
-    let name = ServerName::try_from(server_name.to_owned())
-        .map_err(|_| DeviceError::ServerName(server_name.to_owned()))?;
+    let name =
+        ServerName::try_from(server_name.to_owned()).map_err(|_| DeviceError::ServerName(server_name.to_owned()))?;
     let mut tls = ClientConfig::builder_with_provider(connect::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(DeviceError::Tls)?
@@ -175,16 +170,13 @@ mod tests {
     fn a_seed_gives_the_key_of_rfc_8032() {
         // RFC 8032 section 7.1, test 1.
         let mut seed = [0; 32];
-        for (byte, pair) in seed.iter_mut().zip(
-            b"9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60".chunks_exact(2),
-        ) {
+        for (byte, pair) in
+            seed.iter_mut().zip(b"9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60".chunks_exact(2))
+        {
             *byte = u8::from_str_radix(std::str::from_utf8(pair).expect("ASCII"), 16).expect("hex");
         }
         let identity = DeviceIdentity::from_seed(&seed).expect("an identity");
-        assert_eq!(
-            identity.key().to_string(),
-            "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
-        );
+        assert_eq!(identity.key().to_string(), "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a");
         assert!(format!("{identity:?}").contains("d75a98"));
         DeviceIdentity::from_pkcs8(b"nonsense").expect_err("no key");
     }

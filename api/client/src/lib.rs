@@ -16,6 +16,8 @@ pub mod convert;
 pub mod device;
 mod verify;
 
-pub use client::{Answers, Client, ClientError, DeleteOptions, Deleted, ListOptions, Outcome, Selection, WriteOptions, Written};
+pub use client::{
+    Answers, Client, ClientError, DeleteOptions, Deleted, ListOptions, Outcome, Selection, WriteOptions, Written,
+};
 pub use config::{Config, ConfigError};
 pub use connect::ConnectError;

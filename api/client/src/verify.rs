@@ -61,9 +61,10 @@ impl PinnedVerifier {
         match &self.pin {
             Pin::Roots(roots) => Ok(roots.clone()),
             Pin::Hash(hash) => {
-                let ca = chain.iter().find(|one| spki_hash(one).as_ref() == Some(hash)).ok_or_else(|| {
-                    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(OtherCa))))
-                })?;
+                let ca = chain
+                    .iter()
+                    .find(|one| spki_hash(one).as_ref() == Some(hash))
+                    .ok_or_else(|| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(OtherCa)))))?;
                 let mut roots = RootCertStore::empty();
                 roots.add(ca.clone().into_owned())?;
                 Ok(roots)
@@ -86,8 +87,7 @@ impl ServerCertVerifier for PinnedVerifier {
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
             .build()
             .map_err(|error| Error::General(error.to_string()))?;
-        let verified =
-            verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        let verified = verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
         if let Pin::Hash(hash) = &self.pin
             && let Some(ca) = intermediates.iter().find(|one| spki_hash(one).as_ref() == Some(hash))
         {

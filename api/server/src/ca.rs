@@ -22,16 +22,18 @@ use ring::{
     digest,
     rand::{SecureRandom as _, SystemRandom},
 };
-use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _};
+use rustls_pki_types::{
+    CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _,
+};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-const DAY: Duration = Duration::from_secs(86_400);
+const DAY: Duration = Duration::from_hours(24);
 /// How long the CA is valid: longer than a device stays in its corner.
-const CA_VALIDITY: Duration = Duration::from_secs(3652 * 86_400);
+const CA_VALIDITY: Duration = Duration::from_hours(3652 * 24);
 /// How long a leaf is valid: what public CAs give, so that renewal is a habit.
-pub const LEAF_VALIDITY: Duration = Duration::from_secs(90 * 86_400);
+pub const LEAF_VALIDITY: Duration = Duration::from_hours(90 * 24);
 /// How far a leaf's validity begins before its making, for verifiers whose clock is slow.
-const BACKDATE: Duration = Duration::from_secs(3600);
+const BACKDATE: Duration = Duration::from_hours(1);
 /// Names in one certificate at most.
 pub const MAX_NAMES: usize = 64;
 /// The largest certificate request in bytes: one with [`MAX_NAMES`] of the longest names fits.

@@ -1,15 +1,13 @@
 //! What the API counts. Labels are bounded: methods come from a table, codes from gRPC.
 
-use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-};
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// From a cached read to a write that waits for a slow disk, in seconds.
 const BUCKETS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.0, 10.0];
 
 /// The API's metrics.
 #[derive(Clone, Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     pub(crate) requests: IntCounterVec,
     pub(crate) latency: HistogramVec,
     pub(crate) open: IntGaugeVec,
@@ -19,7 +17,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Registers the metrics; fails where they are registered already.
-    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+    pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let opts = |name: &str, help: &str| Opts::new(format!("hearth_api_{name}"), help);
         let latency = HistogramOpts::from(opts(
             "request_duration_seconds",

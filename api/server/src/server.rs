@@ -16,7 +16,7 @@ use tonic::{
 
 use crate::{
     ca::{CaError, CertificateAuthority},
-    door::{Door, GuardLayer},
+    door::{Door, GuardLayer, strangers},
     grpc::{DeviceDoorConnector, EnrollmentDoor, NoDevices, PodsDoor, RegionDoor, ResourcesDoor},
     metrics::Metrics,
     resources::ResourceService,
@@ -28,11 +28,13 @@ const MAX_STREAMS: u32 = 256;
 /// Bytes of headers of one request at most.
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// How often a connection without traffic is tried, so that a dead one gives its memory back.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_mins(1);
 /// How long the answer may take before the connection counts as dead.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// The largest request in bytes: an object as somebody writes it, white space included, and what is around it.
 const MAX_REQUEST_BYTES: usize = 2 * MAX_OBJECT_BYTES + (64 << 10);
+/// The largest request to join in bytes: everybody may send one, and it holds three short texts.
+const MAX_JOIN_BYTES: usize = 16 << 10;
 /// Resets of streams that a client may leave waiting (CVE-2023-44487).
 const MAX_PENDING_RESETS: usize = 64;
 /// Connections whose handshake is done and that wait to be served.
@@ -126,6 +128,7 @@ impl ApiServer {
             metrics: self.metrics.clone(),
             cut: cut.clone(),
             server_name: server_name(self.resources.zone()),
+            strangers: strangers(),
         });
         let guard = GuardLayer::new(door.clock.clone(), devices.clone(), self.metrics, stop.clone());
         let (ready, incoming) = mpsc::channel::<io::Result<_>>(READY_QUEUE);
@@ -232,7 +235,7 @@ impl ApiServerBuilder {
             )
             .add_service(PodsServer::new(pods))
             .add_service(RegionServer::new(region))
-            .add_service(EnrollmentServer::new(EnrollmentDoor(tokens)).max_decoding_message_size(MAX_REQUEST_BYTES));
+            .add_service(EnrollmentServer::new(EnrollmentDoor(tokens)).max_decoding_message_size(MAX_JOIN_BYTES));
         Ok(ApiServer { config: self.config, resources, ca: self.ca, metrics, routes: self.more.routes().prepare() })
     }
 }

@@ -22,11 +22,11 @@ use crate::{
 };
 
 /// How long a token is good for unless asked otherwise: long enough to walk to the device.
-const DEFAULT_VALIDITY: Duration = Duration::from_secs(3600);
+const DEFAULT_VALIDITY: Duration = Duration::from_hours(1);
 /// The longest that can be asked for: a week in the post.
-const MAX_VALIDITY: Duration = Duration::from_secs(7 * 86_400);
+const MAX_VALIDITY: Duration = Duration::from_hours(7 * 24);
 /// How long a token is kept after it expired, so that a device that joined by it may ask again.
-const KEPT: Duration = Duration::from_secs(30 * 86_400);
+const KEPT: Duration = Duration::from_hours(30 * 24);
 /// Tokens that are kept at most.
 const MAX_TOKENS: usize = 10_000;
 /// Where tokens are.
@@ -151,9 +151,9 @@ impl Tokens {
         let store = self.resources.store();
         let (tokens, _) = list_all(store.as_ref(), &query, Consistency::Local).await?;
         let (now, count) = (self.now(), tokens.len());
-        let old = tokens.into_iter().filter(|token| {
-            Stored::read(token.clone()).is_none_or(|token| token.expires.plus(KEPT) < now)
-        });
+        let old = tokens
+            .into_iter()
+            .filter(|token| Stored::read(token.clone()).is_none_or(|token| token.expires.plus(KEPT) < now));
         let ops: Vec<Op> = old
             .take(hearth_types::store::MAX_OPS)
             .map(|token| Op::Delete { key: token.key().clone(), expect: Expect::same(&token) })
@@ -230,7 +230,10 @@ impl Tokens {
         if let Some((other, _)) = self.resources.devices().lookup(&key)
             && other.as_str() != name
         {
-            let text = format!("this key is device {other:?} of the region already; join under that name", other = other.as_str());
+            let text = format!(
+                "this key is device {other:?} of the region already; join under that name",
+                other = other.as_str()
+            );
             return Err(Status::new(Reason::Conflict, text));
         }
         let device_key = ObjectKey::new(GroupKind::DEVICE, "", name);
@@ -289,7 +292,8 @@ impl Tokens {
         key: DeviceKey,
     ) -> Result<v1::JoinResponse, Status> {
         if token.device != request.device_name {
-            let text = format!("this key joined as device {:?} by this token; it cannot have another name", token.device);
+            let text =
+                format!("this key joined as device {:?} by this token; it cannot have another name", token.device);
             return Err(Status::new(Reason::Conflict, text));
         }
         let removed = || {
@@ -350,7 +354,10 @@ fn check_owner(owner: &str) -> Result<(), Status> {
 fn owner_of(request: &v1::JoinRequest, token: &Stored) -> Result<String, Status> {
     let owner = match (request.owner.as_str(), token.owner.as_str()) {
         ("", "") => {
-            return Err(Status::new(Reason::BadRequest, "the join token names no owner; say whose the device is with --owner"));
+            return Err(Status::new(
+                Reason::BadRequest,
+                "the join token names no owner; say whose the device is with --owner",
+            ));
         }
         ("", owner) | (owner, "") => owner,
         (asked, bound) if asked == bound => asked,
@@ -379,10 +386,14 @@ fn same_device(existing: &Object, owner: &str, key: DeviceKey) -> Result<(), Sta
             "a device named {:?} is there already, with another key; choose another name, or delete that device first",
             existing.name()
         );
-        return Err(Status { object: Some(Box::new(existing.key().clone())), ..Status::new(Reason::AlreadyExists, text) });
+        return Err(Status {
+            object: Some(Box::new(existing.key().clone())),
+            ..Status::new(Reason::AlreadyExists, text)
+        });
     }
     if bound != owner {
-        let text = format!("device {:?} belongs to owner {bound:?}; delete it before it joins another", existing.name());
+        let text =
+            format!("device {:?} belongs to owner {bound:?}; delete it before it joins another", existing.name());
         return Err(forbidden(text));
     }
     Ok(())

@@ -7,6 +7,7 @@ mod serve;
 use std::{
     collections::HashMap,
     fmt,
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
@@ -16,7 +17,7 @@ use std::{
 use futures_core::Stream;
 use hearth_types::tunnel::{DialNotice, StreamKind};
 use iroh::{
-    EndpointAddr, PublicKey,
+    EndpointAddr, PublicKey, TransportAddr,
     endpoint::{Connection, WeakConnectionHandle},
 };
 use prometheus::Registry;
@@ -98,7 +99,7 @@ pub enum DeviceDialError {
         /// Who was dialled.
         gateway: String,
         /// Where.
-        addresses: Vec<std::net::SocketAddr>,
+        addresses: Vec<SocketAddr>,
         /// What failed.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -109,7 +110,7 @@ pub enum DeviceDialError {
         /// Who was dialled.
         gateway: String,
         /// Where.
-        addresses: Vec<std::net::SocketAddr>,
+        addresses: Vec<SocketAddr>,
         /// How long was waited.
         seconds: u64,
     },
@@ -187,10 +188,7 @@ struct Gateway {
 
 impl DeviceTunnel {
     /// Makes the device's end and the streams that will arrive on it. Opens nothing yet.
-    pub fn start(
-        config: DeviceTunnelConfig,
-        registry: &Registry,
-    ) -> Result<(Self, IncomingStreams), StartError> {
+    pub fn start(config: DeviceTunnelConfig, registry: &Registry) -> Result<(Self, IncomingStreams), StartError> {
         let metrics = DeviceMetrics::register(registry)?;
         let (sender, receiver) = mpsc::channel(limits::INCOMING_QUEUE);
         let inner = Inner {
@@ -246,6 +244,10 @@ impl DeviceTunnel {
     }
 }
 
+fn leads_to(remote: &TransportAddr, addresses: &[SocketAddr]) -> bool {
+    matches!(remote, TransportAddr::Ip(remote) if addresses.contains(remote))
+}
+
 fn is_open(connection: &WeakConnectionHandle) -> bool {
     connection.upgrade().is_some_and(|connection| connection.close_reason().is_none())
 }
@@ -287,6 +289,12 @@ impl Inner {
             {
                 return Ok(false);
             }
+            if let Some(stale) = newest.as_ref().and_then(|(connection, _)| connection.upgrade())
+                && !stale.paths().iter().any(|path| leads_to(path.remote_addr(), &notice.addresses))
+            {
+                // The gateway was started anew at another address; the new tunnel would be sought on the old path.
+                stale.close(quic::code::REPLACED, b"the gateway moved");
+            }
             let connection = self.connect(notice, address).await?;
             *newest = Some((connection.weak_handle(), Instant::now()));
             Ok(true)
@@ -309,13 +317,10 @@ impl Inner {
             .await
             .map_err(|source| DeviceDialError::Socket { gateway: gateway(), source })?;
         let connection = endpoint.endpoint().connect(address, quic::ALPN).await.map_err(|error| {
-            DeviceDialError::Connect {
-                gateway: gateway(),
-                addresses: notice.addresses.clone(),
-                source: error.into(),
-            }
+            DeviceDialError::Connect { gateway: gateway(), addresses: notice.addresses.clone(), source: error.into() }
         })?;
         let sender = lock(&self.sender).clone().ok_or(DeviceDialError::Closed)?;
+        self.metrics.tunnels.inc();
         self.tasks.spawn(serve::serve(self.clone(), connection.clone(), endpoint, sender));
         tracing::debug!(gateway = gateway(), "opened a tunnel");
         Ok(connection)
@@ -346,9 +351,7 @@ impl Gateway {
     /// Nobody dials it and its tunnel has ended. (Its bucket is forgotten: it takes as many keys as there are
     /// places to make use of that, and all of them in the roster.)
     fn is_unused(&self) -> bool {
-        self.newest
-            .try_lock()
-            .is_ok_and(|newest| newest.as_ref().is_none_or(|(connection, _)| !is_open(connection)))
+        self.newest.try_lock().is_ok_and(|newest| newest.as_ref().is_none_or(|(connection, _)| !is_open(connection)))
     }
 }
 

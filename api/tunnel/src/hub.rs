@@ -46,7 +46,10 @@ impl HubConfig {
 impl fmt::Debug for HubConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Without the key.
-        f.debug_struct("HubConfig").field("listen", &self.listen).field("advertise", &self.advertise).finish()
+        f.debug_struct("HubConfig")
+            .field("listen", &self.listen)
+            .field("advertise", &self.advertise)
+            .finish_non_exhaustive()
     }
 }
 
@@ -154,11 +157,7 @@ impl TunnelHub {
 impl Dialer for TunnelHub {
     type Stream = TunnelStream;
 
-    fn dial<'a>(
-        &'a self,
-        device: &'a DeviceName,
-        kind: StreamKind,
-    ) -> BoxFuture<'a, Result<TunnelStream, DialError>> {
+    fn dial<'a>(&'a self, device: &'a DeviceName, kind: StreamKind) -> BoxFuture<'a, Result<TunnelStream, DialError>> {
         Box::pin(dial::dial(&self.inner, device, kind))
     }
 }

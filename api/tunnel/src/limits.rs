@@ -7,7 +7,7 @@ use std::time::Duration;
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// After how long without a stream the gateway closes a tunnel: an open one costs about 100 KB and a packet a second.
-pub const IDLE: Duration = Duration::from_secs(60);
+pub const IDLE: Duration = Duration::from_mins(1);
 
 /// How much longer the device waits before it closes an idle tunnel. The gateway opens the streams, so it shall be
 /// the one to close: it cannot race with itself.

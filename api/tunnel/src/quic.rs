@@ -1,11 +1,19 @@
 //! The QUIC endpoint of either end: no relay, no discovery, no port mapping.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+};
 
 use iroh::{
     Endpoint, SecretKey,
     endpoint::{IdleTimeout, PortmapperConfig, QuicTransportConfig, VarInt, presets},
     tls::CaTlsConfig,
+};
+use rustls::{
+    DigitallySignedStruct, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
 use crate::limits;
@@ -128,8 +136,7 @@ async fn bind(
         .secret_key(SecretKey::from_bytes(secret_key))
         .transport_config(transport(&role))
         .portmapper_config(PortmapperConfig::Disabled)
-        // No relay is spoken to, so no root of the public web is needed in memory.
-        .ca_tls_config(CaTlsConfig::custom_roots([]));
+        .ca_tls_config(CaTlsConfig::custom_server_cert_verifier(Arc::new(|_| Ok(Arc::new(NoWebTls)))));
     if matches!(role, Role::Gateway) {
         builder = builder.alpns(vec![ALPN.to_vec()]);
     }
@@ -140,6 +147,46 @@ async fn bind(
         }
     }
     Ok(builder.bind().await?)
+}
+
+/// Trusts no certificate: an endpoint here speaks to no relay, resolver or other server over the web's TLS, and
+/// without this it would keep the roots of the public web in memory. Tunnels themselves are proven by raw keys.
+#[derive(Debug)]
+struct NoWebTls;
+
+impl ServerCertVerifier for NoWebTls {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Err(rustls::Error::General("tunnels use no web servers".to_owned()))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("tunnels use no web servers".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("tunnels use no web servers".to_owned()))
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
 }
 
 /// Closes an endpoint, within a bound.

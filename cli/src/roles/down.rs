@@ -40,7 +40,8 @@ pub(crate) fn run(args: &InDataDir) -> Result<()> {
     // The supervisor first, or it would start again what is stopped.
     let mut stopped = stop(&data, |words| words.get(1).map(String::as_str) == Some("up"))?;
     stopped += stop(&data, |words| words.get(1).is_some_and(|verb| verb == "server" || verb == "agent"))?;
-    let _locks = [Role::Up, Role::Server, Role::Agent].map(|role| data.lock(role).context("some process still holds the data directory"));
+    let locked = [Role::Up, Role::Server, Role::Agent].map(|role| data.lock(role));
+    let _locks = locked.into_iter().collect::<Result<Vec<_>>>().context("some process still holds the data directory")?;
     let report = hearth_agent::teardown(data.root(), &data.instance()).context("cannot remove all that the device left")?;
     for role in [Role::Up, Role::Server, Role::Agent] {
         data.clear_report(role)?;

@@ -2,7 +2,6 @@
 //! one of each on this machine.
 
 pub(crate) mod agent;
-mod clock;
 mod composition;
 pub(crate) mod down;
 mod example;
@@ -13,4 +12,4 @@ pub(crate) mod status;
 mod supervisor;
 pub(crate) mod up;
 
-pub(crate) use clock::SystemClock;
+pub(crate) use hearth_api::SystemClock;

@@ -164,7 +164,7 @@ async fn start<T: DeserializeOwned>(data: &DataDir, role: Role, verb: &str, argu
 
 /// The first time, makes this machine a device of the owner, as any device joins: by a token.
 async fn join_once(data: &DataDir, args: &Up, server: &ServerReport) -> Result<()> {
-    if hearth_agent::is_joined(data.root()) {
+    if hearth_agent::Identity::load(data.root())?.is_some() {
         return Ok(());
     }
     let client = Client::connect(&Config::load(&data.client_config())?)?;

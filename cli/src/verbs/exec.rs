@@ -1,7 +1,7 @@
 //! `exec`: runs a command in a container, with its input, output, terminal and exit code.
 
 use std::{
-    io::{IsTerminal as _, Read as _, Write as _},
+    io::{IsTerminal as _, Read as _},
     process::ExitCode,
 };
 

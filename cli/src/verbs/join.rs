@@ -1,8 +1,8 @@
 //! `join`: makes this machine a device of an owner.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
-use crate::{args::Join, data_dir::DataDir, output};
+use crate::{args::Join, context::now, data_dir::DataDir, output};
 
 /// Runs the verb.
 pub(crate) async fn run(args: &Join) -> Result<()> {
@@ -24,26 +24,14 @@ pub(crate) async fn join(
     name: Option<&str>,
     server: Option<&str>,
 ) -> Result<(String, String)> {
-    let name = match name {
-        Some(name) => name.to_owned(),
-        None => machine_name()?,
-    };
     let options = hearth_agent::JoinOptions {
         data_dir: data.root().to_owned(),
         token: token.to_owned(),
-        name,
-        owner: owner.unwrap_or_default().to_owned(),
+        name: name.map(str::to_owned),
+        owner: owner.map(str::to_owned),
         server: server.map(str::to_owned),
+        now: now(),
     };
-    let identity = hearth_agent::join(&options).await?;
-    Ok((identity.device.to_string(), identity.owner))
-}
-
-/// This machine's name as a DNS label.
-fn machine_name() -> Result<String> {
-    let name = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
-    let label: String = name.split('.').next().unwrap_or_default().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    let label = label.trim_matches('-').chars().take(hearth_types::names::MAX_LABEL).collect::<String>();
-    hearth_types::names::dns_label(&label).map_err(anyhow::Error::msg).with_context(|| format!("this machine's name {name:?} is no device name; give one with --name"))?;
-    Ok(label)
+    let joined = hearth_agent::join(options).await?;
+    Ok((joined.device.to_string(), joined.owner))
 }

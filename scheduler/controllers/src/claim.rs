@@ -64,7 +64,10 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::{Wanted, testing::{fix_point, prepared}};
+    use crate::{
+        Wanted,
+        testing::{fix_point, prepared},
+    };
 
     fn claim(device: Option<&str>, deleting: bool, deleted: bool) -> Object {
         let mut value = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
@@ -89,7 +92,8 @@ mod tests {
             let mut value = claim(device, false, false).value();
             meta::set_finalizers(&mut value, &[]);
             let bare = Object::from_value(value).expect("an object");
-            let stored = fix_point(&bare, |claim| reconcile(Inputs { claim, in_use: false, device_exists: true })).expect("kept");
+            let stored = fix_point(&bare, |claim| reconcile(Inputs { claim, in_use: false, device_exists: true }))
+                .expect("kept");
             assert_eq!(stored.value()["status"]["phase"], phase);
             assert_eq!(meta::finalizers(&stored.value()), [CLAIM_FINALIZER]);
         }
@@ -108,7 +112,11 @@ mod tests {
             let object = claim(device, true, deleted);
             let out = reconcile(Inputs { claim: &object, in_use, device_exists });
             let wanted = prepared(&out);
-            assert_eq!(matches!(wanted.as_slice(), [Wanted::Remove(_)]), goes, "{device:?} {deleted} {in_use} {device_exists}");
+            assert_eq!(
+                matches!(wanted.as_slice(), [Wanted::Remove(_)]),
+                goes,
+                "{device:?} {deleted} {in_use} {device_exists}"
+            );
             assert_eq!(wanted.is_empty(), !goes);
         }
     }

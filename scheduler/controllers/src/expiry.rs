@@ -5,14 +5,19 @@ use std::{collections::BTreeMap, time::Duration};
 use hearth_types::{Object, Timestamp};
 use serde_json::Value;
 
-use crate::{action::Reconciled, meta::{text, time}};
+use crate::{
+    action::Reconciled,
+    meta::{text, time},
+};
 
 /// How long an Event is kept, as in Kubernetes.
 pub const EVENT_TTL: Duration = Duration::from_secs(3600);
 /// Events of one namespace at most: what a person can read, and a bound on what a device in trouble can write.
 pub const MAX_EVENTS: usize = 1000;
-/// How long an expired join token is kept, so that its use can be explained.
+/// How long an expired join token that nobody used is kept, so that its refusal can be explained.
 pub const TOKEN_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// How long one that a device used is kept: the same device may ask again by it.
+pub const USED_TOKEN_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Objects that one call deletes at most: one transaction holds them.
 const BURST: usize = 500;
 
@@ -41,13 +46,17 @@ fn last_seen(event: &Value) -> Option<Timestamp> {
     ["/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"].into_iter().find_map(|pointer| time(event, pointer))
 }
 
-/// Deletes join tokens that expired more than [`TOKEN_KEPT`] ago. `expires` reads a token's expiry; one that has none is kept.
+/// Deletes join tokens that expired more than [`TOKEN_KEPT`] ago, or [`USED_TOKEN_KEPT`] where a device used it. `expires` reads a
+/// token's expiry; one that has none is kept.
 pub fn tokens(secrets: &[Object], expires: impl Fn(&Value) -> Option<Timestamp>, now: Timestamp) -> Reconciled {
     let mut out = Reconciled::default();
     for secret in secrets {
         let value = secret.value();
-        let is_token = text(&value, "/type") == hearth_types::kinds::JOIN_TOKEN_TYPE && secret.namespace() == "kube-system";
-        if is_token && expires(&value).is_some_and(|expires| now.since(expires) >= TOKEN_KEPT) {
+        let is_token =
+            text(&value, "/type") == hearth_types::kinds::JOIN_TOKEN_TYPE && secret.namespace() == "kube-system";
+        let used = value.get("data").is_some_and(|data| data.get("used-by-key").is_some());
+        let kept = if used { USED_TOKEN_KEPT } else { TOKEN_KEPT };
+        if is_token && expires(&value).is_some_and(|expires| now.since(expires) >= kept) {
             out.delete(secret);
         }
     }

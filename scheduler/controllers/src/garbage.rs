@@ -14,7 +14,8 @@ use crate::{
 pub fn reconcile(object: &Object, exists: impl Fn(&Uid) -> bool) -> Reconciled {
     let mut out = Reconciled::default();
     let value = object.value();
-    let mut owners = list(&value, "/metadata/ownerReferences").filter_map(|owner| owner["uid"].as_str()).map(Uid::from).peekable();
+    let mut owners =
+        list(&value, "/metadata/ownerReferences").filter_map(|owner| owner["uid"].as_str()).map(Uid::from).peekable();
     if owners.peek().is_some() && !meta::is_deleting(&value) && !owners.any(|uid| exists(&uid)) {
         out.delete(object);
     }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use hearth_types::{GroupKind, Object, Timestamp, condition::{self, Condition, Truth}};
+use hearth_types::{
+    GroupKind, Object, Timestamp,
+    condition::{self, Condition, Truth},
+};
 use serde_json::json;
 
 use crate::{action::Reconciled, meta};
@@ -46,7 +49,9 @@ pub fn reconcile(namespace: &Object, contents: &[Object], now: Timestamp) -> Rec
     value["status"]["phase"] = json!("Terminating");
     let (truth, reason, message) = match batch.iter().find(|object| object.is_deleting()) {
         _ if contents.is_empty() => (Truth::False, "ContentRemoved", "everything in it is removed".to_owned()),
-        Some(first) => (Truth::True, "SomeContentRemains", format!("waiting for {} and maybe others to stop", first.key())),
+        Some(first) => {
+            (Truth::True, "SomeContentRemains", format!("waiting for {} and maybe others to stop", first.key()))
+        }
         None => (Truth::True, "SomeContentRemains", "its contents are being deleted".to_owned()),
     };
     condition::set(&mut value, &Condition::new("NamespaceContentRemaining", truth, reason, message), now);
@@ -73,7 +78,9 @@ mod tests {
         assert_eq!(step(&mut world), 1);
         assert_eq!(step(&mut world), 0, "a live namespace is left alone");
         for name in ["a", "b"] {
-            world.create(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "alice"}}));
+            world.create(
+                json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "alice"}}),
+            );
         }
         world.create(json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
             "metadata": {"name": "c", "namespace": "alice", "finalizers": ["hearth.dev/claim-data"]},

@@ -50,7 +50,9 @@ pub fn reconcile(inputs: Inputs<'_>, now: Timestamp) -> Reconciled {
     let mut device_value = device.value();
     let (truth, reason, message) = match inputs.contact {
         Contact::Connected => (Truth::True, "SessionOpen", "the device has a session".to_owned()),
-        Contact::Silent => (Truth::Unknown, "DeviceSilent", "the device is silent: it is switched off or without network".to_owned()),
+        Contact::Silent => {
+            (Truth::Unknown, "DeviceSilent", "the device is silent: it is switched off or without network".to_owned())
+        }
         Contact::Lately => match condition::get(&device_value, "Connected") {
             Some(old) => (old.status, leaked(&old.reason), old.message),
             None => (Truth::Unknown, "NeverConnected", "the device had no session yet".to_owned()),
@@ -58,7 +60,9 @@ pub fn reconcile(inputs: Inputs<'_>, now: Timestamp) -> Reconciled {
     };
     let mut node_value = match inputs.node {
         Some(node) => node.value(),
-        None => json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": device.name()}, "spec": {}, "status": {}}),
+        None => {
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": device.name()}, "spec": {}, "status": {}})
+        }
     };
     describe(&device_value, device, &mut node_value);
     let before = condition::get(&node_value, "Ready").map(|old| old.status);
@@ -74,7 +78,12 @@ pub fn reconcile(inputs: Inputs<'_>, now: Timestamp) -> Reconciled {
             out.update(node, node_value);
             match (before, truth) {
                 (Some(Truth::True), Truth::Unknown) => {
-                    out.event(device, true, "DeviceSilent", format!("device {} is silent; its pods are kept", device.name()));
+                    out.event(
+                        device,
+                        true,
+                        "DeviceSilent",
+                        format!("device {} is silent; its pods are kept", device.name()),
+                    );
                 }
                 (Some(Truth::Unknown | Truth::False), Truth::True) => {
                     out.event(device, false, "DeviceReady", format!("device {} is connected", device.name()));
@@ -89,7 +98,10 @@ pub fn reconcile(inputs: Inputs<'_>, now: Timestamp) -> Reconciled {
 
 /// The reasons that this controller itself writes; another is from an older version and is renamed.
 fn leaked(reason: &str) -> &'static str {
-    ["SessionOpen", "DeviceSilent", "NeverConnected"].into_iter().find(|known| *known == reason).unwrap_or("SessionOpen")
+    ["SessionOpen", "DeviceSilent", "NeverConnected"]
+        .into_iter()
+        .find(|known| *known == reason)
+        .unwrap_or("SessionOpen")
 }
 
 /// Puts what the Device says into its Node.
@@ -183,7 +195,10 @@ mod tests {
         let node = world.find("Node", "nas").expect("kept").value();
         assert!(condition::is_true(&node, "Ready"));
         assert!(condition::is_true(&world.find("Device", "nas").expect("kept").value(), "Connected"));
-        assert_eq!((&node["spec"]["unschedulable"], &node["metadata"]["labels"]["room"]), (&json!(true), &json!("attic")));
+        assert_eq!(
+            (&node["spec"]["unschedulable"], &node["metadata"]["labels"]["room"]),
+            (&json!(true), &json!("attic"))
+        );
     }
 
     #[test]
@@ -194,7 +209,10 @@ mod tests {
         assert_eq!(settle(&mut world, Contact::Lately).actions, []);
         settle(&mut world, Contact::Silent);
         let node = world.find("Node", "nas").expect("kept").value();
-        assert_eq!(condition::get(&node, "Ready").map(|one| (one.status, one.reason)), Some((Truth::Unknown, "DeviceSilent".into())));
+        assert_eq!(
+            condition::get(&node, "Ready").map(|one| (one.status, one.reason)),
+            Some((Truth::Unknown, "DeviceSilent".into()))
+        );
     }
 
     #[test]

@@ -26,7 +26,12 @@ pub fn reconcile(inputs: Inputs<'_>) -> Reconciled {
         out.actions.push(Action::Delete { base: pod.object.clone(), grace_seconds: Some(0) });
     }
     if orphan {
-        out.event(&pod.object, true, "DeviceGone", format!("device {} was removed from the region; removing the pod", pod.device));
+        out.event(
+            &pod.object,
+            true,
+            "DeviceGone",
+            format!("device {} was removed from the region; removing the pod", pod.device),
+        );
     }
     out
 }

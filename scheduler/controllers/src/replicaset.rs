@@ -82,7 +82,8 @@ fn claim_pods<'a>(inputs: Inputs<'a>, selector: &LabelSelector, out: &mut Reconc
 
 fn scale(set: &Object, value: &Value, wanted: usize, mine: &[&SeenPod], now: Timestamp, out: &mut Reconciled) {
     let mut active: Vec<_> = mine.iter().filter(|seen| seen.pod.is_active()).collect();
-    let keeps_data = list(value, "/spec/template/spec/volumes").any(|volume| volume.get("persistentVolumeClaim").is_some());
+    let keeps_data =
+        list(value, "/spec/template/spec/volumes").any(|volume| volume.get("persistentVolumeClaim").is_some());
     let stopping = mine.iter().filter(|seen| seen.pod.deleting).count();
     let mut room = wanted.saturating_sub(active.len());
     if keeps_data {

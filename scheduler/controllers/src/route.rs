@@ -6,7 +6,11 @@ use hearth_types::{
 };
 use serde_json::{Value, json};
 
-use crate::{action::Reconciled, meta::{self, list, number, text}, view::SeenPod};
+use crate::{
+    action::Reconciled,
+    meta::{self, list, number, text},
+    view::SeenPod,
+};
 
 /// Endpoints of one Route at most: more than a gateway tries, and a bound on the object.
 pub const MAX_ENDPOINTS: usize = 100;
@@ -15,7 +19,8 @@ pub const MAX_ENDPOINTS: usize = 100;
 pub fn selects(route: &Value, labels: &std::collections::BTreeMap<Box<str>, Box<str>>) -> bool {
     let selector = route.pointer("/spec/target/selector").and_then(Value::as_object);
     selector.is_some_and(|wanted| {
-        !wanted.is_empty() && wanted.iter().all(|(key, value)| labels.get(key.as_str()).map(AsRef::as_ref) == value.as_str())
+        !wanted.is_empty()
+            && wanted.iter().all(|(key, value)| labels.get(key.as_str()).map(AsRef::as_ref) == value.as_str())
     })
 }
 
@@ -119,6 +124,9 @@ mod tests {
         assert_eq!(status["conditions"][0]["reason"], "NoPods");
         let silent = [Pods::named("a").label("app", "notes").on("old").ready().seen(false)];
         let status = after(&route(json!({})), &silent);
-        assert_eq!((&status["conditions"][0]["status"], &status["conditions"][0]["reason"]), (&json!("Unknown"), &json!("DeviceSilent")));
+        assert_eq!(
+            (&status["conditions"][0]["status"], &status["conditions"][0]["reason"]),
+            (&json!("Unknown"), &json!("DeviceSilent"))
+        );
     }
 }

@@ -4,11 +4,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use hearth_types::{
-    GroupKind, Object, ObjectKey, Timestamp, Uid,
-    admission::Context,
-    registry,
-};
+use hearth_types::{GroupKind, Object, ObjectKey, Timestamp, Uid, admission::Context, registry};
 use serde_json::{Value, json};
 
 use crate::{Action, PodView, Reconciled, SeenPod, Wanted, prepare};
@@ -20,7 +16,7 @@ pub(crate) const ZONE: &str = "hearth.internal";
 pub(crate) struct World {
     pub(crate) objects: BTreeMap<ObjectKey, Object>,
     pub(crate) now: Timestamp,
-    count: u64,
+    pub(crate) count: u64,
     pub(crate) events: Vec<(String, String)>,
 }
 
@@ -63,13 +59,21 @@ impl World {
     }
 
     pub(crate) fn delete(&mut self, object: &Object) {
-        self.apply(&Reconciled { actions: vec![Action::Delete { base: object.clone(), grace_seconds: None }], again: None });
+        self.apply(&Reconciled {
+            actions: vec![Action::Delete { base: object.clone(), grace_seconds: None }],
+            again: None,
+        });
     }
 
     pub(crate) fn edit(&mut self, kind: &str, name: &str, f: impl FnOnce(&mut Value)) -> Object {
         let base = self.find(kind, name).unwrap();
         let mut value = base.value();
         f(&mut value);
+        let unchanged =
+            self.context(|context| prepare(&Action::Update { base: base.clone(), value: value.clone() }, context));
+        if matches!(unchanged, Ok(Wanted::Nothing)) {
+            return base;
+        }
         self.apply(&Reconciled { actions: vec![Action::Update { base, value }], again: None });
         self.find(kind, name).unwrap_or_else(|| device_placeholder(name))
     }
@@ -134,9 +138,11 @@ pub(crate) struct Pods(Value);
 impl Pods {
     pub(crate) fn named(name: &str) -> Self {
         assert!(registry::of_kind(&GroupKind::POD).is_some());
-        Self(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "alice", "uid": format!("uid-{name}"),
+        Self(
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "alice", "uid": format!("uid-{name}"),
             "creationTimestamp": "1970-01-01T00:00:00Z", "labels": {}},
-            "spec": {"containers": [{"name": "c", "image": "x"}]}, "status": {"phase": "Pending"}}))
+            "spec": {"containers": [{"name": "c", "image": "x"}]}, "status": {"phase": "Pending"}}),
+        )
     }
 
     pub(crate) fn label(mut self, key: &str, value: &str) -> Self {

@@ -87,7 +87,8 @@ impl PodView {
             "Failed" => Phase::Failed,
             _ => Phase::Pending,
         };
-        let ended = list(value, "/status/containerStatuses").filter_map(|one| time(one, "/state/terminated/finishedAt"));
+        let ended =
+            list(value, "/status/containerStatuses").filter_map(|one| time(one, "/state/terminated/finishedAt"));
         let scheduled = condition("PodScheduled").filter(|one| one["status"] == "False");
         Self {
             object: object.clone(),

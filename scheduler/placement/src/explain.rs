@@ -58,7 +58,8 @@ pub(crate) fn explain(shape: &Shape, mut refusals: Vec<(Arc<str>, Cause)>, other
     if others > 0 {
         groups.entry(Filter::Owner).or_insert((0, Cause::Owner)).0 += others;
     }
-    let parts: Vec<_> = groups.values().map(|(count, cause)| format!("{count} {}", phrase(cause, shape, *count))).collect();
+    let parts: Vec<_> =
+        groups.values().map(|(count, cause)| format!("{count} {}", phrase(cause, shape, *count))).collect();
     let mut summary = format!("0/{total} devices can take it: ");
     let _ = write!(summary, "{}", parts.join(", "));
     let devices = refusals.into_iter().take(MAX_LISTED).map(|(device, cause)| {
@@ -111,7 +112,9 @@ fn amount(filter: Filter, needs: u64, free: u64, one: bool) -> String {
         Filter::Cpu => format!("{has} too little cpu (needs {}, {most}{} free)", cpu(needs), cpu(free)),
         Filter::Memory => format!("{has} too little memory (needs {}, {most}{} free)", memory(needs), memory(free)),
         Filter::LendCpu => format!("{lends} too little cpu (needs {}, {most}{} left)", cpu(needs), cpu(free)),
-        Filter::LendMemory => format!("{lends} too little memory (needs {}, {most}{} left)", memory(needs), memory(free)),
+        Filter::LendMemory => {
+            format!("{lends} too little memory (needs {}, {most}{} left)", memory(needs), memory(free))
+        }
         Filter::LendPods => format!("{lends} no room for another pod"),
         _ => format!("{has} no room for another pod"),
     }

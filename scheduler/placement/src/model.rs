@@ -5,9 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use hearth_types::{
-    Object, ObjectKey, Revision, Timestamp, Uid, condition, kinds::labels, quantity,
-};
+use hearth_types::{Object, ObjectKey, Revision, Timestamp, Uid, condition, kinds::labels, quantity};
 use serde_json::Value;
 
 /// The annotation of a Node that says how far its users are, in milliseconds. Devices that do not say come last.
@@ -181,7 +179,8 @@ impl Pod {
             .collect();
         claims.sort_unstable();
         claims.dedup();
-        let (mut requests, mut lent) = (Resources { pods: 1, ..Resources::default() }, Resources { pods: 1, ..Resources::default() });
+        let (mut requests, mut lent) =
+            (Resources { pods: 1, ..Resources::default() }, Resources { pods: 1, ..Resources::default() });
         for container in list(spec, "/containers") {
             let resources = &container["resources"];
             let asked = amounts(&resources["requests"], 0);

@@ -153,7 +153,8 @@ impl<'a> Planner<'a> {
                         return false;
                     };
                     self.assign(index, &pod.shape);
-                    plan.assignments.push(Assignment { pod: Arc::clone(pod), device: Arc::clone(&self.devices[index].name) });
+                    plan.assignments
+                        .push(Assignment { pod: Arc::clone(pod), device: Arc::clone(&self.devices[index].name) });
                     true
                 });
                 let placed = placed.count();
@@ -171,12 +172,10 @@ impl<'a> Planner<'a> {
     }
 
     fn missing_claim(&self, shape: &Shape) -> Option<String> {
-        shape.claims.iter().find_map(|claim| {
-            match self.snapshot.claims.get(&(shape.owner.clone(), claim.clone())) {
-                None => Some(format!("its claim {claim} does not exist")),
-                Some(found) if found.deleting => Some(format!("its claim {claim} is being deleted")),
-                Some(_) => None,
-            }
+        shape.claims.iter().find_map(|claim| match self.snapshot.claims.get(&(shape.owner.clone(), claim.clone())) {
+            None => Some(format!("its claim {claim} does not exist")),
+            Some(found) if found.deleting => Some(format!("its claim {claim} is being deleted")),
+            Some(_) => None,
         })
     }
 

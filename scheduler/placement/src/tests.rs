@@ -102,7 +102,10 @@ fn guests_get_no_more_than_is_lent() {
     let snapshot = snapshot(vec![lender]);
     let plan = run(&snapshot, vec![pod("a", "alice", 100, 60), pod("b", "carol", 100, 60)]);
     assert_eq!(plan.assignments.len(), 1);
-    assert_eq!(plan.unplaced[0].why.summary, "0/1 devices can take it: 1 lends too little memory (needs 60Mi, 40Mi left)");
+    assert_eq!(
+        plan.unplaced[0].why.summary,
+        "0/1 devices can take it: 1 lends too little memory (needs 60Mi, 40Mi left)"
+    );
     assert_eq!(plan.unplaced[0].why.devices[0].filter, Filter::LendMemory);
 }
 
@@ -171,20 +174,25 @@ fn volumes_hold_pods_to_their_device_also_within_one_plan() {
         pod.shape.claims = claims.iter().map(|claim| (*claim).into()).collect();
         pod
     };
-    let plan = run(&snapshot, vec![with("p1", &["pinned"]), with("p2", &["fresh"]), with("p3", &["fresh"]), with("p4", &["fresh", "pinned"])]);
+    let plan = run(
+        &snapshot,
+        vec![with("p1", &["pinned"]), with("p2", &["fresh"]), with("p3", &["fresh"]), with("p4", &["fresh", "pinned"])],
+    );
     assert_eq!(
         where_to(&plan),
         [("p1", "b"), ("p2", "a"), ("p3", "a")].map(|(pod, device)| (pod.to_owned(), device.to_owned()))
     );
     assert_eq!(
-        plan.unplaced[0].why.summary,
-        "0/2 devices can take it: 2 do not hold its volume pinned (it is on b)",
+        plan.unplaced[0].why.summary, "0/2 devices can take it: 2 do not hold its volume pinned (it is on b)",
         "p4 needs both devices: {:?}",
         plan.unplaced[0].why
     );
     assert_eq!(reason(&snapshot, with("p", &["none"])), "0/2 devices can take it: its claim none does not exist");
     assert_eq!(reason(&snapshot, with("p", &["going"])), "0/2 devices can take it: its claim going is being deleted");
-    assert_eq!(reason(&snapshot, with("p", &["lost"])), "0/2 devices can take it: 2 do not hold its volume lost (it is on gone)");
+    assert_eq!(
+        reason(&snapshot, with("p", &["lost"])),
+        "0/2 devices can take it: 2 do not hold its volume lost (it is on gone)"
+    );
 }
 
 #[test]
@@ -235,7 +243,8 @@ fn selectors_and_taints_filter() {
         ("gpu", "yes", "NoExecute", false, false),
     ] {
         let mut pod = plain.clone();
-        pod.shape.tolerations = vec![Toleration { key: key.into(), value: value.into(), effect: effect.into(), exists }];
+        pod.shape.tolerations =
+            vec![Toleration { key: key.into(), value: value.into(), effect: effect.into(), exists }];
         assert_eq!(run(&snapshot, vec![pod]).assignments.len() == 1, tolerated, "{key} {value} {effect} {exists}");
     }
     let mut pod = plain;
@@ -259,7 +268,8 @@ fn any_device() -> impl Strategy<Value = Device> {
                 device.taints.push(Taint { key: "t".into(), value: "".into(), effect: "NoSchedule".into() });
             }
             device.allocatable = Resources { cpu_millis: cpu, memory_bytes: memory * MI, pods };
-            device.lends = lend.map(|(cpu, memory, pods)| Resources { cpu_millis: cpu, memory_bytes: memory * MI, pods });
+            device.lends =
+                lend.map(|(cpu, memory, pods)| Resources { cpu_millis: cpu, memory_bytes: memory * MI, pods });
             device.latency_millis = latency;
             device
         },
@@ -268,7 +278,11 @@ fn any_device() -> impl Strategy<Value = Device> {
 
 fn any_pod() -> impl Strategy<Value = Pod> {
     let what = (0_u64..500, 0_u64..500, 0_u64..200);
-    let extras = (proptest::option::weighted(0.2, 0..8_u8), prop::bool::weighted(0.3), proptest::collection::btree_set(0..4_u8, 0..3));
+    let extras = (
+        proptest::option::weighted(0.2, 0..8_u8),
+        prop::bool::weighted(0.3),
+        proptest::collection::btree_set(0..4_u8, 0..3),
+    );
     (any::<u16>(), 0..3_u8, what, extras, proptest::option::of(0..3_u8), 0..3_i64).prop_map(
         |(name, owner, (cpu, memory, over), (hostname, tolerates, claims), group, created)| {
             let mut pod = pod(&format!("p{name}"), &format!("o{owner}"), cpu, memory);
@@ -279,7 +293,8 @@ fn any_pod() -> impl Strategy<Value = Pod> {
                 pod.shape.node_selector = [("kubernetes.io/hostname".into(), format!("d{hostname}").into())].into();
             }
             if tolerates {
-                pod.shape.tolerations = vec![Toleration { key: "t".into(), value: "".into(), effect: "".into(), exists: true }];
+                pod.shape.tolerations =
+                    vec![Toleration { key: "t".into(), value: "".into(), effect: "".into(), exists: true }];
             }
             pod.shape.claims = claims.into_iter().map(|claim| format!("c{claim}").into()).collect();
             pod
@@ -288,10 +303,11 @@ fn any_pod() -> impl Strategy<Value = Pod> {
 }
 
 fn any_snapshot() -> impl Strategy<Value = (Snapshot, Vec<Arc<Pod>>)> {
-    let claims = proptest::collection::vec((0..3_u8, 0..4_u8, proptest::option::of(0..8_u8), prop::bool::weighted(0.1)), 0..10);
+    let claims =
+        proptest::collection::vec((0..3_u8, 0..4_u8, proptest::option::of(0..8_u8), prop::bool::weighted(0.1)), 0..10);
     let bound = proptest::collection::vec((any_pod(), 0..8_u8), 0..6);
-    (proptest::collection::vec(any_device(), 0..8), proptest::collection::vec(any_pod(), 0..14), claims, bound).prop_map(
-        |(mut devices, pods, claims, bound)| {
+    (proptest::collection::vec(any_device(), 0..8), proptest::collection::vec(any_pod(), 0..14), claims, bound)
+        .prop_map(|(mut devices, pods, claims, bound)| {
             devices.sort_by(|a, b| a.name.cmp(&b.name));
             devices.dedup_by(|a, b| a.name == b.name);
             let mut snapshot = snapshot(devices);
@@ -310,8 +326,7 @@ fn any_snapshot() -> impl Strategy<Value = (Snapshot, Vec<Arc<Pod>>)> {
             pods.sort_by(|a, b| a.key.cmp(&b.key));
             pods.dedup_by(|a, b| a.key == b.key);
             (snapshot, pods)
-        },
-    )
+        })
 }
 
 /// Checks one assignment against the rules, written without the planner's code.

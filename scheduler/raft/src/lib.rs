@@ -1,1 +1,36 @@
 //! The durable store of a region: openraft with an own log and snapshots.
+//!
+//! [`RaftStore`] implements [`hearth_types::store::Store`]. One server votes; log, state machine, network and disk are
+//! behind traits, so that more servers and simulation come without rewriting them.
+//!
+//! ```text
+//! write -> Raft -> log: one thread, one fdatasync for all that waits -> apply (hearth-state) -> answer, watchers wake
+//!                                                                          \-> snapshot of an O(1) clone, log purged
+//! ```
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`disk`] | the disk behind a trait; one in memory that fails and forgets |
+//! | `log` | segments, records with checksums, group commit, vote |
+//! | `machine` | applies entries, writes and reads snapshots |
+//! | `watch` | watches that pull from the history |
+//! | `store` | opens all of it, bounds requests |
+
+pub mod disk;
+mod health;
+mod log;
+mod machine;
+mod metrics;
+mod network;
+mod sealed;
+mod store;
+mod types;
+mod watch;
+
+pub use log::{LogError, SEGMENT_BYTES};
+pub use machine::{SNAPSHOT_LOG_BYTES, SNAPSHOT_LOG_ENTRIES, SnapshotsError};
+pub use store::{
+    MAX_BYTES_IN_FLIGHT, MAX_TXN_BYTES, MAX_WATCHERS, MAX_WRITES_IN_FLIGHT, REQUEST_TIMEOUT, RaftConfig, RaftStore,
+    RaftStoreError, Tuning,
+};
+pub use watch::BOOKMARK_INTERVAL;

@@ -2,16 +2,27 @@
 //! device sessions. This crate is the IO shell: what to do is decided by `hearth-controllers` and
 //! `hearth-placement`, which are pure.
 
+mod cache;
 pub mod config;
 mod hub;
-mod service;
+mod metrics;
+mod placing;
+mod queue;
+mod reconcile;
+mod recorder;
+mod routes;
+mod session;
+mod triggers;
+mod upkeep;
+mod watcher;
+mod writer;
 
 use std::sync::Arc;
 
 pub use config::{Config, Timing};
 use hearth_proto::v1::devices_server::DevicesServer;
 use hearth_types::{routes::RouteLookup, tunnel::DialNotifier};
-pub use service::DevicesService;
+pub use session::DevicesService;
 use tokio_util::sync::CancellationToken;
 
 use crate::hub::Hub;
@@ -63,12 +74,12 @@ impl RegionHandle {
 
     /// Asks devices to dial, through their sessions.
     pub fn dial_notifier(&self) -> Arc<dyn DialNotifier> {
-        Arc::new(service::Dialling::new(Arc::clone(&self.hub)))
+        Arc::new(session::Dialling::new(Arc::clone(&self.hub)))
     }
 
     /// The routes as they are now, for DNS and gateway.
     pub fn routes(&self) -> Arc<dyn RouteLookup> {
-        self.hub.routes()
+        Arc::clone(&self.hub.routes) as Arc<dyn RouteLookup>
     }
 
     /// Waits until the caches are filled: lookups and sessions work from then on.

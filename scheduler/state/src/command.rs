@@ -233,12 +233,9 @@ impl<'a> WireOp<'a> {
             Op::Create { object } => Self::Create { object: Json(object.json()) },
             Op::Update { object, expect } => Self::Update { object: Json(object.json()), expect: borrowed(expect) },
             Op::Delete { key, expect } => Self::Delete { key: Cow::Borrowed(key), expect: borrowed(expect) },
-            Op::Bind { pod, expect, device, claims } => Self::Bind {
-                pod: Cow::Borrowed(pod),
-                expect: borrowed(expect),
-                device,
-                claims: Cow::Borrowed(claims),
-            },
+            Op::Bind { pod, expect, device, claims } => {
+                Self::Bind { pod: Cow::Borrowed(pod), expect: borrowed(expect), device, claims: Cow::Borrowed(claims) }
+            }
             Op::Check { key, expect } => Self::Check { key: Cow::Borrowed(key), expect: borrowed(expect) },
         }
     }
@@ -337,7 +334,7 @@ mod tests {
         fn arbitrary_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), known in any::<bool>()) {
             if known && bytes.len() > 2 {
                 bytes[0] = FORMAT;
-                bytes[1] = bytes[1] % 4;
+                bytes[1] %= 4;
             }
             let _ = Command::decode(&bytes).encode();
         }

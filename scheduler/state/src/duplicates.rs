@@ -9,7 +9,7 @@ use imbl::{OrdMap, Vector};
 /// its server waits before it asks the next one.
 pub const DUPLICATES_MAX_COUNT: usize = 20_000;
 /// How long a request is remembered, by the time of the commands: far above any client's patience.
-pub const DUPLICATES_MAX_AGE: Duration = Duration::from_secs(600);
+pub const DUPLICATES_MAX_AGE: Duration = Duration::from_mins(10);
 /// Bytes of answers that are remembered at most; most are shared with the history.
 pub const DUPLICATES_MAX_BYTES: usize = 32 << 20;
 /// What an answer costs beside its objects.

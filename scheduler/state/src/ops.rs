@@ -62,7 +62,10 @@ impl Working<'_> {
         check_object(object)?;
         let stored = self.expected(object.key(), expect)?;
         if stored.uid() != object.uid() {
-            return Err(conflict(object.key(), format!("the stored object has uid {}, the new one {}", stored.uid(), object.uid())));
+            return Err(conflict(
+                object.key(),
+                format!("the stored object has uid {}, the new one {}", stored.uid(), object.uid()),
+            ));
         }
         if object.json() == stored.json() || object.with_revision(stored.revision()) == stored {
             return Ok(stored);

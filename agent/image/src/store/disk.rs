@@ -13,12 +13,15 @@ use serde::{Deserialize, Serialize};
 
 use super::ImageRecord;
 use crate::limits::MAX_CONFIG_BYTES;
+use crate::unpack::Unpacked;
 use crate::{Digest, ImageConfig, ImageError, Platform, Reference};
 
 const MAGIC: &str = "hearth-images";
 const VERSION: u32 = 1;
 /// Bytes of a file of the store: an image record holds what a configuration does; an index of ten thousand names is 2 MiB.
 const MAX_FILE_BYTES: u64 = 4 * MAX_CONFIG_BYTES;
+/// Directories without entries that are written down for a layer. Most layers have none but the root; some have nothing else.
+const MAX_IMPLICIT: usize = 256;
 /// How often an index is looked for again that was replaced while it was being opened.
 const INDEX_RETRIES: usize = 100;
 
@@ -60,7 +63,7 @@ pub(super) struct ImageFile {
     pub(super) created: Option<String>,
     /// Bytes of the files of all layers.
     pub(super) size: u64,
-    /// Diff ids, bottom first.
+    /// What its layers are kept under, bottom first: diff ids, or what `inherit` makes of them.
     pub(super) layers: Vec<Digest>,
     /// Indexes through which the image was chosen.
     pub(super) indexes: Vec<Digest>,
@@ -68,10 +71,20 @@ pub(super) struct ImageFile {
 }
 
 /// A layer as the store keeps it, beside its files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LayerFile {
     pub(super) bytes: u64,
     pub(super) entries: u64,
+    /// Directories without entries of their own, where they are few and UTF-8; else the layer is unpacked again to find out.
+    pub(super) implicit: Option<Vec<String>>,
+}
+
+impl LayerFile {
+    pub(super) fn new(unpacked: &Unpacked) -> Self {
+        let few = (unpacked.implicit.len() <= MAX_IMPLICIT).then_some(&unpacked.implicit);
+        let implicit = few.and_then(|paths| paths.iter().map(|path| String::from_utf8(path.clone()).ok()).collect());
+        Self { bytes: unpacked.bytes, entries: unpacked.entries, implicit }
+    }
 }
 
 impl ImageFile {

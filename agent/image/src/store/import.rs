@@ -7,6 +7,7 @@ use super::disk::{self, Disk, ImageFile, LayerFile, Lock};
 use super::{ImageRecord, ImportOptions};
 use crate::blob::{StreamEnd, StreamLimits, Verifying, stream_layer};
 use crate::error::is_disk_full;
+use crate::inherit::Inherited;
 use crate::select::{self, Chosen};
 use crate::source::{self, BlobSource};
 use crate::spec::Descriptor;
@@ -18,7 +19,7 @@ struct Import<'a> {
     disk: &'a Disk,
     limits: &'a Limits,
     scratch: &'a Path,
-    /// Layers unpacked by this import, by diff id.
+    /// Layers unpacked by this import, by what they are kept under.
     unpacked: HashMap<Digest, LayerFile>,
 }
 
@@ -61,38 +62,38 @@ fn parse_name(name: &str) -> Result<Reference, ImageError> {
 impl Import<'_> {
     fn image(&mut self, blobs: &dyn BlobSource, chosen: &Chosen) -> Result<ImageFile, ImageError> {
         let mut size: u64 = 0;
+        let mut layers: Vec<Digest> = Vec::with_capacity(chosen.config.diff_ids.len());
         for (descriptor, diff_id) in chosen.manifest.layers.iter().zip(&chosen.config.diff_ids) {
-            let layer = self.layer(blobs, descriptor, diff_id, size)?;
-            size = size.saturating_add(layer.bytes);
+            let below: Vec<PathBuf> = layers.iter().map(|key| self.layer_root(key)).collect();
+            let (key, bytes) = self.layer(blobs, descriptor, diff_id, &below, size)?;
+            size = size.saturating_add(bytes);
+            layers.push(key);
         }
         Ok(ImageFile {
             platform: chosen.config.platform.clone(),
             created: chosen.config.created.clone(),
             size,
-            layers: chosen.config.diff_ids.clone(),
+            layers,
             indexes: chosen.indexes.clone(),
             config: chosen.config.config.clone(),
         })
     }
 
+    /// What the layer is kept under, and the bytes of its files.
     fn layer(
         &mut self,
         blobs: &dyn BlobSource,
         descriptor: &Descriptor,
         diff_id: &Digest,
+        below: &[PathBuf],
         used: u64,
-    ) -> Result<LayerFile, ImageError> {
-        let known = match self.unpacked.get(diff_id) {
-            Some(layer) => Some(*layer),
-            None if self.disk.layer_path(diff_id).exists() => Some(self.disk.layer(diff_id)?),
-            None => None,
-        };
-        if let Some(layer) = known {
+    ) -> Result<(Digest, u64), ImageError> {
+        if let Some(found) = self.find_layer(diff_id, below)? {
             // Not needed, and still part of what was brought: a damaged source is not reported as good.
             Verifying::open(blobs, descriptor)?.finish(descriptor, blobs)?;
-            return Ok(layer);
+            return Ok(found);
         }
-        let directory = self.scratch_layer(diff_id);
+        let directory = self.scratch.join("unpacking");
         let root = directory.join("fs");
         std::fs::create_dir_all(&root).map_err(|error| ImageError::io("create", &root, error))?;
         let limits = StreamLimits {
@@ -103,14 +104,46 @@ impl Import<'_> {
         let (end, result) =
             stream_layer(blobs, descriptor, limits, |pieces| unpack(pieces, &root, self.limits.entries))?;
         let unpacked = judge(descriptor.digest, diff_id, &root, end, result)?;
-        let layer = LayerFile { bytes: unpacked.bytes, entries: unpacked.entries };
-        disk::write_file(&directory.join("layer.json"), layer)?;
-        self.unpacked.insert(*diff_id, layer);
-        Ok(layer)
+        let inherited = Inherited::find(&unpacked.implicit, below)?;
+        inherited.apply(&root)?;
+        let key = inherited.key(diff_id);
+        if self.knows(&key) {
+            std::fs::remove_dir_all(&directory).map_err(|error| ImageError::io("remove", &directory, error))?;
+            return Ok((key, unpacked.bytes));
+        }
+        let layer = LayerFile::new(&unpacked);
+        disk::write_file(&directory.join("layer.json"), layer.clone())?;
+        disk::rename(&directory, &self.scratch_layer(&key))?;
+        self.unpacked.insert(key, layer);
+        Ok((key, unpacked.bytes))
     }
 
-    fn scratch_layer(&self, diff_id: &Digest) -> PathBuf {
-        self.scratch.join("layers").join(diff_id.hex())
+    /// The layer, where it is here already and what it would take over from the layers below can be told without unpacking it.
+    fn find_layer(&self, diff_id: &Digest, below: &[PathBuf]) -> Result<Option<(Digest, u64)>, ImageError> {
+        let layer = match self.unpacked.get(diff_id) {
+            Some(layer) => layer.clone(),
+            None if self.knows(diff_id) => self.disk.layer(diff_id)?,
+            None => return Ok(None),
+        };
+        let Some(implicit) = layer.implicit else { return Ok(None) };
+        let implicit: Vec<_> = implicit.into_iter().map(String::into_bytes).collect();
+        let key = Inherited::find(&implicit, below)?.key(diff_id);
+        Ok(self.knows(&key).then_some((key, layer.bytes)))
+    }
+
+    fn knows(&self, key: &Digest) -> bool {
+        self.unpacked.contains_key(key) || self.disk.layer_path(key).exists()
+    }
+
+    /// Where the files of a layer are that this import has unpacked or found.
+    fn layer_root(&self, key: &Digest) -> PathBuf {
+        let directory =
+            if self.unpacked.contains_key(key) { self.scratch_layer(key) } else { self.disk.layer_path(key) };
+        directory.join("fs")
+    }
+
+    fn scratch_layer(&self, key: &Digest) -> PathBuf {
+        self.scratch.join(format!("layer-{}", key.hex()))
     }
 
     /// Shows what was made: layers, then records, then names. Until the names are there, a failure takes all of it back.
@@ -124,8 +157,8 @@ impl Import<'_> {
         let directory = disk::open_directory(self.scratch)?;
         rustix::fs::syncfs(&directory).map_err(|error| ImageError::io("write to disk", self.scratch, error))?;
         let mut shown = Shown { disk: self.disk, lock, paths: Vec::new() };
-        for diff_id in self.unpacked.keys() {
-            shown.rename(&self.scratch_layer(diff_id), self.disk.layer_path(diff_id))?;
+        for key in self.unpacked.keys() {
+            shown.rename(&self.scratch_layer(key), self.disk.layer_path(key))?;
         }
         for (chosen, _) in images {
             let path = self.disk.image_path(&chosen.digest);

@@ -1,8 +1,9 @@
 //! Cgroups of an instance, on every hierarchy the host has: version 2, version 1, or both (hybrid).
 //!
 //! Layout on each: `hearth-<instance>/shims` (zygote and shims), `hearth-<instance>/<pod uid>/<container>.<attempt>`.
-//! libcontainer only puts the container's process there; limits and devices are set here, since it enforces no device
-//! list on version 2 and does not know all hierarchies of a hybrid host.
+//! On a hybrid host containers are in the hierarchies of version 1 only, since no controller is in the other. All is done
+//! here and nothing by libcontainer, which enforces no device list on version 2, and whose way of moving a process costs
+//! a grace period of the kernel (5 to 13 ms) twice.
 
 mod devices;
 
@@ -102,7 +103,7 @@ impl Cgroups {
     }
 
     fn with(&self, controller: &str) -> Option<&Hierarchy> {
-        self.hierarchies.iter().find(|h| h.controllers.iter().any(|c| c == controller))
+        self.working().find(|h| h.controllers.iter().any(|c| c == controller))
     }
 
     fn need(&self, controller: &str) -> io::Result<&Hierarchy> {
@@ -114,45 +115,39 @@ impl Cgroups {
         })
     }
 
-    /// Makes `rel` and its parents on every hierarchy.
-    pub(crate) fn create(&self, rel: &Path) -> io::Result<()> {
-        for h in &self.hierarchies {
-            let mut dir = h.mount.clone();
-            for part in rel.components() {
-                if h.v2 {
-                    enable_controllers(&dir);
-                }
-                dir.push(part);
-                match fs::create_dir(&dir) {
-                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
-                    Err(e) => return Err(io::Error::new(e.kind(), format!("make {}: {e}", dir.display()))),
-                    Ok(()) => {}
-                }
-                if h.controllers.iter().any(|c| c == "cpuset") && !h.v2 {
-                    inherit_cpuset(&dir)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Moves a process into `rel` on every hierarchy; 0 is the caller.
-    pub(crate) fn join(&self, rel: &Path, pid: i32) -> io::Result<()> {
-        self.join_where(rel, pid, |_| true)
-    }
-
-    /// Moves a process into `rel` on those hierarchies that libcontainer does not serve: the named ones of version 1
-    /// and, on a hybrid host, version 2.
-    pub(crate) fn join_rest(&self, rel: &Path, pid: i32) -> io::Result<()> {
+    /// The hierarchies that containers are in.
+    fn working(&self) -> impl Iterator<Item = &Hierarchy> {
         let pure = self.is_v2();
-        self.join_where(rel, pid, |h| !pure && (h.v2 || h.controllers.iter().all(|c| c.starts_with("name="))))
+        self.hierarchies.iter().filter(move |h| h.v2 == pure)
     }
 
-    fn join_where(&self, rel: &Path, pid: i32, which: impl Fn(&Hierarchy) -> bool) -> io::Result<()> {
-        for h in self.hierarchies.iter().filter(|h| which(h)) {
-            write(&h.mount.join(rel).join("cgroup.procs"), &pid.to_string())?;
+    /// Makes `rel` and its parents for containers.
+    pub(crate) fn create(&self, rel: &Path) -> io::Result<()> {
+        self.working().try_for_each(|h| make(h, rel))
+    }
+
+    /// Makes `rel` on every hierarchy and moves this process there, away from what a service manager tracks.
+    pub(crate) fn settle(&self, rel: &Path) -> io::Result<()> {
+        for h in &self.hierarchies {
+            make(h, rel)?;
+            write(&h.mount.join(rel).join("cgroup.procs"), "0")?;
         }
         Ok(())
+    }
+
+    /// Moves this process, which must have one thread, among the containers.
+    pub(crate) fn enter(&self, rel: &Path) -> io::Result<()> {
+        for h in self.working() {
+            // In version 1, a thread that moves itself does not have to wait for a grace period.
+            let file = if h.v2 { "cgroup.procs" } else { "tasks" };
+            write(&h.mount.join(rel).join(file), "0")?;
+        }
+        Ok(())
+    }
+
+    /// The directory that shows a container its own limits, where that is a single one.
+    pub(crate) fn own_view(&self, rel: &Path) -> Option<PathBuf> {
+        self.working().find(|h| h.v2).map(|h| h.mount.join(rel))
     }
 
     /// Limits of a container.
@@ -209,7 +204,7 @@ impl Cgroups {
 
     /// Denies all devices but the harmless ones; an error means that they are not denied.
     pub(crate) fn deny_devices(&self, rel: &Path) -> io::Result<()> {
-        if let Some(h) = self.hierarchies.iter().find(|h| !h.v2 && h.controllers.iter().any(|c| c == "devices")) {
+        if let Some(h) = self.working().find(|h| !h.v2 && h.controllers.iter().any(|c| c == "devices")) {
             return devices::deny_v1(&h.mount.join(rel));
         }
         let h = self.hierarchies.iter().find(|h| h.v2).ok_or(io::ErrorKind::Unsupported)?;
@@ -232,11 +227,11 @@ impl Cgroups {
             let mut left = BTreeSet::new();
             for h in &self.hierarchies {
                 let dir = h.mount.join(rel);
+                pids_below(&dir, &mut left);
                 if h.v2 {
                     // 5.14; kills forks in flight too.
                     let _ = fs::write(dir.join("cgroup.kill"), "1");
                 }
-                pids_below(&dir, &mut left);
             }
             if left.is_empty() {
                 return Ok(seen.len());
@@ -266,6 +261,25 @@ impl Cgroups {
     pub(crate) fn paths(&self, rel: &Path) -> Vec<PathBuf> {
         self.hierarchies.iter().map(|h| h.mount.join(rel)).collect()
     }
+}
+
+fn make(h: &Hierarchy, rel: &Path) -> io::Result<()> {
+    let mut dir = h.mount.clone();
+    for part in rel.components() {
+        if h.v2 {
+            enable_controllers(&dir);
+        }
+        dir.push(part);
+        match fs::create_dir(&dir) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(e) => return Err(io::Error::new(e.kind(), format!("make {}: {e}", dir.display()))),
+            Ok(()) => {}
+        }
+        if !h.v2 && h.controllers.iter().any(|c| c == "cpuset") {
+            inherit_cpuset(&dir)?;
+        }
+    }
+    Ok(())
 }
 
 /// Offers every controller of a version 2 directory to its children, one by one, since a refused one refuses all.

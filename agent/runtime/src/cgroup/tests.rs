@@ -41,7 +41,9 @@ fn killing_a_cgroup_ends_its_processes_and_no_other() {
     let dir = Dir(&cgroups, rel);
     let mut inside = Command::new("sleep").arg("60").spawn().expect("sleep is there");
     let mut outside = Command::new("sleep").arg("60").spawn().expect("sleep is there");
-    cgroups.join(&dir.1.join("a"), inside.id() as i32).expect("joins");
+    for h in cgroups.working() {
+        write(&h.mount.join(&dir.1).join("a/cgroup.procs"), &inside.id().to_string()).expect("joins");
+    }
     let reaper = std::thread::spawn(move || inside.wait());
     assert_eq!(cgroups.kill(&dir.1).expect("all die"), 1);
     assert!(!reaper.join().expect("joins").expect("waits").success());

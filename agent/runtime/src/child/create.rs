@@ -98,6 +98,13 @@ fn make(
 
     unshare(CloneFlags::CLONE_NEWNS).map_err(isolation("unshare the mount namespace"))?;
     let (ids, caps) = prepare_root(sandbox, spec, &sandbox.mnt.join("c").join(&id))?;
+    let own_view = sandbox.cgroups.own_view(&cgroup);
+    if let Some(own_view) = &own_view {
+        rootfs::attach(own_view, &sandbox.mnt.join("c").join(&id).join("cgroup"), sys::MOUNT_ATTR_RDONLY)
+            .map_err(isolation("show the container its cgroup"))?;
+    }
+    // Last, since the container pays for what is in its cgroup; libcontainer's processes are born there.
+    sandbox.cgroups.enter(&cgroup).map_err(no_cgroup)?;
     enter_private_root(&sandbox.mnt)?;
 
     let dir = Path::new("/c").join(&id);
@@ -113,23 +120,20 @@ fn make(
         env: &env,
         ids: &ids,
         caps,
-        cgroup: cgroup.clone(),
+        cgroup,
         namespaces: namespaces.map(by_fd),
-        cgroup_v2: sandbox.cgroups.is_v2(),
+        cgroup_view: own_view.is_some(),
     };
     let oci = oci::build(&parts).map_err(isolation("build the specification"))?;
     oci.save(dir.join("config.json")).map_err(isolation("write the specification"))?;
     let launch = Launch::new(&spec.args, &env, channel.as_raw_fd())?;
-    start(&id, &dir, launch, sandbox, &cgroup, channel, stdout, stderr)
+    start(&id, &dir, launch, channel, stdout, stderr)
 }
 
-#[allow(clippy::too_many_arguments)] // one call, and each is a thing of its own
 fn start(
     id: &str,
     dir: &Path,
     launch: Launch,
-    sandbox: &Sandbox,
-    cgroup: &Path,
     channel: &OwnedFd,
     stdout: OwnedFd,
     stderr: OwnedFd,
@@ -153,7 +157,6 @@ fn start(
         .map_err(failed)?;
     let pid = container.pid().ok_or_else(|| invalid("container", "it has no process"))?.as_raw();
     wire::send_message(channel.as_fd(), &HelperMsg::Created { pid }, &[]).map_err(isolation("report to the shim"))?;
-    sandbox.cgroups.join_rest(cgroup, pid).map_err(|e| StartError::Cgroup { reason: e.to_string() })?;
     container.start().map_err(failed)
 }
 

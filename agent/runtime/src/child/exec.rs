@@ -57,10 +57,7 @@ fn join(
     let context: ExecContext = serde_json::from_slice(&context).map_err(isolation("read its context"))?;
     // The pid is that of the shim's unreaped child, so it is nobody else's.
     let pidfd = sys::pidfd_open(pid).map_err(not_running)?;
-    sandbox
-        .cgroups
-        .join(&sandbox.cgroup.join(id), std::process::id() as i32)
-        .map_err(|e| StartError::Cgroup { reason: e.to_string() })?;
+    sandbox.cgroups.enter(&sandbox.cgroup.join(id)).map_err(|e| StartError::Cgroup { reason: e.to_string() })?;
     // Processes of the container may look at this one once it is among them.
     sys::prctl(libc::PR_SET_DUMPABLE, 0).map_err(isolation("hide from the container"))?;
     let mut keep: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();

@@ -21,6 +21,8 @@ use crate::{
 const MAX_NAME: usize = 63;
 /// Most layers of an image: overlayfs takes 500, and image tools stop at 127.
 const MAX_LAYERS: usize = 256;
+/// Least number of tasks: while a container starts, its helper and libcontainer's processes are in its cgroup.
+const MIN_PIDS: u64 = 4;
 /// Most mounts of a container.
 const MAX_MOUNTS: usize = 256;
 
@@ -102,8 +104,11 @@ pub(crate) fn check_container(spec: &ContainerSpec, pod: &PodConfig) -> Result<(
             return Err(invalid("run_as", format!("id {id} is not one of the pod's {}", pod.id_map.size)));
         }
     }
-    if spec.limits.pids == 0 || spec.limits.memory_bytes == Some(0) || spec.limits.cpu_millis == Some(0) {
+    if spec.limits.memory_bytes == Some(0) || spec.limits.cpu_millis == Some(0) {
         return Err(invalid("limits", "must be more than zero"));
+    }
+    if spec.limits.pids < MIN_PIDS {
+        return Err(invalid("limits", format!("{} tasks are too few to start, at least {MIN_PIDS}", spec.limits.pids)));
     }
     caps::parse(&spec.capabilities).map(drop)
 }

@@ -48,8 +48,8 @@ pub(super) struct Parts<'a> {
     pub(super) cgroup: PathBuf,
     /// Paths of the pod's namespaces: user, ipc, uts.
     pub(super) namespaces: [PathBuf; 3],
-    /// The container sees a cgroup file system of its own (version 2 only).
-    pub(super) cgroup_v2: bool,
+    /// `<dir>/cgroup` shows the container's own cgroup (version 2 only).
+    pub(super) cgroup_view: bool,
 }
 
 fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> Result<Mount, OciSpecError> {
@@ -84,8 +84,8 @@ fn mounts(parts: &Parts<'_>) -> Result<Vec<Mount>, OciSpecError> {
         bind(Path::new("/dev/shm"), Path::new("/shm"), false)?,
         bind(Path::new("/sys"), Path::new("/sysfs"), true)?,
     ];
-    if parts.cgroup_v2 {
-        all.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"])?);
+    if parts.cgroup_view {
+        all.push(bind(Path::new("/sys/fs/cgroup"), &parts.dir.join("cgroup"), true)?);
     }
     for name in ["resolv.conf", "hosts", "hostname"] {
         all.push(bind(&Path::new("/etc").join(name), &Path::new("/etc").join(name), true)?);
@@ -172,7 +172,7 @@ pub(super) fn build(parts: &Parts<'_>) -> Result<Spec, OciSpecError> {
         .masked_paths(paths(&MASKED))
         .readonly_paths(paths(&READ_ONLY))
         .build()?;
-    // Limits and devices are set on the cgroup already, which libcontainer only enters.
+    // Limits and devices are set on the cgroup already, and this process is in it.
     linux.set_resources(None).set_devices(None).set_seccomp(None);
     let root = RootBuilder::default().path(parts.dir.join("rootfs")).readonly(parts.spec.read_only_root).build()?;
     let mut spec = SpecBuilder::default()

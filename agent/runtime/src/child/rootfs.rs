@@ -179,6 +179,15 @@ pub(crate) fn attach_volume(volume: &Mount, userns: BorrowedFd<'_>, at: &Path) -
     sys::move_mount(fd.as_fd(), at).map_err(failed)
 }
 
+/// Attaches a copy of a directory of the host, as it is, at `at`.
+pub(crate) fn attach(source: &Path, at: &Path, attrs: u64) -> io::Result<()> {
+    fs::create_dir(at)?;
+    let fd = sys::open_tree(source)?;
+    let attr_set = attrs | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV;
+    sys::mount_setattr(fd.as_fd(), MountAttr { attr_set, ..MountAttr::default() })?;
+    sys::move_mount(fd.as_fd(), at)
+}
+
 /// The root file system while it is prepared; every path is looked up with links held inside it.
 pub(crate) struct Root<'a> {
     pub(crate) fd: OwnedFd,

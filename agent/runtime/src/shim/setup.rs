@@ -32,7 +32,7 @@ pub(crate) struct Sandbox {
     pub(crate) config: PodConfig,
     pub(crate) pod_dir: PathBuf,
     /// Root directory of helpers while they make a container: `c/<container>/`, `lc/`, `etc/`, `shm`, `sysfs`, and the
-    /// host's `proc`, `sys`, `dev`. Mounted in the shim's namespace only.
+    /// host's `proc`, `dev`. Mounted in the shim's namespace only.
     pub(crate) mnt: PathBuf,
     pub(crate) cgroups: Cgroups,
     pub(crate) cgroup: PathBuf,
@@ -156,10 +156,12 @@ fn private_root(mnt: &Path, config: &PodConfig) -> io::Result<()> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
     mount(Some("hearth"), mnt, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(SCRATCHPAD_OPTIONS))?;
     mount(none, mnt, none, MsFlags::MS_PRIVATE, none)?;
-    for dir in ["proc", "sys", "dev", "c", "lc", "etc", "shm", "sysfs"] {
+    for dir in ["proc", "dev", "c", "lc", "etc", "shm", "sysfs"] {
         fs::create_dir(mnt.join(dir))?;
     }
-    for dir in ["proc", "sys", "dev"] {
+    // libcontainer looks for cgroups here and, finding none, leaves them to us.
+    fs::create_dir_all(mnt.join("sys/fs/cgroup"))?;
+    for dir in ["proc", "dev"] {
         mount(Some(&Path::new("/").join(dir)), &mnt.join(dir), none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
     }
     // Shows the devices of the pod's network namespace, since the shim is in it; a container's root may not mount it.

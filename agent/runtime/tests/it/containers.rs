@@ -388,7 +388,12 @@ async fn containers_of_a_pod_share_network_and_shared_memory_but_not_processes(c
     let (mut a, mut b) = (pod.spec("a", script), pod.spec("b", script));
     a.env.push(("X".to_owned(), "a".to_owned()));
     b.env.push(("X".to_owned(), "b".to_owned()));
-    let (a, b) = (pod.output(a).await, pod.output(b).await);
+    // Both alive at once: the number of a namespace that is gone is given to the next.
+    a.args[2] += "; sleep 100";
+    let log = a.log_path.clone();
+    pod.pod.start_container(a).await.expect("starts");
+    until("the first has said all", || read_log(&log, "stdout").lines().count() == 8).await;
+    let (a, b) = (read_log(&log, "stdout"), pod.output(b).await);
     let (a, b): (Vec<_>, Vec<_>) = (a.lines().collect(), b.lines().collect());
     assert_eq!(a[..4], b[..4], "net, ipc, uts and user namespaces are the pod's");
     assert!(a[4] != b[4] && a[5] != b[5], "pid and mount namespaces are the container's");

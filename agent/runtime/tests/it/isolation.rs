@@ -115,8 +115,9 @@ async fn kernel_interfaces_are_masked_or_read_only(ctx: Ctx) {
 async fn devices_are_the_standard_ones(ctx: Ctx) {
     let pod = ctx.pod().await;
     let mut found = lines(&pod, "c", "ls /dev").await;
-    found
-        .retain(|d| !["core", "fd", "stdin", "stdout", "stderr", "ptmx", "pts", "shm", "mqueue"].contains(&d.as_str()));
+    found.retain(|d| {
+        !["core", "kcore", "fd", "stdin", "stdout", "stderr", "ptmx", "pts", "shm", "mqueue"].contains(&d.as_str())
+    });
     assert_eq!(found, ["full", "null", "random", "tty", "urandom", "zero"]);
     let script = "echo x > /dev/null && head -c 4 /dev/urandom | wc -c && head -c 4 /dev/zero | wc -c";
     assert_eq!(lines(&pod, "d", script).await, ["4", "4"]);
@@ -142,7 +143,13 @@ async fn processes_are_in_the_cgroups_of_their_container(ctx: Ctx) {
     let ContainerState::Running { pid, .. } = status.state else { panic!("runs") };
     let expected = format!("/hearth-{}/{}/c.0", ctx.instance.name, pod.pod.uid());
     let of = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("lives");
-    let elsewhere: Vec<_> = of(pid).lines().filter(|l| !l.ends_with(&expected)).map(str::to_owned).collect();
+    // On a hybrid host no controller is in the hierarchy of version 2, so that only shims are moved there.
+    let hybrid = of(pid).lines().count() > 1;
+    let elsewhere: Vec<_> = of(pid)
+        .lines()
+        .filter(|l| !(l.ends_with(&expected) || hybrid && l.starts_with("0::")))
+        .map(str::to_owned)
+        .collect();
     assert_eq!(elsewhere, Vec::<String>::new());
     let shims = format!("/hearth-{}/shims", ctx.instance.name);
     assert!(of(pod.pod.shim_pid()).lines().all(|l| l.ends_with(&shims)), "the shim is not in its containers' limits");

@@ -173,7 +173,9 @@ pub(crate) fn refusal(identity: &Identity, peer: &Peer, devices: &DeviceIndex, s
         }
         (Identity::Stranger { key: Some(key) }, _) => Status::new(
             Reason::Unauthorized,
-            format!("the key {key} belongs to no device of this region: it never joined or was removed; join with `hearth join`"),
+            format!(
+                "the key {key} belongs to no device of this region: it never joined or was removed; join with `hearth join`"
+            ),
         ),
         (Identity::Stranger { key: None }, _) => Status::new(
             Reason::Unauthorized,

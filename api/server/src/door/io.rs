@@ -3,13 +3,14 @@
 use std::{
     io,
     net::SocketAddr,
+    ops::Range,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     task::{Context, Poll},
     time::Duration,
 };
 
-use hearth_types::Clock;
+use hearth_types::{Clock, Timestamp};
 use prometheus::IntGauge;
 use rustls::{
     ServerConfig,
@@ -41,12 +42,15 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at one time at most: a region's 10,000 devices, each with a connection that has just died
 /// beside the new one.
 const MAX_CONNECTIONS: usize = 20_000;
+/// Connections at one time at most of those who are nobody that the region knows: enough for joining, and so
+/// few that they cannot take the place of the others.
+const MAX_STRANGERS: usize = 1_000;
 /// Handshakes at one time at most: each costs a signature, and two cores do some thousand a second.
 const MAX_HANDSHAKES: usize = 1_024;
 /// The pause after the system could not accept a connection, for want of file descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often the server's certificate is looked at.
-const RENEWAL_CHECK: Duration = Duration::from_secs(600);
+const RENEWAL_CHECK: Duration = Duration::from_mins(10);
 /// The part of a certificate's life that is left when it is renewed: one in this many.
 const RENEW_AT: i64 = 3;
 
@@ -59,11 +63,11 @@ pub(crate) struct ConnInfo {
 
 /// The server's certificate, which is renewed while it runs.
 #[derive(Debug)]
-struct Certificate(std::sync::RwLock<Arc<CertifiedKey>>);
+struct Certificate(RwLock<Arc<CertifiedKey>>);
 
 impl ResolvesServerCert for Certificate {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone())
+        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
     }
 }
 
@@ -77,15 +81,26 @@ pub(crate) struct Door {
     pub(crate) cut: CancellationToken,
     /// The name in the server's certificate.
     pub(crate) server_name: String,
+    /// Room for strangers.
+    pub(crate) strangers: Arc<Semaphore>,
+}
+
+/// Room for strangers, empty.
+pub(crate) fn strangers() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(MAX_STRANGERS))
 }
 
 impl Door {
     /// Accepts connections and sends those whose handshake is done, until it is dropped or nobody takes
     /// them any more.
-    pub(crate) async fn run(self: Arc<Self>, listener: TcpListener, ready: mpsc::Sender<io::Result<DoorIo>>) -> Result<(), CaError> {
-        let (certificate, mut renew_after) = self.issue()?;
-        let certificate = Arc::new(Certificate(std::sync::RwLock::new(certificate)));
-        let acceptor = TlsAcceptor::from(Arc::new(self.tls(certificate.clone())?));
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        listener: TcpListener,
+        ready: mpsc::Sender<io::Result<DoorIo>>,
+    ) -> Result<(), CaError> {
+        let (certificate, mut fresh) = self.issue()?;
+        let certificate = Arc::new(Certificate(RwLock::new(certificate)));
+        let acceptor = TlsAcceptor::from(Arc::new(Self::tls(certificate.clone())?));
         let (connections, handshakes) =
             (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::new(Semaphore::new(MAX_HANDSHAKES)));
         let tasks = TaskTracker::new();
@@ -94,13 +109,7 @@ impl Door {
             let accepted = tokio::select! {
                 () = ready.closed() => return Ok(()),
                 _ = renewal.tick() => {
-                    let now = self.clock.now();
-                    if !renew_after.contains(&now) {
-                        let (fresh, range) = self.issue()?;
-                        *certificate.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = fresh;
-                        renew_after = range;
-                        tracing::info!(server_name = self.server_name, "the server's certificate was renewed");
-                    }
+                    self.renew_if_due(&certificate, &mut fresh)?;
                     continue;
                 }
                 accepted = accept(&listener, &connections, &handshakes) => accepted,
@@ -120,16 +129,26 @@ impl Door {
 
     /// A fresh certificate and the time during which it need not be renewed. A clock that jumps out of that
     /// range, either way, gets a new one.
-    fn issue(&self) -> Result<(Arc<CertifiedKey>, std::ops::Range<hearth_types::Timestamp>), CaError> {
+    fn issue(&self) -> Result<(Arc<CertifiedKey>, Range<Timestamp>), CaError> {
         let issued = self.ca.issue_server(std::slice::from_ref(&self.server_name))?;
         let key = rustls::crypto::ring::sign::any_supported_type(&issued.key)
             .map_err(|error| CaError::Request(error.to_string()))?;
         let life = issued.not_after.0 - issued.not_before.0;
-        let range = issued.not_before..hearth_types::Timestamp(issued.not_after.0 - life / RENEW_AT);
+        let range = issued.not_before..Timestamp(issued.not_after.0 - life / RENEW_AT);
         Ok((Arc::new(CertifiedKey::new(issued.chain, key)), range))
     }
 
-    fn tls(&self, certificate: Arc<Certificate>) -> Result<ServerConfig, CaError> {
+    fn renew_if_due(&self, certificate: &Certificate, fresh: &mut Range<Timestamp>) -> Result<(), CaError> {
+        if !fresh.contains(&self.clock.now()) {
+            let (key, range) = self.issue()?;
+            *certificate.0.write().unwrap_or_else(PoisonError::into_inner) = key;
+            *fresh = range;
+            tracing::info!(server_name = self.server_name, "the server's certificate was renewed");
+        }
+        Ok(())
+    }
+
+    fn tls(certificate: Arc<Certificate>) -> Result<ServerConfig, CaError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -168,6 +187,16 @@ impl Door {
         drop(handshake);
         let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
         let peer = authn::classify(chain, &self.ca, self.clock.now());
+        let stranger = match &peer {
+            Peer::User { .. } => false,
+            Peer::Nobody => true,
+            Peer::Key(key) => self.devices.is_primed() && self.devices.lookup(key).is_none(),
+        };
+        let room = stranger.then(|| self.strangers.clone().try_acquire_owned()).transpose();
+        let Ok(room) = room else {
+            tracing::debug!(%remote, "there is no more room for strangers");
+            return;
+        };
         let (revoked, registration) = match &peer {
             Peer::Key(key) => {
                 let (token, registration) = self.devices.register(*key);
@@ -182,7 +211,11 @@ impl Door {
             revoked,
             cut: Box::pin(self.cut.clone().cancelled_owned()),
             first: Some(Box::pin(tokio::time::sleep(HANDSHAKE_TIMEOUT))),
-            _held: Held { _registration: registration, _permit: connection, open: self.metrics.connections.clone() },
+            _held: Held {
+                _registration: registration,
+                _permits: (connection, room),
+                open: self.metrics.connections.clone(),
+            },
         };
         // Nobody takes it: the server is stopping.
         let _ = ready.send(Ok(io)).await;
@@ -204,7 +237,7 @@ async fn accept(
 /// What a connection occupies while it is open.
 struct Held {
     _registration: Option<Registration>,
-    _permit: OwnedSemaphorePermit,
+    _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
     open: IntGauge,
 }
 
@@ -274,5 +307,48 @@ impl AsyncWrite for DoorIo {
 
     fn is_write_vectored(&self) -> bool {
         self.tls.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use super::*;
+    use crate::SystemClock;
+
+    struct Hand(AtomicI64);
+
+    impl Clock for Hand {
+        fn now(&self) -> Timestamp {
+            Timestamp(self.0.load(Ordering::SeqCst))
+        }
+    }
+
+    #[test]
+    fn the_servers_certificate_is_renewed_in_time_and_when_the_clock_jumps() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let clock = Arc::new(Hand(AtomicI64::new(SystemClock.now().0)));
+        let ca =
+            CertificateAuthority::load_or_create(directory.path(), "hearth.internal", clock.clone()).expect("a CA");
+        let door = Door {
+            ca: Arc::new(ca),
+            clock: clock.clone(),
+            devices: Arc::default(),
+            metrics: Arc::new(Metrics::new(&prometheus::Registry::new()).expect("metrics")),
+            cut: CancellationToken::new(),
+            server_name: "api.hearth.internal".into(),
+            strangers: strangers(),
+        };
+        let (key, mut fresh) = door.issue().expect("a certificate");
+        let certificate = Certificate(RwLock::new(key));
+        let served = || certificate.0.read().expect("no panic").cert[0].clone();
+        let day = 86_400_000;
+        for (days, renewed) in [(0, false), (50, false), (20, true), (0, false), (-30, true)] {
+            let before = served();
+            clock.0.fetch_add(days * day, Ordering::SeqCst);
+            door.renew_if_due(&certificate, &mut fresh).expect("renewed");
+            assert_eq!(served() != before, renewed, "after {days} days");
+        }
     }
 }

@@ -6,4 +6,4 @@ mod io;
 mod methods;
 
 pub(crate) use guard::GuardLayer;
-pub(crate) use io::Door;
+pub(crate) use io::{Door, strangers};

@@ -6,8 +6,8 @@ mod pods;
 mod region;
 mod resources;
 
-pub use pods::{DeviceDoorConnector, NoDevices, TunnelConnector};
 pub(crate) use enrollment::EnrollmentDoor;
 pub(crate) use pods::PodsDoor;
+pub use pods::{DeviceDoorConnector, NoDevices, TunnelConnector};
 pub(crate) use region::RegionDoor;
 pub(crate) use resources::ResourcesDoor;

@@ -91,7 +91,8 @@ impl PodsDoor {
         let container = container_of(&object, container)?;
         let node = object.value().pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default().to_owned();
         if node.is_empty() {
-            let text = format!("pod {pod:?} is not scheduled yet: it is on no device (see `hearth describe pod {pod}`)");
+            let text =
+                format!("pod {pod:?} is not scheduled yet: it is on no device (see `hearth describe pod {pod}`)");
             return Err(about(&key, Reason::BadRequest, text));
         }
         Ok((DeviceName::from(node), container))
@@ -111,14 +112,12 @@ fn about(key: &ObjectKey, reason: Reason, text: String) -> Status {
 fn container_of(pod: &Object, wanted: &str) -> Result<String, Status> {
     let value = pod.value();
     let containers = value.pointer("/spec/containers").and_then(Value::as_array).into_iter().flatten();
-    let names: Vec<&str> =
-        containers.filter_map(|container| container.get("name").and_then(Value::as_str)).collect();
+    let names: Vec<&str> = containers.filter_map(|container| container.get("name").and_then(Value::as_str)).collect();
     let list = names.join(" ");
     match (wanted, names.as_slice()) {
         ("", [only]) => Ok((*only).to_owned()),
         ("", _) => {
-            let text =
-                format!("a container name must be specified for pod {}, choose one of: [{list}]", pod.name());
+            let text = format!("a container name must be specified for pod {}, choose one of: [{list}]", pod.name());
             Err(about(pod.key(), Reason::BadRequest, text))
         }
         (wanted, names) if names.contains(&wanted) => Ok(wanted.to_owned()),

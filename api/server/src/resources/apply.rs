@@ -100,3 +100,51 @@ fn merged(old: &Object, wanted: &Value) -> Value {
     patch::set_last_applied(&mut merged, wanted);
     merged
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<i32>().prop_map(Value::from),
+            prop_oneof!["[a-c]{0,2}", "v1", "ConfigMap", "Namespace"].prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 24, 4, |inner| {
+            let field =
+                prop_oneof!["apiVersion", "kind", "metadata", "name", "namespace", "labels", "annotations", "[a-c]"];
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+                proptest::collection::btree_map(field, inner, 0..6).prop_map(|map| json!(map)),
+            ]
+        })
+    }
+
+    proptest! {
+        /// Whatever somebody sends over whatever was applied before.
+        #[test]
+        fn arbitrary_objects_never_panic(mut sent in any_json(), last in any_json(), name in "[a-c]{0,2}") {
+            let _ = sent_revision(&sent);
+            let _ = sent_key(&mut sent);
+            let mut named = sent.clone();
+            if let Some(root) = named.as_object_mut() {
+                root.insert("apiVersion".into(), json!("v1"));
+                root.insert("kind".into(), json!("Namespace"));
+                let meta = root.entry("metadata").or_insert(json!({}));
+                if let Some(meta) = meta.as_object_mut() {
+                    meta.insert("name".into(), json!(name));
+                }
+            }
+            let mut stored = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}});
+            patch::set_last_applied(&mut stored, &last);
+            let stored = Object::from_value(stored).expect("an object");
+            if sent_key(&mut named).is_ok() {
+                let merged = merged(&stored, &wanted(named));
+                prop_assert!(merged["metadata"]["annotations"][patch::LAST_APPLIED].is_string());
+            }
+        }
+    }
+}

@@ -9,7 +9,8 @@ use hearth_types::{
 use serde_json::{Value, json};
 
 use super::{
-    Attempts, Doing, DEFAULT_NAMESPACES, DeleteOptions, Deleted, ResourceService, check_key, too_contended, write::Attempt,
+    Attempts, DEFAULT_NAMESPACES, DeleteOptions, Deleted, Doing, ResourceService, check_key, too_contended,
+    write::Attempt,
 };
 
 /// The longest grace period in seconds: a year, far above any need, so that times stay in range.
@@ -56,7 +57,11 @@ impl ResourceService {
             };
             match self.one(op, id).await {
                 Ok(Attempt::Done(object)) => {
-                    if removed { self.devices().note_removed(&object) } else { self.devices().note(&object) }
+                    if removed {
+                        self.devices().note_removed(&object)
+                    } else {
+                        self.devices().note(&object)
+                    }
                     return Ok(Deleted { object, removed });
                 }
                 Ok(Attempt::Again(_)) => {}

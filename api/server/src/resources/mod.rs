@@ -23,8 +23,8 @@ use crate::devices::DeviceIndex;
 /// Tries of one optimistic write that names no revision: each fails only if another write of the same
 /// object came in between.
 const MAX_ATTEMPTS: usize = 16;
-/// The longest request id in bytes: a UUID has 36.
-pub const MAX_REQUEST_ID_BYTES: usize = 128;
+/// The longest request id in bytes: a UUID has 36. The store takes 128, and each attempt adds its number.
+pub const MAX_REQUEST_ID_BYTES: usize = 120;
 /// Bytes of objects on one page of a list at most, so that a page of large objects fits a message.
 pub const MAX_PAGE_BYTES: usize = 16 << 20;
 /// Tries of a list whose pages were outrun by the history.

@@ -33,7 +33,10 @@ impl ResourceService {
                     info.resource(),
                     object.name()
                 );
-                return Err(Status { object: Some(Box::new(object.key().clone())), ..Status::new(Reason::Forbidden, text) });
+                return Err(Status {
+                    object: Some(Box::new(object.key().clone())),
+                    ..Status::new(Reason::Forbidden, text)
+                });
             }
             return Ok(Some(Op::Check { key, expect: Expect::same(&namespace) }));
         }

@@ -73,8 +73,7 @@ impl ResourceService {
         }
         let ops: Vec<Op> = namespace.into_iter().chain([Op::Create { object }]).collect();
         let own = ops.len() - 1;
-        let mut outcomes =
-            self.store.write(Txn { request_id: id, atomic: true, ops, now: self.now() }).await?.outcomes;
+        let mut outcomes = self.store.write(Txn { request_id: id, atomic: true, ops, now: self.now() }).await?.outcomes;
         if outcomes.len() != own + 1 {
             return Err(Status::internal("the store answered with another number of outcomes"));
         }
@@ -180,12 +179,15 @@ impl ResourceService {
     ) -> Result<Attempt, Status> {
         let removal = plan_removal(&object);
         let op = if removal { Op::Delete { key: key.clone(), expect } } else { Op::Update { object, expect } };
-        self.one(op, id).await.map(|attempt| {
-            if let Attempt::Done(stored) = &attempt {
-                if removal { self.devices().note_removed(stored) } else { self.devices().note(stored) }
+        let attempt = self.one(op, id).await?;
+        if let Attempt::Done(stored) = &attempt {
+            if removal {
+                self.devices().note_removed(stored);
+            } else {
+                self.devices().note(stored);
             }
-            attempt
-        })
+        }
+        Ok(attempt)
     }
 
     /// One operation; a conflict is a reason to try again.
@@ -201,10 +203,7 @@ impl ResourceService {
 }
 
 pub(super) fn modified(key: &ObjectKey) -> Status {
-    Status::conflict(
-        key,
-        "the object has been modified; please apply your changes to the latest version and try again",
-    )
+    Status::conflict(key, "the object has been modified; please apply your changes to the latest version and try again")
 }
 
 /// Whether a kind has the part at all.

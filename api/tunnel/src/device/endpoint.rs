@@ -49,14 +49,13 @@ impl SharedEndpoint {
         shutdown: &CancellationToken,
     ) -> Result<EndpointUse, StartError> {
         let mut bound = self.bound.lock().await;
-        let endpoint = match &bound.endpoint {
-            Some(endpoint) => endpoint.clone(),
-            None => {
-                let endpoint = quic::bind_device(&self.secret_key).await?;
-                bound.endpoint = Some(endpoint.clone());
-                tasks.spawn(close_when_unused(self.bound.clone(), shutdown.clone()));
-                endpoint
-            }
+        let endpoint = if let Some(endpoint) = &bound.endpoint {
+            endpoint.clone()
+        } else {
+            let endpoint = quic::bind_device(&self.secret_key).await?;
+            bound.endpoint = Some(endpoint.clone());
+            tasks.spawn(close_when_unused(self.bound.clone(), shutdown.clone()));
+            endpoint
         };
         Ok(EndpointUse { endpoint, _user: bound.users.clone() })
     }

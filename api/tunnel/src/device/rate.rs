@@ -52,9 +52,10 @@ mod tests {
         let mut bucket = TokenBucket::new(3, Duration::from_secs(1), start);
         let at = |millis| start + Duration::from_millis(millis);
         assert_eq!([0, 0, 0, 0].map(|millis| bucket.take(at(millis))), [true, true, true, false]);
-        assert_eq!([999, 1000, 1001, 1999, 2000].map(|millis| bucket.take(at(millis))), [
-            false, true, false, false, true
-        ]);
+        assert_eq!(
+            [999, 1000, 1001, 1999, 2000].map(|millis| bucket.take(at(millis))),
+            [false, true, false, false, true]
+        );
         assert_eq!([60_000; 4].map(|millis| bucket.take(at(millis))), [true, true, true, false]);
     }
 

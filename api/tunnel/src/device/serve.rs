@@ -19,14 +19,13 @@ use crate::{
     stream::{StreamGuard, TunnelStream as Stream},
 };
 
-/// Takes the streams of a tunnel until it ends; ends it when it is idle.
+/// Takes the streams of a tunnel until it ends; ends it when it is idle. The caller has counted it.
 pub(super) async fn serve(
     inner: Arc<Inner>,
     connection: Connection,
     _socket: EndpointUse,
     sender: mpsc::Sender<IncomingStream>,
 ) {
-    inner.metrics.tunnels.inc();
     run(&inner, &connection, &sender).await;
     inner.metrics.tunnels.dec();
 }

@@ -19,14 +19,11 @@ use crate::{limits, quic::code};
 pub(super) async fn run(inner: Arc<Inner>) {
     let handshakes = Arc::new(Semaphore::new(limits::MAX_HANDSHAKES));
     while let Some(incoming) = inner.endpoint.accept().await {
-        match handshakes.clone().try_acquire_owned() {
-            Ok(permit) => {
-                inner.tasks.spawn(handshake(inner.clone(), incoming, permit));
-            }
-            Err(_) => {
-                inner.metrics.refused.with_label_values(&["full"]).inc();
-                incoming.refuse();
-            }
+        if let Ok(permit) = handshakes.clone().try_acquire_owned() {
+            inner.tasks.spawn(handshake(inner.clone(), incoming, permit));
+        } else {
+            inner.metrics.refused.with_label_values(&["full"]).inc();
+            incoming.refuse();
         }
     }
 }

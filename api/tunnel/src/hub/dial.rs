@@ -103,11 +103,7 @@ async fn open(
 }
 
 /// The device's tunnel, dialled if there is none, with a place for a stream.
-pub(super) async fn tunnel(
-    inner: &Arc<Inner>,
-    device: &DeviceName,
-    deadline: Instant,
-) -> Result<Reserved, DialError> {
+pub(super) async fn tunnel(inner: &Arc<Inner>, device: &DeviceName, deadline: Instant) -> Result<Reserved, DialError> {
     loop {
         if inner.shutdown.is_cancelled() {
             return Err(broken(device, "the gateway is shutting down"));

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod region;
 mod reach;
+mod region;
 mod rpc;
 mod streams;

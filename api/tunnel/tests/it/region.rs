@@ -23,6 +23,8 @@ pub(crate) struct Known {
     pub(crate) keys: Vec<DeviceKey>,
     /// Its end, while it has a session.
     pub(crate) session: Option<DeviceTunnel>,
+    /// The runtime that the device lives on, where that is not the hub's.
+    pub(crate) runtime: Option<tokio::runtime::Handle>,
 }
 
 /// The region's table of devices and their sessions.
@@ -53,7 +55,8 @@ impl DialNotifier for Sessions {
             let devices = self.devices.lock().unwrap();
             let known = devices.get(device).ok_or_else(|| DialError::Unknown(device.clone()))?;
             let session = known.session.clone().ok_or_else(|| DialError::Away(device.clone()))?;
-            tokio::spawn(async move { session.dial(notice).await });
+            let runtime = known.runtime.clone().unwrap_or_else(tokio::runtime::Handle::current);
+            runtime.spawn(async move { session.dial(notice).await });
             Ok(known.keys.clone())
         })
     }
@@ -89,16 +92,23 @@ impl Region {
     pub(crate) fn device(&self, name: &str, seed: u8) -> (DeviceName, DeviceTunnel, IncomingStreams) {
         let name = DeviceName::from(name);
         let (tunnel, incoming) = device(seed, self.hub.notice().gateway_key);
-        self.sessions.set(&name, Known { keys: vec![key(seed)], session: Some(tunnel.clone()) });
+        self.sessions.set(
+            &name,
+            Known {
+                keys: vec![key(seed)],
+                session: Some(tunnel.clone()),
+                runtime: tokio::runtime::Handle::try_current().ok(),
+            },
+        );
         (name, tunnel, incoming)
     }
 
-    pub(crate) fn count(&self, metric: &str, label: &str) -> f64 {
+    pub(crate) fn count(&self, metric: &str, label: &str) -> u64 {
         let families = self.registry.gather();
         let family = families.iter().find(|family| family.name() == metric);
         let metrics = family.map(prometheus::proto::MetricFamily::get_metric).unwrap_or_default();
         let found = metrics.iter().find(|it| it.get_label().iter().any(|pair| pair.value() == label));
-        found.map_or(0.0, |it| it.get_counter().get_value())
+        found.map_or(0, |it| it.get_counter().get_value() as u64)
     }
 }
 

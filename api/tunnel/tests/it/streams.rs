@@ -92,8 +92,9 @@ async fn a_reader_that_does_not_read_holds_the_writer_back() {
     let (name, _tunnel, mut incoming) = region.device("one", 1);
     let mut near = region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
     let _far = incoming.next().await.expect("a stream");
+    let block = vec![0; 1 << 16];
     let mut written = 0;
-    while let Ok(result) = tokio::time::timeout(Duration::from_millis(500), near.write(&[0; 65536])).await {
+    while let Ok(result) = tokio::time::timeout(Duration::from_millis(500), near.write(&block)).await {
         written += result.expect("a write");
         assert!(written < 32 << 20, "nothing holds the writer back");
     }
@@ -105,21 +106,21 @@ async fn streams_that_nobody_takes_are_reset() {
     let region = Region::start(IDLE).await;
     let (name, _tunnel, _incoming) = region.device("one", 1);
     let mut held = Vec::new();
-    for _ in 0..hearth_tunnel::INCOMING_QUEUE + 1 {
+    for _ in 0..=hearth_tunnel::INCOMING_QUEUE {
         held.push(region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream"));
     }
     let mut last = held.pop().expect("the one too many");
     let read = tokio::time::timeout(hearth_tunnel::ACCEPT_TIMEOUT * 2, last.read(&mut [0])).await;
     // Which one is left over is the device's choice: the last or an earlier one. One of them is.
-    if read.is_err() {
+    if let Ok(read) = read {
+        read.expect_err("a reset");
+    } else {
         let mut resets = 0;
         for mut stream in held {
             let read = tokio::time::timeout(Duration::from_millis(10), stream.read(&mut [0])).await;
             resets += usize::from(matches!(read, Ok(Err(_))));
         }
         assert_eq!(resets, 1);
-    } else {
-        read.expect("in time").expect_err("a reset");
     }
 }
 
@@ -137,13 +138,12 @@ async fn a_stream_of_an_unknown_kind_is_reset_and_the_tunnel_lives() {
         .await
         .unwrap();
     let (tunnel, mut incoming) = crate::region::device(1, crate::region::key(9).0);
-    let notice = hearth_types::tunnel::DialNotice {
-        gateway_key: crate::region::key(9).0,
-        addresses: gateway.bound_sockets(),
-    };
-    let (dialled, accepted) = tokio::join!(tunnel.dial(notice), async { gateway.accept().await.unwrap().await });
+    let notice =
+        hearth_types::tunnel::DialNotice { gateway_key: crate::region::key(9).0, addresses: gateway.bound_sockets() };
+    let accept = tokio::time::timeout(Duration::from_secs(10), async { gateway.accept().await.unwrap().await });
+    let (dialled, accepted) = tokio::join!(tunnel.dial(notice), accept);
     dialled.expect("a tunnel");
-    let connection = accepted.expect("a tunnel");
+    let connection = accepted.expect("in time").expect("a tunnel");
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
     send.write_all(&[200]).await.unwrap();
     let error = recv.read(&mut [0]).await.expect_err("a reset");

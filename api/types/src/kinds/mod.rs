@@ -55,7 +55,7 @@ pub const CLAIM_FINALIZER: &str = "hearth.dev/claim-data";
 
 /// The finalizer that the API gives a Namespace when its deletion is asked for: it stays until everything in the
 /// Namespace is gone.
-pub const NAMESPACE_FINALIZER: &str = "hearth.dev/namespace-content";
+pub const NAMESPACE_FINALIZER: &str = "hearth.dev/contents";
 
 /// The pod annotation that says whether its containers may reach the internet: `"false"` cuts it off.
 pub const INTERNET_ANNOTATION: &str = "hearth.dev/internet";

@@ -63,6 +63,9 @@ pub(crate) struct Loaded {
     pub(crate) entries: VecDeque<Entry>,
     /// Bytes that a power cut had left, and that were cut.
     pub(crate) cut: usize,
+    /// The index of the entry that must come next; `None` before the first, since the segments before it may have been
+    /// dropped by a purge that a later record tells of.
+    next: Option<u64>,
 }
 
 struct Segment {
@@ -113,9 +116,9 @@ impl LogFiles {
                 disk.remove(&path).map_err(io_error("remove", &path))?;
                 break;
             }
-            let (max_index, end) = loaded.add(&bytes, number, last).map_err(|Damage { offset, why }| {
-                LogError::Damaged { path: path.clone(), offset, why }
-            })?;
+            let (max_index, end) = loaded
+                .add(&bytes, number, last)
+                .map_err(|Damage { offset, why }| LogError::Damaged { path: path.clone(), offset, why })?;
             loaded.cut += bytes.len() - end;
             bytes.truncate(end);
             valid = bytes;
@@ -209,17 +212,18 @@ impl Loaded {
             match record::read_payload(&bytes[at.clone()]).map_err(damage)? {
                 Record::Entry(entry) => {
                     max_index = max_index.max(Some(entry.log_id.index));
-                    let next = self.last().map(|last| last.index + 1);
-                    if next.is_some_and(|next| next != entry.log_id.index) {
-                        let index = entry.log_id.index;
-                        return Err(damage(format!("entry {index} follows entry {}", next.unwrap_or_default() - 1)));
+                    let index = entry.log_id.index;
+                    if let Some(next) = self.next.filter(|next| *next != index) {
+                        return Err(damage(format!("entry {index} is where entry {next} must be")));
                     }
+                    self.next = Some(index + 1);
                     self.entries.push_back(entry);
                 }
                 Record::TruncateAfter(after) => {
-                    while self.entries.back().is_some_and(|entry| Some(entry.log_id) > after) {
+                    while self.entries.back().is_some_and(|entry| Some(entry.log_id.index) > after.map(|id| id.index)) {
                         self.entries.pop_back();
                     }
+                    self.next = self.next.map(|_| after.map_or(0, |id| id.index + 1));
                 }
                 Record::Purge(upto) => self.purge(upto),
             }
@@ -227,12 +231,9 @@ impl Loaded {
         Ok((max_index, scan.valid))
     }
 
-    fn last(&self) -> Option<LogId> {
-        self.entries.back().map(|entry| entry.log_id).or(self.purged)
-    }
-
     fn purge(&mut self, upto: LogId) {
         self.purged = self.purged.max(Some(upto));
+        self.next = self.next.map(|next| next.max(upto.index + 1));
         while self.entries.front().is_some_and(|entry| entry.log_id.index <= upto.index) {
             self.entries.pop_front();
         }

@@ -1,0 +1,93 @@
+//! The device's door for the region's servers: logs, exec and metrics over a stream of the tunnel.
+
+mod exec;
+mod log;
+
+use std::{pin::Pin, sync::Arc};
+
+use futures_core::Stream;
+use hearth_proto::v1::{self, device_door_server::DeviceDoor};
+use hearth_types::{GroupKind, ObjectKey, Reason, Status as ApiStatus, status::Cause};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use crate::shared::{PodEntry, Shared};
+
+/// Messages that wait for a slow client, per call.
+const QUEUE: usize = 8;
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service.
+#[derive(Clone)]
+pub(crate) struct Door {
+    shared: Arc<Shared>,
+    registry: prometheus::Registry,
+}
+
+impl Door {
+    pub(crate) fn new(shared: Arc<Shared>, registry: prometheus::Registry) -> Self {
+        Self { shared, registry }
+    }
+}
+
+#[tonic::async_trait]
+impl DeviceDoor for Door {
+    type LogsStream = Answers<v1::LogsChunk>;
+    type ExecStream = Answers<v1::ExecOutput>;
+
+    async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        log::serve(&self.shared, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn exec(&self, request: Request<Streaming<v1::ExecInput>>) -> Result<Response<Self::ExecStream>, Status> {
+        exec::serve(&self.shared, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn metrics(&self, _: Request<v1::MetricsRequest>) -> Result<Response<v1::MetricsResponse>, Status> {
+        Ok(Response::new(v1::MetricsResponse { text: metrics_text(&self.registry).into() }))
+    }
+}
+
+/// All metrics of a registry, in the Prometheus text format.
+pub(crate) fn metrics_text(registry: &prometheus::Registry) -> Vec<u8> {
+    let mut text = String::new();
+    if let Err(error) = prometheus::TextEncoder::new().encode_utf8(&registry.gather(), &mut text) {
+        tracing::error!(%error, "metrics cannot be written");
+    }
+    text.into_bytes()
+}
+
+/// An error as it crosses doors: with the whole status in its details.
+fn refuse(reason: Reason, message: impl Into<String>) -> Status {
+    let status = ApiStatus { causes: Vec::<Cause>::new(), ..ApiStatus::new(reason, message) };
+    let code = match reason {
+        Reason::NotFound => Code::NotFound,
+        Reason::BadRequest => Code::InvalidArgument,
+        Reason::ServiceUnavailable => Code::Unavailable,
+        _ => Code::Internal,
+    };
+    let details = serde_json::to_vec(&status).unwrap_or_default();
+    Status::with_details(code, status.message, details.into())
+}
+
+/// The pod, and the container that is meant, with kubectl's words where there is none.
+fn find(shared: &Shared, namespace: &str, pod: &str, container: &str) -> Result<(Arc<PodEntry>, String), Status> {
+    let key = ObjectKey::new(GroupKind::POD, namespace, pod);
+    let entry = shared
+        .pods
+        .get(&key)
+        .ok_or_else(|| refuse(Reason::NotFound, format!("pods \"{pod}\" is not on this device (yet, or any more)")))?;
+    let containers = entry.pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
+    let names: Vec<&str> = containers.iter().map(|one| one.name.as_str()).collect();
+    let name = match (container, names.as_slice()) {
+        ("", [only]) => (*only).to_owned(),
+        ("", _) => {
+            let text =
+                format!("a container name must be specified for pod {pod}, choose one of: [{}]", names.join(" "));
+            return Err(refuse(Reason::BadRequest, text));
+        }
+        (name, _) if names.contains(&name) => name.to_owned(),
+        (name, _) => return Err(refuse(Reason::BadRequest, format!("container {name} is not valid for pod {pod}"))),
+    };
+    Ok((entry, name))
+}

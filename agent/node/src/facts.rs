@@ -1,0 +1,95 @@
+//! What this machine is.
+
+use std::{net::IpAddr, net::UdpSocket};
+
+use hearth_image::Platform;
+use hearth_runtime::{KernelFeatures, probe_kernel};
+use hearth_types::kinds::DeviceInfo;
+
+/// Pods that a device takes, as a node of Kubernetes does.
+const MAX_PODS: u32 = 110;
+/// The largest file below /proc and /etc that is read, in bytes.
+const MAX_FACT_BYTES: u64 = 64 << 10;
+
+/// Finds out what this machine is. Blocks for a moment.
+pub(crate) fn device_info() -> DeviceInfo {
+    let kernel = probe_kernel();
+    DeviceInfo {
+        architecture: Platform::host().architecture,
+        os_image: os_image(&read("/etc/os-release")),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        cpu_millis: std::thread::available_parallelism().map_or(1000, |cores| cores.get() as u64 * 1000),
+        memory_bytes: memory_bytes(&read("/proc/meminfo")),
+        pods: MAX_PODS,
+        missing: missing(&kernel),
+        kernel_version: kernel.release,
+    }
+}
+
+fn read(path: &str) -> String {
+    let bytes = crate::files::read_bounded(path.as_ref(), MAX_FACT_BYTES).ok().flatten();
+    bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+/// `PRETTY_NAME` of os-release(5).
+fn os_image(text: &str) -> String {
+    let line = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    line.map_or("Linux", |name| name.trim_matches(['"', '\''])).to_owned()
+}
+
+/// `MemTotal` of proc_meminfo(5), which is in KiB.
+fn memory_bytes(text: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or_default() * 1024
+}
+
+fn missing(kernel: &KernelFeatures) -> Vec<String> {
+    let mut missing = Vec::new();
+    let mut need = |there: bool, what: &str| {
+        if !there {
+            missing.push(what.to_owned());
+        }
+    };
+    need(
+        kernel.user_namespaces,
+        "user namespaces: apps cannot be isolated (kernel.unprivileged_userns or CONFIG_USER_NS)",
+    );
+    need(kernel.idmapped_mounts, "idmapped mounts: apps cannot have volumes (Linux 5.12 or newer)");
+    need(kernel.seccomp, "seccomp filters: apps cannot be isolated (CONFIG_SECCOMP_FILTER)");
+    need(kernel.pidfd, "pidfds: exec does not work (Linux 5.8 or newer)");
+    for controller in ["memory", "cpu", "pids"] {
+        let there = kernel.controllers.iter().any(|one| one == controller);
+        need(there, &format!("the cgroup controller {controller}: its limits are not enforced"));
+    }
+    missing
+}
+
+/// The machine's own addresses on the way out, IPv4 first; no packet is sent.
+pub(crate) fn host_ips() -> Vec<IpAddr> {
+    // Addresses for documentation (RFC 5737, RFC 3849): a connected UDP socket asks the routing table and sends nothing.
+    [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")]
+        .into_iter()
+        .filter_map(|(from, to)| {
+            let socket = UdpSocket::bind(from).ok()?;
+            socket.connect(to).ok()?;
+            Some(socket.local_addr().ok()?.ip())
+        })
+        .filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_are_read_from_what_the_system_says() {
+        assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n"), "Debian GNU/Linux 12");
+        assert_eq!(os_image(""), "Linux");
+        assert_eq!(memory_bytes("MemFree: 1 kB\nMemTotal:       2048 kB\n"), 2 << 20);
+        let info = device_info();
+        assert!(info.memory_bytes > 0 && info.cpu_millis >= 1000, "{info:?}");
+        assert!(!info.kernel_version.is_empty());
+    }
+}

@@ -1,0 +1,146 @@
+//! Where users' TLS ends: on the device, with keys made here. A connection comes from a gateway as a stream of bytes; the
+//! ingress ends its TLS, and passes its requests on to the pod behind the name.
+
+mod certs;
+mod headers;
+mod page;
+mod proxy;
+mod serve;
+mod target;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use hearth_types::{
+    GroupKind,
+    kinds::{IntOrString, Route},
+    names::dns_subdomain,
+};
+use tokio::sync::{Semaphore, watch};
+
+pub(crate) use certs::Certificates;
+
+use crate::{desired::Objects, metrics::Metrics, shared::Pods};
+
+/// Connections of users at once: bounds memory to some 100 MB at worst, far above what a household has.
+const MAX_CONNECTIONS: usize = 512;
+/// Routes that a device serves at most.
+const MAX_ROUTES: usize = 1024;
+
+/// What a hostname leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RouteView {
+    pub(crate) namespace: String,
+    pub(crate) selector: BTreeMap<String, String>,
+    pub(crate) port: Port,
+    pub(crate) stopped: bool,
+}
+
+/// A container port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Port {
+    Number(u16),
+    Name(String),
+}
+
+type Table = BTreeMap<String, Arc<RouteView>>;
+
+/// A handle on the ingress; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Ingress {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    table: RwLock<Arc<Table>>,
+    certificates: Certificates,
+    connections: Arc<Semaphore>,
+    tls: Arc<rustls::ServerConfig>,
+    upstream: proxy::Upstream,
+    pods: Arc<Pods>,
+    metrics: Metrics,
+}
+
+/// Why there is no ingress.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IngressError {
+    #[error(transparent)]
+    File(#[from] crate::files::FileError),
+    #[error("cannot set up TLS for the ingress")]
+    Tls(#[source] rustls::Error),
+}
+
+impl Ingress {
+    /// Makes the ingress with the keys and certificates on the disk. Blocks.
+    pub(crate) fn open(dir: PathBuf, pods: Arc<Pods>, metrics: Metrics) -> Result<Self, IngressError> {
+        let certificates = Certificates::open(dir)?;
+        let tls = serve::config(certificates.clone()).map_err(IngressError::Tls)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                table: RwLock::default(),
+                certificates,
+                connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+                tls: Arc::new(tls),
+                upstream: proxy::upstream(),
+                pods,
+                metrics,
+            }),
+        })
+    }
+
+    pub(crate) fn certificates(&self) -> &Certificates {
+        &self.inner.certificates
+    }
+
+    /// The routes of this device are these now.
+    pub(crate) fn routes_changed(&self, objects: &Objects) {
+        let mut table = Table::new();
+        for object in objects.values().filter(|object| *object.kind() == GroupKind::ROUTE) {
+            let Ok(route) = object.view::<Route>() else {
+                tracing::warn!(route = %object.key(), "a route cannot be read, so it is not served");
+                continue;
+            };
+            // The name becomes a file name, too.
+            let hostname = route.spec.hostname.trim_end_matches('.').to_ascii_lowercase();
+            if dns_subdomain(&hostname).is_err() || object.is_deleting() || table.len() >= MAX_ROUTES {
+                continue;
+            }
+            let port = match route.spec.target.port {
+                IntOrString::Int(number) => Port::Number(u16::try_from(number).unwrap_or(0)),
+                IntOrString::String(name) => name.parse().map_or(Port::Name(name), Port::Number),
+            };
+            let view = RouteView {
+                namespace: object.namespace().to_owned(),
+                selector: route.spec.target.selector,
+                port,
+                stopped: route.spec.stopped,
+            };
+            table.insert(hostname, Arc::new(view));
+        }
+        let names = table.keys().cloned().collect();
+        *self.inner.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+        self.inner.certificates.serve(names);
+    }
+
+    fn route(&self, hostname: &str) -> Option<Arc<RouteView>> {
+        self.inner.table.read().unwrap_or_else(PoisonError::into_inner).get(hostname).cloned()
+    }
+
+    /// Serves one connection of a user, whose first bytes are the gateway's header.
+    pub(crate) async fn serve<S>(&self, stream: S)
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+    {
+        serve::connection(self, stream).await;
+    }
+
+    /// Changes whenever certificates come or are wanted.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.inner.certificates.watch()
+    }
+}

@@ -1,0 +1,139 @@
+//! One connection of a user: the gateway's header, the TLS handshake, HTTP.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use hearth_types::tunnel::IngressHeader;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use rustls::{
+    ServerConfig,
+    crypto::ring,
+    server::{Acceptor, ServerSessionMemoryCache},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    time::timeout,
+};
+use tokio_rustls::LazyConfigAcceptor;
+
+use super::{Certificates, Ingress, proxy};
+
+/// How long a user's client may take for header and handshake: some round trips on a bad line.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a handshake waits for the name's first certificate: it is a round trip away when the region is in reach.
+const CERTIFICATE_WAIT: Duration = Duration::from_secs(5);
+/// How long a client may take for the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// The largest head of a request in bytes: what nginx takes in all, and cookies fit.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+/// Requests at once on one connection.
+const MAX_STREAMS: u32 = 128;
+/// How often a silent HTTP/2 client is asked whether it is there, and how long it may take to say so.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// TLS sessions that can be resumed: one a browser tab or so.
+const TLS_SESSIONS: usize = 256;
+
+/// TLS as browsers want it: 1.2 and 1.3, HTTP/2 and HTTP/1.1.
+pub(super) fn config(certificates: Certificates) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(certificates));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.session_storage = ServerSessionMemoryCache::new(TLS_SESSIONS);
+    Ok(config)
+}
+
+/// Why a connection did not come as far as HTTP. Of interest while looking for faults alone.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("no header of the gateway in time")]
+    Header,
+    #[error("the gateway's header is malformed")]
+    BadHeader,
+    #[error("no handshake in time")]
+    Slow,
+    #[error("handshake: {0}")]
+    Tls(std::io::Error),
+}
+
+pub(super) async fn connection<S>(ingress: &Ingress, stream: S)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    // Beyond the limit, the newest are refused: those that are there go on.
+    let Ok(_permit) = ingress.inner.connections.clone().try_acquire_owned() else {
+        tracing::warn!("too many connections of users at once: one is refused");
+        return;
+    };
+    let gauge = ingress.inner.metrics.ingress_connections.clone();
+    gauge.inc();
+    match timeout(HANDSHAKE_TIMEOUT + CERTIFICATE_WAIT, handshake(ingress, stream)).await {
+        Ok(Ok((caller, name, tls))) => serve(ingress.clone(), caller, name, tls).await,
+        Ok(Err(error)) => tracing::debug!(%error, "a user's connection was refused"),
+        Err(_) => tracing::debug!(error = %Refused::Slow, "a user's connection was refused"),
+    }
+    gauge.dec();
+}
+
+async fn handshake<S>(
+    ingress: &Ingress,
+    mut stream: S,
+) -> Result<(SocketAddr, String, tokio_rustls::server::TlsStream<S>), Refused>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let caller = header(&mut stream).await?.caller;
+    let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(Refused::Tls)?;
+    let name = start.client_hello().server_name().unwrap_or_default().to_ascii_lowercase();
+    wait_for_certificate(&ingress.inner.certificates, &name).await;
+    let tls = start.into_stream(Arc::clone(&ingress.inner.tls)).await.map_err(Refused::Tls)?;
+    Ok((caller, name, tls))
+}
+
+async fn header<S: AsyncRead + Unpin>(stream: &mut S) -> Result<IngressHeader, Refused> {
+    let mut bytes = vec![0; 2];
+    stream.read_exact(&mut bytes).await.map_err(|_| Refused::Header)?;
+    let length = IngressHeader::length([bytes[0], bytes[1]]).map_err(|_| Refused::BadHeader)?;
+    bytes.resize(length, 0);
+    stream.read_exact(&mut bytes[2..]).await.map_err(|_| Refused::Header)?;
+    IngressHeader::decode(&bytes).map_err(|_| Refused::BadHeader)
+}
+
+/// A name that was just installed has its certificate in a moment.
+async fn wait_for_certificate(certificates: &Certificates, name: &str) {
+    let mut changes = certificates.watch();
+    let there = async {
+        while matches!(certificates.get(name), (true, None)) {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    // Where it does not come, the handshake says so.
+    let _ = timeout(CERTIFICATE_WAIT, there).await;
+}
+
+async fn serve<T>(ingress: Ingress, caller: SocketAddr, name: String, tls: T)
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let name: Arc<str> = name.into();
+    let service = hyper::service::service_fn(move |request| {
+        let (ingress, name) = (ingress.clone(), Arc::clone(&name));
+        async move { Ok::<_, std::convert::Infallible>(proxy::answer(&ingress, caller, &name, request).await) }
+    });
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
+    http.http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD_BYTES as u32)
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE);
+    if let Err(error) = http.serve_connection_with_upgrades(TokioIo::new(tls), service).await {
+        tracing::debug!(error, "a user's connection broke");
+    }
+}

@@ -1,0 +1,326 @@
+#![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
+
+use std::{net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use hearth_pod::Phase;
+use hearth_types::{GroupKind, Object, ObjectKey, Timestamp, kinds::Pod, tunnel::IngressHeader};
+use http::{Request, Response, StatusCode, Version};
+use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+    net::TcpListener,
+    sync::watch,
+    time::timeout,
+};
+
+use super::{certs::tests::Ca, *};
+use crate::{
+    Paths,
+    container::Places,
+    shared::{PodEntry, Snapshot},
+};
+
+const HOST: &str = "photos.alice.test";
+const CALLER: &str = "203.0.113.9:50000";
+const BOUND: Duration = Duration::from_secs(20);
+
+/// An ingress with one route, its pod being a server in this process.
+struct House {
+    ingress: Ingress,
+    ca: Ca,
+    pods: Arc<Pods>,
+    objects: Objects,
+    _dir: tempfile::TempDir,
+}
+
+fn route(hostname: &str, port: u16, stopped: bool) -> Object {
+    Object::from_value(json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Route",
+        "metadata": {"name": hostname, "namespace": "alice", "uid": hostname},
+        "spec": {"hostname": hostname, "stopped": stopped,
+            "target": {"selector": {"app": "photos"}, "port": port}}}))
+    .unwrap()
+}
+
+impl House {
+    fn new(port: u16) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let pods = Arc::new(Pods::default());
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let ingress = Ingress::open(dir.path().to_owned(), Arc::clone(&pods), metrics).unwrap();
+        let mut house = Self { ingress, ca: Ca::new(), pods, objects: Objects::new(), _dir: dir };
+        house.add(&route(HOST, port, false));
+        house.certify();
+        house
+    }
+
+    fn add(&mut self, object: &Object) {
+        self.objects.insert(object.key().clone(), object.clone());
+        self.ingress.routes_changed(&self.objects);
+    }
+
+    fn certify(&self) {
+        let now = Timestamp(1_800_000_000_000);
+        for request in self.ingress.certificates().requests(now) {
+            let names: Vec<&str> = request.names.iter().map(String::as_str).collect();
+            self.ingress.certificates().answer(&self.ca.sign(&request, &names), now);
+        }
+    }
+
+    fn pod(&self, ready: bool, status: Value) {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "labels": {"app": "photos"}},
+            "spec": {"containers": [{"name": "c"}]}}))
+        .unwrap();
+        let snapshot = Snapshot {
+            phase: Phase::Running,
+            ready,
+            stopping: false,
+            waits_for_image: false,
+            addresses: vec!["127.0.0.1".parse().unwrap()],
+            status,
+            sandbox: None,
+        };
+        let (sender, snapshot) = watch::channel(snapshot);
+        // The channel outlives the test.
+        std::mem::forget(sender);
+        self.pods.insert(Arc::new(PodEntry {
+            key: ObjectKey::new(GroupKind::POD, "alice", "p"),
+            uid: "u".into(),
+            pod: Arc::new(pod),
+            places: Places {
+                paths: Paths::new(std::path::Path::new("/nowhere")),
+                namespace: "alice".into(),
+                pod: "p".into(),
+                uid: "u".into(),
+            },
+            snapshot,
+        }));
+    }
+
+    /// A user's connection, through the gateway's header and TLS.
+    async fn connect(&self, sni: &str, alpn: &[u8]) -> std::io::Result<tokio_rustls::client::TlsStream<DuplexStream>> {
+        let (mut user, device) = duplex(256 << 10);
+        let ingress = self.ingress.clone();
+        tokio::spawn(async move { ingress.serve(device).await });
+        let caller: SocketAddr = CALLER.parse().unwrap();
+        user.write_all(&IngressHeader { caller }.encode()).await?;
+        let mut roots = RootCertStore::empty();
+        roots.add(self.ca.der.clone()).unwrap();
+        let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![alpn.to_vec()];
+        let name = ServerName::try_from(sni.to_owned()).unwrap();
+        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, user).await
+    }
+
+    async fn get(&self, request: Request<Empty<Bytes>>) -> (StatusCode, http::HeaderMap, String) {
+        let version = request.version();
+        let alpn: &[u8] = if version == Version::HTTP_2 { b"h2" } else { b"http/1.1" };
+        let io = TokioIo::new(timeout(BOUND, self.connect(HOST, alpn)).await.unwrap().unwrap());
+        let response = if version == Version::HTTP_2 {
+            let (mut sender, connection) =
+                hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+            tokio::spawn(connection);
+            timeout(BOUND, sender.send_request(request)).await.unwrap().unwrap()
+        } else {
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+            tokio::spawn(connection);
+            timeout(BOUND, sender.send_request(request)).await.unwrap().unwrap()
+        };
+        let (head, body) = response.into_parts();
+        let body = timeout(BOUND, body.collect()).await.unwrap().unwrap().to_bytes();
+        (head.status, head.headers, String::from_utf8(body.to_vec()).unwrap())
+    }
+}
+
+fn request(version: Version, host: &str) -> http::request::Builder {
+    let builder = Request::builder().version(version);
+    if version == Version::HTTP_2 {
+        builder.uri(format!("https://{host}/a?b=c"))
+    } else {
+        builder.uri("/a?b=c").header("host", host)
+    }
+}
+
+fn empty(builder: http::request::Builder) -> Request<Empty<Bytes>> {
+    builder.body(Empty::new()).unwrap()
+}
+
+/// An app that tells what it was asked.
+async fn app() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let service = hyper::service::service_fn(|request: Request<Incoming>| async move {
+                Ok::<_, std::convert::Infallible>(tell(request).await)
+            });
+            let server = hyper::server::conn::http1::Builder::new();
+            tokio::spawn(server.serve_connection(TokioIo::new(stream), service).with_upgrades());
+        }
+    });
+    port
+}
+
+async fn tell(mut request: Request<Incoming>) -> Response<Full<Bytes>> {
+    if request.headers().contains_key("upgrade") {
+        let upgraded = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let mut io = TokioIo::new(upgraded.await.unwrap());
+            let mut buffer = [0; 5];
+            io.read_exact(&mut buffer).await.unwrap();
+            io.write_all(&buffer.map(|byte| byte.to_ascii_uppercase())).await.unwrap();
+        });
+        return Response::builder()
+            .status(101)
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket")
+            .body(Full::default())
+            .unwrap();
+    }
+    let headers: std::collections::BTreeMap<String, String> = request
+        .headers()
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.to_str().unwrap_or_default().to_owned()))
+        .collect();
+    let uri = request.uri().to_string();
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let told = json!({"uri": uri, "headers": headers, "bytes": body.len()});
+    Response::builder()
+        .header("x-app", "1")
+        .header("connection", "x-private")
+        .header("x-private", "1")
+        .body(Full::new(told.to_string().into()))
+        .unwrap()
+}
+
+#[tokio::test]
+async fn both_versions_of_http_reach_the_app_with_the_callers_address() {
+    let house = House::new(app().await);
+    house.pod(true, json!({}));
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        let asked = request(version, HOST)
+            .header("x-forwarded-for", "6.6.6.6")
+            .header("forwarded", "for=6.6.6.6")
+            .header("x-forwarded-proto", "http");
+        let (status, headers, body) = house.get(empty(asked)).await;
+        assert_eq!(status, 200);
+        assert_eq!(headers["x-app"], "1");
+        assert!(!headers.contains_key("x-private"), "of the app's connection alone");
+        let told: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(told["uri"], "/a?b=c");
+        assert_eq!(told["headers"]["x-forwarded-for"], "203.0.113.9", "{version:?}");
+        assert_eq!(told["headers"]["x-forwarded-proto"], "https");
+        assert_eq!(told["headers"]["x-forwarded-host"], HOST);
+        assert_eq!(told["headers"]["host"], HOST);
+        assert_eq!(told["headers"].get("forwarded"), None);
+    }
+}
+
+#[tokio::test]
+async fn large_bodies_stream_through() {
+    let house = House::new(app().await);
+    house.pod(true, json!({}));
+    let io = TokioIo::new(house.connect(HOST, b"h2").await.unwrap());
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    const CHUNKS: usize = 64;
+    const CHUNK: usize = 256 << 10;
+    let chunks = (0..CHUNKS).map(|_| Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![7_u8; CHUNK]))));
+    let body = StreamBody::new(tokio_stream::iter(chunks));
+    let request = request(Version::HTTP_2, HOST).method("POST").body(body).unwrap();
+    let response = timeout(BOUND, sender.send_request(request)).await.unwrap().unwrap();
+    let told = response.into_body().collect().await.unwrap().to_bytes();
+    let told: Value = serde_json::from_slice(&told).unwrap();
+    assert_eq!(told["bytes"], CHUNKS * CHUNK);
+}
+
+#[tokio::test]
+async fn a_websocket_goes_through() {
+    let house = House::new(app().await);
+    house.pod(true, json!({}));
+    let io = TokioIo::new(house.connect(HOST, b"http/1.1").await.unwrap());
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    tokio::spawn(connection.with_upgrades());
+    let asked = request(Version::HTTP_11, HOST).header("connection", "Upgrade").header("upgrade", "websocket");
+    let response = timeout(BOUND, sender.send_request(empty(asked))).await.unwrap().unwrap();
+    assert_eq!(response.status(), 101);
+    assert_eq!(response.headers()["upgrade"], "websocket");
+    let mut io = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    io.write_all(b"hello").await.unwrap();
+    let mut answer = [0; 5];
+    timeout(BOUND, io.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"HELLO");
+}
+
+#[tokio::test]
+async fn names_that_are_not_served_are_refused_and_other_hosts_are_misdirected() {
+    let mut house = House::new(app().await);
+    house.pod(true, json!({}));
+    house.add(&route("other.alice.test", 1, false));
+    house.certify();
+    let refused = timeout(BOUND, house.connect("nobody.test", b"h2")).await.unwrap();
+    assert!(refused.is_err(), "an alert, and at once");
+    for host in ["other.alice.test", "nobody.test"] {
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            let (status, _, _) = house.get(empty(request(version, host))).await;
+            assert_eq!(status, StatusCode::MISDIRECTED_REQUEST, "{host} {version:?}");
+        }
+    }
+    let (status, _, _) = house.get(empty(Request::builder().uri("/").header("x", "y"))).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "no host");
+}
+
+#[tokio::test]
+async fn an_app_that_is_down_has_a_page_that_says_why() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let mut house = House::new(port);
+    let ask = || empty(request(Version::HTTP_2, HOST).header("accept", "application/json"));
+    let reason = |body: &str| serde_json::from_str::<Value>(body).unwrap()["reason"].as_str().unwrap().to_owned();
+    let (status, headers, body) = house.get(ask()).await;
+    assert_eq!((status.as_u16(), reason(&body).as_str()), (503, "NotRunning"));
+    assert!(headers.contains_key("retry-after"));
+    let waiting = |reason: &str| {
+        json!({"containerStatuses": [{"ready": false,
+        "state": {"waiting": {"reason": reason}}, "lastState": {"terminated": {"exitCode": 7, "reason": "Error"}}}]})
+    };
+    house.pod(false, waiting("ContainerCreating"));
+    assert_eq!(reason(&house.get(ask()).await.2), "Starting");
+    house.pod(false, waiting("CrashLoopBackOff"));
+    let (_, _, body) = house.get(ask()).await;
+    assert!(body.contains("exit code 7"), "{body}");
+    house.pod(true, json!({}));
+    assert_eq!(reason(&house.get(ask()).await.2), "NotListening");
+    house.add(&route(HOST, port, true));
+    assert_eq!(reason(&house.get(ask()).await.2), "Stopped");
+}
+
+#[tokio::test]
+async fn a_handshake_waits_for_the_first_certificate() {
+    let mut house = House::new(app().await);
+    house.pod(true, json!({}));
+    house.add(&route("new.alice.test", 1, false));
+    let (connected, ()) = tokio::join!(house.connect("new.alice.test", b"h2"), async {
+        tokio::task::yield_now().await;
+        house.certify();
+    });
+    connected.unwrap();
+}
+
+#[tokio::test]
+async fn garbage_in_place_of_the_gateways_header_ends_the_connection() {
+    let house = House::new(1);
+    let (mut user, device) = duplex(1024);
+    user.write_all(&[9; 64]).await.unwrap();
+    timeout(BOUND, house.ingress.serve(device)).await.unwrap();
+}

@@ -1,0 +1,410 @@
+//! The one task that knows which pods there are: it takes what the region says, writes it down, and starts and informs
+//! workers. It also sees to claims and to what was left behind by an agent before.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use hearth_proto::v1;
+use hearth_runtime::{Adopted, DeadPod};
+use hearth_types::{GroupKind, Incarnation, Object, ObjectKey, Uid};
+use hearth_volume::ClaimId;
+use serde_json::json;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+
+use crate::{
+    desired::{Change, Desired, Refusal},
+    files::chain,
+    ingress::Ingress,
+    pod::{Input, Start, StoredPod, WorkerHandle, load_all, remove_unknown, spawn, uses_any, uses_claim},
+    shared::{Shared, blocking},
+};
+
+/// Requests that wait for the manager.
+const INBOX: usize = 8;
+/// How often it is asked whether images changed while a pod waits for one: one system call each.
+const IMAGE_POLL: Duration = Duration::from_millis(250);
+/// How often phases are counted, and claims that could not be deleted are tried again.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
+
+/// What the manager is asked.
+enum Request {
+    BeginSession(oneshot::Sender<(Incarnation, u64)>),
+    Desired(Incarnation, Box<v1::Desired>, oneshot::Sender<Result<(), Refusal>>),
+}
+
+/// A handle on the manager.
+#[derive(Clone)]
+pub(crate) struct Manager {
+    requests: mpsc::Sender<Request>,
+}
+
+impl Manager {
+    /// A session begins; answers with what the device knows of its region.
+    pub(crate) async fn begin_session(&self) -> Option<(Incarnation, u64)> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(Request::BeginSession(answer)).await.ok()?;
+        answered.await.ok()
+    }
+
+    /// What the region says. Returns when it is on the disk and its pods are informed, or with why it is not believed;
+    /// `None` when the agent ends.
+    pub(crate) async fn desired(&self, from: &Incarnation, message: v1::Desired) -> Option<Result<(), Refusal>> {
+        let (answer, answered) = oneshot::channel();
+        let request = Request::Desired(from.clone(), Box::new(message), answer);
+        self.requests.send(request).await.ok()?;
+        answered.await.ok()
+    }
+}
+
+/// The manager before it runs.
+pub(crate) struct Service {
+    shared: Arc<Shared>,
+    ingress: Ingress,
+    desired: Desired,
+    requests: mpsc::Receiver<Request>,
+    workers: HashMap<Uid, WorkerHandle>,
+    tasks: JoinSet<Uid>,
+    /// Living pods that nobody asked for, kept until the region has said what should run.
+    orphans: Vec<hearth_runtime::Pod>,
+    dead: HashMap<String, DeadPod>,
+    stored: HashMap<String, StoredPod>,
+    generation: u64,
+    write_failed: bool,
+}
+
+/// Makes the manager of what is on the disk.
+pub(crate) fn new(shared: Arc<Shared>, ingress: Ingress, desired: Desired) -> (Manager, Service) {
+    let (sender, requests) = mpsc::channel(INBOX);
+    let service = Service {
+        shared,
+        ingress,
+        desired,
+        requests,
+        workers: HashMap::new(),
+        tasks: JoinSet::new(),
+        orphans: Vec::new(),
+        dead: HashMap::new(),
+        stored: HashMap::new(),
+        generation: 0,
+        write_failed: false,
+    };
+    (Manager { requests: sender }, service)
+}
+
+impl Service {
+    /// Brings up what the disk says, taking over what lives, and serves until the handle is gone.
+    pub(crate) async fn run(mut self, adopted: Adopted) {
+        self.take_over(adopted).await;
+        let mut images = tokio::time::interval(IMAGE_POLL);
+        images.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.generation = self.image_generation().await;
+        loop {
+            tokio::select! {
+                request = self.requests.recv() => match request {
+                    Some(request) => self.serve(request).await,
+                    None => return,
+                },
+                Some(ended) = self.tasks.join_next() => self.ended(ended).await,
+                _ = images.tick() => self.look_for_images().await,
+                _ = housekeeping.tick() => self.keep_house().await,
+            }
+        }
+    }
+
+    async fn serve(&mut self, request: Request) {
+        match request {
+            Request::BeginSession(answer) => {
+                self.desired.begin_session();
+                // Nobody waits where the session ended meanwhile.
+                let _ = answer.send((self.desired.incarnation().clone(), self.desired.revision().0));
+            }
+            Request::Desired(from, message, answer) => {
+                let result = self.desired.accept(&from, &message);
+                let accepted = match result {
+                    Ok(change) => {
+                        self.apply(change).await;
+                        Ok(())
+                    }
+                    Err(refusal) => Err(refusal),
+                };
+                let _ = answer.send(accepted);
+            }
+        }
+    }
+
+    /// The agent starts: everything on the disk is brought up, what lives is taken over.
+    async fn take_over(&mut self, adopted: Adopted) {
+        let dir = self.shared.paths.pods();
+        self.stored = blocking(move || load_all(&dir)).await.into_iter().collect();
+        self.dead = adopted.dead.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
+        let mut alive: HashMap<String, hearth_runtime::Pod> =
+            adopted.pods.into_iter().map(|pod| (pod.uid().to_owned(), pod)).collect();
+        for (uid, pod) in &alive {
+            if let Err(error) = self.shared.ids.claim(uid, pod.id_map()) {
+                tracing::error!(error = chain(&error), "the user ids of a living pod cannot be written down");
+            }
+        }
+        self.publish();
+        let pods: Vec<Object> =
+            self.desired.objects().values().filter(|o| *o.kind() == GroupKind::POD).cloned().collect();
+        tracing::info!(
+            pods = pods.len(),
+            alive = alive.len(),
+            dead = self.dead.len(),
+            "bringing up the pods on this device's disk"
+        );
+        if self.desired.is_known() {
+            let stored = self.stored.keys().cloned();
+            let keep =
+                pods.iter().map(|pod| pod.uid().to_string()).chain(alive.keys().cloned()).chain(stored).collect();
+            if let Err(error) = self.shared.network.retain(&keep).await {
+                tracing::error!(error = chain(&error), "networks of pods that are gone cannot be removed");
+            }
+        }
+        for object in pods {
+            let sandbox = alive.remove(object.uid().as_str());
+            self.start(object, sandbox).await;
+        }
+        self.orphans = alive.into_values().collect();
+        if self.desired.is_known() {
+            self.remove_orphans().await;
+        } else if !self.orphans.is_empty() {
+            let count = self.orphans.len();
+            tracing::warn!(
+                count,
+                "pods run that this device's disk does not know: they run on until the region has spoken"
+            );
+        }
+    }
+
+    /// What an accepted word of the region changed.
+    async fn apply(&mut self, change: Change) {
+        if change.matters || self.write_failed {
+            let file = self.desired.file();
+            let written = blocking(move || file.write()).await;
+            self.write_failed = written.is_err();
+            if let Err(error) = written {
+                // A full disk must not keep the owner from stopping an app.
+                tracing::error!(
+                    error = chain(&error),
+                    "what this device should run cannot be written to its disk: after a power cut it would run what it \
+                     ran before"
+                );
+            }
+        }
+        self.publish();
+        for gone in &change.vanished {
+            if let Some(worker) = self.workers.get_mut(gone.uid()) {
+                worker.vanished = true;
+                let _ = worker.inbox.send(Input::Vanished).await;
+            }
+            self.shared.reporter.forget(gone.key(), gone.uid());
+        }
+        let mut configs: HashSet<ObjectKey> = HashSet::new();
+        for key in &change.changed {
+            let Some(object) = self.desired.objects().get(key).cloned() else { continue };
+            if key.kind == GroupKind::POD {
+                self.pod_changed(object).await;
+            } else {
+                configs.insert(key.clone());
+            }
+        }
+        configs.extend(change.vanished.iter().map(|object| object.key().clone()));
+        for worker in self.workers.values() {
+            if !worker.vanished && uses_any(&worker.entry.pod, worker.object.namespace(), &configs) {
+                let _ = worker.inbox.send(Input::ConfigChanged).await;
+            }
+        }
+        self.remove_orphans().await;
+        self.delete_claims().await;
+    }
+
+    async fn pod_changed(&mut self, object: Object) {
+        if let Some(worker) = self.workers.get_mut(object.uid()) {
+            if worker.vanished {
+                // It comes again once its worker has ended.
+                return;
+            }
+            worker.object = object.clone();
+            let _ = worker.inbox.send(Input::Desired(object)).await;
+            return;
+        }
+        let orphan = self.orphans.iter().position(|pod| pod.uid() == object.uid().as_str());
+        let sandbox = orphan.map(|index| self.orphans.swap_remove(index));
+        self.start(object, sandbox).await;
+    }
+
+    async fn start(&mut self, object: Object, sandbox: Option<hearth_runtime::Pod>) {
+        let uid = object.uid().clone();
+        let record = self.stored.remove(uid.as_str()).map(|stored| stored.record);
+        let dead = self.dead.remove(uid.as_str()).map(|pod| pod.containers);
+        let key = object.key().clone();
+        let deleting = object.is_deleting();
+        let start = Start { object, record, sandbox, dead };
+        match spawn(Arc::clone(&self.shared), start, &mut self.tasks).await {
+            Ok(worker) => drop(self.workers.insert(uid, worker)),
+            Err(error) => {
+                tracing::error!(pod = %key, error, "a pod cannot be read, so it is not run");
+                let now = self.shared.now();
+                self.shared.reporter.event((&key, &uid), "Warning", "FailedValidation", &error, now);
+                if deleting {
+                    // Nothing of it ever ran.
+                    self.shared.reporter.status(&key, &uid, &json!({"phase": "Failed", "message": error}), true);
+                }
+            }
+        }
+    }
+
+    async fn ended(&mut self, ended: Result<Uid, tokio::task::JoinError>) {
+        match ended {
+            Ok(uid) => {
+                let worker = self.workers.remove(&uid);
+                // It may have come back while it was taken down.
+                let back = self.desired.objects().values().find(|object| *object.uid() == uid).cloned();
+                if let (Some(_), Some(object)) = (worker, back) {
+                    self.start(object, None).await;
+                }
+                self.publish();
+                self.delete_claims().await;
+            }
+            Err(error) => {
+                tracing::error!(%error, "a pod's worker broke: the agent starts again to take its pod over");
+                // Containers are not affected, and a half-known pod is worse than a moment's absence.
+                std::panic::resume_unwind(Box::new("a pod's worker broke"));
+            }
+        }
+    }
+
+    fn publish(&self) {
+        self.shared.set_objects(self.desired.objects().clone());
+        self.ingress.routes_changed(self.desired.objects());
+    }
+
+    /// Stops what runs, or left remains, and is not desired: the region's word on it was accepted before.
+    async fn remove_orphans(&mut self) {
+        if !self.desired.is_known() {
+            return;
+        }
+        for sandbox in std::mem::take(&mut self.orphans) {
+            let object = self.stored.get(sandbox.uid()).and_then(StoredPod::object);
+            tracing::info!(
+                pod = sandbox.name(),
+                namespace = sandbox.namespace(),
+                "stopping a pod that is no longer desired"
+            );
+            match object {
+                Some(object) => {
+                    self.start(object.clone(), Some(sandbox)).await;
+                    self.vanish(object.uid()).await;
+                }
+                None => remove_unknown(Arc::clone(&self.shared), sandbox).await,
+            }
+        }
+        // Those that were being taken down when the agent died.
+        let left: Vec<StoredPod> = self.stored.drain().map(|(_, stored)| stored).collect();
+        for object in left.iter().filter_map(StoredPod::object) {
+            self.start(object.clone(), None).await;
+            self.vanish(object.uid()).await;
+        }
+        for uid in std::mem::take(&mut self.dead).into_keys() {
+            if let Err(error) = self.shared.runtime.forget(&uid).await {
+                tracing::error!(uid, error = chain(&error), "the remains of a dead pod cannot be removed");
+            }
+        }
+    }
+
+    async fn vanish(&mut self, uid: &Uid) {
+        if let Some(worker) = self.workers.get_mut(uid) {
+            worker.vanished = true;
+            let _ = worker.inbox.send(Input::Vanished).await;
+        }
+    }
+
+    /// Deletes the data of claims that are marked and that no pod uses, and says so.
+    async fn delete_claims(&mut self) {
+        let marked: Vec<Object> = self
+            .desired
+            .objects()
+            .values()
+            .filter(|object| *object.kind() == GroupKind::PERSISTENT_VOLUME_CLAIM && object.is_deleting())
+            .cloned()
+            .collect();
+        for claim in marked {
+            let in_use = self.workers.values().any(|worker| {
+                worker.object.namespace() == claim.namespace() && uses_claim(&worker.entry.pod, claim.name())
+                    // A pod that is torn down has let go of it, even where its object is still there.
+                    && !is_gone(worker)
+            });
+            if in_use {
+                continue;
+            }
+            let id = ClaimId {
+                namespace: claim.namespace().to_owned(),
+                name: claim.name().to_owned(),
+                uid: claim.uid().as_str().to_owned(),
+            };
+            let volumes = self.shared.volumes.clone();
+            match blocking(move || volumes.delete_claim(&id)).await {
+                Ok(()) => {
+                    let status = claim.value().get("status").cloned().unwrap_or_else(|| json!({"phase": "Lost"}));
+                    self.shared.reporter.status(claim.key(), claim.uid(), &status, true);
+                }
+                Err(error) => {
+                    self.shared.metrics.failures.with_label_values(&["volumes"]).inc();
+                    tracing::error!(claim = %claim.key(), error = chain(&error), "a claim's data cannot be deleted");
+                }
+            }
+        }
+    }
+
+    async fn image_generation(&self) -> u64 {
+        let images = self.shared.images.clone();
+        blocking(move || images.generation()).await.unwrap_or(self.generation)
+    }
+
+    async fn look_for_images(&mut self) {
+        let waits = |worker: &&WorkerHandle| worker.entry.snapshot.borrow().waits_for_image;
+        if !self.workers.values().any(|worker| waits(&worker)) {
+            return;
+        }
+        let generation = self.image_generation().await;
+        if generation == self.generation {
+            return;
+        }
+        self.generation = generation;
+        for worker in self.workers.values().filter(waits) {
+            let _ = worker.inbox.send(Input::ImagesChanged).await;
+        }
+    }
+
+    async fn keep_house(&mut self) {
+        let mut counts: HashMap<String, i64> =
+            ["Pending", "Running", "Succeeded", "Failed"].into_iter().map(|phase| (phase.to_owned(), 0)).collect();
+        for worker in self.workers.values() {
+            let phase = format!("{:?}", worker.entry.snapshot.borrow().phase);
+            *counts.entry(phase).or_default() += 1;
+        }
+        for (phase, count) in counts {
+            self.shared.metrics.pods.with_label_values(&[&phase]).set(count);
+        }
+        self.delete_claims().await;
+        if self.write_failed {
+            self.apply(Change { matters: true, ..Change::default() }).await;
+        }
+    }
+}
+
+/// Whether a worker's pod is torn down: its last status was reported as finished.
+fn is_gone(worker: &WorkerHandle) -> bool {
+    let snapshot = worker.entry.snapshot.borrow();
+    let ended = matches!(snapshot.phase, hearth_pod::Phase::Succeeded | hearth_pod::Phase::Failed);
+    ended && snapshot.sandbox.is_none()
+}

@@ -1,0 +1,286 @@
+//! How the commands of a pod's machine are carried out. Each function does one and answers with its result.
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
+use hearth_image::{Image, ImageError};
+use hearth_network::{EgressPolicy, PodAddresses, PodNetwork};
+use hearth_pod::{Failure, StartFailure};
+use hearth_runtime::{ContainerStatus, PodLimits, PodSandbox, RuntimeError, StartError};
+use hearth_types::{
+    GroupKind, ObjectKey,
+    kinds::{INTERNET_ANNOTATION, PersistentVolumeClaim, Pod, Volume},
+    quantity,
+};
+use hearth_volume::{ClaimId, ClaimSpec};
+use serde_json::json;
+
+use crate::{
+    config::Configs,
+    container::{self, Ingredients, POD_PIDS, Places},
+    files::chain,
+    shared::{Shared, blocking},
+};
+
+/// Permission bits of a fresh claim: programs of an image run as any user, and nobody but the pod sees the directory.
+const CLAIM_MODE: u32 = 0o777;
+
+/// Where each volume of a pod lies.
+pub(crate) type VolumePaths = HashMap<String, PathBuf>;
+
+/// What the commands of one pod work on.
+#[derive(Clone)]
+pub(crate) struct Site {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) places: Places,
+}
+
+impl Site {
+    fn namespace(&self) -> &str {
+        &self.places.namespace
+    }
+
+    fn uid(&self) -> &str {
+        &self.places.uid
+    }
+
+    fn failed(&self, step: &'static str, reason: &str, error: &dyn std::error::Error) -> Failure {
+        self.shared.metrics.failures.with_label_values(&[step]).inc();
+        Failure::new(reason, chain(error))
+    }
+
+    pub(crate) async fn image(&self, reference: String) -> Result<Image, Failure> {
+        let images = self.shared.images.clone();
+        let asked = reference.clone();
+        let resolved = blocking(move || images.resolve(&reference)).await;
+        resolved.map_err(|error| {
+            let reason = match &error {
+                ImageError::NotFound { .. } => "ImageNotPresent",
+                ImageError::Reference(_) => "InvalidImageName",
+                _ => "ImageInspectError",
+            };
+            let mut failure = self.failed("image", reason, &error);
+            if reason == "ImageNotPresent" {
+                failure.message =
+                    format!("image \"{asked}\" is not on this device: import it there with `hearth image import`");
+            }
+            failure
+        })
+    }
+
+    pub(crate) async fn volumes(&self) -> Result<VolumePaths, Failure> {
+        let site = self.clone();
+        blocking(move || site.volumes_now()).await
+    }
+
+    fn volumes_now(&self) -> Result<VolumePaths, Failure> {
+        let objects = self.shared.objects();
+        let configs = Configs { objects: &objects, namespace: self.namespace() };
+        let mut paths = VolumePaths::new();
+        for volume in self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+            let path = self.volume(volume, &configs)?;
+            paths.insert(volume.name.clone(), path);
+        }
+        Ok(paths)
+    }
+
+    fn volume(&self, volume: &Volume, configs: &Configs<'_>) -> Result<PathBuf, Failure> {
+        let store = &self.shared.volumes;
+        let mount = |error: hearth_volume::VolumeError| {
+            let mut failure = self.failed("volumes", "FailedMount", &error);
+            failure.message = format!("volume {}: {}", volume.name, failure.message);
+            failure
+        };
+        if let Some((files, secret)) = configs.files(volume)? {
+            return store.project(self.uid(), &volume.name, &files, secret).map_err(mount);
+        }
+        if let Some(claim) = &volume.persistent_volume_claim {
+            return self.claim(&claim.claim_name, configs).and_then(|(id, spec, status)| {
+                let path = store.ensure_claim(&id, &spec).map_err(mount)?;
+                let key = ObjectKey::new(GroupKind::PERSISTENT_VOLUME_CLAIM, &id.namespace, &id.name);
+                self.shared.reporter.status(&key, &id.uid.as_str().into(), &status, false);
+                Ok(path)
+            });
+        }
+        if volume.empty_dir.is_some() {
+            return store.empty_dir(self.uid(), &volume.name).map_err(mount);
+        }
+        Err(Failure::new("FailedMount", format!("volume {}: its kind is not supported by this device", volume.name)))
+    }
+
+    fn claim(&self, name: &str, configs: &Configs<'_>) -> Result<(ClaimId, ClaimSpec, serde_json::Value), Failure> {
+        let key = ObjectKey::new(GroupKind::PERSISTENT_VOLUME_CLAIM, self.namespace(), name);
+        let missing = || Failure::new("FailedMount", format!("persistentvolumeclaim \"{name}\" not found"));
+        let object = configs.objects.get(&key).ok_or_else(missing)?;
+        let claim: PersistentVolumeClaim = object.view().map_err(|error| {
+            Failure::new("FailedMount", format!("persistentvolumeclaim \"{name}\" cannot be read: {error}"))
+        })?;
+        if object.is_deleting() {
+            let text = format!("persistentvolumeclaim \"{name}\" is being deleted");
+            return Err(Failure::new("FailedMount", text));
+        }
+        let spec = claim.spec.unwrap_or_default();
+        let requests = spec.resources.and_then(|resources| resources.requests).unwrap_or_default();
+        let size = requests.get("storage").and_then(|size| quantity::bytes(&size.0).ok());
+        let id = ClaimId {
+            namespace: self.namespace().to_owned(),
+            name: name.to_owned(),
+            uid: object.uid().as_str().to_owned(),
+        };
+        let mut status = json!({"phase": "Bound", "accessModes": spec.access_modes.unwrap_or_default()});
+        if let Some(size) = requests.get("storage") {
+            status["capacity"] = json!({"storage": size.0});
+        }
+        Ok((id, ClaimSpec { size_bytes: size, mode: CLAIM_MODE }, status))
+    }
+
+    fn policy(&self) -> EgressPolicy {
+        let annotations = self.pod.metadata.annotations.as_ref();
+        let said = annotations.and_then(|map| map.get(INTERNET_ANNOTATION)).map(String::as_str);
+        EgressPolicy { internet: said != Some("false") }
+    }
+
+    pub(crate) async fn network(&self, sandbox: Option<&hearth_runtime::Pod>) -> Result<PodNetwork, Failure> {
+        let policy = self.policy();
+        let network = &self.shared.network;
+        let made = match sandbox {
+            None => network.attach(self.uid(), &policy).await,
+            Some(sandbox) => {
+                let netns =
+                    sandbox.netns().map_err(|error| self.failed("network", "FailedCreatePodSandBox", &error))?;
+                network.adopt(self.uid(), netns, &policy).await
+            }
+        };
+        made.map_err(|error| self.failed("network", "FailedCreatePodSandBox", &error))
+    }
+
+    pub(crate) async fn sandbox(&self, network: PodNetwork) -> Result<hearth_runtime::Pod, Failure> {
+        let failed = |error: &dyn std::error::Error| self.failed("sandbox", "FailedCreatePodSandBox", error);
+        let (shared, uid) = (Arc::clone(&self.shared), self.uid().to_owned());
+        let ids = blocking(move || shared.ids.of(&uid)).await.map_err(|error| failed(&error))?;
+        let hostname = self.pod.spec.as_ref().and_then(|spec| spec.hostname.clone()).filter(|name| !name.is_empty());
+        let hostname = hostname.unwrap_or_else(|| self.places.pod.clone());
+        // The kernel takes 64 bytes (`__NEW_UTS_LEN`), and a label has 63.
+        let hostname = crate::reporter::clip(&hostname, 63).trim_end_matches(['-', '.']).to_owned();
+        let PodNetwork { addresses, netns } = network;
+        let sandbox = PodSandbox {
+            uid: self.uid().to_owned(),
+            namespace: self.namespace().to_owned(),
+            name: self.places.pod.clone(),
+            netns,
+            id_map: ids,
+            resolv_conf: container::resolv_conf(&addresses),
+            hosts: container::hosts(&hostname, &addresses),
+            hostname,
+            limits: PodLimits { pids: Some(POD_PIDS), ..PodLimits::default() },
+        };
+        let _slot = self.shared.slots.acquire().await;
+        self.shared.runtime.create_pod(sandbox).await.map_err(|error| failed(&error))
+    }
+
+    pub(crate) async fn start(
+        &self,
+        sandbox: Option<hearth_runtime::Pod>,
+        name: &str,
+        attempt: u32,
+        image: Option<Image>,
+        volumes: VolumePaths,
+    ) -> Result<ContainerStatus, StartFailure> {
+        let (Some(sandbox), Some(image)) = (sandbox, image) else { return Err(StartFailure::SandboxGone) };
+        let spec = self.container_spec(name, attempt, &image, &volumes).map_err(StartFailure::Config)?;
+        let (logs, name_of_logs) = (self.places.logs(), name.to_owned());
+        let _slot = self.shared.slots.acquire().await;
+        let begin = std::time::Instant::now();
+        let started = sandbox.start_container(spec).await;
+        let label = if started.is_ok() { "started" } else { "failed" };
+        self.shared.metrics.container_starts.with_label_values(&[label]).inc();
+        if started.is_ok() {
+            self.shared.metrics.container_start_seconds.observe(begin.elapsed().as_secs_f64());
+            if attempt > 0 {
+                self.shared.metrics.container_restarts.inc();
+            }
+        }
+        blocking(move || crate::logs::prune(&logs.join(name_of_logs), attempt)).await;
+        started.map_err(start_failure)
+    }
+
+    fn container_spec(
+        &self,
+        name: &str,
+        attempt: u32,
+        image: &Image,
+        volumes: &VolumePaths,
+    ) -> Result<hearth_runtime::ContainerSpec, Failure> {
+        let containers = self.pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
+        let found = containers.iter().find(|one| one.name == name);
+        let container =
+            found.ok_or_else(|| Failure::new("CreateContainerConfigError", format!("no container {name}")))?;
+        let objects = self.shared.objects();
+        container::spec(&Ingredients {
+            pod: &self.pod,
+            container,
+            attempt,
+            image,
+            volumes,
+            configs: Configs { objects: &objects, namespace: self.namespace() },
+            places: &self.places,
+        })
+    }
+
+    pub(crate) async fn remove(&self, sandbox: Option<hearth_runtime::Pod>, name: &str) -> Result<(), Failure> {
+        if let Some(sandbox) = sandbox {
+            match sandbox.remove_container(name).await {
+                Ok(()) | Err(RuntimeError::NoSuchContainer { .. } | RuntimeError::ShimGone { .. }) => {}
+                Err(error) => return Err(self.failed("sandbox", "FailedRemoveContainer", &error)),
+            }
+        }
+        let scratch = self.places.scratch().join(name);
+        let removed = blocking(move || crate::files::remove(&scratch)).await;
+        removed.map_err(|error| self.failed("sandbox", "FailedRemoveContainer", &error))
+    }
+
+    /// Removes what is left of a sandbox.
+    pub(crate) async fn destroy(&self, sandbox: Option<hearth_runtime::Pod>) -> Result<(), Failure> {
+        let failed = |error: &dyn std::error::Error| self.failed("sandbox", "FailedKillPod", error);
+        let _slot = self.shared.slots.acquire().await;
+        if let Some(sandbox) = sandbox {
+            sandbox.destroy().await.map_err(|error| failed(&error))?;
+        }
+        self.shared.runtime.forget(self.uid()).await.map_err(|error| failed(&error))
+    }
+
+    /// Removes everything of the pod but its claims and logs.
+    pub(crate) async fn tear_down(&self, sandbox: Option<hearth_runtime::Pod>) -> Result<(), Failure> {
+        self.destroy(sandbox).await?;
+        let failed = |error: &dyn std::error::Error| self.failed("sandbox", "FailedKillPod", error);
+        self.shared.network.detach(self.uid()).await.map_err(|error| failed(&error))?;
+        let site = self.clone();
+        blocking(move || {
+            let failed = |error: &dyn std::error::Error| site.failed("volumes", "FailedKillPod", error);
+            site.shared.volumes.remove_pod(site.uid()).map_err(|error| failed(&error))?;
+            crate::files::remove(&site.places.scratch()).map_err(|error| failed(&error))?;
+            // Last: as long as something of the pod is there, nobody else gets its ids.
+            site.shared.ids.free(site.uid()).map_err(|error| failed(&error))
+        })
+        .await
+    }
+}
+
+/// The pod's and the device's addresses, as a status has them.
+pub(crate) fn addresses(addresses: &PodAddresses) -> hearth_pod::Addresses {
+    let text = |ips: Vec<std::net::IpAddr>| ips.iter().map(ToString::to_string).collect();
+    hearth_pod::Addresses { pod: text(container::pod_ips(addresses)), host: text(crate::facts::host_ips()) }
+}
+
+fn start_failure(error: RuntimeError) -> StartFailure {
+    let reason = match &error {
+        RuntimeError::ShimGone { .. } | RuntimeError::Protocol { .. } => return StartFailure::SandboxGone,
+        // Its other containers may run: it is not taken down for that.
+        RuntimeError::Version { .. } => return StartFailure::Config(Failure::new("ShimVersion", chain(&error))),
+        RuntimeError::Start(StartError::NoSuchFile { .. } | StartError::NotExecutable { .. }) => "ContainerCannotRun",
+        RuntimeError::Start(StartError::OutOfMemory) => "OOMKilled",
+        RuntimeError::Start(_) => "StartError",
+        _ => "RunContainerError",
+    };
+    StartFailure::Run(Failure::new(reason, chain(&error)))
+}

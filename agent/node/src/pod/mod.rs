@@ -1,0 +1,13 @@
+//! A worker a pod: it drives the pod's machine and carries out its commands.
+
+mod convert;
+mod execute;
+mod orphan;
+mod record;
+mod uses;
+mod worker;
+
+pub(crate) use orphan::remove_unknown;
+pub(crate) use record::{StoredPod, load_all};
+pub(crate) use uses::{uses_any, uses_claim};
+pub(crate) use worker::{Input, Start, WorkerHandle, spawn};

@@ -1,0 +1,68 @@
+//! What of its namespace a pod uses. Pure.
+
+use std::collections::HashSet;
+
+use hearth_types::{GroupKind, ObjectKey, kinds::Pod};
+
+/// Whether a pod mounts a claim.
+pub(crate) fn uses_claim(pod: &Pod, claim: &str) -> bool {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.filter_map(|volume| volume.persistent_volume_claim.as_ref()).any(|one| one.claim_name == claim)
+}
+
+/// Whether a pod uses one of these ConfigMaps, Secrets or claims.
+pub(crate) fn uses_any(pod: &Pod, namespace: &str, keys: &HashSet<ObjectKey>) -> bool {
+    if keys.is_empty() {
+        return false;
+    }
+    let has = |kind: GroupKind, name: &str| keys.contains(&ObjectKey::new(kind, namespace, name));
+    let config = |name: &str| has(GroupKind::CONFIG_MAP, name);
+    let secret = |name: &str| has(GroupKind::SECRET, name);
+    let Some(spec) = &pod.spec else { return false };
+    let volumes = spec.volumes.iter().flatten().any(|volume| {
+        volume.config_map.as_ref().is_some_and(|one| config(&one.name))
+            || volume.secret.as_ref().and_then(|one| one.secret_name.as_deref()).is_some_and(secret)
+            || volume
+                .persistent_volume_claim
+                .as_ref()
+                .is_some_and(|one| has(GroupKind::PERSISTENT_VOLUME_CLAIM, &one.claim_name))
+    });
+    let from = spec.containers.iter().flat_map(|one| one.env_from.iter().flatten()).any(|from| {
+        from.config_map_ref.as_ref().is_some_and(|one| config(&one.name))
+            || from.secret_ref.as_ref().is_some_and(|one| secret(&one.name))
+    });
+    let env = spec.containers.iter().flat_map(|one| one.env.iter().flatten()).filter_map(|env| env.value_from.as_ref());
+    let mut env = env.map(|from| {
+        from.config_map_key_ref.as_ref().is_some_and(|one| config(&one.name))
+            || from.secret_key_ref.as_ref().is_some_and(|one| secret(&one.name))
+    });
+    volumes || from || env.any(|uses| uses)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_hears_of_what_it_uses_alone() {
+        let pod: Pod = serde_json::from_value(json!({"spec": {
+            "volumes": [{"name": "a", "configMap": {"name": "files"}},
+                {"name": "d", "persistentVolumeClaim": {"claimName": "data"}}],
+            "containers": [{"name": "c", "envFrom": [{"secretRef": {"name": "from"}}],
+                "env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "key", "key": "k"}}}]}],
+        }}))
+        .expect("a pod");
+        let uses = |kind: GroupKind, namespace: &str, name: &str| {
+            uses_any(&pod, "n", &HashSet::from([ObjectKey::new(kind, namespace, name)]))
+        };
+        assert!(uses(GroupKind::CONFIG_MAP, "n", "files"));
+        assert!(uses(GroupKind::CONFIG_MAP, "n", "key"));
+        assert!(uses(GroupKind::SECRET, "n", "from"));
+        assert!(uses(GroupKind::PERSISTENT_VOLUME_CLAIM, "n", "data"));
+        assert!(!uses(GroupKind::SECRET, "n", "files"));
+        assert!(!uses(GroupKind::CONFIG_MAP, "other", "files"));
+        assert!(uses_claim(&pod, "data") && !uses_claim(&pod, "other"));
+    }
+}

@@ -1,0 +1,159 @@
+//! What the parts of the agent share.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::SystemTime,
+};
+
+use hearth_image::ImageStore;
+use hearth_network::Network;
+use hearth_pod::Phase;
+use hearth_runtime::Runtime;
+use hearth_types::{Clock, ObjectKey, Timestamp, Uid, kinds::Pod};
+use hearth_volume::VolumeStore;
+use serde_json::Value;
+use tokio::sync::{Semaphore, watch};
+
+use crate::{Paths, container::Places, desired::Objects, ids::IdRanges, metrics::Metrics, reporter::Reporter};
+
+/// Pods that are made, started or torn down at once: more do not end sooner on a small machine.
+pub(crate) const MAX_CONCURRENT: usize = 8;
+
+/// What every part needs.
+pub(crate) struct Shared {
+    pub(crate) paths: Paths,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) images: ImageStore,
+    pub(crate) volumes: VolumeStore,
+    pub(crate) network: Network,
+    pub(crate) runtime: Runtime,
+    pub(crate) ids: IdRanges,
+    pub(crate) reporter: Reporter,
+    pub(crate) metrics: Metrics,
+    pub(crate) pods: Arc<Pods>,
+    pub(crate) slots: Arc<Semaphore>,
+    objects: RwLock<Arc<Objects>>,
+}
+
+impl Shared {
+    #[allow(clippy::too_many_arguments)] // the composition root calls it, and nobody else
+    pub(crate) fn new(
+        paths: Paths,
+        clock: Arc<dyn Clock>,
+        images: ImageStore,
+        volumes: VolumeStore,
+        network: Network,
+        runtime: Runtime,
+        ids: IdRanges,
+        metrics: Metrics,
+        pods: Arc<Pods>,
+    ) -> Self {
+        Self {
+            paths,
+            clock,
+            images,
+            volumes,
+            network,
+            runtime,
+            ids,
+            reporter: Reporter::default(),
+            metrics,
+            pods,
+            slots: Arc::new(Semaphore::new(MAX_CONCURRENT)),
+            objects: RwLock::default(),
+        }
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// The objects that are desired now.
+    pub(crate) fn objects(&self) -> Arc<Objects> {
+        Arc::clone(&self.objects.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn set_objects(&self, objects: Objects) {
+        *self.objects.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(objects);
+    }
+}
+
+/// A time of the kernel as one of ours.
+pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// What others may know of a pod: ingress, logs, exec.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) phase: Phase,
+    pub(crate) ready: bool,
+    pub(crate) stopping: bool,
+    pub(crate) waits_for_image: bool,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) status: Value,
+    pub(crate) sandbox: Option<hearth_runtime::Pod>,
+}
+
+/// A pod of this device, as others find it.
+#[derive(Debug)]
+pub(crate) struct PodEntry {
+    pub(crate) key: ObjectKey,
+    pub(crate) uid: Uid,
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) places: Places,
+    pub(crate) snapshot: watch::Receiver<Snapshot>,
+}
+
+impl PodEntry {
+    /// The status of one container, as it was reported last.
+    pub(crate) fn container_status(&self, name: &str) -> Option<Value> {
+        let snapshot = self.snapshot.borrow();
+        let list = snapshot.status.get("containerStatuses")?.as_array()?;
+        list.iter().find(|one| one.get("name").and_then(Value::as_str) == Some(name)).cloned()
+    }
+}
+
+/// The pods of this device by name. Of two namesakes the newer one is found.
+#[derive(Debug, Default)]
+pub(crate) struct Pods {
+    by_key: Mutex<BTreeMap<ObjectKey, Arc<PodEntry>>>,
+}
+
+impl Pods {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<ObjectKey, Arc<PodEntry>>> {
+        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn insert(&self, entry: Arc<PodEntry>) {
+        self.lock().insert(entry.key.clone(), entry);
+    }
+
+    pub(crate) fn remove(&self, key: &ObjectKey, uid: &Uid) {
+        let mut pods = self.lock();
+        if pods.get(key).is_some_and(|entry| entry.uid == *uid) {
+            pods.remove(key);
+        }
+    }
+
+    pub(crate) fn get(&self, key: &ObjectKey) -> Option<Arc<PodEntry>> {
+        self.lock().get(key).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<PodEntry>> {
+        self.lock().values().cloned().collect()
+    }
+}
+
+/// Runs what blocks on a thread for that. A panic there is a panic here.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime is shutting down: nobody waits any more.
+        Err(_) => std::future::pending().await,
+    }
+}

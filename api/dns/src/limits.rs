@@ -1,0 +1,56 @@
+//! Every limit, with its unit and its reason.
+
+use std::time::Duration;
+
+/// Bytes of a UDP answer at most, and the payload size that answers announce: what fits every path's MTU without
+/// fragments (DNS Flag Day 2020; RFC 9715).
+pub const EDNS_PAYLOAD: u16 = 1232;
+
+/// Bytes of a UDP answer to a query without EDNS (RFC 1035 section 4.2.1), and the least payload size (RFC 6891
+/// section 6.2.3).
+pub const PLAIN_PAYLOAD: u16 = 512;
+
+/// Bytes of a query at most, UDP and TCP. One question and an OPT take less than 400; the rest is room for options
+/// and padding (RFC 7830). A TCP connection that announces more is closed before anything is allocated for it.
+pub const MAX_QUERY: usize = 4096;
+
+/// Tasks that read the UDP socket at most: as many as there are cores, but beyond this the one socket is the limit.
+pub const MAX_UDP_TASKS: usize = 4;
+
+/// Open TCP connections at most: each holds a socket and at most [`MAX_QUERY`] bytes, so 2 MiB in all.
+pub const TCP_CONNECTIONS: usize = 512;
+
+/// Open TCP connections of one IPv4 address or one IPv6 /64 at most, so that no single client can take them all.
+/// A resolver opens one or few (RFC 7766 section 6.2.2).
+pub const TCP_CONNECTIONS_PER_CLIENT: usize = 32;
+
+/// How long a TCP connection may wait for its next query (RFC 7766 section 6.2.3: "on the order of a few seconds").
+pub const TCP_IDLE: Duration = Duration::from_secs(10);
+
+/// How long a query may take to arrive once its first byte is there, and an answer to be taken.
+pub const TCP_TRANSFER: Duration = Duration::from_secs(5);
+
+/// How long to pause after the sockets' own errors (such as no file descriptors left), which would repeat at once.
+pub const ERROR_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often to look for a port that both UDP and TCP can have when asked for port 0. Each try fails only if another
+/// program has the UDP port that the kernel gave for TCP.
+pub const PORT_ATTEMPTS: usize = 64;
+
+/// How long an answer may be cached. Every name has the gateway's addresses, which change when a gateway is replaced.
+pub const TTL: Duration = Duration::from_mins(1);
+
+/// How long "there is no such name" may be cached (RFC 2308 section 5). Short, since people open a name in the same
+/// minute in which they install its app.
+pub const NEGATIVE_TTL: Duration = Duration::from_secs(5);
+
+/// The longest TTL (RFC 2181 section 8).
+pub const MAX_TTL: Duration = Duration::from_secs((1 << 31) - 1);
+
+/// Seconds of the SOA for secondary servers, which nothing here has yet (RIPE-203): look for changes after an hour,
+/// again after ten minutes, and give up after a week.
+pub(crate) const SOA_REFRESH: i32 = 3600;
+/// See [`SOA_REFRESH`].
+pub(crate) const SOA_RETRY: i32 = 600;
+/// See [`SOA_REFRESH`].
+pub(crate) const SOA_EXPIRE: i32 = 604_800;

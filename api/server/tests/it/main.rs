@@ -1,0 +1,13 @@
+//! The API server and its client together: real TLS on a port of the system's choice, over the real state
+//! machine held in memory.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod access;
+mod authority;
+mod join;
+mod life;
+mod objects;
+mod pods;
+mod region;
+mod store;
+mod watches;

@@ -1,0 +1,183 @@
+//! Logs and exec: from the client through the region to a device and back.
+
+use std::{collections::HashMap, pin::Pin, sync::Arc};
+
+use futures_util::{Stream, StreamExt as _, stream};
+use hearth_api::TunnelConnector;
+use hearth_client::WriteOptions;
+use hearth_proto::v1::{self, exec_input::Input, exec_output::Output};
+use hearth_types::{
+    BoxFuture, DeviceName, GroupKind, Object, Reason, Timestamp,
+    store::{Expect, Op, write_one},
+    tunnel::{DialError, Dialer, StreamKind},
+};
+use serde_json::json;
+use tokio::{io::DuplexStream, sync::mpsc};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::region::{LIMIT, Region, key, pod};
+
+/// A device's own door: says what it was asked.
+struct Door;
+
+#[tonic::async_trait]
+impl v1::device_door_server::DeviceDoor for Door {
+    type LogsStream = Pin<Box<dyn Stream<Item = Result<v1::LogsChunk, Status>> + Send>>;
+    type ExecStream = Pin<Box<dyn Stream<Item = Result<v1::ExecOutput, Status>> + Send>>;
+
+    async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        let request = request.into_inner();
+        if request.previous {
+            return Err(Status::not_found("there was no attempt before this one"));
+        }
+        let line = format!("{}/{}/{} tail={:?}\n", request.namespace, request.pod, request.container, request.tail);
+        let chunks = [Ok(v1::LogsChunk { data: line.into() }), Ok(v1::LogsChunk { data: "end\n".into() })];
+        Ok(Response::new(Box::pin(stream::iter(chunks))))
+    }
+
+    async fn exec(&self, request: Request<Streaming<v1::ExecInput>>) -> Result<Response<Self::ExecStream>, Status> {
+        let outputs = request.into_inner().filter_map(async |input| {
+            let output = match input.ok()?.input? {
+                Input::Start(start) => {
+                    Output::Stderr(format!("{}: {}", start.container, start.command.join(" ")).into())
+                }
+                Input::Stdin(bytes) => Output::Stdout(bytes),
+                Input::StdinClosed(_) => Output::ExitCode(3),
+                Input::Resize(_) => return None,
+            };
+            Some(Ok(v1::ExecOutput { output: Some(output) }))
+        });
+        Ok(Response::new(Box::pin(outputs)))
+    }
+
+    async fn metrics(&self, _: Request<v1::MetricsRequest>) -> Result<Response<v1::MetricsResponse>, Status> {
+        Ok(Response::new(v1::MetricsResponse::default()))
+    }
+}
+
+/// Tunnels in memory.
+struct Tunnels {
+    devices: HashMap<&'static str, mpsc::Sender<std::io::Result<DuplexStream>>>,
+}
+
+impl Dialer for Tunnels {
+    type Stream = DuplexStream;
+    fn dial<'a>(&'a self, device: &'a DeviceName, kind: StreamKind) -> BoxFuture<'a, Result<DuplexStream, DialError>> {
+        Box::pin(async move {
+            assert_eq!(kind, StreamKind::Rpc);
+            if device.as_str() == "slow" {
+                return Err(DialError::Timeout { device: device.clone(), seconds: 10 });
+            }
+            let accept = self.devices.get(device.as_str()).ok_or_else(|| DialError::Away(device.clone()))?;
+            let (ours, theirs) = tokio::io::duplex(64 << 10);
+            accept.send(Ok(theirs)).await.map_err(|_| DialError::Away(device.clone()))?;
+            Ok(ours)
+        })
+    }
+}
+
+async fn region() -> Region {
+    let (accept, incoming) = mpsc::channel(4);
+    let incoming = stream::unfold(incoming, async |mut incoming| Some((incoming.recv().await?, incoming)));
+    let door = tonic::transport::Server::builder().add_service(v1::device_door_server::DeviceDoorServer::new(Door));
+    tokio::spawn(door.serve_with_incoming(incoming));
+    let tunnels = Tunnels { devices: HashMap::from([("nas", accept)]) };
+    let region = Region::start_with(Some(Arc::new(TunnelConnector(Arc::new(tunnels)))), None).await;
+    for (name, containers, device) in [
+        ("one", &["web"][..], "nas"),
+        ("two", &["web", "db"], "nas"),
+        ("far", &["web"], "pi"),
+        ("late", &["web"], "slow"),
+        ("pending", &["web"], ""),
+    ] {
+        let created = region.admin().create(&pod("alice", name, containers), &WriteOptions::default()).await.unwrap();
+        if !device.is_empty() {
+            let mut value = created.object.value();
+            value["spec"]["nodeName"] = json!(device);
+            let object = Object::from_value(value).unwrap();
+            let op = Op::Update { object, expect: Expect::same(&created.object) };
+            write_one(region.store.as_ref(), format!("bind {name}").into(), op, Timestamp(1)).await.unwrap();
+        }
+    }
+    region
+}
+
+fn logs(pod: &str, container: &str) -> v1::LogsRequest {
+    let (namespace, pod, container) = ("alice".into(), pod.into(), container.into());
+    v1::LogsRequest { namespace, pod, container, tail: Some(5), ..v1::LogsRequest::default() }
+}
+
+#[tokio::test]
+async fn logs_come_from_the_pods_device() {
+    let region = region().await;
+    let client = region.admin();
+    for (pod, container, expected) in [("one", "", "web"), ("two", "db", "db")] {
+        let chunks: Vec<_> = client.logs(logs(pod, container)).await.unwrap().map(Result::unwrap).collect().await;
+        assert_eq!(chunks.concat(), format!("alice/{pod}/{expected} tail=Some(5)\nend\n").into_bytes());
+    }
+    for (request, reason, expected) in [
+        (logs("none", ""), Reason::NotFound, "pods \"none\" not found"),
+        (
+            logs("two", ""),
+            Reason::BadRequest,
+            "a container name must be specified for pod two, choose one of: [web db]",
+        ),
+        (logs("one", "x"), Reason::BadRequest, "container \"x\" is not valid for pod one; it has [web]"),
+        (logs("pending", ""), Reason::BadRequest, "pod \"pending\" is not scheduled yet"),
+        (
+            logs("far", ""),
+            Reason::ServiceUnavailable,
+            "pod \"far\" is on device \"pi\", which has no session with this region",
+        ),
+        (
+            logs("late", ""),
+            Reason::Timeout,
+            "pod \"late\" is on device \"slow\", which did not open a tunnel within 10 s",
+        ),
+        (logs("../x", ""), Reason::BadRequest, "lowercase RFC 1123"),
+        (v1::LogsRequest { previous: true, ..logs("one", "") }, Reason::NotFound, "no attempt before"),
+    ] {
+        let status = client.logs(request).await.err().expect("refused");
+        assert_eq!(status.reason, reason, "{status}");
+        assert!(status.message.contains(expected), "{expected}: {status}");
+    }
+    client.get(&key(GroupKind::POD, "alice", "one")).await.unwrap();
+}
+
+#[tokio::test]
+async fn exec_goes_both_ways_and_ends_with_the_exit_code() {
+    let region = region().await;
+    let client = region.admin();
+    let start = |pod: &str, command: &[&str]| v1::ExecInput {
+        input: Some(Input::Start(v1::ExecStart {
+            namespace: "alice".into(),
+            pod: pod.into(),
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
+            stdin: true,
+            ..v1::ExecStart::default()
+        })),
+    };
+    let (send, receive) = mpsc::channel(4);
+    let input = stream::unfold(receive, async |mut receive| Some((receive.recv().await?, receive)));
+    send.send(start("one", &["cat", "-n"])).await.unwrap();
+    let mut outputs = client.exec(input).await.unwrap();
+    let mut next =
+        async || tokio::time::timeout(LIMIT, outputs.next()).await.unwrap().unwrap().unwrap().output.unwrap();
+    assert_eq!(next().await, Output::Stderr("web: cat -n".into()));
+    // What is written is answered before the input ends: nothing is held back on the way.
+    for text in ["a", "b"] {
+        send.send(v1::ExecInput { input: Some(Input::Stdin(text.into())) }).await.unwrap();
+        assert_eq!(next().await, Output::Stdout(text.into()));
+    }
+    send.send(v1::ExecInput { input: Some(Input::StdinClosed(true)) }).await.unwrap();
+    assert_eq!(next().await, Output::ExitCode(3));
+    for (first, expected) in [
+        (start("one", &[]), "a command is required"),
+        (start("one", &["a\0b"]), "NUL"),
+        (start("pending", &["ls"]), "not scheduled yet"),
+        (v1::ExecInput { input: Some(Input::StdinClosed(true)) }, "the first message must say what to run"),
+    ] {
+        let status = client.exec(stream::iter([first])).await.err().expect("refused");
+        assert!(status.message.contains(expected), "{expected}: {status}");
+    }
+}

@@ -1,0 +1,270 @@
+//! The composition root of a server: which parts there are, and how they are given to each other.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use hearth_api::{ApiConfig, ApiServer, CertificateAuthority, DeviceDoorConnector, ResourceService, server_name};
+use hearth_client::Config;
+use hearth_dns::{DnsConfig, DnsServer};
+use hearth_gateway::{Gateway, GatewayConfig};
+use hearth_raft::{RaftConfig, RaftStore};
+use hearth_region::{Region, Timing};
+use hearth_tunnel::{HubConfig, TunnelHub};
+use hearth_types::{BoxFuture, Clock, DeviceName, identity, store::Store, tunnel::DialError};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    SystemClock, metrics,
+    server::{address, advertised, bind},
+};
+use crate::{
+    args::Server,
+    data_dir::{DataDir, ServerReport, write_atomically},
+};
+
+/// The number of a region's first server in its Raft group.
+const FIRST_SERVER: u64 = 1;
+/// The user that `client.yaml` belongs to.
+const ADMIN: &str = "hearth:admin";
+/// How often `client.yaml` is written anew, so that its certificate (90 days) never runs out.
+const CLIENT_RENEWAL: Duration = Duration::from_secs(10 * 86_400);
+/// How often the disk of a failed store is tried.
+const DISK_PROBE: Duration = Duration::from_secs(5);
+/// How much has to fit on it: the log needs room to go on.
+const DISK_PROBE_BYTES: usize = 4 << 20;
+/// How long parts get to stop by themselves.
+const STOP_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Logs and exec go to devices through their tunnels.
+struct Doors(Arc<TunnelHub>);
+
+impl DeviceDoorConnector for Doors {
+    fn connect<'a>(&'a self, device: &'a DeviceName) -> BoxFuture<'a, Result<tonic::transport::Channel, DialError>> {
+        Box::pin(self.0.device_channel(device))
+    }
+}
+
+/// Starts every part, tells `ready` where they answer, and runs until told to stop or a part fails.
+pub(super) async fn run_server(
+    data: &DataDir,
+    args: &Server,
+    shutdown: CancellationToken,
+    ready: impl FnOnce(&ServerReport) -> Result<()>,
+) -> Result<()> {
+    let registry = metrics::registry()?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let zone = fixed_zone(data, &args.zone)?;
+    // Ports first: what cannot listen fails before anything was made.
+    let api_listener = bind("--listen-api", "the API", &args.listen.listen_api).await?;
+    let metrics_listener = bind("--listen-metrics", "metrics", &args.listen.listen_metrics).await?;
+    let api_address = api_listener.local_addr().context("the API's own address")?;
+    let metrics_address = metrics_listener.local_addr().context("the metrics' own address")?;
+
+    let ca = Arc::new(CertificateAuthority::load_or_create(&data.server().join("ca"), &zone, Arc::clone(&clock))?);
+    ca.export(&data.ca())?;
+    let raft = Arc::new(RaftStore::open(RaftConfig::new(data.server().join("raft"), FIRST_SERVER, &args.region), &registry, Arc::clone(&clock)).await?);
+    let store: Arc<dyn Store> = raft.clone();
+    let resources = Arc::new(ResourceService::new(Arc::clone(&store), Arc::clone(&clock), &zone));
+    resources.ensure_defaults().await.context("cannot make the region's first objects")?;
+
+    let (region, handle) = Region::new(hearth_region::Config {
+        zone: zone.clone(),
+        region: args.region.clone(),
+        clock: Arc::clone(&clock),
+        store,
+        signer: ca.clone(),
+        registry: registry.clone(),
+        timing: Timing::default(),
+    })?;
+    let tunnel = address("--listen-tunnel", &args.listen.listen_tunnel)?;
+    let hub = HubConfig::new(tunnel_seed(&data.server().join("tunnel.key"))?, tunnel, advertised(tunnel, &args.advertise)?);
+    let hub = Arc::new(TunnelHub::start(hub, handle.dial_notifier(), &registry).await.context("cannot listen for tunnels (--listen-tunnel)")?);
+    let tunnel_address = *hub.notice().addresses.first().context("the tunnel's own address")?;
+
+    let gateway_listen = address("--listen-gateway", &args.listen.listen_gateway)?;
+    let gateway = Gateway::bind(GatewayConfig::new(gateway_listen), handle.routes(), Arc::clone(&hub), &registry)
+        .await
+        .map_err(|error| super::server::cannot_listen("--listen-gateway", "the gateway", gateway_listen, &error.into()))?;
+    let gateway_address = gateway.local_addr();
+    let dns_listen = address("--listen-dns", &args.listen.listen_dns)?;
+    let gateway_ips = advertised(gateway_address, &args.advertise)?.iter().map(SocketAddr::ip).collect();
+    let dns = DnsServer::bind(DnsConfig::new(dns_listen, &zone, gateway_ips), handle.routes(), &registry)
+        .await
+        .map_err(|error| super::server::cannot_listen("--listen-dns", "DNS", dns_listen, &error.into()))?;
+    let dns_address = dns.local_addr();
+
+    let config = ApiConfig {
+        region: args.region.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        token_addresses: advertised(api_address, &args.advertise)?.iter().map(ToString::to_string).collect(),
+    };
+    let api = ApiServer::builder(config, resources, Arc::clone(&ca))
+        .connector(Arc::new(Doors(Arc::clone(&hub))))
+        .metrics(&registry)
+        .add_service(handle.devices_service())
+        .build()?;
+    write_client_config(data, &ca, api_address, &zone, &args.region)?;
+
+    let mut parts = Parts::default();
+    let stop = || shutdown.clone();
+    parts.spawn("region", region.run(stop()));
+    parts.spawn("api", api.serve(api_listener, stop().cancelled_owned()));
+    parts.spawn("gateway", gateway.run(stop()));
+    parts.spawn("dns", dns.run(stop()));
+    parts.spawn("store", watch_store(Arc::clone(&raft), data.server(), stop()));
+    parts.spawn("metrics", metrics::serve(metrics_listener, registry, stop()));
+    let renewal = (data.clone(), Arc::clone(&ca), zone.clone(), args.region.clone());
+    parts.spawn("client-config", renew_client_config(renewal, api_address, stop()));
+
+    handle.ready().await;
+    ready(&ServerReport {
+        pid: std::process::id(),
+        region: args.region.clone(),
+        zone,
+        api: api_address,
+        gateway: gateway_address,
+        dns: dns_address,
+        metrics: metrics_address,
+        tunnel: tunnel_address,
+    })?;
+    let ended = parts.run(&shutdown).await;
+    hub.close().await;
+    raft.shutdown().await.context("cannot close the store")?;
+    ended
+}
+
+/// The running parts of a server. Each has a name; one that ends before it was told to takes the server
+/// with it, since half a server is worse than a restart.
+#[derive(Default)]
+struct Parts {
+    tasks: JoinSet<(&'static str, Result<()>)>,
+}
+
+impl Parts {
+    fn spawn<E: Into<anyhow::Error>>(&mut self, name: &'static str, part: impl Future<Output = Result<(), E>> + Send + 'static) {
+        self.tasks.spawn(async move { (name, part.await.map_err(Into::into)) });
+    }
+
+    async fn run(mut self, shutdown: &CancellationToken) -> Result<()> {
+        let mut ended = Ok(());
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            Some(part) = self.tasks.join_next() => {
+                if !shutdown.is_cancelled() {
+                    ended = Err(early_end(part));
+                }
+            }
+        }
+        shutdown.cancel();
+        let draining = async {
+            while let Some(part) = self.tasks.join_next().await {
+                if let Ok((name, Err(error))) = part {
+                    tracing::warn!("{name} did not stop cleanly: {error:#}");
+                }
+            }
+        };
+        if tokio::time::timeout(STOP_TIMEOUT, draining).await.is_err() {
+            tracing::warn!("some parts did not stop within {} s and are left", STOP_TIMEOUT.as_secs());
+        }
+        ended
+    }
+}
+
+fn early_end(part: Result<(&'static str, Result<()>), tokio::task::JoinError>) -> anyhow::Error {
+    match part {
+        Ok((name, Err(error))) => error.context(format!("the {name} part of the server failed")),
+        Ok((name, Ok(()))) => anyhow::anyhow!("the {name} part of the server ended by itself"),
+        Err(error) => anyhow::anyhow!("a part of the server panicked: {error}"),
+    }
+}
+
+/// A region's zone is fixed: names and certificates hang on it.
+fn fixed_zone(data: &DataDir, wanted: &str) -> Result<String> {
+    hearth_types::names::dns_subdomain(wanted).map_err(|why| anyhow::anyhow!("--zone {wanted:?}: {why}"))?;
+    fs::create_dir_all(data.server()).with_context(|| format!("cannot make {}", data.server().display()))?;
+    let path = data.server().join("zone");
+    match fs::read_to_string(&path) {
+        Ok(zone) if zone.trim() == wanted => Ok(wanted.to_owned()),
+        Ok(zone) => anyhow::bail!(
+            "this region's zone is {:?} and cannot be changed to {wanted:?}: its names and certificates hang on it; leave --zone as it was, or use another --data-dir",
+            zone.trim()
+        ),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            write_atomically(&path, wanted.as_bytes(), 0o644)?;
+            Ok(wanted.to_owned())
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// The seed of the gateway's tunnel key; made the first time.
+fn tunnel_seed(path: &Path) -> Result<[u8; 32]> {
+    match fs::read(path) {
+        Ok(bytes) => bytes.try_into().map_err(|_| anyhow::anyhow!("{}: must hold 32 bytes; remove it to have a new key", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            use ring::rand::SecureRandom as _;
+            let mut seed = [0; 32];
+            ring::rand::SystemRandom::new().fill(&mut seed).map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
+            write_atomically(path, &seed, 0o600)?;
+            Ok(seed)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+fn write_client_config(data: &DataDir, ca: &CertificateAuthority, api: SocketAddr, zone: &str, region: &str) -> Result<()> {
+    let issued = ca.issue_client(ADMIN, &[identity::ADMINS])?;
+    let address = super::example::reachable(api).to_string();
+    let config = Config::single(
+        region,
+        ADMIN,
+        &address,
+        &server_name(zone),
+        ca.pem().as_bytes(),
+        issued.certificate_pem.as_bytes(),
+        issued.key_pem.as_bytes(),
+    );
+    Ok(config.save(&data.client_config())?)
+}
+
+/// A store that failed answers reads and takes no writes. Once its disk takes writes again, the server ends, so
+/// that it is started anew and the store reads back what is really there.
+async fn watch_store(store: Arc<RaftStore>, folder: PathBuf, shutdown: CancellationToken) -> Result<()> {
+    let why = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        why = store.failed() => why,
+    };
+    tracing::error!("the store takes no more writes: {why}");
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(DISK_PROBE) => {
+                let probe = folder.join("probe");
+                let written = tokio::task::spawn_blocking(move || write_atomically(&probe, &[0; DISK_PROBE_BYTES], 0o600)).await;
+                if matches!(written, Ok(Ok(()))) {
+                    anyhow::bail!("the store had failed ({why}), and its disk takes writes again: starting anew");
+                }
+            }
+        }
+    }
+}
+
+async fn renew_client_config(
+    (data, ca, zone, region): (DataDir, Arc<CertificateAuthority>, String, String),
+    api: SocketAddr,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(CLIENT_RENEWAL) => write_client_config(&data, &ca, api, &zone, &region)?,
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Benchmarks against peers on the same machine in the same run. `make bench`, or `make bench NAME=reach`.
+//!
+//! Every figure is a median of interleaved runs; a ratio above 1 means that Hearth is better. Absolute
+//! times on a shared machine are noise. Lines of JSON go to target/bench/NAME.jsonl.
+
+#![allow(clippy::print_stdout)] // a benchmark prints its figures
+
+mod device;
+mod memory;
+mod reach;
+mod report;
+
+use anyhow::{Result, bail};
+
+/// The benchmarks by name.
+const BENCHES: [(&str, fn(&mut report::Report) -> Result<()>); 3] =
+    [("device", device::run), ("reach", reach::run), ("memory", memory::run)];
+
+fn main() -> Result<()> {
+    let wanted = std::env::args().nth(1);
+    let known = BENCHES.map(|(name, _)| name).join(", ");
+    if let Some(name) = &wanted
+        && !BENCHES.iter().any(|(known, _)| known == name)
+    {
+        bail!("no benchmark {name:?}; there are {known}");
+    }
+    for (name, bench) in BENCHES {
+        if wanted.as_deref().is_none_or(|wanted| wanted == name) {
+            let mut report = report::Report::new(name)?;
+            bench(&mut report)?;
+            report.finish();
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! What an Install needs, made of its App.
+
+use hearth_types::{
+    Object,
+    kinds::{API_VERSION, CLAIM_FINALIZER, INTERNET_ANNOTATION, labels},
+    quantity,
+};
+use serde_json::{Map, Value, json};
+
+use crate::meta::{self, list, number, text};
+
+/// The name of the claim for a volume of an Install.
+pub(super) fn claim_name(install: &str, volume: &str) -> String {
+    format!("{install}-{volume}")
+}
+
+/// Replicas that shall run: none where the owner stopped the app.
+pub(super) fn replicas(install: &Value) -> i64 {
+    if is_stopped(install) { 0 } else { number(install, "/spec/replicas").unwrap_or(1).max(0) }
+}
+
+pub(super) fn is_stopped(install: &Value) -> bool {
+    install.pointer("/spec/stopped") == Some(&Value::Bool(true))
+}
+
+fn object_labels(install: &Object, app: &Value) -> Value {
+    json!({labels::INSTALL: install.name(), labels::APP: text(app, "/metadata/name")})
+}
+
+/// The claims of the App's kept volumes. They have no owner: deleting the Install keeps the data.
+pub(super) fn claims(install: &Object, app: &Value) -> Vec<Value> {
+    let kept = list(app, "/spec/volumes").filter(|volume| volume.get("size").is_some());
+    kept.map(|volume| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {
+                "name": claim_name(install.name(), text(volume, "/name")),
+                "namespace": install.namespace(),
+                "labels": object_labels(install, app),
+                "finalizers": [CLAIM_FINALIZER],
+            },
+            "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": volume["size"]}}},
+        })
+    })
+    .collect()
+}
+
+/// A claim that is there already: labelled, and grown where the App now wants more; never shrunk.
+pub(super) fn kept_claim(stored: &Object, wanted: &Value) -> Value {
+    let mut value = stored.value();
+    for label in [labels::INSTALL, labels::APP] {
+        let wanted = wanted["metadata"]["labels"][label].as_str().unwrap_or_default();
+        meta::set_in(&mut value, "labels", label, wanted);
+    }
+    let size = |claim: &Value| quantity::bytes(text(claim, "/spec/resources/requests/storage")).unwrap_or(0);
+    if size(wanted) > size(&value) {
+        value["spec"]["resources"]["requests"]["storage"] = wanted["spec"]["resources"]["requests"]["storage"].clone();
+    }
+    value
+}
+
+/// The Deployment. What others set beside what is said here stays.
+pub(super) fn deployment(install: &Object, value: &Value, app: &Value, stored: Option<Value>) -> Value {
+    let mut deployment = stored.unwrap_or_else(|| {
+        json!({
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": install.name(), "namespace": install.namespace()},
+            "spec": {"selector": {"matchLabels": {labels::INSTALL: install.name()}}},
+        })
+    });
+    for label in [labels::INSTALL, labels::APP] {
+        let text = object_labels(install, app)[label].as_str().unwrap_or_default().to_owned();
+        meta::set_in(&mut deployment, "labels", label, &text);
+    }
+    deployment["metadata"]["ownerReferences"] = json!([meta::owner_reference(install)]);
+    let keeps_data = list(app, "/spec/volumes").any(|volume| volume.get("size").is_some());
+    let spec = &mut deployment["spec"];
+    spec["replicas"] = json!(replicas(value));
+    // Two pods must never write the same data, not even for the moment of an update.
+    let kind = if keeps_data { "Recreate" } else { "RollingUpdate" };
+    if spec["strategy"]["type"] != kind {
+        spec["strategy"] = json!({"type": kind});
+    }
+    spec["template"] = template(install, value, app);
+    deployment
+}
+
+fn template(install: &Object, value: &Value, app: &Value) -> Value {
+    let asked = app.pointer("/spec/permissions/internet") != Some(&Value::Bool(false));
+    let internet = asked && value.pointer("/spec/grants/internet") != Some(&Value::Bool(false));
+    let mut selector = Map::new();
+    if let Some(device) = value.pointer("/spec/placement/device").and_then(Value::as_str) {
+        selector.insert(labels::HOSTNAME.into(), json!(device));
+    }
+    if value.pointer("/spec/placement/ownDevicesOnly") == Some(&Value::Bool(true)) {
+        selector.insert(labels::OWNER.into(), json!(install.namespace()));
+    }
+    let mut spec = json!({
+        "containers": list(app, "/spec/containers").map(|one| container(one, value, app)).collect::<Vec<_>>(),
+        "restartPolicy": "Always",
+    });
+    let volumes: Vec<Value> = list(app, "/spec/volumes").map(|one| volume(install, one)).collect();
+    if !volumes.is_empty() {
+        spec["volumes"] = Value::Array(volumes);
+    }
+    if !selector.is_empty() {
+        spec["nodeSelector"] = Value::Object(selector);
+    }
+    json!({
+        "metadata": {
+            "labels": object_labels(install, app),
+            "annotations": {INTERNET_ANNOTATION: internet.to_string()},
+        },
+        "spec": spec,
+    })
+}
+
+fn container(container: &Value, install: &Value, app: &Value) -> Value {
+    let mut container = container.clone();
+    let over: Vec<&Value> = list(install, "/spec/env").collect();
+    if !over.is_empty() {
+        let replaced = |one: &Value| over.iter().any(|over| over["name"] == one["name"]);
+        let mut env: Vec<Value> = list(&container, "/env").filter(|one| !replaced(one)).cloned().collect();
+        env.extend(over.into_iter().cloned());
+        container["env"] = Value::Array(env);
+    }
+    // Asked for and granted: `missing_capabilities` made sure that what is asked for was granted.
+    let capabilities: Vec<&Value> = list(app, "/spec/permissions/capabilities").collect();
+    if !capabilities.is_empty() {
+        if !container["securityContext"].is_object() {
+            container["securityContext"] = json!({});
+        }
+        let security = &mut container["securityContext"];
+        if !security["capabilities"].is_object() {
+            security["capabilities"] = json!({});
+        }
+        security["capabilities"]["add"] = json!(capabilities);
+    }
+    container
+}
+
+fn volume(install: &Object, volume: &Value) -> Value {
+    let name = text(volume, "/name");
+    let of = |field: &str| volume.get(field).and_then(Value::as_str);
+    let mut out = json!({"name": name});
+    if volume.get("size").is_some() {
+        out["persistentVolumeClaim"] = json!({"claimName": claim_name(install.name(), name)});
+    } else if let Some(config_map) = of("configMap") {
+        out["configMap"] = json!({"name": config_map});
+    } else if let Some(secret) = of("secret") {
+        out["secret"] = json!({"secretName": secret});
+    } else {
+        out["emptyDir"] = volume.get("emptyDir").cloned().unwrap_or_else(|| json!({}));
+    }
+    out
+}
+
+/// The hostname of an Install.
+pub(super) fn hostname(install: &Object, zone: &str) -> String {
+    format!("{}.{}.{zone}", install.name(), install.namespace())
+}
+
+/// The Route, where the App has a door.
+pub(super) fn route(install: &Object, value: &Value, app: &Value, zone: &str, stored: Option<Value>) -> Option<Value> {
+    let port = app.pointer("/spec/ingress/port")?;
+    let mut route = stored.unwrap_or_else(|| {
+        json!({"apiVersion": API_VERSION, "kind": "Route", "metadata": {"name": install.name(), "namespace": install.namespace()}, "spec": {}})
+    });
+    for label in [labels::INSTALL, labels::APP] {
+        let text = object_labels(install, app)[label].as_str().unwrap_or_default().to_owned();
+        meta::set_in(&mut route, "labels", label, &text);
+    }
+    route["metadata"]["ownerReferences"] = json!([meta::owner_reference(install)]);
+    route["spec"]["hostname"] = json!(hostname(install, zone));
+    route["spec"]["target"] = json!({"selector": {labels::INSTALL: install.name()}, "port": port});
+    set_stopped(&mut route, value);
+    Some(route)
+}
+
+/// Says in a Route whether its Install is stopped.
+pub(super) fn set_stopped(route: &mut Value, install: &Value) {
+    if is_stopped(install) {
+        route["spec"]["stopped"] = json!(true);
+    } else if let Some(spec) = route["spec"].as_object_mut() {
+        spec.remove("stopped");
+    }
+}

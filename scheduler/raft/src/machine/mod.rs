@@ -1,0 +1,323 @@
+//! The state machine as openraft uses it: applies entries, builds and installs snapshots.
+
+mod snapshots;
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use futures_util::{Stream, StreamExt as _};
+use hearth_state::{Response, State, apply};
+use hearth_types::{GroupKind, Revision};
+use openraft::{
+    OptionalSend, RaftSnapshotBuilder, Snapshot,
+    storage::{EntryResponder, RaftStateMachine},
+};
+use tokio::sync::{Notify, watch};
+
+pub use self::snapshots::SnapshotsError;
+pub(crate) use self::snapshots::{Newest, SnapshotFile, Snapshots};
+use crate::{
+    health::Health,
+    metrics::Metrics,
+    types::{LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig},
+};
+
+type RaftSnapshot = Snapshot<crate::types::LeaderId, u64, openraft::impls::BasicNode, SnapshotFile>;
+
+/// Entries applied under one lock at most, so that readers wait for a millisecond at most.
+const APPLY_AT_ONCE: usize = 64;
+
+/// A snapshot is taken once the log since the last one has this many bytes, or as many as the last snapshot had, where
+/// that is more: so a snapshot writes at most as much again as the log did.
+pub const SNAPSHOT_LOG_BYTES: u64 = 32 << 20;
+/// A snapshot is taken once this many entries were applied since the last one, however small: they are in memory, and a
+/// start applies them again.
+pub const SNAPSHOT_LOG_ENTRIES: u64 = 50_000;
+
+/// What is replicated, and how far it got.
+pub(crate) struct Machine {
+    pub(crate) state: State,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    /// The last revision that changed something of a kind, for those that were changed since `loaded`.
+    kinds: HashMap<GroupKind, Revision>,
+    /// The revision of the snapshot that the state was loaded from.
+    loaded: Revision,
+}
+
+impl Machine {
+    /// A revision since which no object of a kind changed.
+    pub(crate) fn last_change(&self, kind: &GroupKind) -> Revision {
+        self.kinds.get(kind).copied().unwrap_or(self.loaded)
+    }
+}
+
+/// The state machine, shared by openraft, readers and watchers.
+pub(crate) struct Shared {
+    machine: RwLock<Machine>,
+    /// Wakes the watchers of a kind.
+    wakers: RwLock<HashMap<GroupKind, watch::Sender<()>>>,
+    snapshots: Snapshots,
+    current: RwLock<Option<(SnapshotMeta, SnapshotFile)>>,
+    /// Asks for a snapshot.
+    pub(crate) snapshot_due: Notify,
+    log_bytes: AtomicU64,
+    log_entries: AtomicU64,
+    last_snapshot_bytes: AtomicU64,
+    thresholds: (u64, u64),
+    health: Health,
+    pub(crate) metrics: Metrics,
+}
+
+impl Shared {
+    /// The state machine as the newest snapshot has it. `thresholds`: bytes and entries of the log between snapshots.
+    pub(crate) fn new(
+        snapshots: Snapshots,
+        newest: Option<Newest>,
+        thresholds: (u64, u64),
+        health: Health,
+        metrics: Metrics,
+    ) -> Arc<Self> {
+        let (mut machine, mut current, mut bytes) = (Machine::of(State::default(), &SnapshotMeta::default()), None, 0);
+        if let Some(newest) = newest {
+            machine = Machine::of(newest.state, &newest.meta);
+            bytes = newest.bytes;
+            current = Some((newest.meta, newest.file));
+        }
+        metrics.snapshot_bytes.set(bytes as i64);
+        Arc::new(Self {
+            machine: RwLock::new(machine),
+            wakers: RwLock::default(),
+            snapshots,
+            current: RwLock::new(current),
+            snapshot_due: Notify::new(),
+            log_bytes: AtomicU64::new(0),
+            log_entries: AtomicU64::new(0),
+            last_snapshot_bytes: AtomicU64::new(bytes),
+            thresholds,
+            health,
+            metrics,
+        })
+    }
+
+    /// The state now. Hold it for no longer than it takes to clone or look up.
+    pub(crate) fn machine(&self) -> RwLockReadGuard<'_, Machine> {
+        self.machine.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn machine_mut(&self) -> RwLockWriteGuard<'_, Machine> {
+        self.machine.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes its receiver after every change of an object of a kind.
+    pub(crate) fn subscribe(&self, kind: &GroupKind) -> watch::Receiver<()> {
+        if let Some(waker) = self.wakers.read().unwrap_or_else(PoisonError::into_inner).get(kind) {
+            return waker.subscribe();
+        }
+        let mut wakers = self.wakers.write().unwrap_or_else(PoisonError::into_inner);
+        wakers.entry(kind.clone()).or_insert_with(|| watch::Sender::new(())).subscribe()
+    }
+
+    fn wake(&self, kinds: &[GroupKind]) {
+        if kinds.is_empty() {
+            return;
+        }
+        let wakers = self.wakers.read().unwrap_or_else(PoisonError::into_inner);
+        for waker in kinds.iter().filter_map(|kind| wakers.get(kind)) {
+            let _ = waker.send(());
+        }
+    }
+
+    fn wake_all(&self) {
+        for waker in self.wakers.read().unwrap_or_else(PoisonError::into_inner).values() {
+            let _ = waker.send(());
+        }
+    }
+
+    /// Counts what was applied, and asks for a snapshot where the log since the last one has grown too long.
+    fn count(&self, entries: u64, bytes: u64) {
+        let entries = self.log_entries.fetch_add(entries, Ordering::Relaxed) + entries;
+        let bytes = self.log_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let (max_bytes, max_entries) = self.thresholds;
+        if entries >= max_entries || bytes >= max_bytes.max(self.last_snapshot_bytes.load(Ordering::Relaxed)) {
+            // Counting begins anew here, since the snapshot will have all of it.
+            self.log_entries.store(0, Ordering::Relaxed);
+            self.log_bytes.store(0, Ordering::Relaxed);
+            self.snapshot_due.notify_one();
+        }
+    }
+
+    fn current(&self) -> Option<(SnapshotMeta, SnapshotFile)> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_current(&self, meta: SnapshotMeta, file: SnapshotFile, bytes: u64) {
+        self.last_snapshot_bytes.store(bytes, Ordering::Relaxed);
+        self.metrics.snapshot_bytes.set(bytes as i64);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some((meta, file));
+    }
+
+    /// Writes a snapshot and makes it the current one.
+    fn write_snapshot(&self, meta: SnapshotMeta, state: &State) -> io::Result<RaftSnapshot> {
+        let written = self.snapshots.write(&meta, state);
+        let (file, bytes) = written.inspect_err(|error| {
+            self.health.fail(format!(
+                "writing a snapshot failed: {error}; make room or check the disk, then restart the server"
+            ));
+            self.metrics.failed.set(1);
+        })?;
+        self.metrics.snapshots.inc();
+        self.set_current(meta.clone(), file.clone(), bytes);
+        if let Err(error) = self.snapshots.prune() {
+            tracing::warn!(%error, "cannot remove old snapshots; they only take room");
+        }
+        tracing::info!(bytes, last = ?meta.last_log_id.map(|id| id.index), "wrote a snapshot");
+        Ok(Snapshot { meta, snapshot: file })
+    }
+}
+
+impl Machine {
+    fn of(state: State, meta: &SnapshotMeta) -> Self {
+        let loaded = state.revision();
+        let membership = meta.last_membership.clone();
+        Self { state, applied: meta.last_log_id, membership, kinds: HashMap::new(), loaded }
+    }
+
+    fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() }
+    }
+
+    /// Applies an entry and returns the answer; `touched` gathers the kinds whose objects changed.
+    fn apply(&mut self, log_id: LogId, payload: Payload, touched: &mut Vec<GroupKind>) -> Response {
+        self.applied = Some(log_id);
+        match payload {
+            Payload::Blank => Response::Nothing,
+            Payload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(log_id), membership);
+                Response::Nothing
+            }
+            Payload::Normal(proposal) => {
+                let applied = apply(&mut self.state, &proposal.command);
+                for change in &applied.changes {
+                    let kind = change.now.kind();
+                    match self.kinds.get_mut(kind) {
+                        Some(last) => *last = change.revision(),
+                        None => drop(self.kinds.insert(kind.clone(), change.revision())),
+                    }
+                    if !touched.contains(kind) {
+                        touched.push(kind.clone());
+                    }
+                }
+                applied.response
+            }
+        }
+    }
+}
+
+/// openraft's handle on the state machine.
+pub(crate) struct StateMachine(pub(crate) Arc<Shared>);
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let machine = self.0.machine();
+        Ok((machine.applied, machine.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let shared = &self.0;
+        let mut batches = entries.ready_chunks(APPLY_AT_ONCE);
+        while let Some(batch) = batches.next().await {
+            let (mut touched, mut answers) = (Vec::new(), Vec::with_capacity(batch.len()));
+            let (count, mut bytes) = (batch.len() as u64, 0);
+            {
+                let mut machine = shared.machine_mut();
+                for item in batch {
+                    let (entry, responder) = item?;
+                    bytes += payload_size(&entry.payload);
+                    let response = machine.apply(entry.log_id, entry.payload, &mut touched);
+                    answers.extend(responder.map(|responder| (responder, response)));
+                }
+                shared.metrics.applied_index.set(machine.applied.map_or(0, |id| id.index) as i64);
+                shared.metrics.revision.set(machine.state.revision().0 as i64);
+                shared.metrics.objects.set(machine.state.len() as i64);
+            }
+            shared.wake(&touched);
+            for (responder, response) in answers {
+                responder.send(response);
+            }
+            shared.count(count, bytes);
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        let machine = self.0.machine();
+        Builder { shared: Arc::clone(&self.0), meta: machine.meta(), state: machine.state.clone() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> Result<(), io::Error> {
+        let shared = Arc::clone(&self.0);
+        let meta = meta.clone();
+        blocking(move || {
+            let (_, state, bytes) = snapshot.load()?;
+            *shared.machine_mut() = Machine::of(state, &meta);
+            shared.set_current(meta, snapshot, bytes);
+            shared.wake_all();
+            Ok(())
+        })
+        .await
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<RaftSnapshot>, io::Error> {
+        Ok(self.0.current().map(|(meta, snapshot)| Snapshot { meta, snapshot }))
+    }
+}
+
+/// What an entry takes in the log, nearly.
+fn payload_size(payload: &Payload) -> u64 {
+    use hearth_state::Command;
+    use hearth_types::store::Op;
+    let Payload::Normal(proposal) = payload else {
+        return 64;
+    };
+    let Command::Txn(txn) = &*proposal.command else {
+        return 128;
+    };
+    let op = |op: &Op| match op {
+        Op::Create { object } | Op::Update { object, .. } => object.json().len(),
+        Op::Delete { .. } | Op::Bind { .. } | Op::Check { .. } => 256,
+    };
+    128 + txn.ops.iter().map(op).sum::<usize>() as u64
+}
+
+/// Makes a snapshot of the state as it was when this was made, while entries go on being applied.
+pub(crate) struct Builder {
+    shared: Arc<Shared>,
+    meta: SnapshotMeta,
+    state: State,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> Result<RaftSnapshot, io::Error> {
+        let (shared, meta, state) = (Arc::clone(&self.shared), self.meta.clone(), self.state.clone());
+        blocking(move || shared.write_snapshot(meta, &state)).await
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| io::Error::other(error.to_string()))?
+}

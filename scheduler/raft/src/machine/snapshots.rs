@@ -1,0 +1,256 @@
+//! Snapshots on disk.
+//!
+//! A file `snapshot-<index>-<number>.snap` is a sealed head (see [`crate::sealed`]) that says up to which entry it goes
+//! and who was a member then, and the state as [`hearth_state::snapshot`] writes it. Before both stands the length of the
+//! head (u32, little-endian). Files are written under another name and renamed once they are durable.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use hearth_state::State;
+
+use crate::{
+    disk::{Disk, TEMPORARY, temporary_of},
+    sealed,
+    types::SnapshotMeta,
+};
+
+const MAGIC: [u8; 8] = *b"HEARTHSN";
+/// Snapshots kept: the newest, and the one before, which is of use as long as the log reaches back to it.
+const KEPT: usize = 2;
+/// What is handed to the disk at once.
+const CHUNK: usize = 1 << 20;
+
+/// Why the snapshots cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotsError {
+    /// The disk failed.
+    #[error("cannot {what} {path}", path = path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A file is damaged and nothing replaces it.
+    #[error(
+        "the snapshot {path} cannot be read: {why}, and the log does not reach back to an older one. Nothing was changed. Restore the \
+         region from a backup, or, where other servers have its data, remove this server's raft folder and join it anew",
+        path = path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// A snapshot on disk: where it is. The bytes are read when they are needed.
+#[derive(Clone)]
+pub(crate) struct SnapshotFile {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+}
+
+impl std::fmt::Debug for SnapshotFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.path.display())
+    }
+}
+
+impl SnapshotFile {
+    /// Reads it.
+    pub(crate) fn load(&self) -> io::Result<(SnapshotMeta, State, u64)> {
+        let bytes = self.disk.read(&self.path)?;
+        let (meta, state) = read(&bytes).map_err(|why| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot {}: {why}", self.path.display()))
+        })?;
+        Ok((meta, state, bytes.len() as u64))
+    }
+}
+
+/// The snapshots of a directory.
+#[derive(Clone)]
+pub(crate) struct Snapshots {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+}
+
+/// The newest snapshot that could be read.
+pub(crate) struct Newest {
+    pub(crate) meta: SnapshotMeta,
+    pub(crate) file: SnapshotFile,
+    pub(crate) state: State,
+    pub(crate) bytes: u64,
+    /// A newer one that could not be.
+    pub(crate) skipped: Option<(PathBuf, String)>,
+}
+
+impl Snapshots {
+    /// The snapshots of a directory; what was not finished is removed.
+    pub(crate) fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Self, SnapshotsError> {
+        let all = Self { disk, dir: dir.to_owned() };
+        for name in all.names("list")? {
+            if name.starts_with("snapshot-") && name.ends_with(TEMPORARY) {
+                let path = dir.join(name);
+                all.disk.remove(&path).map_err(|source| SnapshotsError::Io { what: "remove", path, source })?;
+            }
+        }
+        Ok(all)
+    }
+
+    /// The newest one that is intact.
+    pub(crate) fn newest(&self) -> Result<Option<Newest>, SnapshotsError> {
+        let mut skipped = None;
+        for (_, path) in self.sorted()?.into_iter().rev() {
+            let bytes = match self.disk.read(&path) {
+                Ok(bytes) => bytes,
+                Err(source) => return Err(SnapshotsError::Io { what: "read", path, source }),
+            };
+            match read(&bytes) {
+                Ok((meta, state)) => {
+                    let file = SnapshotFile { disk: Arc::clone(&self.disk), path };
+                    return Ok(Some(Newest { meta, file, state, bytes: bytes.len() as u64, skipped }));
+                }
+                Err(why) => {
+                    tracing::error!(path = %path.display(), why, "a snapshot cannot be read, trying the one before");
+                    skipped.get_or_insert((path, why));
+                }
+            }
+        }
+        match skipped {
+            Some((path, why)) => Err(SnapshotsError::Damaged { path, why }),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes a snapshot; durable on return. Returns it with its size.
+    pub(crate) fn write(&self, meta: &SnapshotMeta, state: &State) -> io::Result<(SnapshotFile, u64)> {
+        let index = meta.last_log_id.map_or(0, |id| id.index);
+        let number = self.sorted().ok().and_then(|all| all.last().map(|(order, _)| order.1 + 1)).unwrap_or(1);
+        let path = self.dir.join(format!("snapshot-{index:020}-{number:010}.snap"));
+        let temporary = temporary_of(&path);
+        let mut file = self.disk.create(&temporary)?;
+        let json = serde_json::to_vec(meta).map_err(io::Error::other)?;
+        let head = sealed::seal(MAGIC, &json);
+        let mut size = 4 + head.len() as u64;
+        file.append(&(head.len() as u32).to_le_bytes())?;
+        file.append(&head)?;
+        let out = Appending { file: &mut *file, size: &mut size };
+        state.write_snapshot(io::BufWriter::with_capacity(CHUNK, out))?;
+        file.sync()?;
+        drop(file);
+        self.disk.rename(&temporary, &path)?;
+        self.disk.sync_dir(&self.dir)?;
+        Ok((SnapshotFile { disk: Arc::clone(&self.disk), path }, size))
+    }
+
+    /// Removes all but the newest ones.
+    pub(crate) fn prune(&self) -> io::Result<()> {
+        let all = self.sorted().map_err(io::Error::other)?;
+        let old = all.len().saturating_sub(KEPT);
+        for (_, path) in &all[..old] {
+            self.disk.remove(path)?;
+        }
+        if old > 0 { self.disk.sync_dir(&self.dir) } else { Ok(()) }
+    }
+
+    /// The files, oldest first.
+    fn sorted(&self) -> Result<Vec<(Order, PathBuf)>, SnapshotsError> {
+        let names = self.names("list")?;
+        let mut all: Vec<_> = names.iter().filter_map(|name| Some((order_of(name)?, self.dir.join(name)))).collect();
+        all.sort_unstable();
+        Ok(all)
+    }
+
+    fn names(&self, what: &'static str) -> Result<Vec<String>, SnapshotsError> {
+        self.disk.list(&self.dir).map_err(|source| SnapshotsError::Io { what, path: self.dir.clone(), source })
+    }
+}
+
+/// What orders snapshots: the index of the last entry, and a number that rises.
+type Order = (u64, u64);
+
+fn order_of(name: &str) -> Option<Order> {
+    let (index, number) = name.strip_prefix("snapshot-")?.strip_suffix(".snap")?.split_once('-')?;
+    Some((index.parse().ok()?, number.parse().ok()?))
+}
+
+/// Reads the bytes of a snapshot. Never panics, whatever they are.
+fn read(bytes: &[u8]) -> Result<(SnapshotMeta, State), String> {
+    let (length, rest) = bytes.split_first_chunk::<4>().ok_or("it is cut off")?;
+    let (head, state) = rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or("it is cut off")?;
+    let json = sealed::open(MAGIC, head).map_err(|error| error.to_string())?;
+    let meta = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    let state = State::decode(state).map_err(|error| error.to_string())?;
+    Ok((meta, state))
+}
+
+struct Appending<'a> {
+    file: &'a mut dyn crate::disk::DiskFile,
+    size: &'a mut u64,
+}
+
+impl io::Write for Appending<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.append(bytes)?;
+        *self.size += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::disk::MemoryDisk;
+
+    #[test]
+    fn the_newest_intact_snapshot_counts() {
+        let disk = MemoryDisk::new();
+        let dir = Path::new("/raft");
+        let all = Snapshots::open(Arc::new(disk.clone()), dir).expect("opens");
+        assert!(all.newest().expect("none").is_none());
+        let mut state = State::default();
+        let mut paths = Vec::new();
+        for number in 1..4_u64 {
+            let command = hearth_state::Command::Initialize {
+                incarnation: "i".into(),
+                now: hearth_types::Timestamp(number as i64),
+            };
+            hearth_state::apply(&mut state, &command);
+            paths.push(all.write(&SnapshotMeta::default(), &state).expect("written").0.path);
+        }
+        all.prune().expect("pruned");
+        assert_eq!(disk.list(dir).expect("listed").len(), KEPT);
+        let newest = all.newest().expect("read").expect("there");
+        assert_eq!(newest.file.path, paths[2]);
+        assert_eq!(newest.state.encode(), state.encode());
+        disk.tamper(&paths[2], |bytes| bytes[60] ^= 1);
+        let newest = all.newest().expect("read").expect("there");
+        assert_eq!((newest.file.path, newest.skipped.expect("told").0), (paths[1].clone(), paths[2].clone()));
+        disk.tamper(&paths[1], |bytes| bytes.truncate(30));
+        assert!(matches!(all.newest(), Err(SnapshotsError::Damaged { path, .. }) if path == paths[2]));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..120), length in 0_u32..40) {
+            let mut file = length.to_le_bytes().to_vec();
+            file.extend(bytes);
+            let _ = read(&file);
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Tests of the durable store: on a disk in memory that fails and forgets, and on the real one.
+
+mod basic;
+mod crash;
+mod damage;
+mod faults;
+mod kill;
+mod support;
+mod watch;

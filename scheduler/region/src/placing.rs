@@ -1,0 +1,161 @@
+//! The placement loop: collects pending pods for a moment, plans once, binds in one transaction, and tells those that found no place why.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use hearth_controllers::Action;
+use hearth_placement::{Bound, Claim, Plan, Pod, Snapshot, Unplaced, plan};
+use hearth_types::{
+    GroupKind, ObjectKey, Status,
+    condition::{self, Condition, Truth},
+    store::{Expect, MAX_OPS, Op},
+};
+
+use crate::{
+    cache::{Cache, View},
+    hub::Hub,
+    recorder::Note,
+    writer,
+};
+
+/// The pause before what failed is planned again.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Plans whenever something asks for it, for ever.
+pub(crate) async fn run(hub: Arc<Hub>) {
+    loop {
+        hub.placement.notified().await;
+        tokio::time::sleep(hub.config.timing.placement_debounce).await;
+        match once(&hub).await {
+            Ok(true) => {}
+            Ok(false) => {
+                tokio::time::sleep(PAUSE).await;
+                hub.placement.notify_one();
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a plan was not stored; planning again");
+                tokio::time::sleep(PAUSE).await;
+                hub.placement.notify_one();
+            }
+        }
+    }
+}
+
+/// Plans once. `false`: some of it was outdated when it came to the store, and is to be planned anew.
+async fn once(hub: &Arc<Hub>) -> Result<bool, Status> {
+    let (snapshot, pending) = {
+        let cache = hub.cache();
+        hub.metrics.pending_pods.set(i64::try_from(cache.pending_count()).unwrap_or(i64::MAX));
+        if cache.pending_count() == 0 {
+            return Ok(true);
+        }
+        snapshot(hub, &cache)
+    };
+    let timer = hub.metrics.plan_seconds.start_timer();
+    let plan = plan(&snapshot, &pending);
+    timer.observe_duration();
+    hub.metrics.placements.with_label_values(&["placed"]).inc_by(plan.assignments.len() as u64);
+    hub.metrics.placements.with_label_values(&["unplaced"]).inc_by(plan.unplaced.len() as u64);
+    let current = bind(hub, &plan).await?;
+    let told = explain(hub, &plan.unplaced).await?;
+    hub.metrics.pending_pods.set(i64::try_from(hub.cache().pending_count()).unwrap_or(i64::MAX));
+    Ok(current && told)
+}
+
+fn snapshot(hub: &Hub, cache: &Cache) -> (Snapshot, Vec<Arc<Pod>>) {
+    let mut snapshot = Snapshot { now: hub.now(), devices: cache.devices().cloned().collect(), ..Snapshot::default() };
+    for device in &snapshot.devices {
+        for entry in cache.pods_on(&device.name) {
+            if let View::Pod { view, place } = &entry.view
+                && !view.is_finished()
+            {
+                snapshot.bound.push(Bound { device: Arc::clone(&device.name), pod: Arc::clone(place) });
+            }
+        }
+    }
+    let mut pending = Vec::new();
+    let mut claims = HashMap::new();
+    for entry in cache.pending() {
+        let View::Pod { place, .. } = &entry.view else { continue };
+        for claim in &place.shape.claims {
+            let found = cache.object(GroupKind::PERSISTENT_VOLUME_CLAIM, entry.object.namespace(), claim);
+            if let Some(found) = found {
+                let claim_view = Claim { device: found.claim_device().map(Into::into), deleting: found.deleting };
+                claims.insert((entry.object.namespace().into(), claim.clone()), claim_view);
+            }
+        }
+        pending.push(Arc::clone(place));
+    }
+    snapshot.claims = claims;
+    (snapshot, pending)
+}
+
+async fn bind(hub: &Arc<Hub>, plan: &Plan) -> Result<bool, Status> {
+    let mut current = true;
+    for batch in plan.assignments.chunks(MAX_OPS) {
+        let ops: Vec<Op> = batch
+            .iter()
+            .map(|one| Op::Bind {
+                pod: one.pod.key.clone(),
+                expect: Expect { revision: Some(one.pod.revision), uid: Some(one.pod.uid.clone()) },
+                device: one.device.to_string(),
+                claims: (one.pod.shape.claims.iter())
+                    .map(|claim| ObjectKey::new(GroupKind::PERSISTENT_VOLUME_CLAIM, &one.pod.key.namespace, claim))
+                    .collect(),
+            })
+            .collect();
+        let outcome = writer::write(hub, ops, false).await?;
+        for (one, done) in batch.iter().zip(outcome.outcomes) {
+            match done {
+                Ok(pod) => {
+                    let message = format!("Successfully assigned {}/{} to {}", pod.namespace(), pod.name(), one.device);
+                    hub.recorder.note(Note::about(&pod, false, "Scheduled", message, "placement"));
+                }
+                Err(error) => {
+                    tracing::debug!(%error, pod = %one.pod.key, "a binding was outdated; planning again");
+                    current = false;
+                }
+            }
+        }
+    }
+    Ok(current)
+}
+
+/// Tells each pod without a place why, where it was not told the same already.
+async fn explain(hub: &Arc<Hub>, unplaced: &[Unplaced]) -> Result<bool, Status> {
+    let mut ops = Vec::new();
+    let mut notes = Vec::new();
+    for one in unplaced {
+        let Some((object, told)) = ({
+            let cache = hub.cache();
+            cache.get(&one.pod.key).and_then(|entry| Some((entry.object.clone(), entry.pod()?.unscheduled.clone())))
+        }) else {
+            continue;
+        };
+        if told.as_deref() == Some(one.why.summary.as_str()) || object.revision() != one.pod.revision {
+            continue;
+        }
+        let mut value = object.value();
+        let condition = Condition::new("PodScheduled", Truth::False, "Unschedulable", one.why.summary.clone());
+        condition::set(&mut value, &condition, hub.now());
+        match writer::to_op(hub, &Action::Update { base: object.clone(), value }) {
+            Ok(op) => ops.extend(op),
+            Err(error) => tracing::warn!(pod = %one.pod.key, %error, "its condition cannot be written"),
+        }
+        let each: Vec<_> =
+            one.why.devices.iter().map(|refusal| format!("{} {}", refusal.device, refusal.reason)).collect();
+        let message = if each.is_empty() {
+            one.why.summary.clone()
+        } else {
+            format!("{} ({})", one.why.summary, each.join("; "))
+        };
+        notes.push(Note::about(&object, true, "FailedScheduling", message, "placement"));
+    }
+    let mut current = true;
+    while !ops.is_empty() {
+        let rest = ops.split_off(ops.len().min(MAX_OPS));
+        current &= writer::write(hub, ops, false).await?.outcomes.iter().all(Result::is_ok);
+        ops = rest;
+    }
+    notes.into_iter().for_each(|note| hub.recorder.note(note));
+    Ok(current)
+}

@@ -1,0 +1,171 @@
+//! The routes by hostname, for DNS and gateway: fed by the Route cache, visible at once.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use hearth_types::{
+    DeviceName, Object, ObjectKey, Revision,
+    routes::{RouteEntry, RouteLookup},
+};
+use serde_json::Value;
+
+#[derive(Default)]
+struct Table {
+    /// By hostname, and where two Routes have the same one, the first by key answers.
+    entries: HashMap<Box<str>, BTreeMap<ObjectKey, Arc<RouteEntry>>>,
+    /// How many hostnames lie below a name.
+    above: HashMap<Box<str>, usize>,
+    hostnames: HashMap<ObjectKey, Box<str>>,
+}
+
+/// Hostnames and the devices behind them.
+#[derive(Default)]
+pub(crate) struct RouteTable {
+    table: RwLock<Table>,
+    serial: AtomicU32,
+}
+
+impl RouteTable {
+    /// A Route is this now, or is gone. `revision` is that of the change.
+    pub(crate) fn set(&self, key: &ObjectKey, route: Option<&Object>, revision: Revision) {
+        let entry = route.and_then(|route| entry(&route.value()));
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let same = match (&entry, table.hostnames.get(key)) {
+            (None, None) => true,
+            (Some(new), Some(hostname)) => {
+                table.entries.get(hostname).and_then(|routes| routes.get(key)).is_some_and(|old| **old == *new)
+            }
+            _ => false,
+        };
+        if same {
+            return;
+        }
+        table.remove(key);
+        if let Some(entry) = entry {
+            table.insert(key, entry);
+        }
+        // The revision rises with every change and is the same on every server; its low bits do for a serial (RFC 1982).
+        let wanted = u32::try_from(revision.0 & u64::from(u32::MAX)).unwrap_or_default();
+        let _ = self.serial.fetch_update(Ordering::Release, Ordering::Relaxed, |serial| {
+            let ahead = wanted.wrapping_sub(serial);
+            Some(if ahead == 0 || ahead > u32::MAX / 2 { serial.wrapping_add(1) } else { wanted })
+        });
+    }
+}
+
+fn entry(route: &Value) -> Option<RouteEntry> {
+    let hostname = route.pointer("/spec/hostname")?.as_str()?;
+    let mut devices: Vec<DeviceName> = Vec::new();
+    for endpoint in route.pointer("/status/endpoints").and_then(Value::as_array).into_iter().flatten() {
+        let device = DeviceName::from(endpoint["device"].as_str().unwrap_or_default());
+        if !device.as_str().is_empty() && !devices.contains(&device) {
+            devices.push(device);
+        }
+    }
+    Some(RouteEntry { hostname: hostname.to_owned(), devices })
+}
+
+/// The names above a hostname: `b.c` and `c` of `a.b.c`.
+fn names_above(hostname: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(hostname.split_once('.').map(|(_, rest)| rest), |name| {
+        name.split_once('.').map(|(_, rest)| rest)
+    })
+}
+
+impl Table {
+    fn insert(&mut self, key: &ObjectKey, entry: RouteEntry) {
+        let hostname: Box<str> = entry.hostname.as_str().into();
+        self.hostnames.insert(key.clone(), hostname.clone());
+        let routes = self.entries.entry(hostname.clone()).or_default();
+        let first = routes.is_empty();
+        routes.insert(key.clone(), Arc::new(entry));
+        if first {
+            for name in names_above(&hostname) {
+                *self.above.entry(name.into()).or_default() += 1;
+            }
+        }
+    }
+
+    fn remove(&mut self, key: &ObjectKey) {
+        let Some(hostname) = self.hostnames.remove(key) else {
+            return;
+        };
+        let Some(routes) = self.entries.get_mut(&hostname) else {
+            return;
+        };
+        routes.remove(key);
+        if !routes.is_empty() {
+            return;
+        }
+        self.entries.remove(&hostname);
+        for name in names_above(&hostname) {
+            if let Some(count) = self.above.get_mut(name) {
+                *count -= 1;
+                if *count == 0 {
+                    self.above.remove(name);
+                }
+            }
+        }
+    }
+}
+
+impl RouteLookup for RouteTable {
+    fn lookup(&self, hostname: &str) -> Option<Arc<RouteEntry>> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.entries.get(hostname)?.values().next().cloned()
+    }
+
+    fn has_names_below(&self, name: &str) -> bool {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).above.contains_key(name)
+    }
+
+    fn serial(&self) -> u32 {
+        self.serial.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hearth_types::GroupKind;
+    use serde_json::json;
+
+    use super::*;
+
+    fn route(name: &str, hostname: &str, devices: &[&str]) -> Object {
+        let endpoints: Vec<_> = devices.iter().map(|device| json!({"device": device})).collect();
+        Object::from_value(
+            json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Route", "metadata": {"name": name, "namespace": "n"},
+            "spec": {"hostname": hostname}, "status": {"endpoints": endpoints}}),
+        )
+        .expect("an object")
+    }
+
+    #[test]
+    fn lookups_follow_the_routes_and_the_serial_rises_with_changes_alone() {
+        let table = RouteTable::default();
+        let key = |name: &str| ObjectKey::new(GroupKind::ROUTE, "n", name);
+        let notes = route("notes", "notes.alice.zone", &["nas", "pi", "nas"]);
+        table.set(&key("notes"), Some(&notes), Revision(7));
+        assert_eq!(table.serial(), 7);
+        table.set(&key("notes"), Some(&notes), Revision(8));
+        assert_eq!(table.serial(), 7, "nothing that anybody sees changed");
+        let found = table.lookup("notes.alice.zone").expect("there");
+        assert_eq!(found.devices, [DeviceName::from("nas"), DeviceName::from("pi")]);
+        assert!(table.has_names_below("alice.zone") && table.has_names_below("zone"));
+        assert!(!table.has_names_below("notes.alice.zone") && !table.has_names_below("bob.zone"));
+        table.set(&key("other"), Some(&route("other", "notes.alice.zone", &["x"])), Revision(9));
+        assert_eq!(table.lookup("notes.alice.zone"), Some(found), "the first by name answers");
+        table.set(&key("notes"), None, Revision(9));
+        assert_eq!(table.serial(), 10, "two changes of one revision");
+        assert_eq!(table.lookup("notes.alice.zone").expect("the other").devices, [DeviceName::from("x")]);
+        table.set(&key("other"), Some(&route("other", "b.zone", &[])), Revision(11));
+        assert!(table.lookup("notes.alice.zone").is_none() && !table.has_names_below("alice.zone"));
+        table.set(&key("other"), None, Revision(12));
+        assert!(!table.has_names_below("zone"));
+    }
+}

@@ -1,0 +1,105 @@
+//! What a device shall have: its pods, what they use, the routes that lead to it, and its own Device. Nothing else, ever.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hearth_proto::v1;
+use hearth_types::{GroupKind, Object, ObjectKey};
+
+use crate::{
+    cache::{Cache, Entry},
+    triggers,
+};
+
+/// An object that a device shall have.
+pub(super) struct Shown {
+    pub(super) object: Object,
+    fingerprint: u64,
+}
+
+impl Shown {
+    /// Whether a device that has `self` needs not be told of `new`: a pod's status comes from the device itself.
+    pub(super) fn covers(&self, new: &Self) -> bool {
+        self.fingerprint == new.fingerprint && self.object.uid() == new.object.uid()
+    }
+}
+
+/// Everything that a device shall have. Pods that ended are in it until they are deleted, so that their logs can be read; claims whose data is on
+/// the device are in it also without a pod, so that it learns of their deletion.
+pub(super) fn of_device(cache: &Cache, device: &str) -> BTreeMap<ObjectKey, Shown> {
+    let mut wanted = BTreeMap::new();
+    let mut add = |entry: &Entry| {
+        let shown = Shown { object: entry.object.clone(), fingerprint: entry.fingerprint };
+        drop(wanted.insert(entry.object.key().clone(), shown));
+    };
+    cache.object(GroupKind::DEVICE, "", device).into_iter().for_each(&mut add);
+    cache.claims_on(device).for_each(&mut add);
+    let mut namespaces = BTreeSet::new();
+    for entry in cache.pods_on(device) {
+        add(entry);
+        namespaces.insert(entry.object.namespace());
+        let Some(pod) = entry.pod() else { continue };
+        for (kind, names) in [
+            (GroupKind::PERSISTENT_VOLUME_CLAIM, &pod.claims),
+            (GroupKind::CONFIG_MAP, &pod.config_maps),
+            (GroupKind::SECRET, &pod.secrets),
+        ] {
+            for name in names {
+                // A claim whose data is elsewhere is not this device's, whatever a pod says.
+                let found = cache.object(kind.clone(), entry.object.namespace(), name);
+                found.filter(|found| found.claim_device().is_none_or(|at| at == device)).into_iter().for_each(&mut add);
+            }
+        }
+    }
+    for route in cache.routes_to(device, &namespaces) {
+        add(route);
+    }
+    wanted
+}
+
+/// Whether an object is a device's own to report on: a pod bound to it, a claim whose data is on it, its Device or Node.
+pub(super) fn belongs_to(entry: &Entry, device: &str) -> bool {
+    if let Some(pod) = entry.pod() {
+        return &*pod.device == device;
+    }
+    let kind = entry.object.kind();
+    entry.claim_device() == Some(device)
+        || ((*kind == GroupKind::DEVICE || *kind == GroupKind::NODE) && entry.object.name() == device)
+}
+
+/// Whether a Route of a hostname leads to a device.
+pub(super) fn leads_to(cache: &Cache, hostname: &str, device: &str) -> bool {
+    cache.routes_named(hostname).any(|route| {
+        let mut devices = BTreeSet::new();
+        triggers::route_devices(cache, route, &mut devices);
+        devices.contains(device)
+    })
+}
+
+pub(super) fn envelope(object: &Object) -> v1::Object {
+    v1::Object {
+        api_version: object.api_version().to_owned(),
+        kind: object.kind().kind.to_string(),
+        namespace: object.namespace().to_owned(),
+        name: object.name().to_owned(),
+        uid: object.uid().to_string(),
+        revision: object.revision().0,
+        json: object.json().to_vec().into(),
+    }
+}
+
+pub(super) fn reference(key: &ObjectKey) -> v1::ObjectRef {
+    v1::ObjectRef {
+        group: key.kind.group.to_string(),
+        kind: key.kind.kind.to_string(),
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
+    }
+}
+
+pub(super) fn key_of(reference: &v1::ObjectRef) -> ObjectKey {
+    let kind = hearth_types::registry::by_group_kind(&reference.group, &reference.kind).map_or_else(
+        || GroupKind { group: reference.group.clone().into(), kind: reference.kind.clone().into() },
+        hearth_types::registry::KindInfo::group_kind,
+    );
+    ObjectKey::new(kind, &reference.namespace, &reference.name)
+}

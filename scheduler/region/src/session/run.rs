@@ -1,0 +1,319 @@
+//! One session, from hello to its end.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use hearth_proto::{
+    SESSION_VERSION,
+    v1::{
+        Desired, DeviceHello, DeviceMessage, EventReport, HeartbeatAck, RegionHello, device_message,
+        region_message::Message,
+    },
+};
+use hearth_types::{DeviceKey, DeviceName, GroupKind, ObjectKey, Uid, kinds::DeviceInfo, store::Consistency};
+use serde_json::json;
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+use tonic::{Status, Streaming};
+
+use super::{Outbound, Session, StatusJob, certificate, desired};
+use crate::{hub::Hub, reconcile, recorder::Note, writer};
+
+/// How long a device has for its hello.
+const HELLO: Duration = Duration::from_secs(10);
+/// The largest `info_json` in bytes: a page of text.
+const MAX_INFO: usize = 64 << 10;
+/// Events that a device may tell at once.
+const EVENT_BURST: u32 = 64;
+/// Events that a device may tell a second, after its burst.
+const EVENTS_PER_SECOND: u32 = 5;
+/// Certificate requests of one device under way at most.
+const CERTIFICATES: usize = 4;
+/// Tries to store what a device is, against others that write its object.
+const TRIES: usize = 8;
+
+/// Why a session ended: the label of a metric.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Closed,
+    Silent,
+    Ended,
+    Broken,
+}
+
+/// Runs one session.
+pub(super) async fn session(
+    hub: Arc<Hub>,
+    device: DeviceName,
+    key: DeviceKey,
+    mut inbound: Streaming<DeviceMessage>,
+    outbound: mpsc::Sender<Outbound>,
+) {
+    if let Err(status) = hello(&hub, &device, &key, &mut inbound, &outbound).await {
+        tracing::info!(%device, error = status.message(), "refused a session");
+        // A device that is gone cannot be told.
+        let _ = outbound.try_send(Err(status));
+        return;
+    }
+    let session = hub.sessions.open(device.clone(), key, outbound);
+    hub.metrics.sessions.inc();
+    hub.queue.add(reconcile::node_key(device.as_str()));
+    tracing::info!(%device, session = session.id, "a device opened its session");
+    let end = talk(&hub, &session, inbound).await;
+    session.end.cancel();
+    hub.metrics.sessions.dec();
+    let label = match end {
+        End::Closed => "closed",
+        End::Silent => "silent",
+        End::Ended => "ended",
+        End::Broken => "broken",
+    };
+    hub.metrics.sessions_ended.with_label_values(&[label]).inc();
+    if hub.sessions.close(&session, end == End::Silent) {
+        hub.queue.add(reconcile::node_key(device.as_str()));
+    }
+    tracing::info!(%device, session = session.id, reason = label, "a device's session ended");
+}
+
+/// Agrees on a version, checks the key against the Device as it is stored, and keeps what the device says of itself.
+async fn hello(
+    hub: &Arc<Hub>,
+    device: &DeviceName,
+    key: &DeviceKey,
+    inbound: &mut Streaming<DeviceMessage>,
+    outbound: &mpsc::Sender<Outbound>,
+) -> Result<(), Status> {
+    let first = timeout(HELLO, inbound.message()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded(format!("no hello within {} s", HELLO.as_secs())))??;
+    let Some(device_message::Message::Hello(hello)) = first.and_then(|message| message.message) else {
+        return Err(Status::invalid_argument("the first message of a session is a hello"));
+    };
+    if !hello.versions.contains(&SESSION_VERSION) {
+        let text = format!(
+            "this region speaks version {SESSION_VERSION} of the session protocol, the device {:?}; update the older of the two",
+            hello.versions
+        );
+        return Err(Status::failed_precondition(text));
+    }
+    let object = ObjectKey::new(GroupKind::DEVICE, "", device.as_str());
+    if !hub.cache().keys_of(device.as_str()).contains(key) {
+        // A device that joined a moment ago: the cache may be behind.
+        let stored = hub.config.store.get(&object, Consistency::Linearizable).await;
+        if let Some(stored) = stored.map_err(|error| Status::unavailable(error.message))? {
+            hub.observe_put(stored);
+        }
+        if !hub.cache().keys_of(device.as_str()).contains(key) {
+            return Err(Status::permission_denied(format!("device {device} is not known, or not by this key")));
+        }
+    }
+    store_info(hub, &object, &hello).await?;
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let answer = RegionHello {
+        version: SESSION_VERSION,
+        features: Vec::new(),
+        incarnation: hub.config.store.incarnation().to_string(),
+        zone: hub.config.zone.clone(),
+        heartbeat_millis: millis(hub.config.timing.heartbeat),
+        now_millis: hub.now().0,
+    };
+    let message = hearth_proto::v1::RegionMessage { message: Some(Message::Hello(answer)) };
+    outbound.try_send(Ok(message)).map_err(|_| Status::aborted("the device is gone"))
+}
+
+/// Stores what the machine is in its Device, where that changed.
+async fn store_info(hub: &Arc<Hub>, key: &ObjectKey, hello: &DeviceHello) -> Result<(), Status> {
+    if hello.info_json.len() > MAX_INFO {
+        return Err(Status::invalid_argument(format!(
+            "info_json has {} bytes; at most {MAX_INFO}",
+            hello.info_json.len()
+        )));
+    }
+    if hello.info_json.is_empty() {
+        return Ok(());
+    }
+    let info: DeviceInfo = serde_json::from_slice(&hello.info_json)
+        .map_err(|error| Status::invalid_argument(format!("info_json cannot be read as a DeviceInfo: {error}")))?;
+    let info = json!(info);
+    for _ in 0..TRIES {
+        let Some(base) = hub.cache().get(key).map(|entry| entry.object.clone()) else {
+            return Err(Status::permission_denied(format!("{key} was removed")));
+        };
+        let mut value = base.value();
+        if value.pointer("/status/info") == Some(&info) {
+            return Ok(());
+        }
+        if !value["status"].is_object() {
+            value["status"] = json!({});
+        }
+        value["status"]["info"] = info.clone();
+        let action = hearth_controllers::Action::Update { base, value };
+        match writer::execute(hub, &[action], "session").await {
+            Ok(()) => return Ok(()),
+            Err(writer::WriteError::Outdated(_)) => refresh(hub, key).await?,
+            Err(writer::WriteError::Refused(error)) => return Err(Status::unavailable(error.message)),
+        }
+    }
+    Err(Status::aborted(format!("{key} is changed by others all the time; try again")))
+}
+
+async fn refresh(hub: &Hub, key: &ObjectKey) -> Result<(), Status> {
+    let stored = hub.config.store.get(key, Consistency::Linearizable).await;
+    if let Some(stored) = stored.map_err(|error| Status::unavailable(error.message))? {
+        hub.observe_put(stored);
+    }
+    Ok(())
+}
+
+/// What a device has, by what it was sent.
+type Sent = BTreeMap<ObjectKey, desired::Shown>;
+
+async fn talk(hub: &Arc<Hub>, session: &Arc<Session>, mut inbound: Streaming<DeviceMessage>) -> End {
+    let mut sent = Sent::new();
+    let mut events = EventBudget::new();
+    let mut signing = JoinSet::new();
+    if !send_desired(hub, session, &mut sent, true) {
+        return End::Ended;
+    }
+    loop {
+        tokio::select! {
+            () = session.end.cancelled() => return End::Ended,
+            () = hub.shutdown.cancelled() => return End::Ended,
+            () = session.dirty.notified() => {
+                if !send_desired(hub, session, &mut sent, false) {
+                    return End::Ended;
+                }
+            }
+            Some(_) = signing.join_next() => {}
+            message = timeout(hub.config.timing.silence, inbound.message()) => match message {
+                Err(_) => {
+                    session.goodbye("the device said nothing for too long");
+                    return End::Silent;
+                }
+                Ok(Err(_)) => return End::Broken,
+                Ok(Ok(None)) => return End::Closed,
+                Ok(Ok(Some(message))) => {
+                    if !handle(hub, session, message, &mut events, &mut signing).await {
+                        return End::Ended;
+                    }
+                }
+            },
+        }
+    }
+}
+
+async fn handle(
+    hub: &Arc<Hub>,
+    session: &Arc<Session>,
+    message: DeviceMessage,
+    events: &mut EventBudget,
+    signing: &mut JoinSet<()>,
+) -> bool {
+    use device_message::Message as In;
+    match message.message {
+        Some(In::Heartbeat(heartbeat)) => {
+            session.send(Message::HeartbeatAck(HeartbeatAck { sequence: heartbeat.sequence }))
+        }
+        Some(In::Status(report)) => {
+            let job = StatusJob { session: Arc::clone(session), report };
+            // A full queue holds the device back; its report is not lost.
+            tokio::select! {
+                sent = hub.sessions.statuses.send(job) => sent.is_ok(),
+                () = session.end.cancelled() => false,
+            }
+        }
+        Some(In::DialResult(result)) => {
+            session.answer_dial(result.id, result.error);
+            true
+        }
+        Some(In::CertificateRequest(request)) => {
+            if signing.len() >= CERTIFICATES {
+                return certificate::refuse(
+                    session,
+                    request.id,
+                    "too many certificate requests at once; wait for the answers",
+                );
+            }
+            let (hub, session) = (Arc::clone(hub), Arc::clone(session));
+            // Ends with the session: the set is dropped with it.
+            signing.spawn(async move { certificate::answer(&hub, &session, request).await });
+            true
+        }
+        Some(In::Events(report)) => {
+            tell(hub, session, report, events);
+            true
+        }
+        // A second hello is a fault of the device; what a newer one may send is skipped.
+        Some(In::Hello(_)) => {
+            session.goodbye("a second hello in one session");
+            false
+        }
+        None => true,
+    }
+}
+
+/// Sends what the device shall have: all of it, or what changed since.
+fn send_desired(hub: &Hub, session: &Session, sent: &mut Sent, full: bool) -> bool {
+    let (wanted, revision) = {
+        let cache = hub.cache();
+        (desired::of_device(&cache, session.device.as_str()), cache.revision())
+    };
+    let changed =
+        |(key, new): &(&ObjectKey, &desired::Shown)| full || sent.get(*key).is_none_or(|old| !old.covers(new));
+    let upserts: Vec<_> = wanted.iter().filter(changed).map(|(_, new)| desired::envelope(&new.object)).collect();
+    let deletes: Vec<_> = sent.keys().filter(|key| !wanted.contains_key(key)).map(desired::reference).collect();
+    if !full && upserts.is_empty() && deletes.is_empty() {
+        return true;
+    }
+    *sent = wanted;
+    session.send(Message::Desired(Desired { full, revision: revision.0, upserts, deletes }))
+}
+
+/// How many more events a device may tell now.
+struct EventBudget {
+    left: u32,
+    since: tokio::time::Instant,
+}
+
+impl EventBudget {
+    fn new() -> Self {
+        Self { left: EVENT_BURST, since: tokio::time::Instant::now() }
+    }
+
+    fn take(&mut self) -> bool {
+        let earned =
+            u32::try_from(self.since.elapsed().as_secs()).unwrap_or(u32::MAX).saturating_mul(EVENTS_PER_SECOND);
+        if earned > 0 {
+            self.left = self.left.saturating_add(earned).min(EVENT_BURST);
+            self.since = tokio::time::Instant::now();
+        }
+        let some = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        some
+    }
+}
+
+/// Takes events that regard what is the device's own.
+fn tell(hub: &Hub, session: &Session, report: EventReport, budget: &mut EventBudget) {
+    for event in report.items {
+        if !budget.take() {
+            hub.metrics.events_dropped.inc();
+            continue;
+        }
+        let Some(key) = event.regarding.as_ref().map(desired::key_of) else { continue };
+        let object = {
+            let cache = hub.cache();
+            cache
+                .get(&key)
+                .filter(|entry| desired::belongs_to(entry, session.device.as_str()))
+                .map(|entry| entry.object.clone())
+        };
+        let Some(object) =
+            object.filter(|object| event.uid.is_empty() || *object.uid() == Uid::from(event.uid.as_str()))
+        else {
+            tracing::debug!(device = %session.device, object = %key, "dropped an event on what is not the device's");
+            continue;
+        };
+        let is_word = !event.reason.is_empty() && event.reason.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let reason = if is_word { event.reason } else { "Unknown".to_owned() };
+        let warning = event.r#type == "Warning";
+        hub.recorder.note(Note::about(&object, warning, &reason, event.message, &format!("device/{}", session.device)));
+    }
+}

@@ -1,0 +1,48 @@
+//! The gRPC door of the sessions.
+
+use std::sync::Arc;
+
+use hearth_proto::v1::{DeviceMessage, devices_server::Devices};
+use hearth_types::identity::Identity;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{OUTBOUND, Outbound, run};
+use crate::hub::Hub;
+
+/// The gRPC service `hearth.v1.Devices`. The door must put the caller's [`Identity`] into the request's extensions.
+pub struct DevicesService {
+    hub: Arc<Hub>,
+}
+
+impl DevicesService {
+    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+        Self { hub }
+    }
+}
+
+#[tonic::async_trait]
+impl Devices for DevicesService {
+    type SessionStream = ReceiverStream<Outbound>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<DeviceMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let identity = request.extensions().get::<Identity>().cloned();
+        let Some(Identity::Device { name, owner: _, key }) = identity else {
+            let who = identity.map_or_else(|| "a caller without identity".to_owned(), |identity| identity.to_string());
+            let text =
+                format!("a session is for devices that proved their key; this is {who}; join first with `hearth join`");
+            return Err(Status::permission_denied(text));
+        };
+        if !self.hub.is_ready() {
+            return Err(Status::unavailable(format!("region {} is starting; try again", self.hub.config.region)));
+        }
+        let (outbound, stream) = mpsc::channel(OUTBOUND);
+        // Ends with the stream, the session's end or the hub's shutdown; a panic ends the stream alone.
+        tokio::spawn(run::session(Arc::clone(&self.hub), name, key, request.into_inner(), outbound));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}

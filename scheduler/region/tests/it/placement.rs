@@ -1,0 +1,81 @@
+//! Pending pods find a device, or are told why not.
+
+use hearth_types::{GroupKind, condition};
+use serde_json::json;
+
+use crate::support::Rig;
+
+fn deployment(replicas: u32) -> serde_json::Value {
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "namespace": "alice"}, "spec": {
+        "replicas": replicas, "selector": {"matchLabels": {"app": "web"}},
+        "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "web", "image": "web:1",
+            "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}}}]}}}})
+}
+
+#[tokio::test]
+async fn fifty_pods_of_one_deployment_are_placed_in_few_writes() {
+    let rig = Rig::start().await;
+    let mut device = rig.connected("nas").await;
+    let before = rig.store.writes.load(std::sync::atomic::Ordering::Relaxed);
+    rig.create(deployment(50)).await;
+    device.until("fifty pods", |desired| desired.keys().filter(|name| name.starts_with("Pod/")).count() == 50).await;
+    let pods = rig.list(GroupKind::POD).await;
+    let bound: Vec<_> = pods.iter().map(|pod| pod.value()["spec"]["nodeName"] == "nas").collect();
+    assert_eq!(bound, [true; 50]);
+    let revisions: std::collections::BTreeSet<_> = pods.iter().map(hearth_types::Object::revision).collect();
+    assert!(revisions.len() <= 2, "one plan is one transaction: {revisions:?}");
+    let writes = rig.store.writes.load(std::sync::atomic::Ordering::Relaxed) - before;
+    assert!(writes <= 40, "{writes} writes for one Deployment");
+}
+
+#[tokio::test]
+async fn a_pod_without_place_is_told_why_and_placed_once_there_is_room() {
+    let rig = Rig::start().await;
+    let device = rig.connected("nas").await;
+    rig.edit(GroupKind::NODE, "", "nas", |node| node["spec"]["unschedulable"] = json!(true)).await;
+    rig.create(deployment(1)).await;
+    let pods = rig.until_list(GroupKind::POD, "a pod", |pods| pods.len() == 1).await;
+    let name = pods[0].name().to_owned();
+    let pod =
+        rig.until(GroupKind::POD, "alice", &name, "told", |pod| condition::get(pod, "PodScheduled").is_some()).await;
+    let told = condition::get(&pod, "PodScheduled").unwrap();
+    assert_eq!(
+        (told.reason.as_str(), told.message.as_str()),
+        ("Unschedulable", "0/1 devices can take it: 1 is cordoned")
+    );
+    let events = rig.until_list(GroupKind::EVENT, "an event", |events| {
+        events.iter().any(|event| event.value()["reason"] == "FailedScheduling")
+    });
+    let event = events.await.into_iter().find(|event| event.value()["reason"] == "FailedScheduling").unwrap().value();
+    assert_eq!(event["message"], "0/1 devices can take it: 1 is cordoned (nas is cordoned)");
+    assert_eq!(event["involvedObject"]["name"], name.as_str());
+    rig.edit(GroupKind::NODE, "", "nas", |node| node["spec"]["unschedulable"] = json!(false)).await;
+    rig.until(GroupKind::POD, "alice", &name, "bound", |pod| pod["spec"]["nodeName"] == "nas").await;
+    drop(device);
+}
+
+#[tokio::test]
+async fn a_deployment_replaces_pods_that_are_deleted_and_scales() {
+    let rig = Rig::start().await;
+    let mut device = rig.connected("nas").await;
+    rig.create(deployment(2)).await;
+    device.until("two pods", |desired| desired.keys().filter(|name| name.starts_with("Pod/")).count() == 2).await;
+    for pod in device.of_kind("Pod") {
+        device.run(&pod).await;
+    }
+    let available = |count: u64| move |one: &serde_json::Value| one["status"]["availableReplicas"] == count;
+    rig.until(GroupKind::DEPLOYMENT, "alice", "web", "2 available", available(2)).await;
+    let first = device.of_kind("Pod")[0].clone();
+    rig.delete(GroupKind::POD, "alice", first["metadata"]["name"].as_str().unwrap()).await;
+    device
+        .until("its replacement", |desired| desired.keys().filter(|name| name.starts_with("Pod/")).count() == 3)
+        .await;
+    device.report(&first, &json!({"phase": "Failed"}), true).await;
+    rig.edit(GroupKind::DEPLOYMENT, "alice", "web", |one| one["spec"]["replicas"] = json!(0)).await;
+    device
+        .until("all marked", |desired| {
+            let mut pods = desired.values().filter(|one| one["kind"] == "Pod").peekable();
+            pods.peek().is_some() && pods.all(|pod| pod["metadata"]["deletionTimestamp"].is_string())
+        })
+        .await;
+}

@@ -1,0 +1,334 @@
+//! Sessions: who may, what a device gets and may say, silence, and dialling.
+
+use std::{sync::Arc, time::Duration};
+
+use hearth_proto::v1::{
+    CertificateRequest, DeviceEvent, DeviceHello, DialResult, EventReport, Heartbeat, ObjectRef,
+    device_message::Message as Out, region_message::Message as In,
+};
+use hearth_region::Timing;
+use hearth_types::{
+    DeviceKey, DeviceName, GroupKind, condition,
+    tunnel::{DialError, DialNotice},
+};
+use serde_json::json;
+
+use crate::support::{FakeDevice, MemoryStore, PATIENCE, Rig, quick};
+
+fn pod(name: &str, device: &str) -> serde_json::Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "alice"},
+        "spec": {"nodeName": device, "containers": [{"name": "web", "image": "x"}]}})
+}
+
+async fn refusal(rig: &Rig, name: &str, key: DeviceKey, hello: DeviceHello) -> tonic::Status {
+    let (_out, inbound) = FakeDevice::open(rig.address, name, key, hello).await;
+    match inbound {
+        Err(status) => status,
+        Ok(mut inbound) => tokio::time::timeout(PATIENCE, inbound.message()).await.unwrap().expect_err("refused"),
+    }
+}
+
+#[tokio::test]
+async fn only_devices_by_one_of_their_keys_and_of_a_known_version_get_a_session() {
+    let rig = Rig::start().await;
+    let key = rig.device("nas", "alice").await;
+    let hello = || DeviceHello { versions: vec![1], ..DeviceHello::default() };
+    let other = DeviceKey([9; 32]);
+    assert_eq!(refusal(&rig, "nas", other, hello()).await.code(), tonic::Code::PermissionDenied);
+    assert_eq!(refusal(&rig, "nobody", key, hello()).await.code(), tonic::Code::PermissionDenied);
+    let newer = DeviceHello { versions: vec![7], ..DeviceHello::default() };
+    let status = refusal(&rig, "nas", key, newer).await;
+    assert!(status.message().contains("version 1") && status.message().contains("[7]"), "{status:?}");
+    let odd = DeviceHello { info_json: b"{".as_slice().into(), ..hello() };
+    assert_eq!(refusal(&rig, "nas", key, odd).await.code(), tonic::Code::InvalidArgument);
+    let device = FakeDevice::connect(rig.address, "nas", key).await;
+    assert_eq!(
+        (device.hello.incarnation.as_str(), device.hello.zone.as_str(), device.hello.version),
+        ("test", "hearth.internal", 1)
+    );
+    assert_eq!(device.hello.heartbeat_millis, 10_000);
+}
+
+#[tokio::test]
+async fn a_device_gets_what_its_pods_use_and_nothing_else() {
+    let rig = Rig::start().await;
+    let mut device = rig.connected("nas").await;
+    for name in ["used", "from-env", "other"] {
+        rig.create(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "alice"}, "stringData": {"k": "v"}})).await;
+        rig.create(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "alice"}, "data": {"k": "v"}})).await;
+    }
+    rig.create(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "used", "namespace": "bob"}, "stringData": {"k": "v"}})).await;
+    rig.create(pod("elsewhere", "attic")).await;
+    rig.create(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "mine", "namespace": "alice"}, "spec": {"nodeName": "nas",
+        "volumes": [{"name": "s", "secret": {"secretName": "used"}}, {"name": "c", "configMap": {"name": "used"}}],
+        "containers": [{"name": "web", "image": "x", "env": [
+            {"name": "A", "valueFrom": {"secretKeyRef": {"name": "from-env", "key": "k"}}},
+            {"name": "B", "valueFrom": {"configMapKeyRef": {"name": "from-env", "key": "k"}}}]}]}})).await;
+    device.until("all of it", |desired| desired.len() == 6).await;
+    let names: Vec<_> = device.desired.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "ConfigMap/alice/from-env",
+            "ConfigMap/alice/used",
+            "Device//nas",
+            "Pod/alice/mine",
+            "Secret/alice/from-env",
+            "Secret/alice/used"
+        ]
+    );
+    rig.edit(GroupKind::CONFIG_MAP, "alice", "used", |one| one["data"]["k"] = json!("w")).await;
+    device.until("the change", |desired| desired["ConfigMap/alice/used"]["data"]["k"] == "w").await;
+    rig.delete(GroupKind::CONFIG_MAP, "alice", "used").await;
+    device.until("the removal", |desired| !desired.contains_key("ConfigMap/alice/used")).await;
+}
+
+#[tokio::test]
+async fn a_device_reports_on_its_own_objects_alone() {
+    let rig = Rig::start().await;
+    let mut nas = rig.connected("nas").await;
+    let _attic = rig.connected("attic").await;
+    let foreign = rig.create(pod("foreign", "attic")).await.value();
+    let own = rig.create(pod("own", "nas")).await.value();
+    let claim = rig
+        .create(json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "c", "namespace": "alice", "annotations": {"hearth.dev/device": "attic"}},
+            "spec": {"resources": {"requests": {"storage": "1Gi"}}}}))
+        .await
+        .value();
+    let lie = json!({"phase": "Running", "podIP": "10.6.6.6"});
+    nas.report(&foreign, &lie, true).await;
+    nas.report(&claim, &json!({"phase": "Lost"}), true).await;
+    let node = rig.get(GroupKind::NODE, "", "attic").await.unwrap();
+    nas.report(&node, &json!({"phase": "x"}), false).await;
+    let mut namesake = own.clone();
+    namesake["metadata"]["uid"] = json!("of-an-older-one");
+    nas.report(&namesake, &lie, false).await;
+    nas.run(&own).await;
+    rig.until(GroupKind::POD, "alice", "own", "Running", |pod| pod["status"]["podIP"] == "10.0.0.2").await;
+    let foreign = rig.get(GroupKind::POD, "alice", "foreign").await.expect("not removed");
+    assert_eq!(foreign["status"]["phase"], "Pending");
+    assert_ne!(rig.get(GroupKind::PERSISTENT_VOLUME_CLAIM, "alice", "c").await.unwrap()["status"]["phase"], "Lost");
+    assert!(condition::is_true(&rig.get(GroupKind::NODE, "", "attic").await.unwrap(), "Ready"));
+
+    let event = |name: &str, reason: &str| DeviceEvent {
+        regarding: Some(ObjectRef {
+            group: String::new(),
+            kind: "Pod".into(),
+            namespace: "alice".into(),
+            name: name.into(),
+        }),
+        r#type: "Warning".into(),
+        reason: reason.into(),
+        message: "it says".into(),
+        ..DeviceEvent::default()
+    };
+    let items = vec![event("foreign", "Lie"), event("own", "BackOff"), event("own", "BackOff")];
+    nas.send(Out::Events(EventReport { items })).await;
+    let events = rig.until_list(GroupKind::EVENT, "the event", |events| {
+        events.iter().any(|event| event.value()["reason"] == "BackOff" && event.value()["count"] == 2)
+    });
+    assert!(events.await.iter().all(|event| event.value()["reason"] != "Lie"));
+}
+
+#[tokio::test]
+async fn certificates_are_for_names_that_lead_to_the_device() {
+    let rig = Rig::start().await;
+    let route = |name: &str, app: &str| {
+        json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Route", "metadata": {"name": name, "namespace": "alice"},
+            "spec": {"hostname": format!("{name}.alice.hearth.internal"), "target": {"selector": {"app": app}, "port": 80}}})
+    };
+    rig.create(route("mine", "mine")).await;
+    rig.create(route("theirs", "theirs")).await;
+    let mut nas = rig.connected("nas").await;
+    let _attic = rig.connected("attic").await;
+    for (name, device) in [("mine", "nas"), ("theirs", "attic")] {
+        let mut pod = pod(name, device);
+        pod["metadata"]["labels"] = json!({"app": name});
+        rig.create(pod).await;
+    }
+    nas.until("its Route", |desired| desired.contains_key("Route/alice/mine")).await;
+    assert!(!nas.desired.contains_key("Route/alice/theirs"));
+    let host = |name: &str| format!("{name}.alice.hearth.internal");
+    for (names, granted) in [
+        (vec![host("mine")], true),
+        (vec![host("theirs")], false),
+        (vec![host("mine"), host("theirs")], false),
+        (vec!["hearth.internal".to_owned()], false),
+        (vec![], false),
+    ] {
+        nas.send(Out::CertificateRequest(CertificateRequest {
+            id: 5,
+            csr_der: b"csr".as_slice().into(),
+            names: names.clone(),
+        }))
+        .await;
+        let answer = loop {
+            if let In::Certificate(answer) = nas.next().await.unwrap() {
+                break answer;
+            }
+        };
+        assert_eq!(answer.id, 5);
+        assert_eq!(answer.error.is_empty(), granted, "{names:?}: {}", answer.error);
+        assert_eq!(&answer.chain_pem[..], if granted { b"signed:csr".as_slice() } else { b"" });
+    }
+    assert_eq!(*rig.signer.0.lock().unwrap(), [vec![host("mine")]]);
+}
+
+#[tokio::test]
+async fn silence_is_unknown_and_deletes_nothing_and_a_device_comes_back_to_the_same_pods() {
+    let rig = Rig::over(Arc::new(MemoryStore::new()), quick()).await;
+    rig.app().await;
+    let mut device = rig.connected("nas").await;
+    rig.install("notes").await;
+    let pod = device.pod().await;
+    device.run(&pod).await;
+    rig.until(GroupKind::INSTALL, "alice", "notes", "Ready", |one| condition::is_true(one, "Ready")).await;
+    // It stays connected and says nothing more.
+    let is = |status: condition::Truth| {
+        move |one: &serde_json::Value| condition::get(one, "Ready").is_some_and(|one| one.status == status)
+    };
+    rig.until(GroupKind::NODE, "", "nas", "Unknown", is(condition::Truth::Unknown)).await;
+    let device_object =
+        rig.until(GroupKind::DEVICE, "", "nas", "not connected", |one| !condition::is_true(one, "Connected")).await;
+    assert_eq!(condition::get(&device_object, "Connected").unwrap().reason, "DeviceSilent");
+    rig.until(GroupKind::INSTALL, "alice", "notes", "DeviceSilent", |one| {
+        condition::get(one, "Ready")
+            .is_some_and(|one| one.reason == "DeviceSilent" && one.status == condition::Truth::Unknown)
+    })
+    .await;
+    let route = rig.until(GroupKind::ROUTE, "alice", "notes", "unready", |one| {
+        one.pointer("/status/endpoints/0/ready") == Some(&json!(false))
+    });
+    assert_eq!(route.await["status"]["endpoints"][0]["pod"], pod["metadata"]["name"]);
+    let kept =
+        rig.get(GroupKind::POD, "alice", pod["metadata"]["name"].as_str().unwrap()).await.expect("never deleted");
+    assert!(kept.pointer("/metadata/deletionTimestamp").is_none());
+    assert_eq!(rig.list(GroupKind::POD).await.len(), 1, "and never replaced");
+
+    let mut key = [0; 32];
+    key[..3].copy_from_slice(b"nas");
+    let mut back = FakeDevice::connect(rig.address, "nas", DeviceKey(key)).await;
+    assert_eq!(back.pod().await["metadata"]["uid"], pod["metadata"]["uid"]);
+    rig.until(GroupKind::INSTALL, "alice", "notes", "Ready again", |one| condition::is_true(one, "Ready")).await;
+}
+
+#[tokio::test]
+async fn heartbeats_keep_a_device_ready_and_write_nothing() {
+    let rig = Rig::over(Arc::new(MemoryStore::new()), quick()).await;
+    let mut device = rig.connected("nas").await;
+    rig.until(GroupKind::DEVICE, "", "nas", "Connected", |one| condition::is_true(one, "Connected")).await;
+    rig.until_list(GroupKind::EVENT, "its event", |events| events.len() == 1 || events.is_empty()).await;
+    let quiet = |rig: &Rig| rig.store.writes.load(std::sync::atomic::Ordering::Relaxed);
+    let mut before = None;
+    for sequence in 0..20 {
+        device.send(Out::Heartbeat(Heartbeat { sequence })).await;
+        loop {
+            if let In::HeartbeatAck(ack) = device.next().await.unwrap() {
+                assert_eq!(ack.sequence, sequence);
+                break;
+            }
+        }
+        if sequence == 5 {
+            before = Some(quiet(&rig));
+        }
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    assert_eq!(Some(quiet(&rig)), before, "twice the time of a silence, and nothing was written");
+    assert!(condition::is_true(&rig.get(GroupKind::NODE, "", "nas").await.unwrap(), "Ready"));
+}
+
+#[tokio::test]
+async fn a_short_absence_and_a_new_leader_change_nothing() {
+    let store = Arc::new(MemoryStore::new());
+    let timing = Timing { reconnect_grace: Duration::from_secs(30), ..Timing::default() };
+    let rig = Rig::over(store.clone(), timing).await;
+    let device = rig.connected("nas").await;
+    drop(device);
+    let ready = async |rig: &Rig| condition::is_true(&rig.get(GroupKind::NODE, "", "nas").await.unwrap(), "Ready");
+    drop(rig);
+    let next = Rig::over(store.clone(), timing).await;
+    assert!(ready(&next).await);
+    let mut key = [0; 32];
+    key[..3].copy_from_slice(b"nas");
+    let _back = FakeDevice::connect(next.address, "nas", DeviceKey(key)).await;
+    assert!(ready(&next).await);
+}
+
+#[tokio::test]
+async fn a_newer_session_replaces_the_older_and_a_revoked_key_ends_it() {
+    let rig = Rig::start().await;
+    let mut first = rig.connected("nas").await;
+    let mut key = [0; 32];
+    key[..3].copy_from_slice(b"nas");
+    let mut second = FakeDevice::connect(rig.address, "nas", DeviceKey(key)).await;
+    let goodbye = loop {
+        match first.next().await {
+            Some(In::Goodbye(goodbye)) => break goodbye,
+            Some(_) => {}
+            None => panic!("it is told why"),
+        }
+    };
+    assert!(goodbye.reason.contains("newer session"), "{goodbye:?}");
+    assert!(first.next().await.is_none(), "and ended");
+    rig.edit(GroupKind::DEVICE, "", "nas", |one| one["spec"]["keys"] = json!([])).await;
+    let goodbye = loop {
+        match second.next().await {
+            Some(In::Goodbye(goodbye)) => break goodbye,
+            Some(_) => {}
+            None => panic!("it is told why"),
+        }
+    };
+    assert!(goodbye.reason.contains("no longer one of the device's"), "{goodbye:?}");
+    assert_eq!(rig.handle.dial_notifier().device_of_key(&DeviceKey(key)), None);
+}
+
+#[tokio::test]
+async fn devices_are_asked_to_dial_and_their_errors_come_back() {
+    let rig = Rig::start().await;
+    let notifier = rig.handle.dial_notifier();
+    let notice = DialNotice { gateway_key: [7; 32], addresses: vec!["192.0.2.1:4433".parse().unwrap()] };
+    let name = DeviceName::from("nas");
+    assert_eq!(notifier.ask_to_dial(&name, notice.clone()).await, Err(DialError::Unknown(name.clone())));
+    let key = rig.device("nas", "alice").await;
+    let mut device = FakeDevice::connect(rig.address, "nas", key).await;
+    for error in ["", "no route to host"] {
+        let ask = tokio::spawn({
+            let (notifier, name, notice) = (Arc::clone(&notifier), name.clone(), notice.clone());
+            async move { notifier.ask_to_dial(&name, notice).await }
+        });
+        let dial = loop {
+            if let In::Dial(dial) = device.next().await.unwrap() {
+                break dial;
+            }
+        };
+        assert_eq!(
+            (&dial.gateway_key[..], dial.addresses.as_slice()),
+            ([7; 32].as_slice(), ["192.0.2.1:4433".to_owned()].as_slice())
+        );
+        device.send(Out::DialResult(DialResult { id: dial.id, error: error.into() })).await;
+        let expected = if error.is_empty() {
+            Ok(vec![key])
+        } else {
+            Err(DialError::Broken { device: name.clone(), why: error.into() })
+        };
+        assert_eq!(ask.await.unwrap(), expected);
+    }
+    assert_eq!(notifier.device_of_key(&key), Some(name.clone()));
+    drop(device);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while notifier.ask_to_dial(&name, notice.clone()).await != Err(DialError::Away(name.clone())) {
+        assert!(tokio::time::Instant::now() < deadline, "it never was away");
+    }
+}
+
+#[tokio::test]
+async fn pods_of_a_device_that_was_removed_go_and_its_node_too() {
+    let rig = Rig::start().await;
+    let device = rig.connected("nas").await;
+    rig.create(pod("orphan", "nas")).await;
+    rig.delete(GroupKind::DEVICE, "", "nas").await;
+    rig.until_list(GroupKind::NODE, "no Node", <[hearth_types::Object]>::is_empty).await;
+    rig.until_list(GroupKind::POD, "no pod", <[hearth_types::Object]>::is_empty).await;
+    drop(device);
+}

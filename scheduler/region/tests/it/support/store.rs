@@ -1,0 +1,115 @@
+//! The store of the tests: the real state machine, without a log.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use futures_util::StreamExt as _;
+use hearth_state::{Command, Response, State, apply};
+use hearth_types::{
+    BoxFuture, Incarnation, Object, ObjectKey, Reason, Revision, Status, Timestamp,
+    store::{Consistency, ListPage, Query, Store, Txn, TxnOutcome, WatchStream},
+};
+use tokio::sync::watch;
+
+pub(crate) struct MemoryStore {
+    state: Arc<Mutex<State>>,
+    revision: watch::Sender<Revision>,
+    /// Refuses every write while set.
+    pub(crate) broken: std::sync::atomic::AtomicBool,
+    pub(crate) writes: std::sync::atomic::AtomicU64,
+}
+
+impl MemoryStore {
+    pub(crate) fn new() -> Self {
+        let mut state = State::default();
+        apply(&mut state, &Command::Initialize { incarnation: Incarnation::from("test"), now: Timestamp(0) });
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            revision: watch::Sender::new(Revision::ZERO),
+            broken: false.into(),
+            writes: 0.into(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("not poisoned")
+    }
+
+    pub(crate) fn changes(&self) -> watch::Receiver<Revision> {
+        self.revision.subscribe()
+    }
+}
+
+impl Store for MemoryStore {
+    fn get<'a>(&'a self, key: &'a ObjectKey, _: Consistency) -> BoxFuture<'a, Result<Option<Object>, Status>> {
+        Box::pin(async move { Ok(self.state().get(key).cloned()) })
+    }
+
+    fn list<'a>(
+        &'a self,
+        query: &'a Query,
+        limit: usize,
+        token: Option<&'a str>,
+        _: Consistency,
+    ) -> BoxFuture<'a, Result<ListPage, Status>> {
+        Box::pin(async move { self.state().list(query, limit, token).map_err(Status::from) })
+    }
+
+    fn watch(&self, query: Query, from: Revision) -> BoxFuture<'_, Result<WatchStream, Status>> {
+        Box::pin(async move {
+            let history = self.state().history().clone();
+            history.check(from).map_err(Status::from)?;
+            let changes = self.revision.subscribe();
+            let state = Arc::clone(&self.state);
+            let stream = futures_util::stream::unfold((from, changes), move |(from, mut changes)| {
+                let (query, state) = (query.clone(), Arc::clone(&state));
+                async move {
+                    let mut from = from;
+                    loop {
+                        changes.mark_unchanged();
+                        let batch = state.lock().expect("not poisoned").history().batch(from, &query, 1000, 100_000);
+                        match batch {
+                            Err(expired) => {
+                                let error: Result<_, Status> = Err(expired.into());
+                                return Some((vec![error], (from, changes)));
+                            }
+                            Ok(batch) => {
+                                from = batch.upto;
+                                if !batch.events.is_empty() {
+                                    let events = batch.events.into_iter().map(Ok).collect();
+                                    return Some((events, (from, changes)));
+                                }
+                            }
+                        }
+                        if changes.changed().await.is_err() {
+                            return None;
+                        }
+                    }
+                }
+            });
+            let stream: WatchStream = Box::pin(stream.flat_map(futures_util::stream::iter));
+            Ok(stream)
+        })
+    }
+
+    fn write(&self, txn: Txn) -> BoxFuture<'_, Result<TxnOutcome, Status>> {
+        Box::pin(async move {
+            if self.broken.load(std::sync::atomic::Ordering::Relaxed) {
+                return Err(Status::unavailable("the test broke the store"));
+            }
+            self.writes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let (applied, revision) = {
+                let mut state = self.state();
+                (apply(&mut state, &Command::Txn(txn)), state.revision())
+            };
+            self.revision.send_replace(revision);
+            match applied.response {
+                Response::Txn(outcome) => Ok(outcome),
+                other => Err(Status::new(Reason::InternalError, format!("{other:?}"))),
+            }
+        })
+    }
+
+    fn incarnation(&self) -> Incarnation {
+        self.state().incarnation().cloned().expect("initialized")
+    }
+}
