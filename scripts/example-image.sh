@@ -17,5 +17,5 @@ out=$target/$profile/hearth-examples/notes
 mkdir -p "$out"
 cp examples/notes/app.yaml examples/notes/install.yaml "$out/"
 "$target/$profile/hearth" image build --tag hearth.dev/notes:1.0.0 \
-    --copy "$target/static/$host/$profile/notes:/notes:0755" --entrypoint /notes --env NOTES_DATA=/data --user 1000:1000 \
+    --copy "$target/static/$host/$profile/notes:/notes:0755" --entrypoint /notes --env NOTES_DATA=/data \
     --port 8080/tcp --output "$out/image.tar"

@@ -20,6 +20,8 @@ const CONFIG_ERROR: &str = "CreateContainerConfigError";
 const DEFAULT_MODE: i32 = 0o644;
 
 type Data = BTreeMap<String, Vec<u8>>;
+/// Files by their path in the volume, and whether they are secret.
+type Files = (BTreeMap<String, Projected>, bool);
 
 /// The ConfigMaps and Secrets of a namespace.
 #[derive(Clone, Copy)]
@@ -138,7 +140,7 @@ impl Configs<'_> {
     }
 
     /// The files of a ConfigMap or Secret volume and whether they are secret; `None` for other volumes.
-    pub(crate) fn files(&self, volume: &Volume) -> Result<Option<(BTreeMap<String, Projected>, bool)>, Failure> {
+    pub(crate) fn files(&self, volume: &Volume) -> Result<Option<Files>, Failure> {
         let (source, name, items, mode, optional) = if let Some(one) = &volume.config_map {
             (Source::ConfigMap, Some(one.name.as_str()), &one.items, one.default_mode, one.optional)
         } else if let Some(one) = &volume.secret {
@@ -209,7 +211,7 @@ impl Environment {
             } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
                 match self.list.iter().find(|(had, _)| had == name) {
                     Some((_, value)) => out.push_str(value),
-                    None => out.push_str(&format!("$({name})")),
+                    None => out.extend(["$(", name, ")"]),
                 }
                 rest = tail;
             } else {

@@ -111,7 +111,6 @@ fn check_non_root(run_as_user: Option<u32>, image_user: &str) -> Result<(), Fail
     let user = image_user.split(':').next().unwrap_or_default();
     match run_as_user {
         Some(0) => Err(wrong("container's runAsUser breaks non-root policy: runAsNonRoot is set and runAsUser is 0")),
-        Some(_) => Ok(()),
         None if user.is_empty() || user == "root" || user.parse() == Ok(0_u32) => {
             Err(wrong("container has runAsNonRoot and image will run as root: set runAsUser"))
         }
@@ -119,7 +118,7 @@ fn check_non_root(run_as_user: Option<u32>, image_user: &str) -> Result<(), Fail
             "container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root: set \
              runAsUser"
         ))),
-        None => Ok(()),
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -242,14 +241,14 @@ pub(crate) fn stop_signal(image: Option<&Image>) -> i32 {
 
 /// `/etc/resolv.conf` of a pod.
 pub(crate) fn resolv_conf(addresses: &PodAddresses) -> String {
-    addresses.dns.iter().map(|server| format!("nameserver {server}\n")).collect()
+    addresses.dns.iter().flat_map(|server| ["nameserver ".to_owned(), server.to_string(), "\n".to_owned()]).collect()
 }
 
 /// `/etc/hosts` of a pod.
 pub(crate) fn hosts(hostname: &str, addresses: &PodAddresses) -> String {
     let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     for ip in pod_ips(addresses) {
-        text.push_str(&format!("{ip}\t{hostname}\n"));
+        text.extend([ip.to_string().as_str(), "\t", hostname, "\n"]);
     }
     text
 }

@@ -179,7 +179,9 @@ impl Desired {
         }
         if message.full {
             let gone: Vec<ObjectKey> = self.objects.keys().filter(|key| !named.contains(*key)).cloned().collect();
-            gone.iter().for_each(|key| self.remove(key, &mut change));
+            for key in &gone {
+                self.remove(key, &mut change);
+            }
         }
         for gone in &message.deletes {
             let kind = GroupKind::from_api_version(&format!("{}/", gone.group), &gone.kind);

@@ -36,7 +36,7 @@ impl DeviceDoor for Door {
     type ExecStream = Answers<v1::ExecOutput>;
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
-        log::serve(&self.shared, request.into_inner()).await.map(Response::new)
+        log::serve(&self.shared, request.into_inner()).map(Response::new)
     }
 
     async fn exec(&self, request: Request<Streaming<v1::ExecInput>>) -> Result<Response<Self::ExecStream>, Status> {

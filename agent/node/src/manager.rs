@@ -29,8 +29,8 @@ use crate::{
 const INBOX: usize = 8;
 /// How often it is asked whether images changed while a pod waits for one: one system call each.
 const IMAGE_POLL: Duration = Duration::from_millis(250);
-/// How often phases are counted, and claims that could not be deleted are tried again.
-const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// How often phases are counted, and claims are looked at whose pods may have ended. All in memory.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// What the manager is asked.
 enum Request {
@@ -76,6 +76,8 @@ pub(crate) struct Service {
     stored: HashMap<String, StoredPod>,
     generation: u64,
     write_failed: bool,
+    /// Marked claims whose data is deleted.
+    deleted: HashSet<Uid>,
 }
 
 /// Makes the manager of what is on the disk.
@@ -93,6 +95,7 @@ pub(crate) fn new(shared: Arc<Shared>, ingress: Ingress, desired: Desired) -> (M
         stored: HashMap::new(),
         generation: 0,
         write_failed: false,
+        deleted: HashSet::new(),
     };
     (Manager { requests: sender }, service)
 }
@@ -337,7 +340,11 @@ impl Service {
             .filter(|object| *object.kind() == GroupKind::PERSISTENT_VOLUME_CLAIM && object.is_deleting())
             .cloned()
             .collect();
+        self.deleted.retain(|uid| marked.iter().any(|claim| claim.uid() == uid));
         for claim in marked {
+            if self.deleted.contains(claim.uid()) {
+                continue;
+            }
             let in_use = self.workers.values().any(|worker| {
                 worker.object.namespace() == claim.namespace() && uses_claim(&worker.entry.pod, claim.name())
                     // A pod that is torn down has let go of it, even where its object is still there.
@@ -354,6 +361,7 @@ impl Service {
             let volumes = self.shared.volumes.clone();
             match blocking(move || volumes.delete_claim(&id)).await {
                 Ok(()) => {
+                    self.deleted.insert(claim.uid().clone());
                     let status = claim.value().get("status").cloned().unwrap_or_else(|| json!({"phase": "Lost"}));
                     self.shared.reporter.status(claim.key(), claim.uid(), &status, true);
                 }

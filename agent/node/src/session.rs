@@ -35,7 +35,7 @@ const QUEUE: usize = 16;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Heartbeats as often as the region says, within these bounds.
 const MIN_HEARTBEAT: Duration = Duration::from_millis(500);
-const MAX_HEARTBEAT: Duration = Duration::from_secs(60);
+const MAX_HEARTBEAT: Duration = Duration::from_mins(1);
 /// A region that said nothing for so many heartbeats is gone.
 const SILENT_HEARTBEATS: u32 = 3;
 /// Pauses before the next try: the first ones short, since most breaks are a restart of the server; half of each is left to
@@ -45,7 +45,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// A session that held so long begins the pauses anew.
 const STABLE: Duration = Duration::from_secs(10);
 /// The longest pause that a region may ask for.
-const MAX_ASKED_PAUSE: Duration = Duration::from_secs(300);
+const MAX_ASKED_PAUSE: Duration = Duration::from_mins(5);
 /// How often certificates are looked at that may be due for renewal.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(30);
 /// How long a session is kept with a region that knows less than it did.

@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 /// The first wait of a container that ended again soon after its restart, as the kubelet has it.
 pub const CONTAINER_BACKOFF_FIRST: Duration = Duration::from_secs(10);
 /// The longest wait of a container, as the kubelet has it.
-pub const CONTAINER_BACKOFF_MAX: Duration = Duration::from_secs(300);
+pub const CONTAINER_BACKOFF_MAX: Duration = Duration::from_mins(5);
 /// A container that ran this long starts again without a wait, as the kubelet has it (twice the longest wait).
-pub const CONTAINER_BACKOFF_RESET: Duration = Duration::from_secs(600);
+pub const CONTAINER_BACKOFF_RESET: Duration = Duration::from_mins(10);
 
 /// The first wait after a failed step on the device: disk, network and the like often recover at once.
 const STEP_FIRST: Duration = Duration::from_secs(1);
 /// The longest wait after a failed step: a person who repaired something should not wait long for it to be seen.
-pub(crate) const STEP_MAX: Duration = Duration::from_secs(60);
+pub(crate) const STEP_MAX: Duration = Duration::from_mins(1);
 
 /// The wait after `tries` failures of a step in a row.
 pub(crate) fn step(tries: u32) -> Duration {

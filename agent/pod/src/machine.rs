@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     Command, ContainerRecord, Event, EventType, Exit, Found, FoundContainer, FoundState, Phase, PodView, Record,
     RestartPolicy, Stage,
-    action::{Actions, ContainerActions},
+    action::{Actions, Attempted, ContainerActions},
 };
 
 /// How long killed containers may take to go before the sandbox is torn down over them.
@@ -95,10 +95,11 @@ impl PodMachine {
         match self.intent {
             Intent::Run => {
                 let actions = &self.actions;
-                wakes
-                    .extend([&actions.volumes, &actions.network, &actions.sandbox, &actions.destroy].map(|a| a.wake()));
+                wakes.extend(
+                    [&actions.volumes, &actions.network, &actions.sandbox, &actions.destroy].map(Attempted::wake),
+                );
                 for (name, actions) in &self.containers {
-                    wakes.extend([&actions.image, &actions.removal, &actions.start].map(|a| a.wake()));
+                    wakes.extend([&actions.image, &actions.removal, &actions.start].map(Attempted::wake));
                     let record = &self.record.containers[name];
                     let starting = actions.start.is_under_way() || actions.removal.is_under_way();
                     if matches!(record.stage, Stage::Exited(_)) && self.wants_start(record) && !starting {

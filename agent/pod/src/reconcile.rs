@@ -78,7 +78,9 @@ impl PodMachine {
             return;
         }
         if self.actions.volumes.is_done() {
-            startable.iter().for_each(|name| self.start(name, now, out));
+            for name in &startable {
+                self.start(name, now, out);
+            }
         }
     }
 

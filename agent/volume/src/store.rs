@@ -42,10 +42,12 @@ impl fmt::Display for Chain<'_> {
 impl VolumeStore {
     /// Opens the store at `root` (`<data-dir>/agent/volumes`), and makes it where there is none. Finishes deletions that were interrupted.
     pub fn open(root: &Path) -> Result<Self, VolumeError> {
+        // The paths of volumes outlive the caller's working directory.
+        let root = &std::path::absolute(root).map_err(|error| VolumeError::io("find", root, error))?;
         files::make_directory(root, 0o700)?;
         std::fs::set_permissions(root, Permissions::from_mode(0o700))
             .map_err(|error| VolumeError::io("protect", root, error))?;
-        let store = Self { root: root.to_owned() };
+        let store = Self { root: root.clone() };
         let _lock = store.lock()?;
         if !store.is_formatted()? {
             store.refuse_foreign_content()?;

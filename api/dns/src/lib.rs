@@ -1,7 +1,7 @@
 //! The authoritative name server of a zone, over a snapshot of routes.
 //!
 //! Every app of a zone is reached through the gateway, so the zone's data is small: which names exist is asked of
-//! [`hearth_types::RouteLookup`] with each query, and every name that exists has the gateway's addresses.
+//! [`hearth_types::routes::RouteLookup`] with each query, and every name that exists has the gateway's addresses.
 //!
 //! # What a resolver sees
 //!

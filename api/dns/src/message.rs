@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use hearth_types::RouteLookup;
+use hearth_types::routes::RouteLookup;
 use hickory_proto::{
     op::{Edns, Header, MessageType, Metadata, OpCode, ResponseCode},
     rr::{DNSClass, Record, RecordType},

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use hearth_types::RouteLookup;
+use hearth_types::routes::RouteLookup;
 use prometheus::Registry;
 use tokio::{
     net::{TcpListener, UdpSocket},
@@ -119,9 +119,8 @@ impl Responder {
     /// one datagram that finds a defect would be enough to take a zone down for as long as it is repeated.
     pub(crate) fn respond(&self, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
         // Nothing that a panic could leave half changed is changed by answering.
-        let outcome =
-            catch_unwind(AssertUnwindSafe(|| respond(message, transport, &self.zone, self.routes.as_ref())))
-                .unwrap_or(Outcome::Silent(Silence::Defect));
+        let outcome = catch_unwind(AssertUnwindSafe(|| respond(message, transport, &self.zone, self.routes.as_ref())))
+            .unwrap_or(Outcome::Silent(Silence::Defect));
         match outcome {
             Outcome::Answer { bytes, rcode } => {
                 self.metrics.answered(transport, rcode);
@@ -129,7 +128,10 @@ impl Responder {
             }
             Outcome::Silent(reason) => {
                 if reason == Silence::Defect {
-                    tracing::error!(bytes = message.len(), "a query found a defect of the name server and got no answer");
+                    tracing::error!(
+                        bytes = message.len(),
+                        "a query found a defect of the name server and got no answer"
+                    );
                 }
                 self.metrics.silent(transport, reason);
                 None

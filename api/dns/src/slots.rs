@@ -120,6 +120,10 @@ mod tests {
         assert_eq!(slots.take(ip("2001:db8::2")).expect_err("the same /64"), Full::Client);
         let _other = slots.take(ip("2001:db8:0:1::1")).expect("another /64");
         drop(held);
-        assert_eq!(slots.counts.lock().expect("not poisoned").clients.len(), 1, "clients without connections are forgotten");
+        assert_eq!(
+            slots.counts.lock().expect("not poisoned").clients.len(),
+            1,
+            "clients without connections are forgotten"
+        );
     }
 }

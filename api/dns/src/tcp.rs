@@ -9,7 +9,11 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{Transport, limits, server::Responder, slots::Slots};
+use crate::{
+    Transport, limits,
+    server::Responder,
+    slots::{Slot, Slots},
+};
 
 /// Bytes of the length before each message (RFC 1035 section 4.2.2).
 const LENGTH: usize = 2;
@@ -42,10 +46,9 @@ pub(crate) async fn serve(listener: &TcpListener, slots: &Slots, responder: &Arc
                 continue;
             }
         };
-        let responder = Arc::clone(responder);
         responder.metrics.tcp_open.inc();
+        let open = Open { responder: Arc::clone(responder), _slot: slot };
         connections.spawn(async move {
-            let open = Open { responder, _slot: slot };
             if let Err(error) = converse(&mut stream, &open.responder).await {
                 tracing::debug!(%error, %client, "a DNS connection ended early");
             }
@@ -56,7 +59,7 @@ pub(crate) async fn serve(listener: &TcpListener, slots: &Slots, responder: &Arc
 /// An open connection, counted until it is dropped, also if its task is cut off.
 struct Open {
     responder: Arc<Responder>,
-    _slot: crate::slots::Slot,
+    _slot: Slot,
 }
 
 impl Drop for Open {
@@ -71,16 +74,17 @@ async fn converse(stream: &mut TcpStream, responder: &Responder) -> io::Result<(
     stream.set_nodelay(true)?;
     let mut message = Vec::new();
     loop {
-        let mut length = [0; LENGTH];
-        let (first, rest) = length.split_at_mut(1);
-        if timeout(responder.tcp_idle, stream.read(first)).await?? == 0 {
+        let mut first = [0];
+        if timeout(responder.tcp_idle, stream.read(&mut first)).await?? == 0 {
             return Ok(());
         }
         timeout(responder.tcp_transfer, async {
-            stream.read_exact(rest).await?;
-            let length = usize::from(u16::from_be_bytes(length));
+            let length = usize::from(u16::from_be_bytes([first[0], stream.read_u8().await?]));
             if length > limits::MAX_QUERY {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a query of {length} bytes is too long")));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("a query of {length} bytes is too long"),
+                ));
             }
             message.resize(length, 0);
             stream.read_exact(&mut message).await

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use hearth_types::RouteLookup;
+use hearth_types::routes::RouteLookup;
 use hickory_proto::rr::{
     LowerName, Name, RData, Record, RecordType,
     rdata::{A, AAAA, NS, SOA},
@@ -171,7 +171,9 @@ impl Zone {
             return Some(Node::Apex);
         }
         let hostname = self.hostname(name, below)?;
-        if below == 1 && [NAME_SERVER, API].iter().any(|label| hostname[..hostname.len() - self.suffix.len()] == **label) {
+        if below == 1
+            && [NAME_SERVER, API].iter().any(|label| hostname[..hostname.len() - self.suffix.len()] == **label)
+        {
             return Some(Node::Host);
         }
         if routes.lookup(&hostname).is_some() {

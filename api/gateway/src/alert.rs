@@ -1,23 +1,26 @@
-//! The TLS alerts with which connections are refused (RFC 8446 section 6, RFC 6066 section 3).
+//! What a TLS caller is told whose connection cannot be passed on: one fatal alert (RFC 8446 section 6).
+//!
+//! An alert before any ServerHello is in plain text and needs no keys.
 
-/// Why a connection is refused, with the alert's code.
+/// Why a caller is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Alert {
-    /// The hello cannot be parsed.
-    DecodeError = 50,
-    /// The server cannot go on, for a reason that has nothing to do with the peer: the device cannot be reached.
-    InternalError = 80,
-    /// No server of this name is here.
-    UnrecognizedName = 112,
+pub enum Alert {
+    /// The hello cannot be read: `decode_error`.
+    Malformed = 50,
+    /// The route is there, but none of its devices can be reached: `internal_error`, which RFC 8446 defines as an
+    /// error "unrelated to the peer or the correctness of the protocol". `handshake_failure` would tell the caller to
+    /// try other parameters, `access_denied` that it may not, `unrecognized_name` that the name is wrong for good.
+    Unreachable = 80,
+    /// The hello has no server name: `missing_extension`, as RFC 8446 section 9.2 asks for.
+    NoName = 109,
+    /// Nobody has the name: `unrecognized_name` (RFC 6066 section 3).
+    UnknownName = 112,
 }
 
 impl Alert {
-    /// The fatal alert as a plaintext record, which every client takes before keys are agreed. It says version 1.2 as
-    /// all records after the first do.
-    pub(crate) fn record(self) -> [u8; 7] {
-        const ALERT: u8 = 21;
-        const FATAL: u8 = 2;
-        [ALERT, 3, 3, 0, 2, FATAL, self as u8]
+    /// The whole record: type alert, the version that RFC 8446 section 5.1 fixes, length 2, level fatal, description.
+    pub fn record(self) -> [u8; 7] {
+        [21, 3, 3, 0, 2, 2, self as u8]
     }
 }

@@ -1,184 +1,205 @@
-//! The server name in a TLS connection's first bytes: a pure parser (RFC 8446 sections 4 and 5, RFC 6066 section 3).
-//!
-//! It follows the structure down to the one extension it needs and ignores the others, known or not (GREASE,
-//! RFC 8701; an outer ClientHello of ECH has a public name like any other).
+//! Which server name a TLS ClientHello asks for (RFC 8446 section 4.1.2, RFC 6066 section 3).
 
-/// What the first bytes of a connection say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServerName {
-    /// Well-formed so far: more bytes are needed.
-    Partial,
-    /// A complete ClientHello with this name, in lower case and without a dot at the end. It is a syntactically valid
-    /// DNS name (RFC 1123 section 2.1, underscores allowed).
-    Found(String),
-    /// A complete ClientHello without a name.
-    None,
-    /// No ClientHello.
-    Malformed,
-}
+use std::borrow::Cow;
 
-/// The content type of a handshake record (RFC 8446 section 5.1), a TLS connection's first byte.
-pub const HANDSHAKE_RECORD: u8 = 22;
+use crate::hostname;
+
+/// The longest hello in bytes, with the headers of its records. Real ones have 200 to 2,500 bytes, those with
+/// post-quantum key shares included; a record may have 16 KiB.
+pub const MAX_BYTES: usize = 16 * 1024;
+
+/// The first byte of a TLS connection: the record type handshake (RFC 8446 section 5.1).
+pub const FIRST_BYTE: u8 = 22;
 
 const RECORD_HEADER: usize = 5;
-/// The most that a plaintext record may carry (RFC 8446 section 5.1).
-const MAX_RECORD: usize = 1 << 14;
+const HANDSHAKE_HEADER: usize = 4;
+const MAX_FRAGMENT: usize = 1 << 14;
+const VERSION_MAJOR: u8 = 3;
 const CLIENT_HELLO: u8 = 1;
-const SERVER_NAME_EXTENSION: u16 = 0;
+const SERVER_NAME: u16 = 0;
 const HOST_NAME: u8 = 0;
 
-/// Reads the server name of a ClientHello, which may span several records.
-///
-/// Guarantees: never panics; more bytes never turn `Found`, `None` or `Malformed` into something else; takes
-/// time linear in the length.
-pub fn server_name(bytes: &[u8]) -> ServerName {
-    match handshake(bytes) {
-        Err(Stop::Partial) => ServerName::Partial,
-        Err(Stop::Malformed) => ServerName::Malformed,
-        Ok(body) => match name_in_hello(&body) {
-            Ok(Some(name)) => ServerName::Found(name),
-            Ok(None) => ServerName::None,
-            // The message is complete, so a length that points behind its end is wrong.
-            Err(Stop::Partial | Stop::Malformed) => ServerName::Malformed,
-        },
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stop {
+/// What the first bytes of a connection say of the server name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerName {
+    /// The hello is not whole yet; so far nothing is wrong.
     Partial,
+    /// The name, in lower case and without a dot at the end.
+    Found(String),
+    /// A whole hello without a server name.
+    None,
+    /// No ClientHello, a broken one, one with more than one name, or one longer than [`MAX_BYTES`].
     Malformed,
 }
 
-/// Takes parts off the front.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize) -> Result<&'a [u8], Stop> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(Stop::Partial)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn byte(&mut self) -> Result<u8, Stop> {
-        self.take(1).map(|bytes| bytes[0])
-    }
-
-    fn number(&mut self, width: usize) -> Result<usize, Stop> {
-        Ok(self.take(width)?.iter().fold(0, |number, byte| number << 8 | usize::from(*byte)))
-    }
-
-    /// A vector with a length of so many bytes before it.
-    fn vector(&mut self, width: usize) -> Result<&'a [u8], Stop> {
-        let length = self.number(width)?;
-        self.take(length)
+/// Reads the server name from the first bytes of a connection.
+///
+/// Guarantees: pure; never panics; costs time in proportion to the bytes. What was decided (anything but
+/// [`ServerName::Partial`]) stays so however many bytes follow, and `Partial` ends before [`MAX_BYTES`].
+///
+/// A hello may span several records. Bytes after it are ignored, as are all extensions but the one: whether versions,
+/// ciphers and the rest make sense is the device's to judge. With Encrypted ClientHello the outer, readable name is
+/// the one that counts.
+pub fn server_name(bytes: &[u8]) -> ServerName {
+    let bytes = &bytes[..bytes.len().min(MAX_BYTES)];
+    match message(bytes) {
+        Ok(Some(body)) => match name_in_hello(&body) {
+            Some(Some(name)) => hostname::canonical(name).map_or(ServerName::Malformed, ServerName::Found),
+            Some(None) => ServerName::None,
+            None => ServerName::Malformed,
+        },
+        Ok(None) if bytes.len() < MAX_BYTES => ServerName::Partial,
+        Ok(None) | Err(BadRecord) => ServerName::Malformed,
     }
 }
 
-/// Puts the first handshake message together from its records, and returns its body.
-fn handshake(bytes: &[u8]) -> Result<Vec<u8>, Stop> {
-    let mut records = Reader(bytes);
-    let mut message = Vec::new();
-    loop {
-        if let Some((head, body)) = message.split_first_chunk::<4>() {
-            let [_, length @ ..] = head;
-            let length = length.iter().fold(0, |number, byte| number << 8 | usize::from(*byte));
-            if length > crate::MAX_CLIENT_HELLO {
-                return Err(Stop::Malformed);
+struct BadRecord;
+
+/// The body of the first handshake message, once it is whole. Looks at the headers first and copies only a message
+/// that is whole and in several records, so that a caller who sends single bytes does not cause a copy for each.
+fn message(bytes: &[u8]) -> Result<Option<Cow<'_, [u8]>>, BadRecord> {
+    let mut header = [0; HANDSHAKE_HEADER];
+    let mut seen = 0;
+    let mut end = None;
+    for (at, fragment) in (Fragments { bytes }).enumerate() {
+        let (fragment, whole) = fragment?;
+        if seen < HANDSHAKE_HEADER {
+            let part = fragment.len().min(HANDSHAKE_HEADER - seen);
+            header[seen..seen + part].copy_from_slice(&fragment[..part]);
+            if seen + part > 0 && header[0] != CLIENT_HELLO {
+                return Err(BadRecord);
             }
-            if let Some(body) = body.get(..length) {
-                return Ok(body.to_vec());
+            if seen + part == HANDSHAKE_HEADER {
+                let length = u32::from_be_bytes([0, header[1], header[2], header[3]]) as usize;
+                if length + HANDSHAKE_HEADER + RECORD_HEADER > MAX_BYTES {
+                    return Err(BadRecord);
+                }
+                end = Some(HANDSHAKE_HEADER + length);
             }
         }
-        append_record(&mut records, &mut message)?;
+        seen += fragment.len();
+        match end {
+            Some(end) if seen >= end => {
+                let body = if at == 0 {
+                    Cow::Borrowed(&fragment[HANDSHAKE_HEADER..end])
+                } else {
+                    Cow::Owned(join(bytes, end))
+                };
+                return Ok(Some(body));
+            }
+            _ if !whole => return Ok(None),
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+/// The first `end` bytes of handshake, without the message's header.
+fn join(bytes: &[u8], end: usize) -> Vec<u8> {
+    let mut all: Vec<u8> = Vec::with_capacity(end);
+    for (fragment, _) in (Fragments { bytes }).map_while(Result::ok) {
+        let room = end - all.len();
+        all.extend_from_slice(&fragment[..fragment.len().min(room)]);
+        if all.len() == end {
+            break;
+        }
+    }
+    all.drain(..HANDSHAKE_HEADER);
+    all
+}
+
+/// The fragments of consecutive handshake records, each with whether it is whole; the last may not be.
+struct Fragments<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Iterator for Fragments<'a> {
+    type Item = Result<(&'a [u8], bool), BadRecord>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let bytes = self.bytes;
+        // RFC 8446 section 5.1: the minor version is to be ignored; fragments of handshake are never empty.
+        if bytes.first().is_some_and(|kind| *kind != FIRST_BYTE) || bytes.get(1).is_some_and(|it| *it != VERSION_MAJOR) {
+            return Some(Err(BadRecord));
+        }
+        let (header, rest) = bytes.split_at_checked(RECORD_HEADER)?;
+        let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
+        if length == 0 || length > MAX_FRAGMENT {
+            return Some(Err(BadRecord));
+        }
+        let (fragment, rest) = rest.split_at(length.min(rest.len()));
+        self.bytes = rest;
+        Some(Ok((fragment, fragment.len() == length)))
     }
 }
 
-/// Appends what there is of the next record, so that a wrong beginning is seen before its record is whole.
-fn append_record(records: &mut Reader<'_>, message: &mut Vec<u8>) -> Result<(), Stop> {
-    if records.0.first().is_some_and(|kind| *kind != HANDSHAKE_RECORD) {
-        return Err(Stop::Malformed);
-    }
-    // The legacy version: 3.1 in a first hello, 3.3 else; minor versions are to be ignored.
-    if records.0.get(1).is_some_and(|major| *major != 3) {
-        return Err(Stop::Malformed);
-    }
-    let mut header = Reader(records.take(RECORD_HEADER)?);
-    header.take(3)?;
-    let length = header.number(2)?;
-    if length == 0 || length > MAX_RECORD {
-        return Err(Stop::Malformed);
-    }
-    let there = records.0.len().min(length);
-    message.extend_from_slice(records.take(there)?);
-    if message.first().is_some_and(|kind| *kind != CLIENT_HELLO) {
-        return Err(Stop::Malformed);
-    }
-    Ok(())
-}
-
-/// The name in a whole ClientHello (RFC 8446 section 4.1.2).
-fn name_in_hello(body: &[u8]) -> Result<Option<String>, Stop> {
+/// The name in a ClientHello's body. The outer `None` means that the body cannot be read.
+fn name_in_hello(body: &[u8]) -> Option<Option<&[u8]>> {
     let mut hello = Reader(body);
-    hello.take(2 + 32)?; // legacy_version, random
-    if hello.vector(1)?.len() > 32 {
-        return Err(Stop::Malformed); // legacy_session_id
-    }
-    let suites = hello.vector(2)?;
-    if suites.is_empty() || suites.len() % 2 != 0 {
-        return Err(Stop::Malformed);
-    }
-    if hello.vector(1)?.is_empty() {
-        return Err(Stop::Malformed); // legacy_compression_methods
-    }
+    let _version_and_random = hello.take(2 + 32)?;
+    let _session_id = hello.vector8()?;
+    let _cipher_suites = hello.vector16()?;
+    let _compression_methods = hello.vector8()?;
     if hello.0.is_empty() {
-        return Ok(None); // TLS 1.2 may have no extensions (RFC 5246 section 7.4.1.2)
+        // Before TLS 1.3 the extensions may be missing as a whole.
+        return Some(None);
     }
-    let mut extensions = Reader(hello.vector(2)?);
+    let mut extensions = Reader(hello.vector16()?);
     if !hello.0.is_empty() {
-        return Err(Stop::Malformed);
+        return None;
     }
     let mut found = None;
     while !extensions.0.is_empty() {
-        let kind = extensions.number(2)?;
-        let data = extensions.vector(2)?;
-        if kind == usize::from(SERVER_NAME_EXTENSION) {
+        let kind = extensions.u16()?;
+        let data = extensions.vector16()?;
+        if kind == SERVER_NAME {
+            // Two of a kind are forbidden (RFC 8446 section 4.2), and who obeys which would differ.
             if found.is_some() {
-                return Err(Stop::Malformed); // no extension twice (RFC 8446 section 4.2)
+                return None;
             }
             found = Some(name_in_extension(data)?);
         }
     }
-    Ok(found)
+    Some(found)
 }
 
-/// The host name of a server_name extension. There must be exactly one: no other type of name was ever defined.
-fn name_in_extension(data: &[u8]) -> Result<String, Stop> {
+/// The name in a server_name extension: a list of one, since no other kind of name was ever defined and two of one
+/// kind are forbidden (RFC 6066 section 3).
+fn name_in_extension(data: &[u8]) -> Option<&[u8]> {
     let mut data = Reader(data);
-    let mut list = Reader(data.vector(2)?);
-    if list.byte()? != HOST_NAME {
-        return Err(Stop::Malformed);
-    }
-    let name = list.vector(2)?;
-    if !list.0.is_empty() || !data.0.is_empty() {
-        return Err(Stop::Malformed);
-    }
-    std::str::from_utf8(name).ok().and_then(dns_name).ok_or(Stop::Malformed)
+    let mut list = Reader(data.vector16()?);
+    let kind = list.u8()?;
+    let name = list.vector16()?;
+    (kind == HOST_NAME && !name.is_empty() && list.0.is_empty() && data.0.is_empty()).then_some(name)
 }
 
-/// A DNS name in lower case without a dot at the end, if the text is one (RFC 1123 section 2.1, underscores allowed;
-/// RFC 1035 section 2.3.4 for the lengths). An address in digits is none (RFC 6066 section 3).
-pub fn dns_name(text: &str) -> Option<String> {
-    let text = text.strip_suffix('.').unwrap_or(text);
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    let is_name = text.len() <= 253 && text.split('.').all(label);
-    let is_address = text.parse::<std::net::Ipv4Addr>().is_ok();
-    (is_name && !is_address).then(|| text.to_ascii_lowercase())
+/// What is left to read.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.take(1).map(|it| it[0])
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.take(2).map(|it| u16::from_be_bytes([it[0], it[1]]))
+    }
+
+    fn vector8(&mut self) -> Option<&'a [u8]> {
+        let length = self.u8()?;
+        self.take(usize::from(length))
+    }
+
+    fn vector16(&mut self) -> Option<&'a [u8]> {
+        let length = self.u16()?;
+        self.take(usize::from(length))
+    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! One caller's connection, from its first byte to its last.
 
-mod plain;
-mod tls;
+use std::{io, net::SocketAddr, sync::Arc};
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
-
-use hearth_types::{routes::RouteLookup, tunnel::Dialer};
+use hearth_types::{
+    routes::RouteLookup,
+    tunnel::{Dialer, IngressHeader},
+};
+use jiff::Timestamp;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     time::timeout,
 };
@@ -15,129 +16,194 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     alert::Alert,
-    client_hello, http,
-    limits::{self, Limits},
-    metrics::Metrics,
+    client_hello,
+    connect::connect,
+    limits::{KEEP_ALIVE_IDLE, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_PROBES, Limits, MAX_DRAINED_BYTES},
+    metrics::{Metrics, Outcome},
+    opening::{Opening, inspect},
+    pump::pump,
+    request::{Answer, Request},
 };
+
+/// How much is read at a time until it is clear what a connection is: most hellos fit.
+const OPENING_READ: usize = 2048;
+
+/// Read at a time of what a caller sends that nobody will see.
+const DRAIN_READ: usize = 4096;
 
 /// What all connections share.
 pub(crate) struct Shared<D> {
     pub(crate) routes: Arc<dyn RouteLookup>,
     pub(crate) dialer: Arc<D>,
-    pub(crate) metrics: Metrics,
     pub(crate) limits: Limits,
-    /// The port that redirects name.
-    pub(crate) https_port: u16,
-    /// Cancelled when open connections have to end.
-    pub(crate) cut: CancellationToken,
+    pub(crate) metrics: Metrics,
+    /// The port of HTTPS, for redirects.
+    pub(crate) port: u16,
+    /// Cancelled when the gateway is told to stop.
+    pub(crate) draining: CancellationToken,
 }
 
-/// How much is read at a time while the first flight is put together.
-const FIRST_READ: usize = 2048;
-
-/// Serves a connection that may be TLS or plain HTTP (on the redirect's own port: the latter alone).
-pub(crate) async fn serve<D>(shared: Arc<Shared<D>>, mut socket: TcpStream, caller: SocketAddr, plain_only: bool)
+/// Serves a connection, and says what became of it.
+pub(crate) async fn serve<D>(shared: &Shared<D>, mut socket: TcpStream, caller: SocketAddr) -> Outcome
 where
     D: Dialer,
-    D::Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite,
+    D::Stream: AsyncRead + AsyncWrite,
 {
-    // Small writes are a handshake's and must not wait for one another. An error means that it is closed already.
-    let _ = socket.set_nodelay(true);
-    let mut flight = Vec::with_capacity(FIRST_READ);
-    let first = timeout(shared.limits.first_flight, first_flight(&mut socket, &mut flight, plain_only));
-    let first = tokio::select! {
-        () = shared.cut.cancelled() => return,
-        first = first => first,
-    };
-    let result = match first {
-        Err(_) => "timeout",
-        Ok(Err(_) | Ok(First::Closed)) => "closed",
-        Ok(Ok(First::Unreadable)) => "malformed",
-        Ok(Ok(First::Hello(name))) => tls::serve(&shared, socket, caller, flight, name).await,
-        Ok(Ok(First::BadHello)) => {
-            refuse(socket, &Alert::DecodeError.record()).await;
-            "malformed"
+    if let Err(error) = prepare(&socket) {
+        tracing::debug!(%error, "cannot set a socket's options: the caller has gone");
+        return Outcome::HungUp;
+    }
+    let mut bytes = Vec::new();
+    let read = read_opening(&mut socket, &mut bytes, &shared.draining);
+    match timeout(shared.limits.opening, read).await {
+        Ok(Ok(Opening::Tls(name))) => serve_tls(shared, socket, caller, &name, bytes).await,
+        Ok(Ok(Opening::Refuse(alert, outcome))) => {
+            tracing::debug!(?alert, "refused a hello");
+            farewell(socket, &alert.record(), &shared.limits).await;
+            outcome
         }
-        Ok(Ok(First::Http(head))) => plain::serve(&shared, socket, head).await,
-    };
-    shared.metrics.connections.with_label_values(&[result]).inc();
+        Ok(Ok(Opening::Http(request))) => {
+            let (answer, outcome) = answer(shared, &request);
+            farewell(socket, &answer.render(request.head_only, Timestamp::now()), &shared.limits).await;
+            outcome
+        }
+        Ok(Ok(Opening::BadHttp(answer))) => {
+            farewell(socket, &answer.render(false, Timestamp::now()), &shared.limits).await;
+            Outcome::Malformed
+        }
+        Ok(Err(outcome)) => outcome,
+        Err(_) => {
+            // A TLS caller in the middle of its hello would not understand a page, and one that said nothing waits
+            // for a protocol that is not spoken here.
+            if bytes.first().is_some_and(|byte| *byte != client_hello::FIRST_BYTE) {
+                farewell(socket, &Answer::Timeout.render(false, Timestamp::now()), &shared.limits).await;
+            }
+            Outcome::OpeningTimeout
+        }
+    }
 }
 
-/// What a connection begins with.
-enum First {
-    /// A whole ClientHello, with its name if it has one.
-    Hello(Option<String>),
-    /// What is TLS but no ClientHello.
-    BadHello,
-    /// A whole head of an HTTP request, or a malformed one.
-    Http(Option<http::Request>),
-    /// Neither TLS nor HTTP.
-    Unreadable,
-    /// The caller left before.
-    Closed,
+/// Small writes are a handshake's and must not wait for one another; a caller whose network vanished shall not keep
+/// its place until the idle timeout.
+fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    rustix::net::sockopt::set_socket_keepalive(socket, true)?;
+    rustix::net::sockopt::set_tcp_keepidle(socket, KEEP_ALIVE_IDLE)?;
+    rustix::net::sockopt::set_tcp_keepintvl(socket, KEEP_ALIVE_INTERVAL)?;
+    rustix::net::sockopt::set_tcp_keepcnt(socket, KEEP_ALIVE_PROBES)?;
+    Ok(())
 }
 
 /// Reads until it is clear what the connection is.
-async fn first_flight(socket: &mut TcpStream, flight: &mut Vec<u8>, plain_only: bool) -> io::Result<First> {
+async fn read_opening(
+    socket: &mut TcpStream,
+    bytes: &mut Vec<u8>,
+    draining: &CancellationToken,
+) -> Result<Opening, Outcome> {
     loop {
-        if let Some(first) = classify(flight, plain_only) {
-            return Ok(first);
+        if let Some(opening) = inspect(bytes) {
+            return Ok(opening);
         }
-        flight.reserve(FIRST_READ);
-        if socket.read_buf(flight).await? == 0 {
-            return Ok(First::Closed);
+        if bytes.is_empty() {
+            // Without a buffer, which one that says nothing does not need.
+            tokio::select! {
+                () = draining.cancelled() => return Err(Outcome::Drained),
+                readable = socket.readable() => readable.map_err(|_| Outcome::HungUp)?,
+            }
+        }
+        bytes.reserve(OPENING_READ);
+        match socket.read_buf(bytes).await {
+            Ok(1..) => {}
+            Ok(0) | Err(_) => return Err(Outcome::HungUp),
         }
     }
 }
 
-/// What the bytes are, once they say it.
-fn classify(flight: &[u8], plain_only: bool) -> Option<First> {
-    let byte = *flight.first()?;
-    if byte == client_hello::HANDSHAKE_RECORD && !plain_only {
-        return match client_hello::server_name(flight) {
-            client_hello::ServerName::Found(name) => Some(First::Hello(Some(name))),
-            client_hello::ServerName::None => Some(First::Hello(None)),
-            client_hello::ServerName::Malformed => Some(First::BadHello),
-            client_hello::ServerName::Partial => (flight.len() >= limits::MAX_CLIENT_HELLO).then_some(First::BadHello),
-        };
-    }
-    if !http::may_begin(byte) {
-        return Some(First::Unreadable);
-    }
-    match http::read(flight) {
-        http::Head::Request(request) => Some(First::Http(Some(request))),
-        http::Head::Malformed => Some(First::Http(None)),
-        http::Head::Partial => (flight.len() >= limits::MAX_HTTP_HEAD).then_some(First::Http(None)),
+/// The answer to a plain HTTP request.
+fn answer<D>(shared: &Shared<D>, request: &Request) -> (Answer, Outcome) {
+    match &request.host {
+        Some(host) if shared.routes.lookup(host).is_some() => {
+            let (host, target) = (host.clone(), request.target.clone());
+            (Answer::Redirect { host, port: shared.port, target }, Outcome::Redirected)
+        }
+        _ => (Answer::NotFound, Outcome::UnknownName),
     }
 }
 
-/// Sends a last word and closes, in a bounded time.
-async fn refuse(mut socket: TcpStream, bytes: &[u8]) {
-    let farewell = async {
+/// Passes a TLS connection on.
+async fn serve_tls<D>(
+    shared: &Shared<D>,
+    mut socket: TcpStream,
+    caller: SocketAddr,
+    name: &str,
+    hello: Vec<u8>,
+) -> Outcome
+where
+    D: Dialer,
+    D::Stream: AsyncRead + AsyncWrite,
+{
+    let Shared { limits, metrics, .. } = shared;
+    let Some(route) = shared.routes.lookup(name) else {
+        tracing::debug!(name, "nobody has this name");
+        farewell(socket, &Alert::UnknownName.record(), limits).await;
+        return Outcome::UnknownName;
+    };
+    let header = IngressHeader { caller }.encode();
+    let greeting = [&header[..], &hello].concat();
+    let connected = tokio::select! {
+        () = hung_up(&socket) => return Outcome::HungUp,
+        connected = connect(&*shared.dialer, &route.devices, &greeting, limits, metrics) => connected,
+    };
+    drop(greeting);
+    let Some(answered) = connected else {
+        tracing::debug!(name, devices = route.devices.len(), "no device of a route can be reached");
+        farewell(socket, &Alert::Unreachable.record(), limits).await;
+        return Outcome::Unreachable;
+    };
+    metrics.to_device.inc_by(hello.len() as u64);
+    let mut stream = answered.stream;
+    let stop = shared.draining.cancelled();
+    let end = pump(&mut socket, &mut stream, (&hello, answered.first), stop, limits, metrics).await;
+    tracing::debug!(name, outcome = end.outcome.label(), "a connection ended");
+    drop(stream);
+    if end.caller_open {
+        // An error means that the caller has gone, which is what is wanted.
+        let _ = timeout(limits.farewell, discard(&mut socket)).await;
+    } else if matches!(end.outcome, Outcome::Stalled | Outcome::HandshakeTimeout) {
+        // The kernel shall not keep what such a caller does not take.
+        let _ = socket.set_zero_linger();
+    }
+    end.outcome
+}
+
+/// Returns when the caller has gone. One that sends more is there; whether it leaves later is not watched for.
+async fn hung_up(socket: &TcpStream) {
+    if matches!(socket.peek(&mut [0]).await, Ok(1..)) {
+        std::future::pending().await
+    }
+}
+
+/// Sends a last message, and gives the caller time to read it.
+async fn farewell(mut socket: TcpStream, bytes: &[u8], limits: &Limits) {
+    let said = async {
         socket.write_all(bytes).await?;
         socket.shutdown().await?;
         discard(&mut socket).await
     };
     // An error means that the caller has gone, which is what is wanted.
-    let _ = timeout(limits::FAREWELL, farewell).await;
+    let _ = timeout(limits.farewell, said).await;
 }
 
-/// Reads what the caller still sends: closing a socket with unread bytes resets it, and the reset may overtake the
-/// last word (RFC 9112 section 9.6).
+/// Reads what a caller still sends, until it ends: closing a socket with unread bytes resets it, and the reset may
+/// overtake the last message (RFC 9112 section 9.6).
 async fn discard(socket: &mut TcpStream) -> io::Result<()> {
-    let mut buffer = [0; 1024];
-    let mut left = limits::MAX_DISCARDED;
+    let mut buffer = [0; DRAIN_READ];
+    let mut left = MAX_DRAINED_BYTES;
     loop {
-        let read = socket.read(&mut buffer).await?;
-        if read == 0 || read > left {
-            return Ok(());
+        match socket.read(&mut buffer).await? {
+            0 => return Ok(()),
+            read if read > left => return Ok(()),
+            read => left -= read,
         }
-        left -= read;
     }
-}
-
-/// The bound for something that must not take longer, in whole.
-fn bounded<F: Future>(bound: Duration, future: F) -> impl Future<Output = Option<F::Output>> {
-    let timed = timeout(bound, future);
-    async move { timed.await.ok() }
 }

@@ -1,77 +1,84 @@
-//! The listeners, and how they start and stop.
+//! The listener: how it starts, takes connections, and stops.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{fmt, io, net::SocketAddr, sync::Arc};
 
 use hearth_types::{routes::RouteLookup, tunnel::Dialer};
 use prometheus::Registry;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
+    time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 use crate::{
+    admission::Admission,
     connection::{Shared, serve},
-    limits::{self, Limits},
-    metrics::Metrics,
-    slots::Slots,
+    limits::{ACCEPT_PAUSE, Limits},
+    metrics::{Metrics, Outcome},
 };
 
 /// What a [`Gateway`] needs to know.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct GatewayConfig {
-    /// Where to listen for TLS (and for plain HTTP, which is redirected). Port 0 picks one.
+    /// Where to listen for HTTPS and plain HTTP, TCP. Port 0 picks one; `[::]` listens on both address families.
     pub listen: SocketAddr,
-    /// Where to listen for plain HTTP alone, such as port 80.
-    pub http_redirect: Option<SocketAddr>,
-    /// The port that redirects name, where callers reach the gateway on another one than it listens on.
-    pub https_port: Option<u16>,
     /// The limits.
     pub limits: Limits,
 }
 
 impl GatewayConfig {
-    /// A configuration with the usual limits and without a listener for plain HTTP alone.
+    /// A configuration with the usual limits.
     pub fn new(listen: SocketAddr) -> Self {
-        Self { listen, http_redirect: None, https_port: None, limits: Limits::default() }
+        Self { listen, limits: Limits::default() }
     }
 }
 
 /// Why a gateway does not start.
 #[derive(Debug, thiserror::Error)]
-pub enum BindError {
+pub enum GatewayError {
     /// The socket.
-    #[error("the gateway cannot listen on TCP {listen}: is the port taken or the address another machine's?")]
+    #[error("cannot listen on {address} (TCP) for the gateway")]
     Listen {
         /// The address asked for.
-        listen: SocketAddr,
-        /// What the socket said.
+        address: SocketAddr,
+        /// What the kernel said, such as [`io::ErrorKind::AddrInUse`].
         #[source]
         source: io::Error,
     },
     /// The metrics.
-    #[error("cannot register the gateway's metrics: are two gateways in one registry?")]
+    #[error("cannot register the gateway's metrics: are there two gateways in one registry?")]
     Metrics(#[from] prometheus::Error),
+}
+
+/// The kernel's own error where there is one, so that its kind can be told.
+impl From<GatewayError> for io::Error {
+    fn from(error: GatewayError) -> Self {
+        match error {
+            GatewayError::Listen { source, .. } => source,
+            GatewayError::Metrics(_) => Self::other(error),
+        }
+    }
 }
 
 /// A gateway that listens; [`Gateway::run`] makes it serve.
 pub struct Gateway<D> {
     listener: TcpListener,
     address: SocketAddr,
-    redirect: Option<(TcpListener, SocketAddr)>,
-    slots: Slots,
+    admission: Arc<Admission>,
     shared: Arc<Shared<D>>,
 }
 
-impl<D> std::fmt::Debug for Gateway<D> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<D> fmt::Debug for Gateway<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gateway").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
-impl<D> Gateway<D>
+impl<D: Dialer> Gateway<D>
 where
-    D: Dialer,
     D::Stream: AsyncRead + AsyncWrite,
 {
     /// Listens. Callers wait in the kernel's queue until [`Gateway::run`].
@@ -80,23 +87,20 @@ where
         routes: Arc<dyn RouteLookup>,
         dialer: Arc<D>,
         registry: &Registry,
-    ) -> Result<Self, BindError> {
+    ) -> Result<Self, GatewayError> {
+        let GatewayConfig { listen, limits } = config;
+        let fail = |source| GatewayError::Listen { address: listen, source };
+        let listener = TcpListener::bind(listen).await.map_err(fail)?;
+        let address = listener.local_addr().map_err(fail)?;
         let metrics = Metrics::register(registry)?;
-        let (listener, address) = listen(config.listen).await?;
-        let redirect = match config.http_redirect {
-            Some(address) => Some(listen(address).await?),
-            None => None,
-        };
-        let shared = Shared {
-            routes,
-            dialer,
-            metrics,
-            limits: config.limits,
-            https_port: config.https_port.unwrap_or(address.port()),
-            cut: CancellationToken::new(),
-        };
-        let slots = Slots::new(config.limits.connections, config.limits.connections_per_caller);
-        Ok(Self { listener, address, redirect, slots, shared: Arc::new(shared) })
+        let connections = limits.connections.min(descriptors_for_callers());
+        if connections < limits.connections {
+            tracing::info!(connections, "fewer connections than usual: half of the file descriptors allowed (ulimit -n)");
+        }
+        let admission = Admission::new(connections, limits.connections_per_caller);
+        let draining = CancellationToken::new();
+        let shared = Arc::new(Shared { routes, dialer, limits, metrics, port: address.port(), draining });
+        Ok(Self { listener, address, admission, shared })
     }
 
     /// Where it listens.
@@ -104,104 +108,112 @@ where
         self.address
     }
 
-    /// Where it listens for plain HTTP alone.
-    pub fn redirect_addr(&self) -> Option<SocketAddr> {
-        self.redirect.as_ref().map(|(_, address)| *address)
-    }
-
-    /// Serves until `shutdown` ends; then accepts no more, lets open connections finish for
-    /// [`Limits::drain`], and cuts the rest.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, redirect, slots, shared, .. } = self;
+    /// Serves until `shutdown` is cancelled. Then it takes no more connections, ends those that are silent, lets the
+    /// others go on for [`Limits::drain`], and cuts off the rest.
+    ///
+    /// Guarantees: returns within [`Limits::drain`] of the cancellation. When the future is dropped, all connections
+    /// end at once.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), GatewayError> {
+        let Self { listener, admission, shared, .. } = self;
         let tasks = TaskTracker::new();
-        let redirects = async {
-            match &redirect {
-                Some((listener, _)) => accept(listener, &slots, &shared, &tasks, true).await,
-                None => std::future::pending().await,
+        let cut = CancellationToken::new();
+        let cut_when_dropped = cut.clone().drop_guard();
+        let mut failing = false;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((socket, caller)) => {
+                    failing = false;
+                    take(&shared, &admission, &tasks, &cut, socket, caller);
+                }
+                Err(error) if is_callers_doing(&error) => tracing::debug!(%error, "a caller left before it was taken"),
+                Err(error) => {
+                    // Once for a row of failures: a lack of descriptors lasts.
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "cannot take connections of callers; trying on");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
-        };
-        tokio::select! {
-            () = shutdown => {}
-            () = accept(&listener, &slots, &shared, &tasks, false) => {}
-            () = redirects => {}
         }
-        drop((listener, redirect));
+        drop(listener);
+        shared.draining.cancel();
         tasks.close();
-        if tokio::time::timeout(shared.limits.drain, tasks.wait()).await.is_err() {
-            tracing::info!(open = tasks.len(), "cutting connections that did not finish in time");
-            shared.cut.cancel();
-            tasks.wait().await;
+        if timeout(shared.limits.drain, tasks.wait()).await.is_err() {
+            tracing::debug!(connections = tasks.len(), "cutting off connections that go on");
         }
+        drop(cut_when_dropped);
+        tasks.wait().await;
+        Ok(())
     }
 }
 
-async fn listen(listen: SocketAddr) -> Result<(TcpListener, SocketAddr), BindError> {
-    let failed = |source| BindError::Listen { listen, source };
-    let listener = TcpListener::bind(listen).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    Ok((listener, address))
-}
-
-/// Accepts for ever.
-async fn accept<D>(
-    listener: &TcpListener,
-    slots: &Slots,
+/// Starts to serve a connection, if there is a place for it. One that is refused is closed without a word: it may be
+/// one of very many.
+fn take<D>(
     shared: &Arc<Shared<D>>,
+    admission: &Arc<Admission>,
     tasks: &TaskTracker,
-    plain_only: bool,
-) where
-    D: Dialer,
-    D::Stream: AsyncRead + AsyncWrite,
-{
-    loop {
-        match listener.accept().await {
-            Ok((socket, caller)) => admit(socket, caller, slots, shared, tasks, plain_only),
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(limits::ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-fn admit<D>(
+    cut: &CancellationToken,
     socket: TcpStream,
     caller: SocketAddr,
-    slots: &Slots,
-    shared: &Arc<Shared<D>>,
-    tasks: &TaskTracker,
-    plain_only: bool,
 ) where
     D: Dialer,
     D::Stream: AsyncRead + AsyncWrite,
 {
-    match slots.take(caller.ip()) {
-        Ok(slot) => {
-            let shared = shared.clone();
-            tasks.spawn(async move {
-                let _slot = slot;
-                let open = Open::new(&shared.metrics.open);
-                serve(shared, socket, caller, plain_only).await;
-                drop(open);
-            });
+    let caller = SocketAddr::new(caller.ip().to_canonical(), caller.port());
+    let permit = match admission.admit(caller.ip()) {
+        Ok(permit) => permit,
+        Err(outcome) => {
+            tracing::debug!(%caller, outcome = outcome.label(), "refused a connection");
+            return shared.metrics.ended(outcome);
         }
-        // Dropping it closes it, which costs nothing.
-        Err(full) => shared.metrics.refused.with_label_values(&[full.label()]).inc(),
+    };
+    let (shared, cut) = (Arc::clone(shared), cut.clone());
+    let span = tracing::debug_span!("connection", %caller);
+    let connection = async move {
+        let _permit = permit;
+        let open = OpenGuard::new(&shared.metrics);
+        let outcome = cut.run_until_cancelled(serve(&shared, socket, caller)).await;
+        drop(open);
+        shared.metrics.ended(outcome.unwrap_or(Outcome::Drained));
+    };
+    // A panic ends this connection alone; the guards give its place back.
+    tasks.spawn(connection.instrument(span));
+}
+
+/// Counts a connection as open, also if its task panics.
+struct OpenGuard<'a>(&'a Metrics);
+
+impl<'a> OpenGuard<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.open.inc();
+        Self(metrics)
     }
 }
 
-/// Counts an open connection.
-struct Open(prometheus::IntGauge);
-
-impl Open {
-    fn new(gauge: &prometheus::IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Open {
+impl Drop for OpenGuard<'_> {
     fn drop(&mut self) {
-        self.0.dec();
+        self.0.open.dec();
     }
+}
+
+/// Errors of accept that say something of one caller and nothing of the listener (accept(2)).
+fn is_callers_doing(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::ConnectionAborted | Kind::ConnectionReset | Kind::ConnectionRefused | Kind::TimedOut | Kind::Interrupted
+    )
+}
+
+/// How many file descriptors callers may take: half of those that the process may open, since the store and the other
+/// doors live in the same process.
+fn descriptors_for_callers() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit / 2).ok()).unwrap_or(usize::MAX)
 }

@@ -2,56 +2,121 @@
 
 use std::time::Duration;
 
-/// The limits that an operator may set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Connections at once at one gateway. An idle one costs about 2 KB here and as much in the kernel.
+/// Never more than half of the file descriptors that the process may open, so that callers cannot take those that
+/// the rest of the process needs.
+pub const MAX_CONNECTIONS: usize = 10_000;
+
+/// Connections at once of one caller: an IPv4 address or an IPv6 /64, which is the least that a home gets
+/// (RFC 6177). A browser opens some dozens; many people may share the address of a carrier's NAT.
+pub const MAX_CONNECTIONS_PER_CALLER: usize = 512;
+
+/// From the accepted connection to a whole ClientHello or request head: some round trips on a bad line.
+pub const OPENING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// From the whole ClientHello to a device's first byte, over all devices that are tried. Longer than the 5 s that one
+/// dial may take, so that a second device gets its turn; a person does not wait longer in front of a browser.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(12);
+
+/// From an open stream to the device's first byte. A tunnel that died unnoticed is found dead after 4 s; a device
+/// answers a ClientHello without asking its apps.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Devices of one route that are tried for one connection; each costs a dial.
+pub const MAX_DEVICES_TRIED: usize = 4;
+
+/// From the device's first byte to the caller's first protected record, which ends the handshake. Two round trips,
+/// and time for a person's slow phone.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// After how long without a byte in either direction a connection ends. WebSockets are silent for long.
+pub const IDLE_TIMEOUT: Duration = Duration::from_hours(1);
+
+/// The same once one direction has ended: what is left is an answer under way.
+pub const HALF_CLOSED_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// How long a peer may refuse to take a byte while some wait for it. A caller who reads nothing keeps a share of the
+/// window of the device's tunnel, which all of the device's callers share.
+pub const STALL_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// How long connections may go on after the gateway was told to stop.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection that was silent for this long is closed at once when the gateway was told to stop: it is most likely
+/// between two requests. The gateway cannot see requests, so this is a guess.
+pub const DRAIN_QUIET: Duration = Duration::from_secs(1);
+
+/// How long a last message (alert or page) may take to be written, and then the caller to close: closing a socket
+/// with unread bytes resets it (RFC 9112 section 9.6), and the message would be lost.
+pub const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Bytes that are read and dropped while a caller is given time to read the last message.
+pub const MAX_DRAINED_BYTES: usize = 256 * 1024;
+
+/// Bytes copied at once in one direction of one connection, and the most that waits for a peer to take it: four full
+/// TLS records would be 64 KiB, one and a tunnel's packets fill half of that.
+pub const COPY_BYTES: usize = 32 * 1024;
+
+/// How often a copy may go on without letting other connections have their turn.
+pub const COPIES_PER_TURN: u32 = 16;
+
+/// Silence after which the kernel asks whether a caller is still there; it gives up after [`KEEP_ALIVE_PROBES`].
+pub const KEEP_ALIVE_IDLE: Duration = Duration::from_mins(1);
+
+/// Between two such questions.
+pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Unanswered questions until the caller counts as gone.
+pub const KEEP_ALIVE_PROBES: u32 = 4;
+
+/// Pause after the kernel could not hand out a connection, so that a lack of descriptors does not spin.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The limits that a gateway keeps: those above, but in tests.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Limits {
-    /// Connections at once in all. Each costs two file descriptors' worth of buffers: 2 x [`COPY_BUFFER`].
+    /// [`MAX_CONNECTIONS`].
     pub connections: usize,
-    /// Connections at once of one caller: an IPv4 address, or an IPv6 /64, which one home has.
+    /// [`MAX_CONNECTIONS_PER_CALLER`].
     pub connections_per_caller: usize,
-    /// How long a connection may take to send its ClientHello or its HTTP request head.
-    pub first_flight: Duration,
-    /// How long both directions of an open connection may be silent. Long, for WebSockets that only ping rarely.
+    /// [`OPENING_TIMEOUT`].
+    pub opening: Duration,
+    /// [`CONNECT_TIMEOUT`].
+    pub connect: Duration,
+    /// [`ANSWER_TIMEOUT`].
+    pub answer: Duration,
+    /// [`HANDSHAKE_TIMEOUT`].
+    pub handshake: Duration,
+    /// [`IDLE_TIMEOUT`].
     pub idle: Duration,
-    /// How long open connections may go on after a shutdown was asked for.
+    /// [`HALF_CLOSED_TIMEOUT`].
+    pub half_closed: Duration,
+    /// [`STALL_TIMEOUT`].
+    pub stall: Duration,
+    /// [`DRAIN_TIMEOUT`].
     pub drain: Duration,
+    /// [`DRAIN_QUIET`].
+    pub drain_quiet: Duration,
+    /// [`FAREWELL_TIMEOUT`].
+    pub farewell: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 10_000,
-            connections_per_caller: 256,
-            first_flight: Duration::from_secs(5),
-            idle: Duration::from_hours(1),
-            drain: Duration::from_secs(10),
+            connections: MAX_CONNECTIONS,
+            connections_per_caller: MAX_CONNECTIONS_PER_CALLER,
+            opening: OPENING_TIMEOUT,
+            connect: CONNECT_TIMEOUT,
+            answer: ANSWER_TIMEOUT,
+            handshake: HANDSHAKE_TIMEOUT,
+            idle: IDLE_TIMEOUT,
+            half_closed: HALF_CLOSED_TIMEOUT,
+            stall: STALL_TIMEOUT,
+            drain: DRAIN_TIMEOUT,
+            drain_quiet: DRAIN_QUIET,
+            farewell: FAREWELL_TIMEOUT,
         }
     }
 }
-
-/// The longest ClientHello in bytes, with its record headers. Real ones have 200 to 2,000, with post-quantum shares.
-pub const MAX_CLIENT_HELLO: usize = 16 << 10;
-
-/// The longest head of a plain HTTP request in bytes: it is only read to be redirected.
-pub const MAX_HTTP_HEAD: usize = 8 << 10;
-
-/// The buffer of each direction of a connection in bytes.
-pub const COPY_BUFFER: usize = 16 << 10;
-
-/// Devices of a route that are tried, so that a route of many dead devices does not hold its caller for long.
-pub const MAX_DEVICES_TRIED: usize = 3;
-
-/// How long one device may take to be dialled, beyond what the dialler itself allows.
-pub const DIAL_TIMEOUT: Duration = Duration::from_secs(6);
-
-/// How long a caller may take to receive an alert or a redirect, and then to close.
-pub const FAREWELL: Duration = Duration::from_secs(2);
-
-/// How long the other direction of a half-closed connection may go on without a byte.
-pub const HALF_CLOSED_IDLE: Duration = Duration::from_mins(5);
-
-/// How long accepting pauses after an error such as too many open files, instead of spinning.
-pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Bytes that are read and thrown away after a refusal, so that closing does not reset the refusal away.
-pub const MAX_DISCARDED: usize = 64 << 10;

@@ -1,49 +1,140 @@
-//! What the gateway counts.
+//! What the gateway counts. No label names a caller, a hostname or a device.
 
+use std::time::Duration;
+
+use hearth_types::tunnel::DialError;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-/// Buckets in seconds from a hello to the open stream: a reused tunnel takes well below a millisecond, a device that
-/// is asked to dial some round trips.
-const OPEN_BUCKETS: [f64; 9] = [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+/// Buckets of a dial in seconds: an open tunnel answers within a millisecond, a cold one within some round trips, and
+/// a dial ends after 5 s.
+const DIAL_BUCKETS: [f64; 9] = [0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
-/// Counters and gauges.
+/// What became of a connection: the label `outcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Passed on to a device, and ended by caller or device.
+    Passed,
+    /// Passed on, then ended for want of a handshake.
+    HandshakeTimeout,
+    /// Passed on, then ended for silence.
+    Idle,
+    /// Passed on, then ended since caller or device took no bytes for too long.
+    Stalled,
+    /// Passed on, then the caller's connection broke.
+    CallerLost,
+    /// Passed on, then the device's stream broke.
+    DeviceLost,
+    /// Plain HTTP, redirected.
+    Redirected,
+    /// Nobody has the name.
+    UnknownName,
+    /// TLS without a server name.
+    NoName,
+    /// Neither TLS nor HTTP, or broken.
+    Malformed,
+    /// No whole hello or head in time.
+    OpeningTimeout,
+    /// No device of the route could be reached.
+    Unreachable,
+    /// The caller went away before there was anything to pass on.
+    HungUp,
+    /// Too many connections in all.
+    RefusedTotal,
+    /// Too many connections of this caller.
+    RefusedCaller,
+    /// Ended since the gateway was told to stop.
+    Drained,
+}
+
+impl Outcome {
+    /// The label's value.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::HandshakeTimeout => "handshake_timeout",
+            Self::Idle => "idle",
+            Self::Stalled => "stalled",
+            Self::CallerLost => "caller_lost",
+            Self::DeviceLost => "device_lost",
+            Self::Redirected => "redirected",
+            Self::UnknownName => "unknown_name",
+            Self::NoName => "no_name",
+            Self::Malformed => "malformed",
+            Self::OpeningTimeout => "opening_timeout",
+            Self::Unreachable => "unreachable",
+            Self::HungUp => "hung_up",
+            Self::RefusedTotal => "refused_total",
+            Self::RefusedCaller => "refused_caller",
+            Self::Drained => "drained",
+        }
+    }
+}
+
+/// The gateway's metrics.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     /// Open connections.
     pub(crate) open: IntGauge,
-    /// Connections by what became of them: `routed`, `redirected`, `unknown_name`, `no_name`, `unreachable`,
-    /// `malformed`, `timeout`, `closed`.
-    pub(crate) connections: IntCounterVec,
-    /// Connections that were refused, by the limit: `connections`, `connections_of_caller`.
-    pub(crate) refused: IntCounterVec,
-    /// How routed connections ended: `done`, `idle`, `error`, `shutdown`.
-    pub(crate) ended: IntCounterVec,
-    /// From the hello to the open stream.
-    pub(crate) open_seconds: Histogram,
-    /// Bytes to devices.
+    connections: IntCounterVec,
+    /// Bytes copied from callers to devices.
     pub(crate) to_device: IntCounter,
-    /// Bytes to callers.
+    /// Bytes copied from devices to callers.
     pub(crate) to_caller: IntCounter,
+    dials: IntCounterVec,
+    dial_seconds: Histogram,
 }
 
 impl Metrics {
     pub(crate) fn register(registry: &Registry) -> prometheus::Result<Self> {
-        fn put<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, it: C) -> prometheus::Result<C> {
-            registry.register(Box::new(it.clone()))?;
-            Ok(it)
-        }
-        let by = |name, help, label| put(registry, IntCounterVec::new(Opts::new(name, help), &[label])?);
-        let bytes = by("hearth_gateway_bytes_total", "Bytes copied, by direction.", "direction")?;
-        let open_seconds = HistogramOpts::new("hearth_gateway_open_seconds", "From a ClientHello to the open stream.")
-            .buckets(OPEN_BUCKETS.to_vec());
+        let counter = |name, help, label| register(registry, IntCounterVec::new(Opts::new(name, help), &[label])?);
+        let bytes = counter("hearth_gateway_bytes_total", "Bytes copied between callers and devices.", "direction")?;
         Ok(Self {
-            open: put(registry, IntGauge::new("hearth_gateway_connections_open", "Open connections.")?)?,
-            connections: by("hearth_gateway_connections_total", "Connections, by what became of them.", "result")?,
-            refused: by("hearth_gateway_refused_total", "Connections refused at once, by the limit.", "limit")?,
-            ended: by("hearth_gateway_ended_total", "Routed connections that ended, by how.", "reason")?,
-            open_seconds: put(registry, Histogram::with_opts(open_seconds)?)?,
+            open: register(registry, IntGauge::new("hearth_gateway_connections_open", "Open connections of callers.")?)?,
+            connections: counter(
+                "hearth_gateway_connections_total",
+                "Connections that ended, by what became of them.",
+                "outcome",
+            )?,
             to_device: bytes.with_label_values(&["to_device"]),
             to_caller: bytes.with_label_values(&["to_caller"]),
+            dials: counter("hearth_gateway_dials_total", "Streams to devices asked for, by result.", "result")?,
+            dial_seconds: register(
+                registry,
+                Histogram::with_opts(
+                    HistogramOpts::new("hearth_gateway_dial_seconds", "From asking for a stream to a device to having it.")
+                        .buckets(DIAL_BUCKETS.to_vec()),
+                )?,
+            )?,
         })
     }
+
+    /// Counts a connection that ended.
+    pub(crate) fn ended(&self, outcome: Outcome) {
+        self.connections.with_label_values(&[outcome.label()]).inc();
+    }
+
+    /// Counts a dial. How long it took is kept for those that led to a stream.
+    pub(crate) fn dialled(&self, result: Result<(), &DialError>, took: Duration) {
+        let label = match result {
+            Ok(()) => "ok",
+            Err(DialError::Unknown(_)) => "unknown",
+            Err(DialError::Away(_)) => "away",
+            Err(DialError::Timeout { .. }) => "timeout",
+            Err(DialError::Broken { .. }) => "broken",
+        };
+        self.dials.with_label_values(&[label]).inc();
+        if result.is_ok() {
+            self.dial_seconds.observe(took.as_secs_f64());
+        }
+    }
+
+    /// Counts an open stream on which the device said nothing: the dial came out well, the tunnel was dead.
+    pub(crate) fn silent(&self) {
+        self.dials.with_label_values(&["silent"]).inc();
+    }
+}
+
+fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, it: C) -> prometheus::Result<C> {
+    registry.register(Box::new(it.clone()))?;
+    Ok(it)
 }

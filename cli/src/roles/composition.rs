@@ -91,13 +91,13 @@ pub(super) async fn run_server(
     let gateway_listen = address("--listen-gateway", &args.listen.listen_gateway)?;
     let gateway = Gateway::bind(GatewayConfig::new(gateway_listen), handle.routes(), Arc::clone(&hub), &registry)
         .await
-        .map_err(|error| super::server::cannot_listen("--listen-gateway", "the gateway", gateway_listen, &error.into()))?;
+        .map_err(|error| super::server::cannot_listen("--listen-gateway", "the gateway", gateway_listen, &error))?;
     let gateway_address = gateway.local_addr();
     let dns_listen = address("--listen-dns", &args.listen.listen_dns)?;
     let gateway_ips = advertised(gateway_address, &args.advertise)?.iter().map(SocketAddr::ip).collect();
     let dns = DnsServer::bind(DnsConfig::new(dns_listen, &zone, gateway_ips), handle.routes(), &registry)
         .await
-        .map_err(|error| super::server::cannot_listen("--listen-dns", "DNS", dns_listen, &error.into()))?;
+        .map_err(|error| super::server::cannot_listen("--listen-dns", "DNS", dns_listen, &error))?;
     let dns_address = dns.local_addr();
 
     let config = ApiConfig {

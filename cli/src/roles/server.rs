@@ -47,8 +47,15 @@ pub(super) async fn bind(flag: &str, what: &str, text: &str) -> Result<tokio::ne
 }
 
 /// Why a port cannot be had, and what to do.
-pub(super) fn cannot_listen(flag: &str, what: &str, address: SocketAddr, error: &io::Error) -> anyhow::Error {
-    match error.kind() {
+pub(super) fn cannot_listen(
+    flag: &str,
+    what: &str,
+    address: SocketAddr,
+    error: &(dyn std::error::Error + 'static),
+) -> anyhow::Error {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    let kind = chain.filter_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind).next();
+    match kind.unwrap_or(io::ErrorKind::Other) {
         io::ErrorKind::AddrInUse => anyhow!(
             "cannot listen on {address} for {what}: the port is in use by another program; choose another with {flag} HOST:PORT (port 0 picks a free one)"
         ),

@@ -206,7 +206,9 @@ fn paused_scale(old: &mut [Set], new: Option<&mut Set>, desired: i64) -> Option<
 fn recreate(old: &mut [Set], pods: &[SeenPod], new: Option<&Set>, desired: i64) -> Option<i64> {
     let mine = |seen: &SeenPod| old.iter().any(|set| Some(set.object.uid()) == seen.pod.controller.as_ref());
     let left = pods.iter().any(|seen| mine(seen) && !seen.pod.is_finished());
-    old.iter_mut().for_each(|set| set.wanted = 0);
+    for set in old.iter_mut() {
+        set.wanted = 0;
+    }
     if left { new.map(|set| set.wanted.min(desired)) } else { Some(desired) }
 }
 

@@ -11,13 +11,13 @@ use crate::{
 };
 
 /// How long an Event is kept, as in Kubernetes.
-pub const EVENT_TTL: Duration = Duration::from_secs(3600);
+pub const EVENT_TTL: Duration = Duration::from_hours(1);
 /// Events of one namespace at most: what a person can read, and a bound on what a device in trouble can write.
 pub const MAX_EVENTS: usize = 1000;
 /// How long an expired join token that nobody used is kept, so that its refusal can be explained.
-pub const TOKEN_KEPT: Duration = Duration::from_secs(24 * 3600);
+pub const TOKEN_KEPT: Duration = Duration::from_hours(24);
 /// How long one that a device used is kept: the same device may ask again by it.
-pub const USED_TOKEN_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+pub const USED_TOKEN_KEPT: Duration = Duration::from_hours(30 * 24);
 /// Objects that one call deletes at most: one transaction holds them.
 const BURST: usize = 500;
 

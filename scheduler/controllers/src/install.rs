@@ -101,12 +101,12 @@ fn deploy(
         });
     }
     actions.extend(admitted(inputs.deployment, deployment, inputs.zone, now)?);
-    match desired::route(inputs.install, install, app, inputs.zone, inputs.route.map(Object::value)) {
-        Some(route) => actions.extend(admitted(inputs.route, route, inputs.zone, now)?),
-        None => {
-            let mine = inputs.route.filter(|route| is_mine(inputs.install, route) && !route.is_deleting());
-            actions.extend(mine.map(|route| Action::Delete { base: route.clone(), grace_seconds: None }));
-        }
+    let route = desired::route(inputs.install, install, app, inputs.zone, inputs.route.map(Object::value));
+    if let Some(route) = route {
+        actions.extend(admitted(inputs.route, route, inputs.zone, now)?);
+    } else {
+        let mine = inputs.route.filter(|route| is_mine(inputs.install, route) && !route.is_deleting());
+        actions.extend(mine.map(|route| Action::Delete { base: route.clone(), grace_seconds: None }));
     }
     out.actions.extend(actions);
     Ok(())

@@ -18,9 +18,9 @@ pub const REPLACES: &str = "hearth.dev/replaces";
 /// The first pause before a failed pod is replaced; doubles with every failure in a row.
 pub const FIRST_BACKOFF: Duration = Duration::from_secs(10);
 /// The longest pause before a failed pod is replaced.
-pub const MAX_BACKOFF: Duration = Duration::from_secs(300);
+pub const MAX_BACKOFF: Duration = Duration::from_mins(5);
 /// A pod that lived this long before it failed starts a new row of failures (the reset of Kubernetes' container back-off).
-pub const BACKOFF_RESET: Duration = Duration::from_secs(600);
+pub const BACKOFF_RESET: Duration = Duration::from_mins(10);
 
 /// What is looked at.
 #[derive(Clone, Copy, Debug)]

@@ -144,31 +144,26 @@ impl<'a> Planner<'a> {
             return;
         };
         let shape = &first.shape;
-        let why = match self.missing_claim(shape) {
-            Some(reason) => explain::of_pod(self.devices.len(), &reason),
-            None => {
-                let mut candidates = Candidates::default();
-                let placed = pods.iter().take_while(|pod| {
-                    let Some(index) = self.best(shape, &mut candidates) else {
-                        return false;
-                    };
-                    self.assign(index, &pod.shape);
-                    plan.assignments
-                        .push(Assignment { pod: Arc::clone(pod), device: Arc::clone(&self.devices[index].name) });
-                    true
-                });
-                let placed = placed.count();
-                if placed == pods.len() {
-                    return;
-                }
-                let why = Arc::new(self.why(shape));
-                let left = pods[placed..].iter();
-                plan.unplaced.extend(left.map(|pod| Unplaced { pod: Arc::clone(pod), why: Arc::clone(&why) }));
+        let missing = self.missing_claim(shape);
+        let mut left = pods.iter();
+        let why = if let Some(reason) = missing {
+            explain::of_pod(self.devices.len(), &reason)
+        } else {
+            let mut candidates = Candidates::default();
+            while !left.as_slice().is_empty() {
+                let Some(index) = self.best(shape, &mut candidates) else { break };
+                let Some(pod) = left.next() else { break };
+                self.assign(index, &pod.shape);
+                let device = Arc::clone(&self.devices[index].name);
+                plan.assignments.push(Assignment { pod: Arc::clone(pod), device });
+            }
+            if left.as_slice().is_empty() {
                 return;
             }
+            self.why(shape)
         };
         let why = Arc::new(why);
-        plan.unplaced.extend(pods.iter().map(|pod| Unplaced { pod: Arc::clone(pod), why: Arc::clone(&why) }));
+        plan.unplaced.extend(left.map(|pod| Unplaced { pod: Arc::clone(pod), why: Arc::clone(&why) }));
     }
 
     fn missing_claim(&self, shape: &Shape) -> Option<String> {

@@ -7,9 +7,9 @@ use hearth_types::Timestamp;
 use crate::model::{Device, Resources};
 
 /// After this long with one session a device counts as settled.
-const SETTLED: Duration = Duration::from_secs(10 * 60);
+const SETTLED: Duration = Duration::from_mins(10);
 /// After this long it counts as steady: it was there through a night.
-const STEADY: Duration = Duration::from_secs(24 * 60 * 60);
+const STEADY: Duration = Duration::from_hours(24);
 
 /// How steadily a device has been there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -14,7 +14,8 @@
 //! | `log` | segments, records with checksums, group commit, vote |
 //! | `machine` | applies entries, writes and reads snapshots |
 //! | `watch` | watches that pull from the history |
-//! | `store` | opens all of it, bounds requests |
+//! | `open` | configuration, whose store it is, files |
+//! | `store` | starts Raft, bounds requests, answers them |
 
 pub mod disk;
 mod health;
@@ -22,6 +23,7 @@ mod log;
 mod machine;
 mod metrics;
 mod network;
+mod open;
 mod sealed;
 mod store;
 mod types;
@@ -29,8 +31,6 @@ mod watch;
 
 pub use log::{LogError, SEGMENT_BYTES};
 pub use machine::{SNAPSHOT_LOG_BYTES, SNAPSHOT_LOG_ENTRIES, SnapshotsError};
-pub use store::{
-    MAX_BYTES_IN_FLIGHT, MAX_TXN_BYTES, MAX_WATCHERS, MAX_WRITES_IN_FLIGHT, REQUEST_TIMEOUT, RaftConfig, RaftStore,
-    RaftStoreError, Tuning,
-};
+pub use open::{RaftConfig, RaftStoreError, Tuning};
+pub use store::{MAX_BYTES_IN_FLIGHT, MAX_TXN_BYTES, MAX_WATCHERS, MAX_WRITES_IN_FLIGHT, REQUEST_TIMEOUT, RaftStore};
 pub use watch::BOOKMARK_INTERVAL;

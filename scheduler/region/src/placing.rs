@@ -156,6 +156,8 @@ async fn explain(hub: &Arc<Hub>, unplaced: &[Unplaced]) -> Result<bool, Status> 
         current &= writer::write(hub, ops, false).await?.outcomes.iter().all(Result::is_ok);
         ops = rest;
     }
-    notes.into_iter().for_each(|note| hub.recorder.note(note));
+    for note in notes {
+        hub.recorder.note(note);
+    }
     Ok(current)
 }

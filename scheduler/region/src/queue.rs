@@ -12,7 +12,7 @@ use tokio::{sync::Notify, time::Instant};
 /// The pause after a key's first failure; doubles with every failure in a row.
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 /// The longest pause: a person who mended something waits no longer.
-const MAX_BACKOFF: Duration = Duration::from_secs(60);
+const MAX_BACKOFF: Duration = Duration::from_mins(1);
 
 /// What became of the work on a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ const BATCH: usize = 200;
 /// Events of one object that may come at once (the spam filter of client-go).
 const BURST: u32 = 25;
 /// How long until an object that used up its burst may tell one more event.
-const REFILL: Duration = Duration::from_secs(60);
+const REFILL: Duration = Duration::from_mins(1);
 /// Objects and messages that are remembered at most.
 const REMEMBERED: usize = 4096;
 /// The longest message in bytes, as in Kubernetes.

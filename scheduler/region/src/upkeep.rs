@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{hub::Hub, writer};
 
 /// How often is looked: a sixtieth of the time that Events are kept.
-const EVERY: Duration = Duration::from_secs(60);
+const EVERY: Duration = Duration::from_mins(1);
 
 pub(crate) async fn run(hub: Arc<Hub>) {
     loop {

@@ -20,13 +20,12 @@ pub(crate) async fn run(hub: Arc<Hub>, kind: GroupKind, primed: mpsc::Sender<()>
     let mut first = Some(primed);
     loop {
         if let Err(error) = list_and_watch(&hub, &query, &mut first).await {
-            match error.reason {
+            if error.reason == Reason::Expired {
                 // It was too slow, or the server was restored: an ordinary event.
-                Reason::Expired => tracing::debug!(kind = %query.kind, %error, "the watch expired; listing anew"),
-                _ => {
-                    tracing::warn!(kind = %query.kind, %error, "list or watch failed; trying again");
-                    tokio::time::sleep(PAUSE).await;
-                }
+                tracing::debug!(kind = %query.kind, %error, "the watch expired; listing anew");
+            } else {
+                tracing::warn!(kind = %query.kind, %error, "list or watch failed; trying again");
+                tokio::time::sleep(PAUSE).await;
             }
         }
         hub.metrics.relists.inc();

@@ -101,7 +101,9 @@ impl ImageFile {
 
 impl Disk {
     pub(super) fn open(root: &Path) -> Result<Self, ImageError> {
-        let disk = Self { root: root.to_owned() };
+        // The paths of layers outlive the caller's working directory.
+        let root = &std::path::absolute(root).map_err(|error| ImageError::io("find", root, error))?;
+        let disk = Self { root: root.clone() };
         make_directory(root, true)?;
         std::fs::set_permissions(root, Permissions::from_mode(0o700))
             .map_err(|error| ImageError::io("protect", root, error))?;

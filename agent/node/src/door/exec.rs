@@ -104,10 +104,14 @@ async fn attend(mut exec: Exec, mut input: Streaming<v1::ExecInput>, sender: &Se
             code = exec.wait() => break code.map_err(|error| io::Error::other(chain(&error)))?,
             () = sender.closed() => return Ok(None),
             // Input is taken only when the last was written: a command that does not read slows its client down.
-            written = write_some(stdin.as_mut(), &backlog), if !backlog.is_empty() => match written {
-                Ok(count) => drop(backlog.drain(..count)),
-                // It does not read any more.
-                Err(_) => { backlog.clear(); stdin = None; }
+            written = write_some(stdin.as_mut(), &backlog), if !backlog.is_empty() => {
+                if let Ok(count) = written {
+                    backlog.drain(..count);
+                } else {
+                    // It does not read any more.
+                    backlog.clear();
+                    stdin = None;
+                }
             },
             message = input.next(), if speaks && backlog.is_empty() => match message {
                 Some(Ok(message)) => match message.input {

@@ -21,7 +21,7 @@ const CHUNK: usize = 32 << 10;
 /// How often a followed log is looked at: below what people notice.
 const POLL: Duration = Duration::from_millis(150);
 
-pub(super) async fn serve(shared: &Arc<Shared>, request: v1::LogsRequest) -> Result<Answers<v1::LogsChunk>, Status> {
+pub(super) fn serve(shared: &Arc<Shared>, request: v1::LogsRequest) -> Result<Answers<v1::LogsChunk>, Status> {
     let (entry, container) = find(shared, &request.namespace, &request.pod, &request.container)?;
     let (pod, status) = (request.pod.as_str(), entry.container_status(&container).unwrap_or_default());
     let newest = status.get("restartCount").and_then(Value::as_u64).unwrap_or_default() as u32;

@@ -3,7 +3,7 @@
 //! without a region in reach.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -108,9 +108,9 @@ impl Certificates {
         }
         let mut new = false;
         for name in names {
-            if !state.hosts.contains_key(&name) {
-                let host = self.load(&name);
-                state.hosts.insert(name, host);
+            if let Entry::Vacant(vacant) = state.hosts.entry(name) {
+                let host = self.load(vacant.key());
+                vacant.insert(host);
                 new = true;
             }
         }
@@ -397,7 +397,7 @@ pub(super) mod tests {
         let (certificate, life) = certified("a.test", &key, cert.pem().as_bytes()).expect("certified");
         host.take(certificate.clone(), life);
         host.take(certificate, (Timestamp(NOW.0 - 2000), Timestamp(NOW.0 + 1000)));
-        assert_eq!(host.renew_at, Timestamp(NOW.0 - 2));
+        assert_eq!(host.renew_at, NOW);
         assert!(host.is_due(NOW));
         assert!(!host.is_due(Timestamp(NOW.0 - 1000)));
         assert!(!host.is_due(Timestamp(3_000)), "1970 says nothing");

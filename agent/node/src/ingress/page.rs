@@ -182,7 +182,7 @@ mod tests {
         let mut body = Box::pin(response.into_body());
         let frame = std::pin::pin!(body.frame());
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        let std::task::Poll::Ready(Some(Ok(frame))) = std::future::Future::poll(frame, &mut context) else {
+        let std::task::Poll::Ready(Some(Ok(frame))) = Future::poll(frame, &mut context) else {
             panic!("a page has a body")
         };
         (status, kind, String::from_utf8(frame.into_data().expect("data").to_vec()).expect("text"))

@@ -29,7 +29,7 @@ use super::{
 /// How long a pod may take to accept a connection: it is on the same machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an app may take to begin its answer while nothing of the request moves.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(2);
 /// How long an unused connection to a pod is kept.
 const IDLE: Duration = Duration::from_secs(30);
 /// Unused connections that are kept for one pod.

@@ -186,7 +186,7 @@ async fn tell(mut request: Request<Incoming>) -> Response<Full<Bytes>> {
             .body(Full::default())
             .unwrap();
     }
-    let headers: std::collections::BTreeMap<String, String> = request
+    let headers: BTreeMap<String, String> = request
         .headers()
         .iter()
         .map(|(name, value)| (name.to_string(), value.to_str().unwrap_or_default().to_owned()))
@@ -227,13 +227,13 @@ async fn both_versions_of_http_reach_the_app_with_the_callers_address() {
 
 #[tokio::test]
 async fn large_bodies_stream_through() {
+    const CHUNKS: usize = 64;
+    const CHUNK: usize = 256 << 10;
     let house = House::new(app().await);
     house.pod(true, json!({}));
     let io = TokioIo::new(house.connect(HOST, b"h2").await.unwrap());
     let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
     tokio::spawn(connection);
-    const CHUNKS: usize = 64;
-    const CHUNK: usize = 256 << 10;
     let chunks = (0..CHUNKS).map(|_| Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![7_u8; CHUNK]))));
     let body = StreamBody::new(tokio_stream::iter(chunks));
     let request = request(Version::HTTP_2, HOST).method("POST").body(body).unwrap();

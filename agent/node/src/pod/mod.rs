@@ -1,5 +1,6 @@
 //! A worker a pod: it drives the pod's machine and carries out its commands.
 
+mod begin;
 mod convert;
 mod execute;
 mod orphan;

@@ -4,20 +4,17 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use hearth_image::Image;
 use hearth_network::PodNetwork;
-use hearth_pod::{Command, Event, Failure, Found, ImageFacts, PodMachine, PodView, Record, StartFailure};
-use hearth_runtime::{ContainerState, ContainerStatus, PodEvent, RuntimeError};
-use hearth_types::{
-    Object, ObjectKey, Uid,
-    kinds::Pod,
-    names::{dns_label, dns_subdomain},
-};
+use hearth_pod::{Command, Event, Failure, ImageFacts, PodMachine, PodView, Record, StartFailure};
+use hearth_runtime::{ContainerState, ContainerStatus, PodEvent};
+use hearth_types::{Object, ObjectKey, Uid, kinds::Pod};
 use tokio::{
     sync::{mpsc, watch},
     task::{AbortHandle, JoinSet},
 };
 
 use super::{
-    convert::{broken, exit, found, presumed, snapshot_of},
+    begin::{bury, check_names, found_of},
+    convert::{broken, exit, snapshot_of},
     execute::{Site, VolumePaths, addresses},
     record::{self, StoredPod},
 };
@@ -35,8 +32,6 @@ const RUNTIME_EVENTS: usize = 16;
 const MAX_SLEEP: Duration = Duration::from_secs(30);
 /// After how long a shim that could not be listened to is listened to again.
 const RESUBSCRIBE: Duration = Duration::from_secs(1);
-/// The longest uid that names a pod's directory and cgroup.
-const MAX_UID: usize = 63;
 /// SIGKILL.
 const SIGKILL: i32 = 9;
 
@@ -161,51 +156,6 @@ pub(crate) async fn spawn(shared: Arc<Shared>, start: Start, tasks: &mut JoinSet
     Ok(WorkerHandle { object: start.object, entry, inbox: sender, vanished: false })
 }
 
-/// Names become directories: they are checked here whatever the region checked.
-fn check_names(view: &PodView) -> Result<(), String> {
-    dns_label(&view.namespace).map_err(|why| format!("metadata.namespace {why}"))?;
-    dns_subdomain(&view.name).map_err(|why| format!("metadata.name {why}"))?;
-    let fit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    if view.uid.len() > MAX_UID || !view.uid.bytes().all(fit) {
-        return Err(format!("metadata.uid must be 1 to {MAX_UID} letters, digits, '-' and '_'"));
-    }
-    view.containers
-        .iter()
-        .try_for_each(|one| dns_label(&one.name).map_err(|why| format!("spec.containers: name {:?} {why}", one.name)))
-}
-
-/// What became of the pod while no agent looked.
-async fn found_of(
-    sandbox: Option<hearth_runtime::Pod>,
-    dead: Option<Vec<ContainerStatus>>,
-    record: Option<&Record>,
-) -> (Option<hearth_runtime::Pod>, Found) {
-    let Some(sandbox) = sandbox else {
-        return (None, dead.map_or(Found::Nothing, |dead| Found::Dead(dead.into_iter().map(found).collect())));
-    };
-    match sandbox.status().await {
-        Ok(list) => (Some(sandbox), Found::Alive(list.into_iter().map(found).collect())),
-        Err(RuntimeError::ShimGone { .. }) => (None, Found::Nothing),
-        Err(error) => {
-            // It lives and cannot be asked: what ran is taken to run, and nothing is restarted on a guess.
-            tracing::error!(pod = sandbox.uid(), error = chain(&error), "a living shim does not answer");
-            (Some(sandbox), Found::Alive(record.map(presumed).unwrap_or_default()))
-        }
-    }
-}
-
-/// Writes down how the containers of a dead sandbox ended, and only then removes what told it.
-async fn bury(shared: &Arc<Shared>, object: &Object, machine: &PodMachine) {
-    let stored = StoredPod { object: object.value(), record: machine.record().clone() };
-    let (dir, uid) = (shared.paths.pods(), object.uid().as_str().to_owned());
-    if let Err(error) = blocking(move || stored.write(&dir, &uid, true)).await {
-        tracing::error!(pod = %object.key(), error = chain(&error), "the pod's record cannot be written");
-    }
-    if let Err(error) = shared.runtime.forget(object.uid().as_str()).await {
-        tracing::error!(pod = %object.key(), error = chain(&error), "the remains of a dead pod cannot be removed");
-    }
-}
-
 impl Worker {
     async fn run(&mut self) {
         self.step(Event::Tick);
@@ -231,7 +181,9 @@ impl Worker {
 
     fn step(&mut self, event: Event) {
         let commands = self.machine.step(event, self.site.shared.now());
-        commands.into_iter().for_each(|command| self.execute(command));
+        for command in commands {
+            self.execute(command);
+        }
     }
 
     fn input(&mut self, input: Input) {

@@ -52,7 +52,12 @@ pub fn drive(dir: &Path) {
         };
         let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
         let agent = Agent::new(config).unwrap();
-        agent.run(async move { drop(term.recv().await) }).await.unwrap()
+        agent
+            .run(async move {
+                term.recv().await;
+            })
+            .await
+            .unwrap()
     });
     tokio.shutdown_timeout(std::time::Duration::from_secs(1));
     if exit == AgentExit::Reexec {
@@ -158,7 +163,7 @@ impl Drop for Device {
             }
         }
         if std::thread::panicking() {
-            eprintln!("--- agent of {:?}:\n{}", self.dir, self.log());
+            eprintln!("--- agent of {}:\n{}", self.dir.display(), self.log());
         }
     }
 }

@@ -40,7 +40,7 @@ type Outgoing = mpsc::Sender<Result<v1::RegionMessage, Status>>;
 pub struct Heard {
     pub hellos: Vec<v1::DeviceHello>,
     pub statuses: BTreeMap<String, (Value, bool)>,
-    pub reports: u64,
+    pub heartbeats: u64,
     pub events: Vec<v1::DeviceEvent>,
 }
 
@@ -175,19 +175,23 @@ impl Region {
                 changed.changed().await.unwrap();
             }
         };
-        match tokio::time::timeout(Duration::from_secs(60), found).await {
-            Ok(found) => found,
-            Err(_) => {
-                let heard = self.shared.heard.lock().unwrap();
-                panic!("never heard: {what}\nstatuses: {:#?}\nevents: {:#?}", heard.statuses, heard.events)
-            }
+        if let Ok(found) = tokio::time::timeout(Duration::from_mins(1), found).await {
+            return found;
         }
+        let heard = self.shared.heard.lock().unwrap();
+        panic!("never heard: {what}\nstatuses: {:#?}\nevents: {:#?}", heard.statuses, heard.events)
     }
 
     /// Waits until a pod's status is as wanted, and returns it.
     pub async fn status(&self, pod: &str, what: &str, want: impl Fn(&Value) -> bool) -> Value {
         let find = |heard: &Heard| heard.statuses.get(pod).map(|(status, _)| status.clone()).filter(|one| want(one));
         self.heard(&format!("{pod} {what}"), find).await
+    }
+
+    /// Waits for so many heartbeats more.
+    pub async fn heartbeats(&self, more: u64) {
+        let until = self.shared.heard.lock().unwrap().heartbeats + more;
+        self.heard("heartbeats", |heard| (heard.heartbeats >= until).then_some(())).await;
     }
 
     pub async fn running(&self, pod: &str) -> Value {
@@ -293,10 +297,12 @@ impl Devices for Service {
 impl Shared {
     async fn take(&self, message: v1::DeviceMessage, out: &Outgoing) {
         let answer = match message.message {
-            Some(Up::Heartbeat(beat)) => Down::HeartbeatAck(v1::HeartbeatAck { sequence: beat.sequence }),
+            Some(Up::Heartbeat(beat)) => {
+                self.note(|heard| heard.heartbeats += 1);
+                Down::HeartbeatAck(v1::HeartbeatAck { sequence: beat.sequence })
+            }
             Some(Up::Status(report)) => {
                 self.note(|heard| {
-                    heard.reports += 1;
                     for item in report.items {
                         let name = item.r#ref.unwrap().name;
                         let status = serde_json::from_slice(&item.status_json).unwrap();

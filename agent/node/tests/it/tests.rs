@@ -95,13 +95,12 @@ fn logs_of(pod: &str) -> v1::LogsRequest {
     v1::LogsRequest { namespace: "alice".into(), pod: pod.into(), ..v1::LogsRequest::default() }
 }
 
-/// The pid of a container's first process, by a word of its command line.
-fn pid_of(word: &str) -> Option<u32> {
+/// The pid of the container that sleeps so many seconds.
+fn pid_of(seconds: &str) -> Option<u32> {
     std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
         let line = std::fs::read(entry.path().join("cmdline")).ok()?;
-        let line = String::from_utf8_lossy(&line).into_owned();
-        (line.starts_with("/bin/busybox") && line.contains(word)).then_some(pid)
+        (line == format!("/bin/busybox\0sleep\0{seconds}\0").into_bytes()).then_some(pid)
     })
 }
 
@@ -142,8 +141,8 @@ async fn joining_twice_is_harmless_and_as_another_is_refused() {
 
 async fn a_pod_runs_with_volumes_and_environment_and_answers_by_name() {
     let (region, _device) = start().await;
-    let script = "echo hello $GREETING; echo kept > /data/file; mkdir -p /tmp/www; echo page > /tmp/www/index.html; \
-                  cat /etc/conf/a.txt; exec /bin/busybox httpd -f -p 8080 -h /tmp/www";
+    let script = "echo hello $GREETING; echo kept > /data/file; /bin/busybox mkdir -p /tmp/www; echo page > /tmp/www/index.html; \
+                  /bin/busybox cat /etc/conf/a.txt; echo; exec /bin/busybox httpd -f -p 8080 -h /tmp/www";
     let mut web = pod("web", script);
     web["spec"]["containers"][0]["env"] = json!([{"name": "GREETING",
         "valueFrom": {"configMapKeyRef": {"name": "conf", "key": "greeting"}}}]);
@@ -188,8 +187,41 @@ async fn a_pod_runs_with_volumes_and_environment_and_answers_by_name() {
     // Exec, with input and an exit code.
     let (text, code) = exec(&region, "web", &["/bin/busybox", "cat", "/data/file"], None).await;
     assert_eq!((text.as_str(), code), ("kept\n", 0));
-    let (text, code) = exec(&region, "web", &["/bin/busybox", "sh", "-c", "cat; exit 7"], Some(b"to stdin")).await;
+    let (text, code) =
+        exec(&region, "web", &["/bin/busybox", "sh", "-c", "/bin/busybox cat; exit 7"], Some(b"to stdin")).await;
     assert_eq!((text.as_str(), code), ("to stdin", 7));
+
+    // With a terminal of the size that was asked for; and a command whose client leaves is killed.
+    let start = |command: &[&str], tty| v1::ExecInput {
+        input: Some(Input::Start(v1::ExecStart {
+            namespace: "alice".into(),
+            pod: "web".into(),
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
+            tty,
+            stdin: true,
+            size: Some(v1::WindowSize { columns: 101, rows: 33 }),
+            ..v1::ExecStart::default()
+        })),
+    };
+    let stty = tokio_stream::once(start(&["/bin/busybox", "stty", "size"], true));
+    let mut output = region.door().await.exec(stty.chain(tokio_stream::pending())).await.unwrap().into_inner();
+    let mut text = String::new();
+    loop {
+        match output.next().await.unwrap().unwrap().output.unwrap() {
+            Output::Stdout(data) => text.push_str(std::str::from_utf8(&data).unwrap()),
+            Output::ExitCode(code) => break assert_eq!(code, 0),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(text.trim(), "33 101");
+    let (input, queue) = tokio::sync::mpsc::channel(1);
+    input.send(start(&["/bin/busybox", "sleep", "135792"], false)).await.unwrap();
+    let queue = tokio_stream::wrappers::ReceiverStream::new(queue);
+    let output = region.door().await.exec(queue).await.unwrap().into_inner();
+    eventually("the command", || pid_of("135792")).await;
+    // Both directions, as a client's end is seen: HTTP/2 resets a stream once nobody holds either.
+    drop((input, output));
+    eventually("its end", || pid_of("135792").is_none().then_some(())).await;
 
     // A mounted ConfigMap changes while the container runs.
     region.desire(objects("second")).await;
@@ -260,7 +292,7 @@ async fn containers_survive_the_agent_and_its_zygote() {
     let marker = format!("survivor-{}", device.instance);
     region.desire(vec![pod("live", &format!("echo {marker}; exec /bin/busybox sleep 987654"))]).await;
     region.running("live").await;
-    let before = eventually("the container", || pid_in(&region, "live")).await;
+    let before = eventually("the container", || pid_of("987654")).await;
     device.kill();
     region.hub.forget(&DeviceName::from("nas"));
     region
@@ -272,7 +304,7 @@ async fn containers_survive_the_agent_and_its_zygote() {
     // The new agent knows it: exec works, and the process is the same.
     let (text, _) = exec(&region, "live", &["/bin/busybox", "cat", "/proc/1/cmdline"], None).await;
     assert!(text.contains("987654"), "{text}");
-    assert_eq!(pid_in(&region, "live"), Some(before));
+    assert_eq!(pid_of("987654"), Some(before));
     let status = region.running("live").await;
     assert_eq!(status["containerStatuses"][0]["restartCount"], 0, "{status}");
     // Without its zygote, the agent executes itself again, in the same process.
@@ -284,11 +316,7 @@ async fn containers_survive_the_agent_and_its_zygote() {
     assert_eq!(device.agent_pid(), agent);
     let (_, code) = exec(&region, "live", &["/bin/busybox", "true"], None).await;
     assert_eq!(code, 0);
-    assert_eq!(pid_in(&region, "live"), Some(before));
-}
-
-fn pid_in(_region: &Region, _pod: &str) -> Option<u32> {
-    pid_of("987654")
+    assert_eq!(pid_of("987654"), Some(before));
 }
 
 fn children_of(parent: u32) -> Vec<i32> {
@@ -316,6 +344,7 @@ async fn a_device_brings_its_pods_up_without_a_region() {
     web["spec"]["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "kept-data"}}]);
     region.desire(vec![web, claim("kept-data")]).await;
     region.running("kept").await;
+    eventually("the first start", || pid_of("876543")).await;
     device.kill();
     region.hub.forget(&DeviceName::from("nas"));
     // As a reboot does: all processes, links and cgroups are gone; the data stays.
@@ -350,7 +379,7 @@ async fn another_incarnation_or_an_older_region_stops_nothing() {
     let (region, device) = start().await;
     region.desire(vec![pod("stays", "exec /bin/busybox sleep 765432")]).await;
     region.running("stays").await;
-    let pid = pid_of("765432").unwrap();
+    let pid = eventually("the container", || pid_of("765432")).await;
     for (incarnation, revision) in [("two", 1000), ("one", 3)] {
         *region.shared.incarnation.lock().unwrap() = incarnation.into();
         region.shared.revision.store(revision, Ordering::SeqCst);
@@ -371,17 +400,30 @@ async fn another_incarnation_or_an_older_region_stops_nothing() {
 
 async fn statuses_are_sent_again_until_they_are_acknowledged() {
     let (region, _device) = start().await;
+    let mut told = pod("told", "exec /bin/busybox sleep 654321");
+    region.desire(vec![told.clone()]).await;
+    region.running("told").await;
+    eventually("the container", || pid_of("654321")).await;
     region.shared.acknowledge.store(false, Ordering::SeqCst);
-    region.desire(vec![pod("told", "exec /bin/busybox sleep 654321")]).await;
-    region.running("told").await;
+    told["metadata"]["deletionTimestamp"] = json!("2024-01-01T00:00:00Z");
+    told["metadata"]["deletionGracePeriodSeconds"] = json!(0);
+    region.desire(vec![told]).await;
+    let finished = |heard: &crate::region::Heard| heard.statuses.get("told").filter(|(_, done)| *done).map(|_| ());
+    region.heard("its end", finished).await;
+    for acknowledged in [false, true] {
+        region.shared.heard.lock().unwrap().statuses.clear();
+        region.shared.acknowledge.store(acknowledged, Ordering::SeqCst);
+        region.hang_up();
+        region.heard("its end in another session", finished).await;
+    }
+    // Once it is acknowledged, another session does not hear of it: two heartbeats later, nothing came.
+    region.heartbeats(2).await;
     region.shared.heard.lock().unwrap().statuses.clear();
-    region.hang_up();
-    region.running("told").await;
-    region.shared.acknowledge.store(true, Ordering::SeqCst);
-    region.hang_up();
     let hellos = region.shared.heard.lock().unwrap().hellos.len();
+    region.hang_up();
     region.heard("another session", |heard| (heard.hellos.len() > hellos).then_some(())).await;
-    region.running("told").await;
+    region.heartbeats(2).await;
+    assert!(region.shared.heard.lock().unwrap().statuses.is_empty());
 }
 
 async fn a_missing_image_is_waited_for_and_a_missing_secret_named() {

@@ -123,7 +123,7 @@ async fn a_device_that_died_silently_and_came_back_is_reached_again() {
         }
     })
     .await;
-    assert!(died.elapsed() < Duration::from_secs(6), "noticed after {:?}", died.elapsed());
+    assert!(died.elapsed() < Duration::from_secs(9), "noticed after {:?}", died.elapsed());
     eventually("the dead tunnel is gone", || async { region.hub.open_tunnels() == 1 }).await;
 }
 
@@ -221,6 +221,37 @@ async fn a_gateway_restarted_at_its_port_gets_a_new_tunnel() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_restarted_at_another_port_gets_a_new_tunnel() {
     restart_of_the_gateway(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forgotten_tunnel_is_replaced_at_the_next_dial() {
+    let region = Region::start(IDLE).await;
+    let (name, tunnel, incoming) = region.device("one", 1);
+    let _echo = echo(incoming);
+    let mut stream = region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
+    region.hub.forget(&name);
+    tokio::io::AsyncReadExt::read(&mut stream, &mut [0]).await.expect_err("its streams fail");
+    drop(stream);
+    eventually("the device hears of it", || async { tunnel.open_tunnels() == 0 }).await;
+    let stream = region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
+    assert_eq!(exchange(stream, b"again").await.expect("an echo"), b"again");
+    assert_eq!(region.sessions.notices(), 2);
+    region.hub.forget(&"nobody".into());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_without_tunnels_closes_its_socket_and_can_be_dialled_again() {
+    let region = Region::start(Duration::from_secs(1)).await;
+    let (name, tunnel, incoming) = region.device("one", 1);
+    let _echo = echo(incoming);
+    drop(region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream"));
+    let begun = Instant::now();
+    while tunnel.has_socket().await {
+        assert!(begun.elapsed() < hearth_tunnel::ENDPOINT_LINGER + Duration::from_secs(10), "the socket stays open");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let stream = region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
+    assert_eq!(exchange(stream, b"again").await.expect("an echo"), b"again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

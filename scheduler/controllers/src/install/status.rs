@@ -63,13 +63,11 @@ fn set_or_remove(status: &mut Value, field: &str, text: Option<String>) {
 
 fn app_found(install: &Value, app: Option<&Value>) -> Condition {
     let name = text(install, "/spec/app");
-    match app {
-        Some(_) => Condition::new("AppFound", Truth::True, "AppFound", format!("App {name} is there")),
-        None => {
-            let message = format!("there is no App {name:?}; publish it, or correct spec.app");
-            Condition::new("AppFound", Truth::False, "AppNotFound", message)
-        }
+    if app.is_some() {
+        return Condition::new("AppFound", Truth::True, "AppFound", format!("App {name} is there"));
     }
+    let message = format!("there is no App {name:?}; publish it, or correct spec.app");
+    Condition::new("AppFound", Truth::False, "AppNotFound", message)
 }
 
 fn permissions(app: Option<&Value>, missing: &[String]) -> Condition {

@@ -42,7 +42,9 @@ fn settle(world: &mut World, pods: &[SeenPod]) {
 
 fn world(app: Option<Value>, install: Value) -> World {
     let mut world = World { now: Timestamp(1_000_000), ..World::default() };
-    app.into_iter().for_each(|app| drop(world.create(app)));
+    if let Some(app) = app {
+        world.create(app);
+    }
     world.create(install);
     settle(&mut world, &[]);
     world
@@ -289,10 +291,7 @@ proptest! {
                 1 => drop(world.edit("Install", "mynotes", |one| one["spec"]["grants"] = json!({"capabilities": caps}))),
                 2 => drop(world.edit("Install", "mynotes", |one| one["spec"]["stopped"] = json!(flag))),
                 3 => drop(world.edit("Install", "mynotes", |one| one["spec"]["replicas"] = json!(1 + i32::from(flag)))),
-                4 => drop(world.edit("App", "notes", |app| match flag {
-                    true => app["spec"]["ingress"] = json!({"port": 8080}),
-                    false => drop(app["spec"].as_object_mut().unwrap().remove("ingress")),
-                })),
+                4 => drop(world.edit("App", "notes", |app| if flag { app["spec"]["ingress"] = json!({"port": 8080}) } else { drop(app["spec"].as_object_mut().unwrap().remove("ingress")) })),
                 5 => {
                     let app = world.find("App", "notes").unwrap();
                     world.delete(&app);

@@ -136,7 +136,7 @@ fn a_failed_pod_is_replaced_with_a_growing_pause() {
         fail(&mut world, &name, at);
         settle(&mut world, &[]);
         let out = look(&world, &[]);
-        assert_eq!(names(&world), [name.clone()], "it waits");
+        assert_eq!(names(&world), std::slice::from_ref(&name), "it waits");
         let pause = out.again.unwrap();
         pauses.push(pause.as_secs());
         world.now = world.now.plus(pause);

@@ -3,6 +3,7 @@
 mod certificate;
 mod desired;
 mod dial;
+mod outbox;
 mod run;
 mod service;
 mod status;
@@ -20,6 +21,7 @@ pub(crate) use dial::Dialling;
 use hearth_controllers::node::Contact;
 use hearth_proto::v1::{Goodbye, RegionMessage, region_message::Message};
 use hearth_types::{DeviceKey, DeviceName};
+use outbox::Outbox;
 pub use service::DevicesService;
 pub(crate) use status::{StatusJob, write_statuses};
 use tokio::{
@@ -30,22 +32,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Timing;
 
-/// Messages to one device that wait at most. One that reads so slowly is dropped, and gets everything anew when it is back.
-const OUTBOUND: usize = 256;
 /// Status reports of all devices that wait to be written; a device whose report finds no room waits.
 const STATUS_QUEUE: usize = 256;
 /// How long a device that was told goodbye waits before it comes back.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// A message to a device.
-pub(crate) type Outbound = Result<RegionMessage, tonic::Status>;
 
 /// One device's session, as others see it.
 pub(crate) struct Session {
     pub(crate) id: u64,
     pub(crate) device: DeviceName,
     pub(crate) key: DeviceKey,
-    outbound: mpsc::Sender<Outbound>,
+    outbox: Outbox,
     /// What the device shall have may have changed.
     pub(crate) dirty: Notify,
     /// Ends the session.
@@ -63,9 +60,12 @@ struct Dials {
 impl Session {
     /// Sends without waiting. A device that reads too slowly loses its session.
     pub(crate) fn send(&self, message: Message) -> bool {
-        let sent = self.outbound.try_send(Ok(RegionMessage { message: Some(message) })).is_ok();
+        let sent = self.outbox.send(RegionMessage { message: Some(message) });
         if !sent && !self.end.is_cancelled() {
             tracing::info!(device = %self.device, "the device reads too slowly or is gone; ending its session");
+            self.outbox.abort(tonic::Status::resource_exhausted(
+                "the device reads too slowly; come back and get everything anew",
+            ));
             self.end.cancel();
         }
         sent
@@ -74,8 +74,7 @@ impl Session {
     fn goodbye(&self, reason: &str) {
         let retry_after_millis = u64::try_from(RETRY_AFTER.as_millis()).unwrap_or(u64::MAX);
         let message = Message::Goodbye(Goodbye { reason: reason.to_owned(), retry_after_millis });
-        // One whose queue is full learns by the end of the stream.
-        let _ = self.outbound.try_send(Ok(RegionMessage { message: Some(message) }));
+        self.outbox.close(Some(Ok(RegionMessage { message: Some(message) })));
         self.end.cancel();
     }
 
@@ -148,12 +147,12 @@ impl Sessions {
     }
 
     /// Opens a session; one that the device had before is told goodbye.
-    pub(crate) fn open(&self, device: DeviceName, key: DeviceKey, outbound: mpsc::Sender<Outbound>) -> Arc<Session> {
+    fn open(&self, device: DeviceName, key: DeviceKey, outbox: Outbox) -> Arc<Session> {
         let session = Arc::new(Session {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             device: device.clone(),
             key,
-            outbound,
+            outbox,
             dirty: Notify::new(),
             end: CancellationToken::new(),
             dials: Mutex::new(Dials::default()),
@@ -199,6 +198,8 @@ impl Sessions {
             .values()
             .filter_map(|place| if let Place::Live(session) = place { Some(Arc::clone(session)) } else { None })
             .collect();
-        live.iter().for_each(|session| session.goodbye(reason));
+        for session in live {
+            session.goodbye(reason);
+        }
     }
 }

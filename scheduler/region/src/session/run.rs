@@ -11,10 +11,10 @@ use hearth_proto::{
 };
 use hearth_types::{DeviceKey, DeviceName, GroupKind, ObjectKey, Uid, kinds::DeviceInfo, store::Consistency};
 use serde_json::json;
-use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+use tokio::{task::JoinSet, time::timeout};
 use tonic::{Status, Streaming};
 
-use super::{Outbound, Session, StatusJob, certificate, desired};
+use super::{Outbox, Session, StatusJob, certificate, desired};
 use crate::{hub::Hub, reconcile, recorder::Note, writer};
 
 /// How long a device has for its hello.
@@ -45,20 +45,20 @@ pub(super) async fn session(
     device: DeviceName,
     key: DeviceKey,
     mut inbound: Streaming<DeviceMessage>,
-    outbound: mpsc::Sender<Outbound>,
+    outbox: Outbox,
 ) {
-    if let Err(status) = hello(&hub, &device, &key, &mut inbound, &outbound).await {
+    if let Err(status) = hello(&hub, &device, &key, &mut inbound, &outbox).await {
         tracing::info!(%device, error = status.message(), "refused a session");
-        // A device that is gone cannot be told.
-        let _ = outbound.try_send(Err(status));
+        outbox.close(Some(Err(status)));
         return;
     }
-    let session = hub.sessions.open(device.clone(), key, outbound);
+    let session = hub.sessions.open(device.clone(), key, outbox);
     hub.metrics.sessions.inc();
     hub.queue.add(reconcile::node_key(device.as_str()));
     tracing::info!(%device, session = session.id, "a device opened its session");
     let end = talk(&hub, &session, inbound).await;
     session.end.cancel();
+    session.outbox.close(None);
     hub.metrics.sessions.dec();
     let label = match end {
         End::Closed => "closed",
@@ -79,7 +79,7 @@ async fn hello(
     device: &DeviceName,
     key: &DeviceKey,
     inbound: &mut Streaming<DeviceMessage>,
-    outbound: &mpsc::Sender<Outbound>,
+    outbox: &Outbox,
 ) -> Result<(), Status> {
     let first = timeout(HELLO, inbound.message()).await;
     let first = first.map_err(|_| Status::deadline_exceeded(format!("no hello within {} s", HELLO.as_secs())))??;
@@ -115,7 +115,7 @@ async fn hello(
         now_millis: hub.now().0,
     };
     let message = hearth_proto::v1::RegionMessage { message: Some(Message::Hello(answer)) };
-    outbound.try_send(Ok(message)).map_err(|_| Status::aborted("the device is gone"))
+    if outbox.send(message) { Ok(()) } else { Err(Status::aborted("the device is gone")) }
 }
 
 /// Stores what the machine is in its Device, where that changed.

@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use hearth_proto::v1::{DeviceMessage, devices_server::Devices};
 use hearth_types::identity::Identity;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{OUTBOUND, Outbound, run};
+use super::{outbox, run};
 use crate::hub::Hub;
 
 /// The gRPC service `hearth.v1.Devices`. The door must put the caller's [`Identity`] into the request's extensions.
@@ -24,7 +22,7 @@ impl DevicesService {
 
 #[tonic::async_trait]
 impl Devices for DevicesService {
-    type SessionStream = ReceiverStream<Outbound>;
+    type SessionStream = outbox::Outgoing;
 
     async fn session(
         &self,
@@ -40,9 +38,9 @@ impl Devices for DevicesService {
         if !self.hub.is_ready() {
             return Err(Status::unavailable(format!("region {} is starting; try again", self.hub.config.region)));
         }
-        let (outbound, stream) = mpsc::channel(OUTBOUND);
+        let (outbox, stream) = outbox::new();
         // Ends with the stream, the session's end or the hub's shutdown; a panic ends the stream alone.
-        tokio::spawn(run::session(Arc::clone(&self.hub), name, key, request.into_inner(), outbound));
-        Ok(Response::new(ReceiverStream::new(stream)))
+        tokio::spawn(run::session(Arc::clone(&self.hub), name, key, request.into_inner(), outbox));
+        Ok(Response::new(stream))
     }
 }

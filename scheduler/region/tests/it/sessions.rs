@@ -332,3 +332,76 @@ async fn pods_of_a_device_that_was_removed_go_and_its_node_too() {
     rig.until_list(GroupKind::POD, "no pod", <[hearth_types::Object]>::is_empty).await;
     drop(device);
 }
+
+#[tokio::test]
+async fn a_device_that_does_not_read_loses_its_session_and_gets_everything_when_it_is_back() {
+    let rig = Rig::start().await;
+    let device = rig.connected("nas").await;
+    let large = "x".repeat(900_000);
+    rig.create(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "large", "namespace": "alice"}, "data": {"k": large}})).await;
+    let mut value = pod("p", "nas");
+    value["spec"]["volumes"] = json!([{"name": "c", "configMap": {"name": "large"}}]);
+    rig.create(value).await;
+    // More answers than its queue holds, behind a message that fills the connection.
+    let flood = tokio::spawn(async move {
+        for sequence in 0.. {
+            let beat = hearth_proto::v1::DeviceMessage { message: Some(Out::Heartbeat(Heartbeat { sequence })) };
+            if device.out.send(beat).await.is_err() {
+                break;
+            }
+        }
+        device
+    });
+    let (notifier, name) = (rig.handle.dial_notifier(), DeviceName::from("nas"));
+    let notice = || DialNotice { gateway_key: [7; 32], addresses: Vec::new() };
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let asked = tokio::time::timeout(Duration::from_millis(100), notifier.ask_to_dial(&name, notice())).await;
+        if asked == Ok(Err(DialError::Away(name.clone()))) {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "its session never ended");
+    }
+    flood.abort();
+    let mut key = [0; 32];
+    key[..3].copy_from_slice(b"nas");
+    let mut back = FakeDevice::connect(rig.address, "nas", DeviceKey(key)).await;
+    back.until("all of it", |desired| {
+        desired.contains_key("Pod/alice/p") && desired.contains_key("ConfigMap/alice/large")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_status_is_acknowledged_once_it_is_stored_and_not_before() {
+    let rig = Rig::start().await;
+    let mut device = rig.connected("nas").await;
+    let own = rig.create(pod("own", "nas")).await.value();
+    device.pod().await;
+    rig.store.broken.store(true, std::sync::atomic::Ordering::Relaxed);
+    let acknowledged = {
+        let run = device.run(&own);
+        tokio::pin!(run);
+        let early = tokio::time::timeout(Duration::from_millis(400), &mut run).await;
+        assert!(early.is_err(), "the store is down");
+        assert_eq!(rig.get(GroupKind::POD, "alice", "own").await.unwrap()["status"]["phase"], "Pending");
+        rig.store.broken.store(false, std::sync::atomic::Ordering::Relaxed);
+        tokio::time::timeout(PATIENCE, run).await
+    };
+    acknowledged.expect("it comes in the end");
+    assert_eq!(rig.get(GroupKind::POD, "alice", "own").await.unwrap()["status"]["phase"], "Running");
+}
+
+#[tokio::test]
+async fn a_pods_own_status_is_not_sent_back_to_its_device() {
+    let rig = Rig::start().await;
+    let mut device = rig.connected("nas").await;
+    let own = rig.create(pod("own", "nas")).await.value();
+    device.pod().await;
+    device.run(&own).await;
+    rig.create(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "second", "namespace": "alice"},
+        "spec": {"nodeName": "nas", "containers": [{"name": "web", "image": "x"}]}}))
+        .await;
+    device.until("the second", |desired| desired.contains_key("Pod/alice/second")).await;
+    assert_eq!(device.desired["Pod/alice/own"]["status"]["phase"], "Pending", "as it was sent first");
+}

@@ -203,9 +203,8 @@ impl Rig {
             if let Some(value) = now.as_ref().filter(|value| wanted(value)) {
                 return value.clone();
             }
-            if tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
-                panic!("{kind} {namespace}/{name} never came to {what}: {now:#?}");
-            }
+            let more = tokio::time::timeout_at(deadline, changes.changed()).await;
+            assert!(more.is_ok(), "{kind} {namespace}/{name} never came to {what}: {now:#?}");
         }
     }
 

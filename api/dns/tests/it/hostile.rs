@@ -1,0 +1,209 @@
+//! Bytes of any kind.
+
+use std::sync::Arc;
+
+use hearth_dns::{DnsServer, Outcome, Silence, Transport, Zone, respond};
+use hearth_types::routes::{RouteEntry, RouteLookup};
+use hickory_proto::{
+    op::{Message, MessageType, ResponseCode},
+    rr::RecordType,
+};
+use proptest::prelude::*;
+
+use crate::support::{Running, ask_tcp, ask_udp, config, question, receive_tcp, routes, send_tcp, with_edns};
+
+fn zone() -> Zone {
+    Zone::new(&config()).unwrap()
+}
+
+fn answer(bytes: &[u8]) -> Option<Message> {
+    match respond(bytes, Transport::Udp, &zone(), routes().as_ref()) {
+        Outcome::Answer { bytes, .. } => Some(Message::from_vec(&bytes).unwrap()),
+        Outcome::Silent(_) => None,
+    }
+}
+
+/// What must hold for any message.
+fn sound(message: &[u8]) -> Result<(), TestCaseError> {
+    for (transport, most) in [(Transport::Udp, 1232), (Transport::Tcp, 65_535)] {
+        match respond(message, transport, &zone(), routes().as_ref()) {
+            Outcome::Answer { bytes, .. } => {
+                prop_assert!(bytes.len() <= most);
+                prop_assert_eq!(&bytes[..2], &message[..2], "the id");
+                prop_assert!(message[2] & 0x80 == 0, "responses are not answered");
+                let parsed = Message::from_vec(&bytes);
+                prop_assert!(parsed.is_ok(), "an answer that cannot be read: {:?}", parsed);
+                prop_assert_eq!(parsed.unwrap().metadata.message_type, MessageType::Response);
+            }
+            Outcome::Silent(Silence::TooShort) => prop_assert!(message.len() < 12),
+            Outcome::Silent(Silence::Response) => prop_assert!(message[2] & 0x80 != 0),
+            Outcome::Silent(Silence::Defect) => prop_assert!(false, "an answer that cannot be written"),
+        }
+    }
+    Ok(())
+}
+
+/// A good query with some bytes replaced, some removed at the end and some added.
+fn damaged() -> impl Strategy<Value = Vec<u8>> {
+    let names = prop::sample::select(vec!["photos.alice.hearth.internal.", "hearth.internal.", "x.example."]);
+    let kinds = prop::sample::select(vec![RecordType::A, RecordType::NS, RecordType::ANY, RecordType::OPT]);
+    let damage = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6);
+    (names, kinds, damage, 0..20_usize, prop::collection::vec(any::<u8>(), 0..40)).prop_map(
+        |(name, kind, damage, cut, more)| {
+            let mut bytes = with_edns(question(name, kind), 1400).to_vec().unwrap();
+            for (at, byte) in damage {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes.truncate(bytes.len() - cut);
+            bytes.extend(more);
+            bytes
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn arbitrary_bytes_get_a_sound_answer_or_none(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        sound(&bytes)?;
+    }
+
+    #[test]
+    fn arbitrary_bytes_behind_the_header_of_a_query_get_a_sound_answer(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let mut message = vec![1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1];
+        message.extend(bytes);
+        sound(&message)?;
+    }
+
+    #[test]
+    fn damaged_queries_get_a_sound_answer_or_none(bytes in damaged()) {
+        sound(&bytes)?;
+    }
+}
+
+#[test]
+fn messages_without_exactly_one_readable_question_are_malformed() {
+    let good = question("hearth.internal.", RecordType::SOA).to_vec().unwrap();
+    let counted = |count: u16| {
+        let mut bytes = good.clone();
+        bytes[4..6].copy_from_slice(&count.to_be_bytes());
+        bytes
+    };
+    let mut two = counted(2);
+    two.extend_from_slice(&good[12..]);
+    let mut opts = with_edns(question("hearth.internal.", RecordType::SOA), 1232).to_vec().unwrap();
+    let opt = opts[opts.len() - 11..].to_vec();
+    opts.extend(opt);
+    opts[11] = 2;
+    // A name that points to the header: the id 0x0000 as a root label, read at offset 0.
+    let pointing = [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 0x00, 0, 1, 0, 1].to_vec();
+    // A name that points to itself.
+    let looping = [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 0x0c, 0, 1, 0, 1].to_vec();
+    let cases = [
+        ("no question", counted(0)),
+        ("two questions", two),
+        ("65,535 questions announced", counted(u16::MAX)),
+        ("cut off", good[..good.len() - 1].to_vec()),
+        ("a header alone", good[..12].to_vec()),
+        ("two OPT records", opts),
+        ("a name within the header", pointing),
+        ("a name that points to itself", looping),
+    ];
+    for (what, bytes) in cases {
+        let answer = answer(&bytes).unwrap_or_else(|| panic!("{what}: an answer"));
+        assert_eq!(answer.metadata.response_code, ResponseCode::FormErr, "{what}");
+        assert!(answer.queries.is_empty(), "{what}");
+    }
+}
+
+#[test]
+fn responses_and_fragments_of_a_header_get_nothing() {
+    let good = question("hearth.internal.", RecordType::SOA).to_vec().unwrap();
+    let mut response = good.clone();
+    response[2] |= 0x80;
+    let mut broken_response = response.clone();
+    broken_response.pop();
+    for bytes in [response, broken_response, good[..11].to_vec(), Vec::new()] {
+        assert_eq!(answer(&bytes), None);
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_noise_does_not_end_the_server() {
+    let server = Running::start(config()).await;
+    let socket = tokio::net::UdpSocket::bind(crate::support::loopback()).await.unwrap();
+    // xorshift32: noise that is the same in every run.
+    let mut state = 0x9e37_79b9_u32;
+    let mut noise = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state
+    };
+    for _ in 0..3000 {
+        let length = (noise() % 700) as usize;
+        let bytes: Vec<u8> = (0..length).map(|_| noise() as u8).collect();
+        socket.send_to(&bytes, server.address).await.unwrap();
+    }
+    // Whatever of it was received, good questions are answered afterwards; one may be lost to a full buffer.
+    let asked = question("photos.alice.hearth.internal.", RecordType::A).to_vec().unwrap();
+    let patient = async {
+        let client = tokio::net::UdpSocket::bind(crate::support::loopback()).await.unwrap();
+        let mut buffer = [0; 512];
+        loop {
+            client.send_to(&asked, server.address).await.unwrap();
+            let wait = std::time::Duration::from_millis(200);
+            if let Ok(Ok(length)) = tokio::time::timeout(wait, client.recv(&mut buffer)).await {
+                return buffer[..length].to_vec();
+            }
+        }
+    };
+    let bytes = tokio::time::timeout(crate::support::PATIENCE, patient).await.expect("an answer");
+    assert_eq!(Message::from_vec(&bytes).unwrap().answers.len(), 2);
+    assert!(!server.ended.is_finished());
+    assert!(server.metric("hearth_dns_unanswered_total", &["udp", "response"]) > 0.0, "noise was read");
+    ask_udp(server.address, &asked).await;
+}
+
+/// Routes that panic at one name, as a defect that a single query finds would.
+#[derive(Debug)]
+struct Defective;
+
+impl RouteLookup for Defective {
+    fn lookup(&self, hostname: &str) -> Option<Arc<RouteEntry>> {
+        assert!(!hostname.starts_with("trap."), "the defect");
+        None
+    }
+
+    fn has_names_below(&self, _name: &str) -> bool {
+        false
+    }
+
+    fn serial(&self) -> u32 {
+        1
+    }
+}
+
+#[tokio::test]
+async fn a_query_that_makes_the_server_panic_costs_only_its_own_answer() {
+    let (registry, shutdown) = (prometheus::Registry::new(), tokio_util::sync::CancellationToken::new());
+    let server = DnsServer::bind(config(), Arc::new(Defective), &registry).await.unwrap();
+    let address = server.local_addr();
+    let running = tokio::spawn(server.run(shutdown.clone()));
+    let trap = question("trap.hearth.internal.", RecordType::A).to_vec().unwrap();
+    let good = question("hearth.internal.", RecordType::A).to_vec().unwrap();
+    let client = tokio::net::UdpSocket::bind(crate::support::loopback()).await.unwrap();
+    // More often than there are tasks that read the socket.
+    for _ in 0..20 {
+        client.send_to(&trap, address).await.unwrap();
+        assert_eq!(Message::from_vec(&ask_udp(address, &good).await).unwrap().answers.len(), 2);
+    }
+    let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
+    send_tcp(&mut connection, &trap).await;
+    assert!(receive_tcp(&mut connection).await.is_err(), "the connection is closed");
+    assert_eq!(Message::from_vec(&ask_tcp(address, &good).await).unwrap().answers.len(), 2);
+    shutdown.cancel();
+    running.await.expect("no panic").expect("a clean end");
+}

@@ -1,0 +1,230 @@
+//! What happens before Raft starts: configuration, whose store it is, files.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use hearth_types::Status;
+use openraft::SnapshotPolicy;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    disk::{self, Disk},
+    health::Health,
+    log::{LogError, LogStore, SEGMENT_BYTES, Writer},
+    machine::{SNAPSHOT_LOG_BYTES, SNAPSHOT_LOG_ENTRIES, Shared, Snapshots, SnapshotsError},
+    metrics::Metrics,
+    sealed,
+    watch::BOOKMARK_INTERVAL,
+};
+
+const IDENTITY: &str = "identity";
+const IDENTITY_MAGIC: [u8; 8] = *b"HEARTHID";
+
+/// Where the store is and whose.
+#[derive(Clone, Debug)]
+pub struct RaftConfig {
+    /// The directory, absolute: `<data-dir>/server/raft`. Made where it is missing.
+    pub data_dir: PathBuf,
+    /// The number of this server in its region; never given to another one. The first server is 1.
+    pub node_id: u64,
+    /// The region's name.
+    pub region: String,
+    /// What tests change.
+    pub tuning: Tuning,
+}
+
+impl RaftConfig {
+    /// The store of a server, tuned for production.
+    pub fn new(data_dir: impl Into<PathBuf>, node_id: u64, region: impl Into<String>) -> Self {
+        Self { data_dir: data_dir.into(), node_id, region: region.into(), tuning: Tuning::default() }
+    }
+}
+
+/// Sizes and times, so that tests can reach the rare cases.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// See [`SEGMENT_BYTES`].
+    pub segment_bytes: usize,
+    /// See [`SNAPSHOT_LOG_BYTES`].
+    pub snapshot_log_bytes: u64,
+    /// See [`SNAPSHOT_LOG_ENTRIES`].
+    pub snapshot_log_entries: u64,
+    /// Entries that stay in the log after a snapshot has them, for servers that are a little behind.
+    pub entries_kept: u64,
+    /// See [`BOOKMARK_INTERVAL`].
+    pub bookmark_interval: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            segment_bytes: SEGMENT_BYTES,
+            snapshot_log_bytes: SNAPSHOT_LOG_BYTES,
+            snapshot_log_entries: SNAPSHOT_LOG_ENTRIES,
+            entries_kept: 1_000,
+            bookmark_interval: BOOKMARK_INTERVAL,
+        }
+    }
+}
+
+/// Why the store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum RaftStoreError {
+    /// The directory cannot be made or read.
+    #[error("cannot {what} the store's directory {path}", path = path.display())]
+    Directory {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error("the store {path} is in use by another process; stop it first", path = .0.display())]
+    InUse(PathBuf),
+    /// It belongs to another server or region.
+    #[error(
+        "the store {path} belongs to server {found_id} of the region {found_region}, not to server {node_id} of {region}; pass another \
+         data directory, or the name that it was made with",
+        path = path.display()
+    )]
+    Identity {
+        /// The directory.
+        path: PathBuf,
+        /// What is written there.
+        found_id: u64,
+        /// What is written there.
+        found_region: String,
+        /// What was asked for.
+        node_id: u64,
+        /// What was asked for.
+        region: String,
+    },
+    /// The file that says whose store it is cannot be read.
+    #[error("the file {path} is damaged: {why}; restore it or the whole store from a backup", path = path.display())]
+    IdentityDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The snapshots.
+    #[error(transparent)]
+    Snapshots(#[from] SnapshotsError),
+    /// The state is of a newer program.
+    #[error("the store is at feature level {found}, this program knows {known}; run the version that wrote it")]
+    FeatureLevel {
+        /// What it is.
+        found: u32,
+        /// What this program knows.
+        known: u32,
+    },
+    /// A metric of the name is there already.
+    #[error("cannot register the store's metrics")]
+    Metrics(#[source] prometheus::Error),
+    /// Raft did not start.
+    #[error("Raft did not start: {0}")]
+    Raft(String),
+    /// The first command did not get through.
+    #[error("the store could not be given its identity: {0}")]
+    Incarnation(Status),
+    /// It could not be closed.
+    #[error("the store was not closed properly: {0}")]
+    Shutdown(String),
+}
+
+/// Whose store it is.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    node_id: u64,
+    region: String,
+}
+
+/// What was opened before Raft starts.
+pub(crate) struct Opened {
+    pub(crate) log: LogStore,
+    pub(crate) writer: Writer,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) lock: Box<dyn Send + Sync>,
+}
+
+/// Opens log and snapshots, and checks that they fit each other. Blocks.
+pub(crate) fn open_files(
+    disk: &Arc<dyn Disk>,
+    config: &RaftConfig,
+    health: &Health,
+    metrics: &Metrics,
+) -> Result<Opened, RaftStoreError> {
+    let dir = &config.data_dir;
+    let directory = |what| move |source| RaftStoreError::Directory { what, path: dir.clone(), source };
+    disk.create_dir_all(dir).map_err(directory("make"))?;
+    let lock = disk.lock(dir).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => RaftStoreError::InUse(dir.clone()),
+        _ => directory("lock")(error),
+    })?;
+    check_identity(&**disk, config)?;
+    let snapshots = Snapshots::open(Arc::clone(disk), dir)?;
+    let newest = snapshots.newest()?;
+    let (log, writer) = LogStore::open(disk, dir, config.tuning.segment_bytes, health, metrics)?;
+    let reached = newest.as_ref().and_then(|newest| newest.meta.last_log_id);
+    if log.purged().map(|id| id.index) > reached.map(|id| id.index) {
+        let skipped = newest.and_then(|newest| newest.skipped);
+        let (path, why) = skipped.unwrap_or_else(|| (dir.join("snapshot-*"), "it is missing".into()));
+        return Err(SnapshotsError::Damaged { path, why }.into());
+    }
+    let thresholds = (config.tuning.snapshot_log_bytes, config.tuning.snapshot_log_entries);
+    let shared = Shared::new(snapshots, newest, thresholds, health.clone(), metrics.clone());
+    Ok(Opened { log, writer, shared, lock })
+}
+
+/// Checks whose store it is, and writes it down where it is new.
+fn check_identity(disk: &dyn Disk, config: &RaftConfig) -> Result<(), RaftStoreError> {
+    let path = config.data_dir.join(IDENTITY);
+    let wanted = Identity { node_id: config.node_id, region: config.region.clone() };
+    let failed = |what| {
+        let path = path.clone();
+        move |source| RaftStoreError::Directory { what, path, source }
+    };
+    let bytes = match disk.read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let json = serde_json::to_vec(&wanted).map_err(|error| failed("describe")(error.into()))?;
+            return disk::replace(disk, &path, &sealed::seal(IDENTITY_MAGIC, &json)).map_err(failed("write to"));
+        }
+        Err(error) => return Err(failed("read")(error)),
+    };
+    let damaged = |why: String| RaftStoreError::IdentityDamaged { path: path.clone(), why };
+    let json = sealed::open(IDENTITY_MAGIC, &bytes).map_err(|error| damaged(error.to_string()))?;
+    let found: Identity = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
+    if found == wanted {
+        return Ok(());
+    }
+    Err(RaftStoreError::Identity {
+        path: config.data_dir.clone(),
+        found_id: found.node_id,
+        found_region: found.region,
+        node_id: wanted.node_id,
+        region: wanted.region,
+    })
+}
+
+/// Raft's settings. Elections: with heartbeats every 100 ms, a server that heard nothing for 0.5 to 1 s asks for votes:
+/// enough for links of up to some 100 ms, and writes work again within a second or two of a leader's death.
+pub(crate) fn raft_config(config: &RaftConfig) -> Result<openraft::Config, RaftStoreError> {
+    let raft = openraft::Config {
+        cluster_name: config.region.clone(),
+        heartbeat_interval: 100,
+        election_timeout_min: 500,
+        election_timeout_max: 1_000,
+        // The store asks for snapshots itself, by bytes.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: config.tuning.entries_kept,
+        enable_pre_vote: Some(true),
+        ..openraft::Config::default()
+    };
+    raft.validate().map_err(|error| RaftStoreError::Raft(error.to_string()))
+}
