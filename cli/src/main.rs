@@ -3,6 +3,7 @@
 mod args;
 mod context;
 mod data_dir;
+mod logging;
 mod output;
 mod roles;
 mod sources;
@@ -15,8 +16,9 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 
 use crate::{
-    args::{Cli, Command, Image, LogFormat, Token},
+    args::{Cli, Command, Image, Token},
     context::Context,
+    logging::log_to_stderr,
 };
 
 fn main() -> ExitCode {
@@ -35,18 +37,17 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     // The agent forks its zygote while this process has one thread and no secrets: before anything else.
     if let Command::Agent(args) = &cli.command {
-        log_to_stderr(cli.log_format, "info");
-        return roles::agent::main(args);
+        return roles::agent::main(args, cli.log_format);
     }
     rustls::crypto::ring::default_provider().install_default().ok().context("cannot install the TLS provider")?;
     let context = Context::new(cli.config, cli.namespace);
     match cli.command {
         Command::Server(args) => {
-            log_to_stderr(cli.log_format, "info");
+            log_to_stderr(cli.log_format, logging::ROLE);
             multi_threaded()?.block_on(roles::server::main(&args))?;
         }
         Command::Up(args) => {
-            log_to_stderr(cli.log_format, if args.supervise { "info" } else { "warn" });
+            log_to_stderr(cli.log_format, if args.supervise { logging::ROLE } else { "warn" });
             single_threaded()?.block_on(roles::up::main(&args))?;
         }
         Command::Down(args) => roles::down::run(&args)?,
@@ -88,14 +89,4 @@ fn multi_threaded() -> Result<tokio::runtime::Runtime> {
 
 fn single_threaded() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the async runtime")
-}
-
-fn log_to_stderr(format: LogFormat, default: &str) {
-    use tracing_subscriber::{EnvFilter, fmt};
-    let filter = EnvFilter::try_from_env("HEARTH_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Json => builder.json().init(),
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-    }
 }

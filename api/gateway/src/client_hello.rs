@@ -44,20 +44,21 @@ pub fn server_name(bytes: &[u8]) -> ServerName {
     let bytes = &bytes[..bytes.len().min(MAX_BYTES)];
     match message(bytes) {
         Ok(Some(body)) => match name_in_hello(&body) {
-            Some(Some(name)) => hostname::canonical(name).map_or(ServerName::Malformed, ServerName::Found),
-            Some(None) => ServerName::None,
-            None => ServerName::Malformed,
+            Ok(Some(name)) => hostname::canonical(name).map_or(ServerName::Malformed, ServerName::Found),
+            Ok(None) => ServerName::None,
+            Err(BadHello) => ServerName::Malformed,
         },
         Ok(None) if bytes.len() < MAX_BYTES => ServerName::Partial,
-        Ok(None) | Err(BadRecord) => ServerName::Malformed,
+        Ok(None) | Err(BadHello) => ServerName::Malformed,
     }
 }
 
-struct BadRecord;
+/// Bytes that are no ClientHello, or a broken one.
+struct BadHello;
 
 /// The body of the first handshake message, once it is whole. Looks at the headers first and copies only a message
 /// that is whole and in several records, so that a caller who sends single bytes does not cause a copy for each.
-fn message(bytes: &[u8]) -> Result<Option<Cow<'_, [u8]>>, BadRecord> {
+fn message(bytes: &[u8]) -> Result<Option<Cow<'_, [u8]>>, BadHello> {
     let mut header = [0; HANDSHAKE_HEADER];
     let mut seen = 0;
     let mut end = None;
@@ -67,12 +68,12 @@ fn message(bytes: &[u8]) -> Result<Option<Cow<'_, [u8]>>, BadRecord> {
             let part = fragment.len().min(HANDSHAKE_HEADER - seen);
             header[seen..seen + part].copy_from_slice(&fragment[..part]);
             if seen + part > 0 && header[0] != CLIENT_HELLO {
-                return Err(BadRecord);
+                return Err(BadHello);
             }
             if seen + part == HANDSHAKE_HEADER {
                 let length = u32::from_be_bytes([0, header[1], header[2], header[3]]) as usize;
                 if length + HANDSHAKE_HEADER + RECORD_HEADER > MAX_BYTES {
-                    return Err(BadRecord);
+                    return Err(BadHello);
                 }
                 end = Some(HANDSHAKE_HEADER + length);
             }
@@ -114,18 +115,19 @@ struct Fragments<'a> {
 }
 
 impl<'a> Iterator for Fragments<'a> {
-    type Item = Result<(&'a [u8], bool), BadRecord>;
+    type Item = Result<(&'a [u8], bool), BadHello>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let bytes = self.bytes;
         // RFC 8446 section 5.1: the minor version is to be ignored; fragments of handshake are never empty.
-        if bytes.first().is_some_and(|kind| *kind != FIRST_BYTE) || bytes.get(1).is_some_and(|it| *it != VERSION_MAJOR) {
-            return Some(Err(BadRecord));
+        if bytes.first().is_some_and(|kind| *kind != FIRST_BYTE) || bytes.get(1).is_some_and(|it| *it != VERSION_MAJOR)
+        {
+            return Some(Err(BadHello));
         }
         let (header, rest) = bytes.split_at_checked(RECORD_HEADER)?;
         let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
         if length == 0 || length > MAX_FRAGMENT {
-            return Some(Err(BadRecord));
+            return Some(Err(BadHello));
         }
         let (fragment, rest) = rest.split_at(length.min(rest.len()));
         self.bytes = rest;
@@ -133,8 +135,8 @@ impl<'a> Iterator for Fragments<'a> {
     }
 }
 
-/// The name in a ClientHello's body. The outer `None` means that the body cannot be read.
-fn name_in_hello(body: &[u8]) -> Option<Option<&[u8]>> {
+/// The name in a ClientHello's body.
+fn name_in_hello(body: &[u8]) -> Result<Option<&[u8]>, BadHello> {
     let mut hello = Reader(body);
     let _version_and_random = hello.take(2 + 32)?;
     let _session_id = hello.vector8()?;
@@ -142,11 +144,11 @@ fn name_in_hello(body: &[u8]) -> Option<Option<&[u8]>> {
     let _compression_methods = hello.vector8()?;
     if hello.0.is_empty() {
         // Before TLS 1.3 the extensions may be missing as a whole.
-        return Some(None);
+        return Ok(None);
     }
     let mut extensions = Reader(hello.vector16()?);
     if !hello.0.is_empty() {
-        return None;
+        return Err(BadHello);
     }
     let mut found = None;
     while !extensions.0.is_empty() {
@@ -155,48 +157,52 @@ fn name_in_hello(body: &[u8]) -> Option<Option<&[u8]>> {
         if kind == SERVER_NAME {
             // Two of a kind are forbidden (RFC 8446 section 4.2), and who obeys which would differ.
             if found.is_some() {
-                return None;
+                return Err(BadHello);
             }
             found = Some(name_in_extension(data)?);
         }
     }
-    Some(found)
+    Ok(found)
 }
 
 /// The name in a server_name extension: a list of one, since no other kind of name was ever defined and two of one
 /// kind are forbidden (RFC 6066 section 3).
-fn name_in_extension(data: &[u8]) -> Option<&[u8]> {
+fn name_in_extension(data: &[u8]) -> Result<&[u8], BadHello> {
     let mut data = Reader(data);
     let mut list = Reader(data.vector16()?);
     let kind = list.u8()?;
     let name = list.vector16()?;
-    (kind == HOST_NAME && !name.is_empty() && list.0.is_empty() && data.0.is_empty()).then_some(name)
+    if kind == HOST_NAME && !name.is_empty() && list.0.is_empty() && data.0.is_empty() {
+        Ok(name)
+    } else {
+        Err(BadHello)
+    }
 }
 
 /// What is left to read.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(length)?;
+    fn take(&mut self, length: usize) -> Result<&'a [u8], BadHello> {
+        let (taken, rest) = self.0.split_at_checked(length).ok_or(BadHello)?;
         self.0 = rest;
-        Some(taken)
+        Ok(taken)
     }
 
-    fn u8(&mut self) -> Option<u8> {
+    fn u8(&mut self) -> Result<u8, BadHello> {
         self.take(1).map(|it| it[0])
     }
 
-    fn u16(&mut self) -> Option<u16> {
+    fn u16(&mut self) -> Result<u16, BadHello> {
         self.take(2).map(|it| u16::from_be_bytes([it[0], it[1]]))
     }
 
-    fn vector8(&mut self) -> Option<&'a [u8]> {
+    fn vector8(&mut self) -> Result<&'a [u8], BadHello> {
         let length = self.u8()?;
         self.take(usize::from(length))
     }
 
-    fn vector16(&mut self) -> Option<&'a [u8]> {
+    fn vector16(&mut self) -> Result<&'a [u8], BadHello> {
         let length = self.u16()?;
         self.take(usize::from(length))
     }

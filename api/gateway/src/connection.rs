@@ -44,7 +44,7 @@ pub(crate) struct Shared<D> {
 }
 
 /// Serves a connection, and says what became of it.
-pub(crate) async fn serve<D>(shared: &Shared<D>, mut socket: TcpStream, caller: SocketAddr) -> Outcome
+pub(crate) async fn serve<D>(shared: &Shared<D>, socket: TcpStream, caller: SocketAddr) -> Outcome
 where
     D: Dialer,
     D::Stream: AsyncRead + AsyncWrite,
@@ -54,7 +54,7 @@ where
         return Outcome::HungUp;
     }
     let mut bytes = Vec::new();
-    let read = read_opening(&mut socket, &mut bytes, &shared.draining);
+    let read = read_opening(&socket, &mut bytes, &shared.draining);
     match timeout(shared.limits.opening, read).await {
         Ok(Ok(Opening::Tls(name))) => serve_tls(shared, socket, caller, &name, bytes).await,
         Ok(Ok(Opening::Refuse(alert, outcome))) => {
@@ -96,7 +96,7 @@ fn prepare(socket: &TcpStream) -> io::Result<()> {
 
 /// Reads until it is clear what the connection is.
 async fn read_opening(
-    socket: &mut TcpStream,
+    socket: &TcpStream,
     bytes: &mut Vec<u8>,
     draining: &CancellationToken,
 ) -> Result<Opening, Outcome> {
@@ -104,16 +104,16 @@ async fn read_opening(
         if let Some(opening) = inspect(bytes) {
             return Ok(opening);
         }
-        if bytes.is_empty() {
-            // Without a buffer, which one that says nothing does not need.
-            tokio::select! {
-                () = draining.cancelled() => return Err(Outcome::Drained),
-                readable = socket.readable() => readable.map_err(|_| Outcome::HungUp)?,
-            }
+        tokio::select! {
+            // One that has begun to speak may go on.
+            () = draining.cancelled(), if bytes.is_empty() => return Err(Outcome::Drained),
+            readable = socket.readable() => readable.map_err(|_| Outcome::HungUp)?,
         }
+        // Only now: a caller that says nothing needs no buffer.
         bytes.reserve(OPENING_READ);
-        match socket.read_buf(bytes).await {
+        match socket.try_read_buf(bytes) {
             Ok(1..) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Ok(0) | Err(_) => return Err(Outcome::HungUp),
         }
     }

@@ -95,7 +95,10 @@ where
         let metrics = Metrics::register(registry)?;
         let connections = limits.connections.min(descriptors_for_callers());
         if connections < limits.connections {
-            tracing::info!(connections, "fewer connections than usual: half of the file descriptors allowed (ulimit -n)");
+            tracing::info!(
+                connections,
+                "fewer connections than usual: half of the file descriptors allowed (ulimit -n)"
+            );
         }
         let admission = Admission::new(connections, limits.connections_per_caller);
         let draining = CancellationToken::new();

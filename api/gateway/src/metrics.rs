@@ -89,7 +89,10 @@ impl Metrics {
         let counter = |name, help, label| register(registry, IntCounterVec::new(Opts::new(name, help), &[label])?);
         let bytes = counter("hearth_gateway_bytes_total", "Bytes copied between callers and devices.", "direction")?;
         Ok(Self {
-            open: register(registry, IntGauge::new("hearth_gateway_connections_open", "Open connections of callers.")?)?,
+            open: register(
+                registry,
+                IntGauge::new("hearth_gateway_connections_open", "Open connections of callers.")?,
+            )?,
             connections: counter(
                 "hearth_gateway_connections_total",
                 "Connections that ended, by what became of them.",
@@ -101,8 +104,11 @@ impl Metrics {
             dial_seconds: register(
                 registry,
                 Histogram::with_opts(
-                    HistogramOpts::new("hearth_gateway_dial_seconds", "From asking for a stream to a device to having it.")
-                        .buckets(DIAL_BUCKETS.to_vec()),
+                    HistogramOpts::new(
+                        "hearth_gateway_dial_seconds",
+                        "From asking for a stream to a device to having it.",
+                    )
+                    .buckets(DIAL_BUCKETS.to_vec()),
                 )?,
             )?,
         })

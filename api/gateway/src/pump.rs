@@ -71,7 +71,8 @@ where
             clock.draining = true;
         }
         if !up.over()
-            && let Poll::Ready(Err(broken)) = up.poll(cx, caller, device, &metrics.to_device, &mut |bytes| clock.sees(bytes))
+            && let Poll::Ready(Err(broken)) =
+                up.poll(cx, caller, device, &metrics.to_device, &mut |bytes| clock.sees(bytes))
         {
             match broken {
                 Broken::Reader => {
@@ -221,6 +222,7 @@ impl Direction {
         W: AsyncWrite + Unpin,
     {
         ready!(self.poll_kept(cx, writer, bytes))?;
+        #[expect(clippy::large_stack_arrays, reason = "not initialized, and gone with this poll: a worker has 2 MiB")]
         let mut scratch = [MaybeUninit::uninit(); COPY_BYTES];
         let mut turns = 0;
         while self.phase == Phase::Copying {

@@ -78,8 +78,8 @@ pub fn parse(bytes: &[u8]) -> Head {
     };
     // An absolute target's host counts, and the field's is ignored (RFC 9112 section 3.2.2).
     match parse_authority(line.authority.unwrap_or(host_field)) {
-        Some(host) => Head::Whole(Request { host, target: line.target, head_only: line.method == b"HEAD" }),
-        None => Head::Malformed,
+        Ok(host) => Head::Whole(Request { host, target: line.target, head_only: line.method == b"HEAD" }),
+        Err(BadAuthority) => Head::Malformed,
     }
 }
 
@@ -156,21 +156,24 @@ fn parse_field(line: &[u8]) -> Option<(&[u8], &[u8])> {
     (is_name && is_value).then(|| (name, value.trim_ascii()))
 }
 
-/// The host of `host[:port]`. The outer `None` means that it is malformed; the port is checked and dropped.
-fn parse_authority(text: &[u8]) -> Option<Option<String>> {
+struct BadAuthority;
+
+/// The host of `host[:port]`, `None` for an IPv6 address; the port is checked and dropped.
+fn parse_authority(text: &[u8]) -> Result<Option<String>, BadAuthority> {
     let (host, port) = match text.iter().rposition(|byte| *byte == b':') {
         Some(colon) if !text.ends_with(b"]") => (&text[..colon], &text[colon + 1..]),
         _ => (text, &b""[..]),
     };
-    if !port.is_empty() {
-        let digits = std::str::from_utf8(port).ok().filter(|it| it.bytes().all(|byte| byte.is_ascii_digit()))?;
-        digits.parse::<u16>().ok()?;
+    let port = std::str::from_utf8(port).map_err(|_| BadAuthority)?;
+    let is_port = port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    if !port.is_empty() && !is_port {
+        return Err(BadAuthority);
     }
-    if let Some(literal) = host.strip_prefix(b"[") {
-        let literal = std::str::from_utf8(literal.strip_suffix(b"]")?).ok()?;
-        return literal.parse::<std::net::Ipv6Addr>().ok().map(|_| None);
-    }
-    hostname::canonical(host).map(Some)
+    let Some(literal) = host.strip_prefix(b"[") else {
+        return hostname::canonical(host).map(Some).ok_or(BadAuthority);
+    };
+    let literal = literal.strip_suffix(b"]").and_then(|it| std::str::from_utf8(it).ok()).ok_or(BadAuthority)?;
+    literal.parse::<std::net::Ipv6Addr>().map(|_| None).map_err(|_| BadAuthority)
 }
 
 /// RFC 9110 section 5.6.2.

@@ -8,13 +8,14 @@ use hearth_runtime::Zygote;
 
 use super::{SystemClock, metrics, server, signals};
 use crate::{
-    args::Agent,
+    args::{Agent, LogFormat},
     data_dir::{AgentReport, DataDir, Report, Role},
+    logging,
 };
 
 /// Runs the role until SIGTERM or SIGINT. Must be called while the process has one thread: it forks the
 /// zygote before the async runtime starts and before any key is read.
-pub(crate) fn main(args: &Agent) -> Result<ExitCode> {
+pub(crate) fn main(args: &Agent, log_format: LogFormat) -> Result<ExitCode> {
     if !rustix::process::geteuid().is_root() {
         bail!("hearth agent must run as root: it makes containers, network links and cgroups");
     }
@@ -24,7 +25,7 @@ pub(crate) fn main(args: &Agent) -> Result<ExitCode> {
     let data = DataDir::create(&args.dir.data_dir)?;
     let lock = data.lock(Role::Agent)?;
     data.clear_report(Role::Agent)?;
-    let started = start(&data, args);
+    let started = start(&data, args, log_format);
     let exit = match started {
         Ok(exit) => exit,
         Err(error) => {
@@ -46,9 +47,11 @@ pub(crate) fn main(args: &Agent) -> Result<ExitCode> {
     }
 }
 
-fn start(data: &DataDir, args: &Agent) -> Result<AgentExit> {
+fn start(data: &DataDir, args: &Agent, log_format: LogFormat) -> Result<AgentExit> {
     let instance = data.instance();
     let zygote = hearth_runtime::fork_zygote(&hearth_agent::zygote_config(data.root(), &instance)).context("cannot fork the zygote")?;
+    // Only now: what the zygote's children would log goes where containers log.
+    logging::log_to_stderr(log_format, logging::ROLE);
     rustls::crypto::ring::default_provider().install_default().ok().context("cannot install the TLS provider")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the async runtime")?;
     runtime.block_on(run(data, args, zygote))

@@ -34,7 +34,7 @@ fn manifests_are_refused_with_the_place_of_the_mistake() -> Result<()> {
             "{apiVersion: apps/v1, kind: Deployment, metadata: {name: x}, spec: {replicas: two, selector: {}, template: {}}}",
             &["spec.replicas: must be an integer, is a string"],
         ),
-        ("{apiVersion: v1, kind: ConfigMap, metadata: {name: Bad_Name}}", &["metadata.name", "RFC 1123"]),
+        ("{apiVersion: v1, kind: ConfigMap, metadata: {name: Bad_Name}}", &["name \"Bad_Name\"", "RFC 1123"]),
         (
             "{apiVersion: v1, kind: Pod, metadata: {name: x}, spec: {containers: [{name: a, image: b, volumeMounts: [{name: v, mountPath: /x}]}]}}",
             &["spec.containers[0].volumeMounts[0].name", "no volume \"v\""],

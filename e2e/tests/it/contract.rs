@@ -154,7 +154,7 @@ fn up_wants_root_and_a_known_example() -> Result<()> {
 #[test]
 fn metrics_of_server_and_device_are_valid() -> Result<()> {
     let instance = Instance::up("none")?;
-    for (field, expected) in [("metrics", "hearth_raft"), ("deviceMetrics", "hearth_agent")] {
+    for (field, expected) in [("metrics", "hearth_api_requests"), ("deviceMetrics", "hearth_agent")] {
         let address = instance.address(field)?;
         let text = command::run("curl", ["-sS", "--fail", &format!("http://{address}/metrics")])?;
         ensure!(text.contains("# HELP") && text.contains("process_resident_memory_bytes"), "{text}");

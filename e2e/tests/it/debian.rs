@@ -31,6 +31,8 @@ fn radicale() -> Result<PathBuf> {
     };
     let codename = command::run("sh", ["-c", ". /etc/os-release; echo $VERSION_CODENAME"])?;
     bounded(Command::new("debootstrap").args(["--variant=minbase", "--include=radicale", codename.trim()]).arg(&root).args(mirror()))?;
+    // An image has no device nodes and needs no package archives.
+    bounded(Command::new("sh").args(["-ec", "rm -rf dev/* var/cache/apt/* var/lib/apt/lists/*"]).current_dir(&root))?;
     let umoci = |arguments: &[&str]| bounded(Command::new("umoci").args(arguments));
     let layout_text = layout.display().to_string();
     let image = format!("{layout_text}:3");
@@ -51,8 +53,9 @@ fn radicale() -> Result<PathBuf> {
 /// The mirror that this machine itself uses, where it says one.
 fn mirror() -> Option<String> {
     let texts = ["/etc/apt/sources.list", "/etc/apt/sources.list.d/debian.sources"].map(|path| fs::read_to_string(Path::new(path)).unwrap_or_default());
-    let words = texts.iter().flat_map(|text| text.split_whitespace());
-    words.map(str::to_owned).find(|word| (word.starts_with("http://") || word.starts_with("https://")) && !word.contains("security"))
+    let lines = texts.iter().flat_map(|text| text.lines()).filter(|line| line.starts_with("URIs:") || line.starts_with("deb "));
+    let mut words = lines.flat_map(str::split_whitespace);
+    words.find(|word| word.starts_with("http") && !word.contains("security")).map(str::to_owned)
 }
 
 const MANIFEST: &str = "

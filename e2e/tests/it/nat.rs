@@ -46,9 +46,9 @@ fn world() -> Result<World> {
     // A home router: everything out by one address, nothing new in.
     router.nft(
         "table ip home {
-            chain post { type nat hook postrouting priority srcnat; oifname wan masquerade }
-            chain in { type filter hook input priority filter; iifname wan ct state new drop }
-            chain fwd { type filter hook forward priority filter; iifname wan ct state new drop }
+            chain outgoing { type nat hook postrouting priority srcnat; oifname wan masquerade; }
+            chain incoming { type filter hook input priority filter; iifname wan ct state new drop; }
+            chain forward { type filter hook forward priority filter; iifname wan ct state new drop; }
         }",
     )?;
     Ok(World { internet, server, device, cafe, _router: router })

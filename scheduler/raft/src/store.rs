@@ -180,6 +180,9 @@ impl RaftStore {
         let stopped = self.raft.shutdown().await;
         // openraft keeps the log until its last task is gone; the thread ends with it.
         let joined = tokio::time::timeout(REQUEST_TIMEOUT, clean_up.writer.join()).await;
+        let shared = Arc::clone(&self.shared);
+        let _ = tokio::task::spawn_blocking(move || shared.close_files()).await;
+        // Only now is nobody left who touches the directory.
         drop(clean_up.lock);
         stopped.map_err(|error| RaftStoreError::Shutdown(error.to_string()))?;
         joined.map_err(|_| RaftStoreError::Shutdown("the log was not let go".into()))

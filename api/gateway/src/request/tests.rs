@@ -92,7 +92,9 @@ fn a_redirect_keeps_name_path_and_query() {
     assert!(text.starts_with("HTTP/1.1 308 Permanent Redirect\r\n"), "{text}");
     assert!(text.contains("\r\nLocation: https://a.b:8443/c?d=e\r\n"), "{text}");
     assert!(text.contains("\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n"), "{text}");
-    assert!(text.contains("\r\nContent-Length: 37\r\n") && text.ends_with("\r\n\r\nThis site is served over HTTPS only.\n"));
+    assert!(
+        text.contains("\r\nContent-Length: 37\r\n") && text.ends_with("\r\n\r\nThis site is served over HTTPS only.\n")
+    );
     let text = String::from_utf8(redirect(443).render(true, now)).expect("text");
     assert!(text.contains("\r\nLocation: https://a.b/c?d=e\r\n"), "{text}");
     assert!(text.contains("\r\nContent-Length: 37\r\n") && text.ends_with("\r\n\r\n"), "a HEAD has no body: {text}");

@@ -6,7 +6,7 @@ use std::{
     collections::HashMap,
     io,
     sync::{
-        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -64,6 +64,8 @@ pub(crate) struct Shared {
     /// Wakes the watchers of a kind.
     wakers: RwLock<HashMap<GroupKind, watch::Sender<()>>>,
     snapshots: Snapshots,
+    /// Held while snapshot files are written or removed; `true` once the store is closed.
+    files_closed: Mutex<bool>,
     current: RwLock<Option<(SnapshotMeta, SnapshotFile)>>,
     /// Asks for a snapshot.
     pub(crate) snapshot_due: Notify,
@@ -95,6 +97,7 @@ impl Shared {
             machine: RwLock::new(machine),
             wakers: RwLock::default(),
             snapshots,
+            files_closed: Mutex::new(false),
             current: RwLock::new(current),
             snapshot_due: Notify::new(),
             log_bytes: AtomicU64::new(0),
@@ -163,8 +166,19 @@ impl Shared {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some((meta, file));
     }
 
+    /// Waits for the snapshot that is being written, and lets none begin after it. Blocks.
+    ///
+    /// Raft does not wait for its snapshot when it stops, but whoever opens the directory next removes what is unfinished.
+    pub(crate) fn close_files(&self) {
+        *self.files_closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
     /// Writes a snapshot and makes it the current one.
     fn write_snapshot(&self, meta: SnapshotMeta, state: &State) -> io::Result<RaftSnapshot> {
+        let closed = self.files_closed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *closed {
+            return Err(io::Error::other("the store is closed"));
+        }
         let written = self.snapshots.write(&meta, state);
         let (file, bytes) = written.inspect_err(|error| {
             self.health.fail(format!(

@@ -1,0 +1,339 @@
+//! A gateway on port 0, the devices behind it, and their callers.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use hearth_gateway::{Gateway, GatewayConfig, GatewayError, Limits};
+use hearth_types::{
+    BoxFuture, DeviceName,
+    routes::{RouteEntry, RouteLookup},
+    tunnel::{DialError, Dialer, IngressHeader, StreamKind},
+};
+use prometheus::Registry;
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
+    net::TcpStream,
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// A name that a device serves.
+pub(crate) const NAME: &str = "notes.alice.hearth.internal";
+
+/// Longer than anything here may take on a busy machine: who waits longer hangs.
+pub(crate) const BOUND: Duration = Duration::from_secs(20);
+
+/// Waits, but not for ever.
+pub(crate) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
+    timeout(BOUND, future).await.unwrap_or_else(|_| panic!("{what} did not happen within {BOUND:?}"))
+}
+
+/// How a device behaves when it is dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    /// Ends TLS, says who called, and echoes.
+    Serves,
+    /// Has no session.
+    Away,
+    /// Is dialled for ever.
+    Hangs,
+    /// Takes the stream and says nothing.
+    Silent,
+    /// Drops the first stream and serves the second, as a device whose tunnel died unnoticed.
+    BreaksOnce,
+    /// Drops every stream.
+    Breaks,
+}
+
+/// An in-memory dialer.
+pub(crate) struct Devices {
+    behaviour: HashMap<&'static str, Device>,
+    acceptor: TlsAcceptor,
+    /// The devices dialled, in order.
+    pub(crate) dialled: Mutex<Vec<String>>,
+    /// Connections that are being served.
+    pub(crate) serving: Arc<AtomicUsize>,
+}
+
+impl Dialer for Devices {
+    type Stream = DuplexStream;
+
+    fn dial<'a>(&'a self, device: &'a DeviceName, kind: StreamKind) -> BoxFuture<'a, Result<DuplexStream, DialError>> {
+        assert_eq!(kind, StreamKind::Ingress);
+        let before = {
+            let mut dialled = self.dialled.lock().unwrap();
+            dialled.push(device.to_string());
+            dialled.iter().filter(|name| *name == device.as_str()).count() - 1
+        };
+        let behaviour = self.behaviour.get(device.as_str()).copied();
+        Box::pin(async move {
+            let (near, far) = duplex(16 * 1024);
+            match behaviour {
+                None => return Err(DialError::Unknown(device.clone())),
+                Some(Device::Away) => return Err(DialError::Away(device.clone())),
+                Some(Device::Hangs) => std::future::pending().await,
+                Some(Device::Breaks) => drop(far),
+                Some(Device::BreaksOnce) if before == 0 => drop(far),
+                Some(Device::Silent) => {
+                    tokio::spawn(async move {
+                        let mut far = far;
+                        tokio::io::copy(&mut far, &mut tokio::io::sink()).await
+                    });
+                }
+                Some(Device::Serves | Device::BreaksOnce) => {
+                    let (acceptor, serving) = (self.acceptor.clone(), Arc::clone(&self.serving));
+                    tokio::spawn(async move {
+                        serving.fetch_add(1, Ordering::SeqCst);
+                        // How it ends is the caller's to judge.
+                        let _ = echo(far, acceptor).await;
+                        serving.fetch_sub(1, Ordering::SeqCst);
+                    });
+                }
+            }
+            Ok(near)
+        })
+    }
+}
+
+/// The ingress of a device: first the caller's address as a line, then everything back.
+async fn echo(mut stream: DuplexStream, acceptor: TlsAcceptor) -> io::Result<()> {
+    let mut header = vec![0; 2];
+    stream.read_exact(&mut header).await?;
+    header.resize(IngressHeader::length([header[0], header[1]]).expect("a header"), 0);
+    stream.read_exact(&mut header[2..]).await?;
+    let caller = IngressHeader::decode(&header).expect("a header").caller;
+    let mut tls = acceptor.accept(stream).await?;
+    tls.write_all(format!("{caller}\n").as_bytes()).await?;
+    let (mut reads, mut writes) = tokio::io::split(tls);
+    tokio::io::copy(&mut reads, &mut writes).await?;
+    writes.shutdown().await
+}
+
+struct Routes(HashMap<String, Arc<RouteEntry>>);
+
+impl RouteLookup for Routes {
+    fn lookup(&self, hostname: &str) -> Option<Arc<RouteEntry>> {
+        self.0.get(hostname).cloned()
+    }
+
+    fn has_names_below(&self, _: &str) -> bool {
+        false
+    }
+
+    fn serial(&self) -> u32 {
+        1
+    }
+}
+
+/// A running gateway; it stops when dropped.
+pub(crate) struct Fixture {
+    pub(crate) address: SocketAddr,
+    pub(crate) devices: Arc<Devices>,
+    pub(crate) registry: Registry,
+    certificate: CertificateDer<'static>,
+    running: Option<JoinHandle<Result<(), GatewayError>>>,
+    shutdown: CancellationToken,
+    _stop: DropGuard,
+}
+
+/// A gateway with one device that serves [`NAME`].
+pub(crate) async fn gateway() -> Fixture {
+    gateway_with(&[("one", Device::Serves)], |_| {}).await
+}
+
+/// A gateway with these devices behind [`NAME`], in this order.
+pub(crate) async fn gateway_with(devices: &[(&'static str, Device)], adjust: impl FnOnce(&mut Limits)) -> Fixture {
+    let key = rcgen::generate_simple_self_signed([NAME.to_owned()]).expect("a certificate");
+    let certificate = key.cert.der().clone();
+    let secret = PrivateKeyDer::try_from(key.signing_key.serialize_der()).expect("a key");
+    let server = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], secret)
+        .expect("a server");
+    let route = RouteEntry {
+        hostname: NAME.to_owned(),
+        devices: devices.iter().map(|(name, _)| DeviceName::from(*name)).collect(),
+    };
+    let devices = Arc::new(Devices {
+        behaviour: devices.iter().copied().collect(),
+        acceptor: TlsAcceptor::from(Arc::new(server)),
+        dialled: Mutex::default(),
+        serving: Arc::default(),
+    });
+    let routes = Routes([(NAME.to_owned(), Arc::new(route))].into());
+    let registry = Registry::new();
+    let mut config = GatewayConfig::new("127.0.0.1:0".parse().expect("an address"));
+    adjust(&mut config.limits);
+    let gateway = Gateway::bind(config, Arc::new(routes), Arc::clone(&devices), &registry).await.expect("a free port");
+    let address = gateway.local_addr();
+    let shutdown = CancellationToken::new();
+    let running = Some(tokio::spawn(gateway.run(shutdown.clone())));
+    let _stop = shutdown.clone().drop_guard();
+    Fixture { address, devices, registry, certificate, running, shutdown, _stop }
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+impl Fixture {
+    pub(crate) async fn tcp(&self) -> TcpStream {
+        let stream = soon("connecting", TcpStream::connect(self.address)).await.expect("a listener");
+        stream.set_nodelay(true).expect("a socket");
+        stream
+    }
+
+    /// A TLS client that trusts the devices.
+    pub(crate) fn client(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.certificate.clone()).expect("a certificate");
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Arc::new(config)
+    }
+
+    /// A TLS connection over this stream.
+    pub(crate) async fn tls_over<S>(&self, stream: S, name: &str) -> io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let name = ServerName::try_from(name.to_owned()).expect("a name");
+        let connector = TlsConnector::from(self.client(rustls::ALL_VERSIONS));
+        soon("the handshake", connector.connect(name, stream)).await
+    }
+
+    pub(crate) async fn tls(&self, name: &str) -> io::Result<TlsStream<TcpStream>> {
+        self.tls_over(self.tcp().await, name).await
+    }
+
+    /// A connection that has said and heard something, so that its handshake is over.
+    pub(crate) async fn established(&self) -> TlsStream<TcpStream> {
+        let mut tls = self.tls(NAME).await.expect("through");
+        caller_line(&mut tls).await;
+        ping(&mut tls).await.expect("an echo");
+        tls
+    }
+
+    /// A whole hello for this name, as bytes.
+    pub(crate) fn hello(&self, name: &str) -> Vec<u8> {
+        let name = ServerName::try_from(name.to_owned()).expect("a name");
+        let mut client = rustls::ClientConnection::new(self.client(rustls::ALL_VERSIONS), name).expect("a client");
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).expect("a hello");
+        hello
+    }
+
+    /// How many connections ended with this outcome.
+    pub(crate) fn outcomes(&self, outcome: &str) -> u64 {
+        self.metric("hearth_gateway_connections_total", outcome)
+    }
+
+    /// A metric's value: with this label value, or without labels.
+    pub(crate) fn metric(&self, name: &str, label: &str) -> u64 {
+        let families = self.registry.gather();
+        let metrics = families.iter().filter(|family| family.name() == name).flat_map(|family| family.get_metric());
+        let values = metrics.filter(|metric| metric.get_label().iter().all(|pair| pair.value() == label));
+        values.map(|metric| metric.get_counter().get_value() as u64 + metric.get_gauge().get_value() as u64).sum()
+    }
+
+    /// Waits for a number of connections that ended with this outcome.
+    pub(crate) async fn wait_outcomes(&self, outcome: &str, count: u64) {
+        until(outcome, || self.outcomes(outcome) == count).await;
+    }
+
+    pub(crate) fn stop(&self) {
+        self.shutdown.cancel();
+    }
+
+    /// Drops the gateway without telling it to stop.
+    pub(crate) fn abort(&self) {
+        self.running.as_ref().expect("it runs").abort();
+    }
+
+    /// Waits for the end of the gateway.
+    pub(crate) async fn stopped(&mut self) {
+        let running = self.running.take().expect("not waited for before");
+        soon("the end", running).await.expect("no panic").expect("a proper end");
+    }
+}
+
+/// Waits for a condition.
+pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
+    let polled = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    soon(what, polled).await;
+}
+
+/// The first line that a device sends: who it thinks calls.
+pub(crate) async fn caller_line(stream: &mut (impl AsyncRead + Unpin)) -> SocketAddr {
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        line.push(soon("the caller's line", stream.read_u8()).await.expect("a line"));
+    }
+    std::str::from_utf8(&line).expect("text").trim().parse().expect("an address")
+}
+
+/// Sends something and waits for it to come back.
+pub(crate) async fn ping(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
+    stream.write_all(b"ping").await?;
+    stream.flush().await?;
+    let mut got = [0; 4];
+    soon("the echo", stream.read_exact(&mut got)).await?;
+    assert_eq!(&got, b"ping");
+    Ok(())
+}
+
+/// Everything until the end; a reset counts as one.
+pub(crate) async fn read_all(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
+    let mut got = Vec::new();
+    let _ = soon("the end of the connection", stream.read_to_end(&mut got)).await;
+    got
+}
+
+/// A stream whose every write is of one byte, and so a segment of its own.
+pub(crate) struct SingleBytes(pub(crate) TcpStream);
+
+impl AsyncRead for SingleBytes {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for SingleBytes {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let first = bytes.len().min(1);
+        Pin::new(&mut self.0).poll_write(cx, &bytes[..first])
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,9 @@
+//! The gateway between real TLS clients on loopback and devices that are TLS servers behind an in-memory dialer.
+
+#![allow(clippy::unwrap_used)]
+
+mod fixture;
+mod limits;
+mod plain;
+mod refused;
+mod through;
