@@ -92,7 +92,12 @@ impl Context {
     }
 
     /// Objects in a given namespace.
-    pub(crate) async fn list_in(&self, info: &KindInfo, namespace: &str, selection: &Selection<'_>) -> Result<(Vec<Object>, Revision)> {
+    pub(crate) async fn list_in(
+        &self,
+        info: &KindInfo,
+        namespace: &str,
+        selection: &Selection<'_>,
+    ) -> Result<(Vec<Object>, Revision)> {
         self.client()?.list(&Self::selection(info, namespace, selection)).await.map_err(|status| refusal(&status))
     }
 

@@ -161,7 +161,8 @@ impl DataDir {
     /// Whether some process holds a role's lock.
     pub(crate) fn is_locked(&self, role: Role) -> bool {
         let path = self.lock_path(role);
-        path.exists() && open_lock(&path).is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
+        path.exists()
+            && open_lock(&path).is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
     }
 
     /// What a role reported of its start; `None` before it did.

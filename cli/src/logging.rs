@@ -6,7 +6,8 @@ use crate::args::LogFormat;
 
 /// What a role logs unless `HEARTH_LOG` says otherwise: its own doings, and only what is wrong of the libraries
 /// below, which tell of every packet and vote.
-pub(crate) const ROLE: &str = "info,openraft=warn,iroh=warn,noq=warn,noq_proto=warn,noq_udp=warn,netwatch=warn,hickory_server=warn";
+pub(crate) const ROLE: &str =
+    "info,openraft=warn,iroh=warn,noq=warn,noq_proto=warn,noq_udp=warn,netwatch=warn,hickory_server=warn";
 
 /// Begins to log; `default` is a filter in the syntax of `RUST_LOG`.
 pub(crate) fn log_to_stderr(format: LogFormat, default: &str) {

@@ -28,7 +28,11 @@ fn main() -> ExitCode {
         Err(error) => {
             // A refusal by the region reads as kubectl's; everything else begins with `error:`.
             let text = format!("{error:#}");
-            output::note(&if text.starts_with("from server") { format!("Error {text}") } else { format!("error: {text}") });
+            output::note(&if text.starts_with("from server") {
+                format!("Error {text}")
+            } else {
+                format!("error: {text}")
+            });
             ExitCode::FAILURE
         }
     }
@@ -76,7 +80,12 @@ async fn client_verb(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Version(args) => verbs::version::run(context, &args).await?,
         Command::Join(args) => verbs::join::run(&args).await?,
         Command::Token(Token::Create(args)) => verbs::token::create(context, &args).await?,
-        Command::Up(_) | Command::Down(_) | Command::Status(_) | Command::Server(_) | Command::Agent(_) | Command::Image(_) => {
+        Command::Up(_)
+        | Command::Down(_)
+        | Command::Status(_)
+        | Command::Server(_)
+        | Command::Agent(_)
+        | Command::Image(_) => {
             unreachable!("handled before")
         }
     }

@@ -51,7 +51,8 @@ fn manifests_in(directory: &Path, recursive: bool) -> Result<Vec<PathBuf>> {
             if recursive {
                 found.extend(manifests_in(&path, true)?);
             }
-        } else if path.extension().is_some_and(|extension| matches!(extension.to_str(), Some("yaml" | "yml" | "json"))) {
+        } else if path.extension().is_some_and(|extension| matches!(extension.to_str(), Some("yaml" | "yml" | "json")))
+        {
             found.push(path);
         }
     }
@@ -101,7 +102,10 @@ mod tests {
         assert_eq!(names, ["a", "b"]);
         write("c.yaml", "kind: Pod\napiVersion: v1\nmetadata: {name: a, namespace: default}\n");
         let error = read(&arguments, false, "default").expect_err("twins").to_string();
-        assert!(error.contains("c.yaml") && error.contains("\"a\" is defined twice") && error.contains("a.json"), "{error}");
+        assert!(
+            error.contains("c.yaml") && error.contains("\"a\" is defined twice") && error.contains("a.json"),
+            "{error}"
+        );
         read(&arguments, false, "alice").expect("another namespace");
         let error = read(&["/nonexistent.yaml".to_owned()], false, "x").expect_err("missing").to_string();
         assert!(error.contains("/nonexistent.yaml"), "{error}");

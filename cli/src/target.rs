@@ -20,7 +20,9 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Vec<Target<'_>>> {
         return arguments.iter().map(|argument| one(argument)).collect();
     }
     if let Some(odd) = names.iter().find(|name| name.contains('/')) {
-        bail!("there is no need to name a kind twice: write `{first} NAME ...` or KIND/NAME ..., not {odd:?} after {first:?}");
+        bail!(
+            "there is no need to name a kind twice: write `{first} NAME ...` or KIND/NAME ..., not {odd:?} after {first:?}"
+        );
     }
     let mut targets = Vec::new();
     for word in first.split(',') {
@@ -39,7 +41,9 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Vec<Target<'_>>> {
 /// Reads `KIND/NAME`.
 pub(crate) fn one(argument: &str) -> Result<Target<'_>> {
     match argument.split_once('/') {
-        Some((word, name)) if !name.is_empty() && !name.contains('/') => Ok(Target { info: kind(word)?, name: Some(name) }),
+        Some((word, name)) if !name.is_empty() && !name.contains('/') => {
+            Ok(Target { info: kind(word)?, name: Some(name) })
+        }
         _ => bail!("arguments in the form KIND/NAME must have one kind and one name, as pod/web; found {argument:?}"),
     }
 }
@@ -62,7 +66,10 @@ mod tests {
 
     fn read(line: &str) -> Result<Vec<(String, Option<String>)>> {
         let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
-        Ok(parse(&words)?.into_iter().map(|target| (target.info.plural.to_owned(), target.name.map(str::to_owned))).collect())
+        Ok(parse(&words)?
+            .into_iter()
+            .map(|target| (target.info.plural.to_owned(), target.name.map(str::to_owned)))
+            .collect())
     }
 
     #[test]

@@ -21,8 +21,11 @@ pub fn output(command: &mut Command, input: &[u8], limit: Duration) -> Result<Ou
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run {name}; `scripts/deps.sh test` installs what tests need"))?;
-    let (mut stdin, mut stdout, mut stderr) =
-        (child.stdin.take().context("stdin")?, child.stdout.take().context("stdout")?, child.stderr.take().context("stderr")?);
+    let (mut stdin, mut stdout, mut stderr) = (
+        child.stdin.take().context("stdin")?,
+        child.stdout.take().context("stdout")?,
+        child.stderr.take().context("stderr")?,
+    );
     let input = input.to_vec();
     // A program that does not read its input closes it: that is no error here.
     let writing = std::thread::spawn(move || drop(stdin.write_all(&input)));

@@ -33,7 +33,11 @@ impl Instance {
     /// A data directory with nothing in it.
     pub fn empty() -> Result<Self> {
         // Short: unix sockets in it have 108 bytes for their path.
-        let dir = tempfile::Builder::new().prefix("he").rand_bytes(5).tempdir_in("/tmp").context("cannot make a directory")?;
+        let dir = tempfile::Builder::new()
+            .prefix("he")
+            .rand_bytes(5)
+            .tempdir_in("/tmp")
+            .context("cannot make a directory")?;
         Ok(Self { dir, netns: None, keep_down: false })
     }
 
@@ -65,7 +69,8 @@ impl Instance {
     pub fn up_command(&self, example: &str) -> Command {
         let mut command = self.hearth(["up", "--detach", "--example", example, "--device", "nas"]);
         command.arg("--data-dir").arg(self.path());
-        for flag in ["--listen-api", "--listen-gateway", "--listen-dns", "--listen-metrics", "--listen-device-metrics"] {
+        for flag in ["--listen-api", "--listen-gateway", "--listen-dns", "--listen-metrics", "--listen-device-metrics"]
+        {
             command.args([flag, "127.0.0.1:0"]);
         }
         command
@@ -158,7 +163,10 @@ impl Instance {
         let (ip, port) = gateway.rsplit_once(':').context("an address")?;
         let mut command = self.program("curl");
         command.args(["-sS", "--max-time", "20", "--cacert"]).arg(self.path().join("ca.pem"));
-        command.args(["--resolve", &format!("{host}:{port}:{ip}")]).args(arguments).arg(format!("https://{host}:{port}{path}"));
+        command
+            .args(["--resolve", &format!("{host}:{port}:{ip}")])
+            .args(arguments)
+            .arg(format!("https://{host}:{port}{path}"));
         Ok(command)
     }
 
@@ -221,7 +229,17 @@ impl Instance {
     pub fn import_busybox(&self) -> Result<()> {
         let archive = self.path().join("busybox.tar");
         let mut build = self.hearth(["image", "build", "--tag", "busybox", "--copy", "/bin/busybox:/bin/busybox:0755"]);
-        build.args(["--copy", "/bin/busybox:/bin/sh:0755", "--entrypoint", "/bin/busybox", "--env", "PATH=/bin", "--output"]).arg(&archive);
+        build
+            .args([
+                "--copy",
+                "/bin/busybox:/bin/sh:0755",
+                "--entrypoint",
+                "/bin/busybox",
+                "--env",
+                "PATH=/bin",
+                "--output",
+            ])
+            .arg(&archive);
         command::succeed(&mut build)?;
         self.import(&archive)
     }

@@ -51,8 +51,31 @@ impl Netns {
     }
 
     /// Connects it to another by a veth pair with an address (`192.0.2.1/24`) at each end.
-    pub fn link(&self, device: &str, addresses: &[&str], other: &Self, other_device: &str, other_addresses: &[&str]) -> Result<()> {
-        run("ip", ["link", "add", device, "netns", &self.name, "type", "veth", "peer", "name", other_device, "netns", &other.name])?;
+    pub fn link(
+        &self,
+        device: &str,
+        addresses: &[&str],
+        other: &Self,
+        other_device: &str,
+        other_addresses: &[&str],
+    ) -> Result<()> {
+        run(
+            "ip",
+            [
+                "link",
+                "add",
+                device,
+                "netns",
+                &self.name,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                other_device,
+                "netns",
+                &other.name,
+            ],
+        )?;
         for (netns, device, addresses) in [(self, device, addresses), (other, other_device, other_addresses)] {
             for address in addresses {
                 let nodad = if address.contains(':') { " nodad" } else { "" };

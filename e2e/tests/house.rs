@@ -119,7 +119,8 @@ fn only_the_arrows_of_the_plan_exist() {
         if ROOFS.contains(&name.as_str()) {
             continue;
         }
-        let allowed = allowed.get(name.as_str()).unwrap_or_else(|| panic!("{name} is not in the plan: add it to ARROWS"));
+        let allowed =
+            allowed.get(name.as_str()).unwrap_or_else(|| panic!("{name} is not in the plan: add it to ARROWS"));
         for dependency in package.dependencies.iter().filter(|one| packages.contains_key(*one)) {
             assert!(allowed.contains(&dependency.as_str()), "{name} must not depend on {dependency}");
         }
@@ -159,8 +160,13 @@ fn unsafe_code_has_one_room() {
     for (name, package) in packages() {
         for path in sources(&package.folder) {
             let text = fs::read_to_string(&path).unwrap();
-            let lifts_the_ban = text.contains(concat!("allow(", "unsafe_code")) || text.contains(concat!("expect(", "unsafe_code"));
-            assert!(!lifts_the_ban || name == "hearth-runtime", "{}: unsafe code belongs to agent/runtime", path.display());
+            let lifts_the_ban =
+                text.contains(concat!("allow(", "unsafe_code")) || text.contains(concat!("expect(", "unsafe_code"));
+            assert!(
+                !lifts_the_ban || name == "hearth-runtime",
+                "{}: unsafe code belongs to agent/runtime",
+                path.display()
+            );
         }
     }
 }

@@ -197,7 +197,8 @@ async fn farewell(mut socket: TcpStream, bytes: &[u8], limits: &Limits) {
 /// Reads what a caller still sends, until it ends: closing a socket with unread bytes resets it, and the reset may
 /// overtake the last message (RFC 9112 section 9.6).
 async fn discard(socket: &mut TcpStream) -> io::Result<()> {
-    let mut buffer = [0; DRAIN_READ];
+    // Not in the task itself, which every connection has for as long as it lives.
+    let mut buffer = vec![0; DRAIN_READ];
     let mut left = MAX_DRAINED_BYTES;
     loop {
         match socket.read(&mut buffer).await? {
@@ -205,5 +206,58 @@ async fn discard(socket: &mut TcpStream) -> io::Result<()> {
             read if read > left => return Ok(()),
             read => left -= read,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hearth_types::{
+        BoxFuture, DeviceName,
+        routes::RouteEntry,
+        tunnel::{DialError, StreamKind},
+    };
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    struct Nothing;
+
+    impl RouteLookup for Nothing {
+        fn lookup(&self, _: &str) -> Option<Arc<RouteEntry>> {
+            None
+        }
+
+        fn has_names_below(&self, _: &str) -> bool {
+            false
+        }
+
+        fn serial(&self) -> u32 {
+            0
+        }
+    }
+
+    impl Dialer for Nothing {
+        type Stream = tokio::io::DuplexStream;
+
+        fn dial<'a>(&'a self, device: &'a DeviceName, _: StreamKind) -> BoxFuture<'a, Result<Self::Stream, DialError>> {
+            Box::pin(async { Err(DialError::Away(device.clone())) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connections_task_is_small() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let socket = TcpStream::connect(address).await.expect("a listener");
+        let shared = Shared {
+            routes: Arc::new(Nothing),
+            dialer: Arc::new(Nothing),
+            limits: Limits::default(),
+            metrics: Metrics::register(&prometheus::Registry::new()).expect("metrics"),
+            port: 1,
+            draining: CancellationToken::new(),
+        };
+        let size = size_of_val(&serve(&shared, socket, address));
+        assert!(size <= 3 * 1024, "{size} bytes for every connection");
     }
 }

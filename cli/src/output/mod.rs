@@ -17,6 +17,13 @@ pub(crate) fn line(text: &str) {
     }
 }
 
+/// Prints lines.
+pub(crate) fn lines(texts: &[String]) {
+    for text in texts {
+        line(text);
+    }
+}
+
 /// Prints a warning or progress to stderr.
 pub(crate) fn note(text: &str) {
     use std::io::Write as _;

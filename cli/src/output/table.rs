@@ -18,7 +18,8 @@ pub(crate) struct Style {
 
 /// The headings of a kind's table.
 pub(crate) fn headings(info: &KindInfo, style: Style) -> Vec<String> {
-    let columns = info.columns().iter().filter(|column| style.wide || !column.wide).map(|column| column.name.to_owned());
+    let columns =
+        info.columns().iter().filter(|column| style.wide || !column.wide).map(|column| column.name.to_owned());
     let namespace = (style.namespace && info.is_namespaced()).then(|| "NAMESPACE".to_owned());
     namespace.into_iter().chain(columns).chain(style.labels.then(|| "LABELS".to_owned())).collect()
 }
@@ -55,7 +56,9 @@ pub(crate) fn layout(rows: &[Vec<String>]) -> Vec<String> {
 /// The width of each column.
 pub(crate) fn widths(rows: &[Vec<String>]) -> Vec<usize> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    (0..columns).map(|at| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max().unwrap_or(0)).collect()
+    (0..columns)
+        .map(|at| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max().unwrap_or(0))
+        .collect()
 }
 
 /// One row in columns of given widths.

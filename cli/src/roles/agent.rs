@@ -49,11 +49,13 @@ pub(crate) fn main(args: &Agent, log_format: LogFormat) -> Result<ExitCode> {
 
 fn start(data: &DataDir, args: &Agent, log_format: LogFormat) -> Result<AgentExit> {
     let instance = data.instance();
-    let zygote = hearth_runtime::fork_zygote(&hearth_agent::zygote_config(data.root(), &instance)).context("cannot fork the zygote")?;
+    let zygote = hearth_runtime::fork_zygote(&hearth_agent::zygote_config(data.root(), &instance))
+        .context("cannot fork the zygote")?;
     // Only now: what the zygote's children would log goes where containers log.
     logging::log_to_stderr(log_format, logging::ROLE);
     rustls::crypto::ring::default_provider().install_default().ok().context("cannot install the TLS provider")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the async runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the async runtime")?;
     runtime.block_on(run(data, args, zygote))
 }
 
@@ -64,7 +66,8 @@ async fn run(data: &DataDir, args: &Agent, zygote: Zygote) -> Result<AgentExit> 
         Some(text) => Some(server::bind("--listen-metrics", "the device's metrics", text).await?),
         None => None,
     };
-    let address = listener.as_ref().map(tokio::net::TcpListener::local_addr).transpose().context("the metrics' own address")?;
+    let address =
+        listener.as_ref().map(tokio::net::TcpListener::local_addr).transpose().context("the metrics' own address")?;
     let agent = hearth_agent::Agent::new(hearth_agent::Config {
         data_dir: data.root().to_owned(),
         instance: data.instance(),

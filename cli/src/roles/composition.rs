@@ -69,7 +69,14 @@ pub(super) async fn run_server(
 
     let ca = Arc::new(CertificateAuthority::load_or_create(&data.server().join("ca"), &zone, Arc::clone(&clock))?);
     ca.export(&data.ca())?;
-    let raft = Arc::new(RaftStore::open(RaftConfig::new(data.server().join("raft"), FIRST_SERVER, &args.region), &registry, Arc::clone(&clock)).await?);
+    let raft = Arc::new(
+        RaftStore::open(
+            RaftConfig::new(data.server().join("raft"), FIRST_SERVER, &args.region),
+            &registry,
+            Arc::clone(&clock),
+        )
+        .await?,
+    );
     let store: Arc<dyn Store> = raft.clone();
     let resources = Arc::new(ResourceService::new(Arc::clone(&store), Arc::clone(&clock), &zone));
     resources.ensure_defaults().await.context("cannot make the region's first objects")?;
@@ -84,8 +91,13 @@ pub(super) async fn run_server(
         timing: Timing::default(),
     })?;
     let tunnel = address("--listen-tunnel", &args.listen.listen_tunnel)?;
-    let hub = HubConfig::new(tunnel_seed(&data.server().join("tunnel.key"))?, tunnel, advertised(tunnel, &args.advertise)?);
-    let hub = Arc::new(TunnelHub::start(hub, handle.dial_notifier(), &registry).await.context("cannot listen for tunnels (--listen-tunnel)")?);
+    let hub =
+        HubConfig::new(tunnel_seed(&data.server().join("tunnel.key"))?, tunnel, advertised(tunnel, &args.advertise)?);
+    let hub = Arc::new(
+        TunnelHub::start(hub, handle.dial_notifier(), &registry)
+            .await
+            .context("cannot listen for tunnels (--listen-tunnel)")?,
+    );
     let tunnel_address = *hub.notice().addresses.first().context("the tunnel's own address")?;
 
     let gateway_listen = address("--listen-gateway", &args.listen.listen_gateway)?;
@@ -148,7 +160,11 @@ struct Parts {
 }
 
 impl Parts {
-    fn spawn<E: Into<anyhow::Error>>(&mut self, name: &'static str, part: impl Future<Output = Result<(), E>> + Send + 'static) {
+    fn spawn<E: Into<anyhow::Error>>(
+        &mut self,
+        name: &'static str,
+        part: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
         self.tasks.spawn(async move { (name, part.await.map_err(Into::into)) });
     }
 
@@ -207,11 +223,15 @@ fn fixed_zone(data: &DataDir, wanted: &str) -> Result<String> {
 /// The seed of the gateway's tunnel key; made the first time.
 fn tunnel_seed(path: &Path) -> Result<[u8; 32]> {
     match fs::read(path) {
-        Ok(bytes) => bytes.try_into().map_err(|_| anyhow::anyhow!("{}: must hold 32 bytes; remove it to have a new key", path.display())),
+        Ok(bytes) => bytes
+            .try_into()
+            .map_err(|_| anyhow::anyhow!("{}: must hold 32 bytes; remove it to have a new key", path.display())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             use ring::rand::SecureRandom as _;
             let mut seed = [0; 32];
-            ring::rand::SystemRandom::new().fill(&mut seed).map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
+            ring::rand::SystemRandom::new()
+                .fill(&mut seed)
+                .map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
             write_atomically(path, &seed, 0o600)?;
             Ok(seed)
         }
@@ -219,7 +239,13 @@ fn tunnel_seed(path: &Path) -> Result<[u8; 32]> {
     }
 }
 
-fn write_client_config(data: &DataDir, ca: &CertificateAuthority, api: SocketAddr, zone: &str, region: &str) -> Result<()> {
+fn write_client_config(
+    data: &DataDir,
+    ca: &CertificateAuthority,
+    api: SocketAddr,
+    zone: &str,
+    region: &str,
+) -> Result<()> {
     let issued = ca.issue_client(ADMIN, &[identity::ADMINS])?;
     let address = super::example::reachable(api).to_string();
     let config = Config::single(
@@ -247,7 +273,7 @@ async fn watch_store(store: Arc<RaftStore>, folder: PathBuf, shutdown: Cancellat
             () = shutdown.cancelled() => return Ok(()),
             () = tokio::time::sleep(DISK_PROBE) => {
                 let probe = folder.join("probe");
-                let written = tokio::task::spawn_blocking(move || write_atomically(&probe, &[0; DISK_PROBE_BYTES], 0o600)).await;
+                let written = tokio::task::spawn_blocking(move || write_atomically(&probe, &vec![0; DISK_PROBE_BYTES], 0o600)).await;
                 if matches!(written, Ok(Ok(()))) {
                     anyhow::bail!("the store had failed ({why}), and its disk takes writes again: starting anew");
                 }

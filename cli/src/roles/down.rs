@@ -41,8 +41,10 @@ pub(crate) fn run(args: &InDataDir) -> Result<()> {
     let mut stopped = stop(&data, |words| words.get(1).map(String::as_str) == Some("up"))?;
     stopped += stop(&data, |words| words.get(1).is_some_and(|verb| verb == "server" || verb == "agent"))?;
     let locked = [Role::Up, Role::Server, Role::Agent].map(|role| data.lock(role));
-    let _locks = locked.into_iter().collect::<Result<Vec<_>>>().context("some process still holds the data directory")?;
-    let report = hearth_agent::teardown(data.root(), &data.instance()).context("cannot remove all that the device left")?;
+    let _locks =
+        locked.into_iter().collect::<Result<Vec<_>>>().context("some process still holds the data directory")?;
+    let report =
+        hearth_agent::teardown(data.root(), &data.instance()).context("cannot remove all that the device left")?;
     for role in [Role::Up, Role::Server, Role::Agent] {
         data.clear_report(role)?;
     }
@@ -115,8 +117,12 @@ fn command_line(pid: u32) -> Option<Vec<String>> {
 fn belongs(words: &[String], root: &Path) -> bool {
     let program = Path::new(&words[0]).file_name().is_some_and(|name| name == "hearth");
     let mut after = words.iter().skip_while(|word| *word != "--data-dir").skip(1);
-    let named = after.next().map(String::as_str).or_else(|| words.iter().find_map(|word| word.strip_prefix("--data-dir=")));
-    program && named.is_some_and(|path| Path::new(path) == root || Path::new(path).canonicalize().is_ok_and(|path| path == root))
+    let named =
+        after.next().map(String::as_str).or_else(|| words.iter().find_map(|word| word.strip_prefix("--data-dir=")));
+    program
+        && named.is_some_and(|path| {
+            Path::new(path) == root || Path::new(path).canonicalize().is_ok_and(|path| path == root)
+        })
 }
 
 #[cfg(test)]

@@ -55,7 +55,11 @@ pub(super) fn find(name: &str) -> Result<Option<Example>> {
             .flatten()
             .filter_map(|entry| entry.file_name().into_string().ok())
             .collect();
-        let known = if known.is_empty() { "there are none: `make build` makes them".into() } else { format!("there is {}", known.join(", ")) };
+        let known = if known.is_empty() {
+            "there are none: `make build` makes them".into()
+        } else {
+            format!("there is {}", known.join(", "))
+        };
         bail!("no example {name:?} in {} ({known}); --example none starts an empty region", all.display());
     }
     Ok(Some(Example { name: name.to_owned(), folder }))
@@ -100,9 +104,9 @@ pub(super) async fn install(
         return Ok(None);
     }
     let waiting = wait_install(context, name, say);
-    let hostname = tokio::time::timeout(READY_TIMEOUT, waiting)
-        .await
-        .with_context(|| format!("{name} is not ready after {} s; see `hearth describe install {name}`", READY_TIMEOUT.as_secs()))??;
+    let hostname = tokio::time::timeout(READY_TIMEOUT, waiting).await.with_context(|| {
+        format!("{name} is not ready after {} s; see `hearth describe install {name}`", READY_TIMEOUT.as_secs())
+    })??;
     probe(data, server, &hostname).await?;
     say(&format!("{hostname} answers"));
     Ok(Some(format!("https://{hostname}:{}/", server.gateway.port())))
@@ -121,7 +125,11 @@ async fn apply(context: &Context, data: &DataDir, example: &Example, say: &mut i
             if document.value["kind"] == "Install" {
                 document.value["metadata"]["namespace"] = context.namespace().into();
             }
-            let written = context.client()?.apply(&document.value, &WriteOptions::default()).await.map_err(|status| refusal(&status))?;
+            let written = context
+                .client()?
+                .apply(&document.value, &WriteOptions::default())
+                .await
+                .map_err(|status| refusal(&status))?;
             say(&format!("applied {}", written.object.key()));
         }
     }
@@ -152,7 +160,12 @@ async fn wait_install(context: &Context, name: &str, say: &mut impl FnMut(&str))
             let (WatchEvent::Added(object) | WatchEvent::Modified(object)) = event else { continue };
             let value = object.value();
             let Some(ready) = condition::get(&value, "Ready") else { continue };
-            let text = format!("{name}: {}{}{}", ready.reason, if ready.message.is_empty() { "" } else { ": " }, ready.message);
+            let text = format!(
+                "{name}: {}{}{}",
+                ready.reason,
+                if ready.message.is_empty() { "" } else { ": " },
+                ready.message
+            );
             if text != told {
                 say(&text);
                 told = text;

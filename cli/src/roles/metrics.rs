@@ -19,8 +19,13 @@ pub(crate) fn registry() -> anyhow::Result<Registry> {
 }
 
 /// Serves until told to stop.
-pub(crate) async fn serve(listener: TcpListener, registry: Registry, shutdown: CancellationToken) -> std::io::Result<()> {
-    let router = Router::new().route("/metrics", get(text)).route("/healthz", get(|| async { "ok\n" })).with_state(registry);
+pub(crate) async fn serve(
+    listener: TcpListener,
+    registry: Registry,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    let router =
+        Router::new().route("/metrics", get(text)).route("/healthz", get(|| async { "ok\n" })).with_state(registry);
     axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.cancelled().await }).await
 }
 

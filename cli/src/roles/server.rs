@@ -36,7 +36,8 @@ pub(crate) async fn main(args: &Server) -> Result<()> {
 
 /// The address that an argument names.
 pub(super) fn address(flag: &str, text: &str) -> Result<SocketAddr> {
-    let found = text.to_socket_addrs().with_context(|| format!("{flag} {text:?}: must be HOST:PORT, as 127.0.0.1:7443"))?;
+    let found =
+        text.to_socket_addrs().with_context(|| format!("{flag} {text:?}: must be HOST:PORT, as 127.0.0.1:7443"))?;
     found.into_iter().next().with_context(|| format!("{flag} {text:?}: the host has no address"))
 }
 
@@ -60,7 +61,9 @@ pub(super) fn cannot_listen(
             "cannot listen on {address} for {what}: the port is in use by another program; choose another with {flag} HOST:PORT (port 0 picks a free one)"
         ),
         io::ErrorKind::AddrNotAvailable => {
-            anyhow!("cannot listen on {address} for {what}: this machine does not have that address; choose one it has with {flag}")
+            anyhow!(
+                "cannot listen on {address} for {what}: this machine does not have that address; choose one it has with {flag}"
+            )
         }
         _ => anyhow!("cannot listen on {address} for {what}: {error}; choose another with {flag}"),
     }

@@ -26,7 +26,7 @@ pub(crate) fn shutdown() -> Result<CancellationToken> {
 pub(crate) fn end_with_parent() -> Result<()> {
     set_parent_process_death_signal(Some(Signal::TERM)).context("cannot ask for a signal at the parent's death")?;
     // The parent may have died before the request.
-    if getppid().is_none_or(|parent| parent.is_init()) {
+    if getppid().is_none_or(rustix::process::Pid::is_init) {
         anyhow::bail!("the process that started this one is gone");
     }
     Ok(())

@@ -63,7 +63,10 @@ pub(crate) fn run(args: &StatusArgs) -> Result<()> {
         ("DEVICE METRICS", "deviceMetrics"),
         ("DATA", "dataDir"),
     ];
-    let rows: Vec<_> = rows.iter().map(|(name, field)| vec![(*name).to_owned(), status[field].as_str().unwrap_or("not running").to_owned()]).collect();
-    table::layout(&rows).iter().for_each(|line| output::line(line));
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|(name, field)| vec![(*name).to_owned(), status[field].as_str().unwrap_or("not running").to_owned()])
+        .collect();
+    output::lines(&table::layout(&rows));
     Ok(())
 }

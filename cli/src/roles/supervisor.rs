@@ -126,11 +126,20 @@ async fn start_agent(data: &DataDir, server: &ServerReport, metrics: &str) -> Re
     start(data, Role::Agent, "agent", &arguments).await
 }
 
-async fn start<T: DeserializeOwned>(data: &DataDir, role: Role, verb: &str, arguments: &[String]) -> Result<(Child, T)> {
+async fn start<T: DeserializeOwned>(
+    data: &DataDir,
+    role: Role,
+    verb: &str,
+    arguments: &[String],
+) -> Result<(Child, T)> {
     data.clear_report(role)?;
     let log = data.log(role);
     fs::create_dir_all(log.parent().unwrap_or(data.root())).context("cannot make the directory for logs")?;
-    let out = OpenOptions::new().create(true).append(true).open(&log).with_context(|| format!("cannot open {}", log.display()))?;
+    let out = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .with_context(|| format!("cannot open {}", log.display()))?;
     let program = std::env::current_exe().context("cannot find this program's file")?;
     let mut child = Command::new(program)
         .args([verb, "--data-dir"])
@@ -171,7 +180,9 @@ async fn join_once(data: &DataDir, args: &Up, server: &ServerReport) -> Result<(
     let token = client.create_token(&args.owner, Duration::from_secs(600)).await.context("cannot make a join token")?;
     let api = super::example::reachable(server.api).to_string();
     let name = args.device.as_deref();
-    verbs::join::join(data, &token.token, Some(&args.owner), name, Some(&api)).await.context("cannot join this machine to its region")?;
+    verbs::join::join(data, &token.token, Some(&args.owner), name, Some(&api))
+        .await
+        .context("cannot join this machine to its region")?;
     Ok(())
 }
 

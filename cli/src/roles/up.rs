@@ -24,7 +24,9 @@ const POLL: Duration = Duration::from_millis(10);
 /// Runs the verb.
 pub(crate) async fn main(args: &Up) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
-        bail!("hearth up must run as root: its device makes containers, network links and cgroups. Try: sudo hearth up");
+        bail!(
+            "hearth up must run as root: its device makes containers, network links and cgroups. Try: sudo hearth up"
+        );
     }
     let example = example::find(&args.example)?;
     let data = DataDir::create(&args.dir.data_dir)?;
@@ -36,7 +38,8 @@ pub(crate) async fn main(args: &Up) -> Result<()> {
         let server = wait_ready(&data).await?;
         say(started, &format!("region {} answers at {} (zone {})", server.region, server.api, server.zone));
         let context = Context::new(Some(data.client_config()), Some(args.owner.clone()));
-        let url = example::install(&context, &data, &server, example.as_ref(), &mut |text: &str| say(started, text)).await?;
+        let url =
+            example::install(&context, &data, &server, example.as_ref(), &mut |text: &str| say(started, text)).await?;
         tell(&data, &server, url.as_deref());
         Ok::<(), anyhow::Error>(())
     };
@@ -75,7 +78,11 @@ fn spawn_background(data: &DataDir, args: &Up) -> Result<()> {
     data.clear_report(Role::Up)?;
     let log = data.log(Role::Up);
     fs::create_dir_all(log.parent().unwrap_or(data.root())).context("cannot make the directory for logs")?;
-    let out = OpenOptions::new().create(true).append(true).open(&log).with_context(|| format!("cannot open {}", log.display()))?;
+    let out = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .with_context(|| format!("cannot open {}", log.display()))?;
     let program = std::env::current_exe().context("cannot find this program's file")?;
     std::process::Command::new(program)
         .args(["up", "--supervise", "--data-dir"])

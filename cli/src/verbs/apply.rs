@@ -9,7 +9,11 @@ use hearth_types::{
 };
 use serde_json::Value;
 
-use crate::{args::Apply, context::{Context, refusal}, output, sources};
+use crate::{
+    args::Apply,
+    context::{Context, refusal},
+    output, sources,
+};
 
 /// Runs the verb.
 pub(crate) async fn run(context: &Context, args: &Apply) -> Result<()> {
@@ -22,7 +26,8 @@ pub(crate) async fn run(context: &Context, args: &Apply) -> Result<()> {
     check_all(context, &documents).await?;
     let options = WriteOptions { dry_run: args.dry_run, ..WriteOptions::default() };
     for document in &documents {
-        let written = context.client()?.apply(&document.value, &options).await.map_err(|status| told(document, &status))?;
+        let written =
+            context.client()?.apply(&document.value, &options).await.map_err(|status| told(document, &status))?;
         for warning in &written.warnings {
             output::note(&format!("Warning: {warning}"));
         }
@@ -32,7 +37,8 @@ pub(crate) async fn run(context: &Context, args: &Apply) -> Result<()> {
             Outcome::Unchanged => "unchanged",
         };
         let info = registry::of_kind(written.object.kind());
-        let name = info.map_or_else(|| written.object.key().to_string(), |info| info.display_name(written.object.name()));
+        let name =
+            info.map_or_else(|| written.object.key().to_string(), |info| info.display_name(written.object.name()));
         output::line(&format!("{name} {outcome}{}", if args.dry_run { " (dry run)" } else { "" }));
     }
     Ok(())

@@ -49,7 +49,8 @@ async fn victims(context: &Context, args: &Delete) -> Result<Vec<(&'static KindI
         for document in sources::read(&args.filename, false, context.namespace())? {
             let mut object = document.value;
             super::apply::fill_namespace(&mut object, context.namespace());
-            let info = admission::kind_of(&object).map_err(|status| anyhow::anyhow!("{}: {status}", document.origin))?;
+            let info =
+                admission::kind_of(&object).map_err(|status| anyhow::anyhow!("{}: {status}", document.origin))?;
             victims.push((info, admission::key_of(info, &object)));
         }
         // The other way round than they were applied.
@@ -65,7 +66,8 @@ async fn victims(context: &Context, args: &Delete) -> Result<Vec<(&'static KindI
         if let Some(name) = target.name {
             victims.push((target.info, context.key(target.info, name)));
         } else if args.all || args.selector.is_some() {
-            let selection = Selection { all_namespaces: false, labels: args.selector.as_deref().unwrap_or_default(), fields: "" };
+            let selection =
+                Selection { all_namespaces: false, labels: args.selector.as_deref().unwrap_or_default(), fields: "" };
             let (objects, _) = context.list(target.info, &selection).await?;
             victims.extend(objects.iter().map(|object| (target.info, object.key().clone())));
         } else {

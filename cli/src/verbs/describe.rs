@@ -26,12 +26,11 @@ const HIDDEN_ANNOTATIONS: [&str; 1] = [hearth_types::patch::LAST_APPLIED];
 pub(crate) async fn run(context: &Context, args: &Describe) -> Result<()> {
     let mut first = true;
     for target in target::parse(&args.what)? {
-        let objects = match target.name {
-            Some(name) => vec![context.get(target.info, name).await?],
-            None => {
-                let labels = args.selector.as_deref().unwrap_or_default();
-                context.list(target.info, &Selection { all_namespaces: args.all_namespaces, labels, fields: "" }).await?.0
-            }
+        let objects = if let Some(name) = target.name {
+            vec![context.get(target.info, name).await?]
+        } else {
+            let labels = args.selector.as_deref().unwrap_or_default();
+            context.list(target.info, &Selection { all_namespaces: args.all_namespaces, labels, fields: "" }).await?.0
         };
         for object in objects {
             if !first {
@@ -39,7 +38,7 @@ pub(crate) async fn run(context: &Context, args: &Describe) -> Result<()> {
             }
             first = false;
             let events = events_of(context, &object).await?;
-            describe(target.info, &object.value(), &events, now()).iter().for_each(|line| output::line(line));
+            output::lines(&describe(target.info, &object.value(), &events, now()));
         }
     }
     Ok(())
@@ -159,7 +158,9 @@ impl Page {
                             self.lines.push(format!("{indent}{}:", title(key)));
                             self.branch(value, depth + 1);
                         }
-                        scalar => self.lines.push(format!("{indent}{}:  {}", title(key), one_line(&scalar_text(scalar)))),
+                        scalar => {
+                            self.lines.push(format!("{indent}{}:  {}", title(key), one_line(&scalar_text(scalar))))
+                        }
                     }
                 }
             }
@@ -171,7 +172,7 @@ impl Page {
                             let start = self.lines.len();
                             self.branch(item, depth + 1);
                             if let Some(line) = self.lines.get_mut(start) {
-                                line.replace_range(indent.len()..indent.len() + 1, "-");
+                                line.replace_range(indent.len()..=indent.len(), "-");
                             }
                         }
                         other => self.lines.push(format!("{indent}- {}", one_line(&scalar_text(other)))),
@@ -187,7 +188,9 @@ impl Page {
         self.lines.push("Conditions:".into());
         let heading = ["Type", "Status", "Reason", "Since", "Message"].map(str::to_owned).to_vec();
         let cell = |condition: &Value, field: &str| one_line(condition[field].as_str().unwrap_or_default());
-        let rows = list.iter().map(|one| ["type", "status", "reason", "lastTransitionTime", "message"].map(|field| cell(one, field)).to_vec());
+        let rows = list.iter().map(|one| {
+            ["type", "status", "reason", "lastTransitionTime", "message"].map(|field| cell(one, field)).to_vec()
+        });
         let rows: Vec<_> = std::iter::once(heading).chain(rows).collect();
         self.lines.extend(table::layout(&rows).iter().map(|line| format!("  {}", line.trim_end())));
     }
@@ -200,7 +203,9 @@ impl Page {
         self.lines.push("Events:".into());
         let heading = ["Type", "Reason", "Age", "From", "Message"].map(str::to_owned).to_vec();
         let rows = events.iter().map(|event| {
-            let last = Timestamp::parse(&text_at(event, "lastTimestamp")).map(|then| human_duration(now.since(then))).unwrap_or_default();
+            let last = Timestamp::parse(&text_at(event, "lastTimestamp"))
+                .map(|then| human_duration(now.since(then)))
+                .unwrap_or_default();
             let age = match event["count"].as_u64() {
                 Some(count) if count > 1 => format!("{last} (x{count})"),
                 _ => last,
@@ -242,7 +247,14 @@ mod tests {
         let event = json!({"type": "Warning", "reason": "FailedScheduling", "message": "0/1 devices\n", "count": 3,
             "lastTimestamp": "2023-11-14T22:13:20Z", "source": {"component": "placement"}});
         let text = describe(info, &pod, &[event], Timestamp(1_700_000_060_000)).join("\n");
-        for part in ["Name:           p", "x=1", "  - Image:  i\n      Name:  c", "PodScheduled", "60s (x3)", "Created:        2023-11-14T22:13:20Z (60s ago)"] {
+        for part in [
+            "Name:           p",
+            "x=1",
+            "  - Image:  i\n      Name:  c",
+            "PodScheduled",
+            "60s (x3)",
+            "Created:        2023-11-14T22:13:20Z (60s ago)",
+        ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
         assert!(!text.contains("last-applied"));

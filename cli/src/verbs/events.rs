@@ -35,9 +35,10 @@ pub(crate) async fn run(context: &Context, args: &Events) -> Result<()> {
         output::note(&format!("No events found{place}."));
     } else {
         let style = style(args);
-        let rows = std::iter::once(table::headings(info, style)).chain(events.iter().map(|event| table::row(info, event, now(), style)));
+        let rows = std::iter::once(table::headings(info, style))
+            .chain(events.iter().map(|event| table::row(info, event, now(), style)));
         let rows: Vec<_> = rows.collect();
-        table::layout(&rows).iter().for_each(|line| output::line(line));
+        output::lines(&table::layout(&rows));
         if args.watch {
             return follow(context, info, &selection, revision, style, &table::widths(&rows)).await;
         }

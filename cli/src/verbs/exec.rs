@@ -110,7 +110,10 @@ fn forward_stdin(sender: mpsc::Sender<ExecInput>) {
 
 fn window_size() -> WindowSize {
     let size = termios::tcgetwinsize(std::io::stdin());
-    size.map_or(WindowSize { columns: 80, rows: 24 }, |size| WindowSize { columns: size.ws_col.into(), rows: size.ws_row.into() })
+    size.map_or(WindowSize { columns: 80, rows: 24 }, |size| WindowSize {
+        columns: size.ws_col.into(),
+        rows: size.ws_row.into(),
+    })
 }
 
 /// A terminal that passes every key on; put back when dropped.

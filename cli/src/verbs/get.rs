@@ -33,10 +33,12 @@ pub(crate) async fn run(context: &Context, args: &Get) -> Result<()> {
     let mut sections: Vec<Section<'_>> = Vec::new();
     for target in &targets {
         match fetch(context, args, target).await {
-            Ok((objects, revision)) => match sections.iter_mut().find(|section| section.target.info.kind == target.info.kind) {
-                Some(section) => section.objects.extend(objects),
-                None => sections.push(Section { target: *target, objects, revision }),
-            },
+            Ok((objects, revision)) => {
+                match sections.iter_mut().find(|section| section.target.info.kind == target.info.kind) {
+                    Some(section) => section.objects.extend(objects),
+                    None => sections.push(Section { target: *target, objects, revision }),
+                }
+            }
             Err(error) if targets.len() > 1 && !args.watch => missing.push(error),
             Err(error) => return Err(error),
         }
@@ -45,9 +47,16 @@ pub(crate) async fn run(context: &Context, args: &Get) -> Result<()> {
     if args.watch {
         return watch(context, args, &sections).await;
     }
-    if sections.iter().all(|section| section.objects.is_empty()) && missing.is_empty() && matches!(args.output, None | Some(Output::Wide)) {
+    if sections.iter().all(|section| section.objects.is_empty())
+        && missing.is_empty()
+        && matches!(args.output, None | Some(Output::Wide))
+    {
         let namespaced = sections.iter().any(|section| section.target.info.is_namespaced());
-        let place = if args.all_namespaces || !namespaced { String::new() } else { format!(" in {} namespace", context.namespace()) };
+        let place = if args.all_namespaces || !namespaced {
+            String::new()
+        } else {
+            format!(" in {} namespace", context.namespace())
+        };
         output::note(&format!("No resources found{place}."));
     }
     for error in &missing {
@@ -93,7 +102,9 @@ fn show(args: &Get, sections: &[Section<'_>], one: bool) -> Result<()> {
         }
         Some(Output::Name) => {
             for section in sections {
-                values(section).iter().for_each(|object| output::name(section.target.info, object));
+                for object in values(section) {
+                    output::name(section.target.info, &object);
+                }
             }
         }
         None | Some(Output::Wide) => {
@@ -104,9 +115,10 @@ fn show(args: &Get, sections: &[Section<'_>], one: bool) -> Result<()> {
                     output::line("");
                 }
                 let heading = (!args.no_headers).then(|| table::headings(section.target.info, style));
-                let rows = values(section).into_iter().map(|object| table::row(section.target.info, &object, now(), style));
+                let rows =
+                    values(section).into_iter().map(|object| table::row(section.target.info, &object, now(), style));
                 let rows: Vec<_> = heading.into_iter().chain(rows).collect();
-                table::layout(&rows).iter().for_each(|line| output::line(line));
+                output::lines(&table::layout(&rows));
             }
         }
     }
@@ -132,7 +144,9 @@ async fn watch(context: &Context, args: &Get, sections: &[Section<'_>]) -> Resul
     }
     let mut events = select_all(streams);
     while let Some((info, widths, style, name, event)) = events.next().await {
-        let (WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object)) = event? else { continue };
+        let (WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object)) = event? else {
+            continue;
+        };
         if name.is_some_and(|name| name != object.name()) {
             continue;
         }

@@ -43,7 +43,7 @@ pub(crate) fn list(args: &ImageLs) -> Result<()> {
         let size = format_bytes(record.size.div_ceil(1 << 20) << 20);
         rows.push(vec![record.reference, digest, record.platform.to_string(), size]);
     }
-    table::layout(&rows).iter().for_each(|line| output::line(line));
+    output::lines(&table::layout(&rows));
     Ok(())
 }
 

@@ -10,7 +10,8 @@ pub(crate) async fn run(args: &Join) -> Result<()> {
         bail!("hearth join must run as root: it writes the device's key, which only root may read");
     }
     let data = DataDir::create(&args.dir.data_dir)?;
-    let (device, owner) = join(&data, &args.token, args.owner.as_deref(), args.name.as_deref(), args.server.as_deref()).await?;
+    let (device, owner) =
+        join(&data, &args.token, args.owner.as_deref(), args.name.as_deref(), args.server.as_deref()).await?;
     output::line(&format!("this machine is now the device {device} of {owner}"));
     output::line(&format!("start it with: hearth agent --data-dir {}", data.root().display()));
     Ok(())

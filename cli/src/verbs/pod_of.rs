@@ -32,7 +32,8 @@ pub(crate) async fn pod_of(context: &Context, argument: &str) -> Result<String> 
 }
 
 async fn first_of(context: &Context, target: &Target<'_>, selector: &str) -> Result<String> {
-    let (pods, _) = context.list(target::kind("pods")?, &Selection { labels: selector, ..Selection::default() }).await?;
+    let (pods, _) =
+        context.list(target::kind("pods")?, &Selection { labels: selector, ..Selection::default() }).await?;
     // A running one first, then the newest.
     let rank = |pod: &Value| (pod["status"]["phase"] == "Running", pod["metadata"]["creationTimestamp"].to_string());
     let newest = pods.iter().max_by_key(|pod| rank(&pod.value()));

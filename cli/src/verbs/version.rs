@@ -19,7 +19,8 @@ pub(crate) async fn run(context: &Context, args: &Version) -> Result<()> {
     if structured.is_none() {
         output::line(&format!("Client Version: {client}"));
     }
-    let server = if args.client { None } else { Some(context.client()?.info().await.map_err(|status| refusal(&status))?) };
+    let server =
+        if args.client { None } else { Some(context.client()?.info().await.map_err(|status| refusal(&status))?) };
     match (structured, server) {
         (Some(output), server) => {
             let server = server.map(|info| {

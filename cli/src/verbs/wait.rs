@@ -22,7 +22,11 @@ pub(crate) async fn run(context: &Context, args: &Wait) -> Result<()> {
         let names: Vec<String> = match target.name {
             Some(name) => vec![name.to_owned()],
             None if args.all || args.selector.is_some() => {
-                let selection = Selection { all_namespaces: false, labels: args.selector.as_deref().unwrap_or_default(), fields: "" };
+                let selection = Selection {
+                    all_namespaces: false,
+                    labels: args.selector.as_deref().unwrap_or_default(),
+                    fields: "",
+                };
                 context.list(target.info, &selection).await?.0.iter().map(|object| object.name().to_owned()).collect()
             }
             None => bail!("say which {}: names, a label selector (-l), or --all", target.info.plural),
@@ -36,7 +40,10 @@ pub(crate) async fn run(context: &Context, args: &Wait) -> Result<()> {
             matched += 1;
         }
     }
-    if matched == 0 { bail!("no matching resources found") } else { Ok(()) }
+    if matched == 0 {
+        bail!("no matching resources found")
+    }
+    Ok(())
 }
 
 /// Waits until something is true of an object, and returns it as it then is. For a bounded time: on
@@ -60,17 +67,16 @@ pub(crate) async fn until(
             }
         }
     };
-    match tokio::time::timeout(timeout, watching).await {
-        Ok(done) => done,
-        Err(_) => {
-            let what = info.display_name(name);
-            let seen = match &last {
-                None if *awaited == Awaited::Deleted => String::new(),
-                None => "; there is no such object".into(),
-                Some(object) => format!("; {}", state(object)),
-            };
-            bail!("timed out after {} s waiting for {what}{seen}", timeout.as_secs())
-        }
+    if let Ok(done) = tokio::time::timeout(timeout, watching).await {
+        done
+    } else {
+        let what = info.display_name(name);
+        let seen = match &last {
+            None if *awaited == Awaited::Deleted => String::new(),
+            None => "; there is no such object".into(),
+            Some(object) => format!("; {}", state(object)),
+        };
+        bail!("timed out after {} s waiting for {what}{seen}", timeout.as_secs())
     }
 }
 

@@ -23,7 +23,10 @@ fn manifests_are_refused_with_the_place_of_the_mistake() -> Result<()> {
     let instance = Instance::up("none")?;
     let good = "{apiVersion: v1, kind: ConfigMap, metadata: {name: good, namespace: alice}, data: {a: b}}\n---\n";
     for (bad, expected) in [
-        ("{apiVersion: batch/v1, kind: Job, metadata: {name: x}}", &["no matches for kind \"Job\"", "stdin: document 2"][..]),
+        (
+            "{apiVersion: batch/v1, kind: Job, metadata: {name: x}}",
+            &["no matches for kind \"Job\"", "stdin: document 2"][..],
+        ),
         ("{apiVersion: v1, kind: Deployment, metadata: {name: x}}", &["did you mean", "apps/v1"]),
         ("{kind: Pod, metadata: {name: x}}", &["apiVersion and kind are required"]),
         (
@@ -53,7 +56,10 @@ fn manifests_are_refused_with_the_place_of_the_mistake() -> Result<()> {
             ensure!(error.contains(part), "{bad}\nexpected: {part}\nsaid: {error}");
         }
         let error = instance.refused("get cm good -n alice")?;
-        ensure!(error.contains("NotFound") && error.contains("configmaps \"good\" not found"), "nothing half done: {error}");
+        ensure!(
+            error.contains("NotFound") && error.contains("configmaps \"good\" not found"),
+            "nothing half done: {error}"
+        );
     }
     Ok(())
 }
@@ -62,7 +68,9 @@ fn manifests_are_refused_with_the_place_of_the_mistake() -> Result<()> {
 fn an_image_that_cannot_run_is_told_in_the_pod_and_a_later_import_mends_it() -> Result<()> {
     let instance = Instance::up("none")?;
     instance.apply(APP)?;
-    instance.apply("{apiVersion: hearth.dev/v1alpha1, kind: Install, metadata: {name: web, namespace: alice}, spec: {app: web}}")?;
+    instance.apply(
+        "{apiVersion: hearth.dev/v1alpha1, kind: Install, metadata: {name: web, namespace: alice}, spec: {app: web}}",
+    )?;
     instance.eventually("the pod says that its image is missing", || {
         let text = instance.run("describe pods -n alice")?;
         ensure!(text.contains("busybox") && text.contains("hearth image import"), "{text}");
@@ -79,7 +87,17 @@ fn bad_images_are_refused_and_leave_nothing() -> Result<()> {
     let instance = Instance::empty()?;
     let dir = tempfile::tempdir()?;
     let good = dir.path().join("good.tar");
-    let mut build = instance.hearth(["image", "build", "--tag", "b:1", "--copy", "/bin/busybox:/bin/busybox:0755", "--entrypoint", "/bin/busybox", "-o"]);
+    let mut build = instance.hearth([
+        "image",
+        "build",
+        "--tag",
+        "b:1",
+        "--copy",
+        "/bin/busybox:/bin/busybox:0755",
+        "--entrypoint",
+        "/bin/busybox",
+        "-o",
+    ]);
     command::succeed(build.arg(&good))?;
     let import = |path: &std::path::Path| {
         let mut import = instance.hearth(["image", "import", "--data-dir"]);
@@ -101,7 +119,19 @@ fn bad_images_are_refused_and_leave_nothing() -> Result<()> {
     ensure!(error.contains("sha256"), "{error}");
     // Another architecture.
     let other = dir.path().join("other.tar");
-    let mut build = instance.hearth(["image", "build", "--tag", "b:1", "--arch", "s390x", "--copy", "/etc/hostname:/etc/hostname", "--entrypoint", "/x", "-o"]);
+    let mut build = instance.hearth([
+        "image",
+        "build",
+        "--tag",
+        "b:1",
+        "--arch",
+        "s390x",
+        "--copy",
+        "/etc/hostname:/etc/hostname",
+        "--entrypoint",
+        "/x",
+        "-o",
+    ]);
     command::succeed(build.arg(&other)).map(drop).or_else(|error| {
         // Building for another machine may be refused for its program; what matters is the import.
         ensure!(format!("{error:#}").contains("/x"), "{error:#}");
@@ -109,7 +139,10 @@ fn bad_images_are_refused_and_leave_nothing() -> Result<()> {
     })?;
     if other.exists() {
         let error = import(&other)?;
-        ensure!(error.contains("s390x") && error.contains(std::env::consts::ARCH.replace("x86_64", "amd64").as_str()), "{error}");
+        ensure!(
+            error.contains("s390x") && error.contains(std::env::consts::ARCH.replace("x86_64", "amd64").as_str()),
+            "{error}"
+        );
     }
     let error = import(&dir.path().join("missing.tar"))?;
     ensure!(error.contains("missing.tar"), "{error}");

@@ -18,7 +18,11 @@ fn left_over(instance: &Instance, id: &str) -> Result<Vec<String>> {
     }
     let prefix = format!("hearth-{id}");
     let grep = |what: &str, text: String, left: &mut Vec<String>| {
-        left.extend(text.lines().filter(|line| line.contains(&prefix) || line.contains(&dir)).map(|line| format!("{what}: {line}")));
+        left.extend(
+            text.lines()
+                .filter(|line| line.contains(&prefix) || line.contains(&dir))
+                .map(|line| format!("{what}: {line}")),
+        );
     };
     grep("mount", fs::read_to_string("/proc/self/mountinfo")?, &mut left);
     grep("link", command::run("ip", ["-o", "link"])?, &mut left);
@@ -44,7 +48,8 @@ fn up_answers_as_pasted_and_down_leaves_nothing_but_data() -> Result<()> {
     ensure!(page.contains("<html") || page.contains("<!doctype html") || page.contains("<!DOCTYPE html"), "{page}");
     // A note survives down and up.
     let host = "notes.alice.hearth.internal";
-    let post = ["--fail-with-body", "-X", "POST", "-H", "content-type: application/json", "-d", r#"{"text":"keep me"}"#];
+    let post =
+        ["--fail-with-body", "-X", "POST", "-H", "content-type: application/json", "-d", r#"{"text":"keep me"}"#];
     command::succeed(&mut instance.curl(host, "/api/notes", &post)?)?;
     let id = status["instance"].as_str().context("instance")?.to_owned();
     instance.down()?;

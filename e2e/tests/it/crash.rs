@@ -39,7 +39,9 @@ fn writer(instance: &Arc<Instance>, stop: &Arc<AtomicBool>, prefix: &'static str
                 break;
             }
             let name = format!("{prefix}-{n}");
-            let manifest = format!("{{apiVersion: v1, kind: ConfigMap, metadata: {{name: {name}, namespace: alice}}, data: {{n: '{n}'}}}}");
+            let manifest = format!(
+                "{{apiVersion: v1, kind: ConfigMap, metadata: {{name: {name}, namespace: alice}}, data: {{n: '{n}'}}}}"
+            );
             if instance.apply(&manifest).is_ok() {
                 acknowledged.push(name);
             }
@@ -52,7 +54,15 @@ fn writer(instance: &Arc<Instance>, stop: &Arc<AtomicBool>, prefix: &'static str
 fn nothing_acknowledged_is_lost_and_no_container_restarts() -> Result<()> {
     let instance = Arc::new(Instance::up("notes")?);
     let host = "notes.alice.hearth.internal";
-    let post = ["--fail-with-body", "-X", "POST", "-H", "content-type: application/json", "-d", r#"{"text":"before the storm"}"#];
+    let post = [
+        "--fail-with-body",
+        "-X",
+        "POST",
+        "-H",
+        "content-type: application/json",
+        "-d",
+        r#"{"text":"before the storm"}"#,
+    ];
     command::succeed(&mut instance.curl(host, "/api/notes", &post)?)?;
     let before = shims(&instance)?;
     ensure!(before.len() == 1, "{before:?}");
@@ -67,7 +77,12 @@ fn nothing_acknowledged_is_lost_and_no_container_restarts() -> Result<()> {
             let born = started(victim)?;
             instance.kill9(victim)?;
             instance.eventually("it is started again and answers", || {
-                ensure!(!instance.pids(verb).iter().any(|pid| *pid == victim && started(victim).is_ok_and(|now| now == born)));
+                ensure!(
+                    !instance
+                        .pids(verb)
+                        .iter()
+                        .any(|pid| *pid == victim && started(victim).is_ok_and(|now| now == born))
+                );
                 instance.run("get ns")?;
                 instance.run("wait device/nas --for condition=Connected --timeout 5s")?;
                 Ok(())
@@ -78,8 +93,11 @@ fn nothing_acknowledged_is_lost_and_no_container_restarts() -> Result<()> {
     stop.store(true, Ordering::Relaxed);
     let acknowledged: Vec<_> = writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect();
     ensure!(acknowledged.len() > 10, "{} writes were acknowledged", acknowledged.len());
-    let stored: BTreeSet<_> =
-        instance.list("configmaps", "alice")?.iter().filter_map(|one| one["metadata"]["name"].as_str().map(str::to_owned)).collect();
+    let stored: BTreeSet<_> = instance
+        .list("configmaps", "alice")?
+        .iter()
+        .filter_map(|one| one["metadata"]["name"].as_str().map(str::to_owned))
+        .collect();
     for name in &acknowledged {
         ensure!(stored.contains(name), "{name} was acknowledged and is lost");
     }
@@ -108,7 +126,16 @@ fn an_exit_while_no_agent_runs_is_not_lost() -> Result<()> {
             let _ = instance.kill9(pid);
         }
     }
-    let found = command::run("find", [instance.path().join("agent").display().to_string(), "-path".into(), format!("*{uid}*/t"), "-type".into(), "d".into()])?;
+    let found = command::run(
+        "find",
+        [
+            instance.path().join("agent").display().to_string(),
+            "-path".into(),
+            format!("*{uid}*/t"),
+            "-type".into(),
+            "d".into(),
+        ],
+    )?;
     let folder = found.lines().next().with_context(|| format!("the emptyDir of {uid}"))?;
     fs::write(format!("{folder}/go"), "")?;
     hearth_e2e::eventually("the container ended", Duration::from_secs(20), || {

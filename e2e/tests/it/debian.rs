@@ -26,11 +26,21 @@ fn radicale() -> Result<PathBuf> {
     let (root, layout) = (work.path().join("root"), work.path().join("layout"));
     let bounded = |command: &mut Command| -> Result<()> {
         let done = command::output(command, b"", BUILD_LIMIT)?;
-        ensure!(done.status.success(), "{command:?}\n{}\n{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        ensure!(
+            done.status.success(),
+            "{command:?}\n{}\n{}",
+            String::from_utf8_lossy(&done.stdout),
+            String::from_utf8_lossy(&done.stderr)
+        );
         Ok(())
     };
     let codename = command::run("sh", ["-c", ". /etc/os-release; echo $VERSION_CODENAME"])?;
-    bounded(Command::new("debootstrap").args(["--variant=minbase", "--include=radicale", codename.trim()]).arg(&root).args(mirror()))?;
+    bounded(
+        Command::new("debootstrap")
+            .args(["--variant=minbase", "--include=radicale", codename.trim()])
+            .arg(&root)
+            .args(mirror()),
+    )?;
     // An image has no device nodes and needs no package archives.
     bounded(Command::new("sh").args(["-ec", "rm -rf dev/* var/cache/apt/* var/lib/apt/lists/*"]).current_dir(&root))?;
     let umoci = |arguments: &[&str]| bounded(Command::new("umoci").args(arguments));
@@ -40,9 +50,19 @@ fn radicale() -> Result<PathBuf> {
     umoci(&["new", "--image", &image])?;
     umoci(&["insert", "--image", &image, &root.display().to_string(), "/"])?;
     umoci(&[
-        "config", "--image", &image, "--config.entrypoint", "/usr/bin/radicale",
-        "--config.cmd", "--hosts=0.0.0.0:5232,[::]:5232", "--config.cmd", "--storage-filesystem-folder=/data", "--config.cmd", "--auth-type=none",
-        "--config.env", "PATH=/usr/bin:/bin",
+        "config",
+        "--image",
+        &image,
+        "--config.entrypoint",
+        "/usr/bin/radicale",
+        "--config.cmd",
+        "--hosts=0.0.0.0:5232,[::]:5232",
+        "--config.cmd",
+        "--storage-filesystem-folder=/data",
+        "--config.cmd",
+        "--auth-type=none",
+        "--config.env",
+        "PATH=/usr/bin:/bin",
     ])?;
     let temporary = work.path().join("image.tar");
     bounded(Command::new("tar").arg("-cf").arg(&temporary).arg("-C").arg(&layout).arg("."))?;
@@ -52,8 +72,10 @@ fn radicale() -> Result<PathBuf> {
 
 /// The mirror that this machine itself uses, where it says one.
 fn mirror() -> Option<String> {
-    let texts = ["/etc/apt/sources.list", "/etc/apt/sources.list.d/debian.sources"].map(|path| fs::read_to_string(Path::new(path)).unwrap_or_default());
-    let lines = texts.iter().flat_map(|text| text.lines()).filter(|line| line.starts_with("URIs:") || line.starts_with("deb "));
+    let texts = ["/etc/apt/sources.list", "/etc/apt/sources.list.d/debian.sources"]
+        .map(|path| fs::read_to_string(Path::new(path)).unwrap_or_default());
+    let lines =
+        texts.iter().flat_map(|text| text.lines()).filter(|line| line.starts_with("URIs:") || line.starts_with("deb "));
     let mut words = lines.flat_map(str::split_whitespace);
     words.find(|word| word.starts_with("http") && !word.contains("security")).map(str::to_owned)
 }
@@ -96,10 +118,19 @@ fn radicale_from_debian_keeps_a_calendar_through_kill_and_an_offline_restart() -
     let (ip, port) = dns.rsplit_once(':').context("an address")?;
     assert_eq!(command::run("kdig", [&format!("@{ip}"), "-p", port, "+short", host, "A"])?.trim(), "127.0.0.1");
     // A CalDAV client's own verbs (RFC 4791).
-    let dav = |arguments: &[&str], path: &str| command::succeed(&mut instance.curl(host, path, &[&["--fail-with-body", "-u", "alice:x"], arguments].concat())?);
+    let dav = |arguments: &[&str], path: &str| {
+        command::succeed(&mut instance.curl(
+            host,
+            path,
+            &[&["--fail-with-body", "-u", "alice:x"], arguments].concat(),
+        )?)
+    };
     instance.eventually("radicale answers", || dav(&[], "/.web/"))?;
     dav(&["-X", "MKCALENDAR"], "/alice/home/")?;
-    dav(&["-X", "PUT", "-H", "Content-Type: text/calendar; charset=utf-8", "--data-binary", EVENT], "/alice/home/dinner.ics")?;
+    dav(
+        &["-X", "PUT", "-H", "Content-Type: text/calendar; charset=utf-8", "--data-binary", EVENT],
+        "/alice/home/dinner.ics",
+    )?;
     let kept = |text: &str| text.contains("SUMMARY:Dinner at home");
     ensure!(kept(&dav(&[], "/alice/home/dinner.ics")?));
     // Killed: it is started again, with its data.
@@ -117,10 +148,14 @@ fn radicale_from_debian_keeps_a_calendar_through_kill_and_an_offline_restart() -
     instance.down()?;
     let log = fs::File::create(instance.path().join("logs/agent.log"))?;
     let mut agent = Command::new(hearth_e2e::instance::binary());
-    let mut agent = agent.args(["agent", "--server", "127.0.0.1:1", "--data-dir"]).arg(instance.path()).stdout(log.try_clone()?).stderr(log).spawn()?;
-    let running = instance.eventually("radicale runs offline", || {
-        command::run("pgrep", ["-f", "storage-filesystem-folder=/data"])
-    });
+    let mut agent = agent
+        .args(["agent", "--server", "127.0.0.1:1", "--data-dir"])
+        .arg(instance.path())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()?;
+    let running = instance
+        .eventually("radicale runs offline", || command::run("pgrep", ["-f", "storage-filesystem-folder=/data"]));
     agent.kill()?;
     agent.wait()?;
     running?;

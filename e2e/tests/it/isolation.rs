@@ -72,7 +72,8 @@ fn pods_reach_neither_the_host_nor_each_other_nor_private_networks() -> Result<(
     let instance = Instance::up("none")?;
     instance.import_busybox()?;
     for name in ["one", "two"] {
-        instance.apply(&POD.replace("NAME", name).replace("args: [sleep, '100000']", "args: [httpd, -f, -p, '8080']"))?;
+        instance
+            .apply(&POD.replace("NAME", name).replace("args: [sleep, '100000']", "args: [httpd, -f, -p, '8080']"))?;
     }
     for name in ["one", "two"] {
         instance.run(&format!("wait pod/{name} -n alice --for condition=Ready --timeout 60s"))?;
@@ -85,12 +86,22 @@ fn pods_reach_neither_the_host_nor_each_other_nor_private_networks() -> Result<(
     let gateway = sh(&instance, "one", "ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'")?;
     let listener = std::net::TcpListener::bind("0.0.0.0:0")?;
     let port = listener.local_addr()?.port();
-    let host: Vec<_> = command::run("hostname", ["-I"])?.split_whitespace().filter(|ip| !ip.contains(':')).map(str::to_owned).collect();
+    let host: Vec<_> = command::run("hostname", ["-I"])?
+        .split_whitespace()
+        .filter(|ip| !ip.contains(':'))
+        .map(str::to_owned)
+        .collect();
     let mut targets = vec![format!("{other} 8080"), format!("{} {port}", gateway.trim())];
     targets.extend(host.iter().map(|ip| format!("{ip} {port}")));
-    targets.extend(["10.0.0.1 80", "192.168.1.1 80", "172.16.0.1 80", "169.254.169.254 80", "100.64.0.1 80"].map(str::to_owned));
+    targets.extend(
+        ["10.0.0.1 80", "192.168.1.1 80", "172.16.0.1 80", "169.254.169.254 80", "100.64.0.1 80"].map(str::to_owned),
+    );
     for target in targets {
-        let text = sh(&instance, "one", &format!("if nc -w 2 {target} < /dev/null; then echo reached; else echo refused; fi 2>&1"))?;
+        let text = sh(
+            &instance,
+            "one",
+            &format!("if nc -w 2 {target} < /dev/null; then echo reached; else echo refused; fi 2>&1"),
+        )?;
         ensure!(text.contains("refused") && !text.contains("reached"), "{target}: {text}");
     }
     Ok(())

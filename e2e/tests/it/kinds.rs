@@ -53,7 +53,9 @@ fn exit_codes_reasons_restarts_and_back_off() -> Result<()> {
     let instance = Instance::up("none")?;
     instance.import_busybox()?;
     let pod = |name: &str, policy: &str, container: &str| {
-        format!("{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: alice}}, spec: {{restartPolicy: {policy}, containers: [{container}]}}}}")
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: alice}}, spec: {{restartPolicy: {policy}, containers: [{container}]}}}}"
+        )
     };
     instance.apply(&pod("done", "Never", "{name: a, image: busybox, args: [sh, -c, 'echo hello; exit 0']}"))?;
     instance.apply(&pod("wrong", "Never", "{name: a, image: busybox, args: [sh, -c, 'echo oops >&2; exit 7']}"))?;
@@ -168,7 +170,10 @@ spec:
     instance.run("delete pod p -n alice --grace-period 1")?;
     instance.run("delete pvc data -n alice")?;
     eventually("the data is gone from the disk", Duration::from_secs(20), || {
-        let found = command::run("find", [instance.path().join("agent/volumes").display().to_string(), "-name".into(), "file".into()])?;
+        let found = command::run(
+            "find",
+            [instance.path().join("agent/volumes").display().to_string(), "-name".into(), "file".into()],
+        )?;
         ensure!(found.is_empty(), "{found}");
         Ok(())
     })
@@ -187,10 +192,15 @@ fn exec_passes_input_output_exit_codes_and_a_terminal() -> Result<()> {
     assert_eq!(done.stdout.len(), big.len());
     assert_eq!(done.stderr, b"err\n");
     // With a terminal: `script` gives the client one.
-    let line = format!("{:?}", instance.hearth(["exec", "-it", "p", "-n", "alice", "--", "sh", "-c", "tty; stty size"]));
+    let line =
+        format!("{:?}", instance.hearth(["exec", "-it", "p", "-n", "alice", "--", "sh", "-c", "tty; stty size"]));
     let config = format!("HEARTH_CONFIG={}", instance.path().join("client.yaml").display());
     let line = line.replacen(&format!("HEARTH_CONFIG={:?} ", instance.path().join("client.yaml")), "", 1);
-    let text = command::succeed(std::process::Command::new("script").args(["-qec", &format!("stty rows 33 cols 99; env {config} {line}"), "/dev/null"]))?;
+    let text = command::succeed(std::process::Command::new("script").args([
+        "-qec",
+        &format!("stty rows 33 cols 99; env {config} {line}"),
+        "/dev/null",
+    ]))?;
     ensure!(text.contains("/dev/") && text.contains("33 99"), "{text}");
     let error = instance.refused("exec nosuch -n alice -- true")?;
     ensure!(error.contains("pods \"nosuch\" not found"), "{error}");
@@ -201,7 +211,11 @@ fn exec_passes_input_output_exit_codes_and_a_terminal() -> Result<()> {
 fn a_pod_that_fits_nowhere_says_why_for_each_device() -> Result<()> {
     let instance = Instance::up("none")?;
     instance.import_busybox()?;
-    instance.apply(&deployment("big", 1, "{name: a, image: busybox, args: [sleep, '1'], resources: {requests: {memory: 9000Gi}}}"))?;
+    instance.apply(&deployment(
+        "big",
+        1,
+        "{name: a, image: busybox, args: [sleep, '1'], resources: {requests: {memory: 9000Gi}}}",
+    ))?;
     instance.eventually("the reason is told", || {
         let text = instance.run("describe pods -n alice")?;
         ensure!(text.contains("nas") && text.contains("memory") && text.contains("9000Gi"), "{text}");
@@ -222,7 +236,11 @@ fn an_install_follows_its_app_and_its_own_changes() -> Result<()> {
              ports: [{{name: http, containerPort: 8080}}]}}], ingress: {{port: http}}}}}}"
         )
     };
-    let install = |spec: &str| format!("{{apiVersion: hearth.dev/v1alpha1, kind: Install, metadata: {{name: web, namespace: alice}}, spec: {{app: web{spec}}}}}");
+    let install = |spec: &str| {
+        format!(
+            "{{apiVersion: hearth.dev/v1alpha1, kind: Install, metadata: {{name: web, namespace: alice}}, spec: {{app: web{spec}}}}}"
+        )
+    };
     let host = "web.alice.hearth.internal";
     let answers = |expected: &str| {
         instance.eventually(&format!("the app answers {expected:?}"), || {

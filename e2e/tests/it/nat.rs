@@ -8,8 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use hearth_e2e::{
-    command,
-    eventually,
+    command, eventually,
     instance::{Instance, binary},
     netns::Netns,
 };
@@ -93,7 +92,9 @@ fn an_app_behind_a_home_router_answers_in_the_cafe_and_the_wire_shows_session_an
     )?;
     let mut server = region.hearth(["server", "--zone", ZONE, "--listen-metrics", "127.0.0.1:0", "--data-dir"]);
     server.arg(region.path());
-    for (flag, port) in [("--listen-api", 7443), ("--listen-gateway", 443), ("--listen-dns", 53), ("--listen-tunnel", 0)] {
+    for (flag, port) in
+        [("--listen-api", 7443), ("--listen-gateway", 443), ("--listen-dns", 53), ("--listen-tunnel", 0)]
+    {
         server.args([flag, &format!("{SERVER}:{port}")]);
     }
     let _server = Role::start(&mut server, &region.path().join("logs/server.log"))?;
@@ -113,14 +114,25 @@ fn an_app_behind_a_home_router_answers_in_the_cafe_and_the_wire_shows_session_an
     for file in ["app.yaml", "install.yaml"] {
         region.run(&format!("apply -f {}", examples.join(file).display()))?;
     }
-    region.run("wait install/notes -n alice --for condition=Ready --timeout 60s").with_context(|| device.logs() + &region.logs())?;
+    region
+        .run("wait install/notes -n alice --for condition=Ready --timeout 60s")
+        .with_context(|| device.logs() + &region.logs())?;
     // In the cafe: the name, then the page.
     let answer = world.cafe.run(&format!("kdig @{SERVER} +short {HOST} A"))?;
     assert_eq!(answer.trim(), SERVER);
     let ca = region.path().join("ca.pem").display().to_string();
     let curl = |arguments: &[&str], path: &str| {
         let mut curl = world.cafe.program("curl");
-        curl.args(["-sS", "--fail-with-body", "--max-time", "20", "--cacert", &ca, "--resolve", &format!("{HOST}:443:{SERVER}")]);
+        curl.args([
+            "-sS",
+            "--fail-with-body",
+            "--max-time",
+            "20",
+            "--cacert",
+            &ca,
+            "--resolve",
+            &format!("{HOST}:443:{SERVER}"),
+        ]);
         curl.args(arguments).arg(format!("https://{HOST}{path}"));
         command::succeed(&mut curl)
     };
@@ -133,18 +145,29 @@ fn an_app_behind_a_home_router_answers_in_the_cafe_and_the_wire_shows_session_an
     ensure!(region.run("logs install/notes -n alice")?.contains("192.0.2.2"), "the caller's address reaches the app");
     // There is no way in but the tunnel.
     for port in ["7443", "443", "8080"] {
-        let tried = command::fail(world.cafe.program("curl").args(["-sS", "--max-time", "2", &format!("http://{HOME_WAN}:{port}/")]))?;
+        let tried = command::fail(world.cafe.program("curl").args([
+            "-sS",
+            "--max-time",
+            "2",
+            &format!("http://{HOME_WAN}:{port}/"),
+        ]))?;
         ensure!(tried.contains("timed out") || tried.contains("refused") || tried.contains("Failed"), "{tried}");
     }
     capture.signal("-INT")?;
     let status = region.status()?;
-    let tunnel = status["tunnel"].as_str().and_then(|address| address.rsplit_once(':')).context("the tunnel's port")?.1.to_owned();
+    let tunnel = status["tunnel"]
+        .as_str()
+        .and_then(|address| address.rsplit_once(':'))
+        .context("the tunnel's port")?
+        .1
+        .to_owned();
     let read = |filter: &str| {
         let mut tcpdump = Command::new("tcpdump");
         command::succeed(tcpdump.args(["-nn", "-r"]).arg(&pcap).arg(filter))
     };
     // The attempts from the cafe above are the test's own.
-    let other = read(&format!("ip and not host 192.0.2.2 and not (host {SERVER} and (tcp port 7443 or udp port {tunnel}))"))?;
+    let other =
+        read(&format!("ip and not host 192.0.2.2 and not (host {SERVER} and (tcp port 7443 or udp port {tunnel}))"))?;
     ensure!(other.is_empty(), "on the wire there was something else: {other}");
     ensure!(!read(&format!("udp port {tunnel}"))?.is_empty(), "the tunnel was used");
     ensure!(!read("tcp port 7443")?.is_empty(), "the session was used");

@@ -43,7 +43,8 @@ fn shims(instance: &Instance) -> usize {
 fn an_agent_that_starts_with_no_region_in_reach_brings_its_pods_up_from_its_own_disk() -> Result<()> {
     let instance = Instance::up("notes")?;
     let host = "notes.alice.hearth.internal";
-    let post = ["--fail-with-body", "-X", "POST", "-H", "content-type: application/json", "-d", r#"{"text":"at home"}"#];
+    let post =
+        ["--fail-with-body", "-X", "POST", "-H", "content-type: application/json", "-d", r#"{"text":"at home"}"#];
     command::succeed(&mut instance.curl(host, "/api/notes", &post)?)?;
     // `down` stops the containers too: what starts next has only the disk, as after a power cut.
     instance.down()?;

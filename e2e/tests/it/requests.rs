@@ -49,7 +49,8 @@ fn names_are_answered_over_udp_and_tcp() -> Result<()> {
 fn http_1_and_2_reach_the_app_with_the_callers_address() -> Result<()> {
     let instance = Instance::up("notes")?;
     for version in ["--http1.1", "--http2"] {
-        let body = command::succeed(&mut instance.curl(HOST, "/healthz", &[version, "--fail", "-w", " %{http_version}"])?)?;
+        let body =
+            command::succeed(&mut instance.curl(HOST, "/healthz", &[version, "--fail", "-w", " %{http_version}"])?)?;
         ensure!(body.ends_with(if version == "--http2" { " 2" } else { " 1.1" }), "{body}");
     }
     // A forged address is replaced.
@@ -141,7 +142,11 @@ fn an_app_that_is_down_gets_a_clear_page() -> Result<()> {
     )?;
     instance.apply("{apiVersion: hearth.dev/v1alpha1, kind: Install, metadata: {name: broken, namespace: alice}, spec: {app: broken}}")?;
     instance.eventually("the page tells", || {
-        let done = command::output(&mut instance.curl("broken.alice.hearth.internal", "/", &["-i", "-H", "accept: text/html"])?, b"", command::LIMIT)?;
+        let done = command::output(
+            &mut instance.curl("broken.alice.hearth.internal", "/", &["-i", "-H", "accept: text/html"])?,
+            b"",
+            command::LIMIT,
+        )?;
         let text = String::from_utf8_lossy(&done.stdout).to_lowercase();
         ensure!(text.starts_with("http/2 503"), "{text}{}", String::from_utf8_lossy(&done.stderr));
         ensure!(text.contains("<html") && text.contains("retry-after"), "{text}");

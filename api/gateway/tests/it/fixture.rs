@@ -159,6 +159,15 @@ pub(crate) async fn gateway() -> Fixture {
 
 /// A gateway with these devices behind [`NAME`], in this order.
 pub(crate) async fn gateway_with(devices: &[(&'static str, Device)], adjust: impl FnOnce(&mut Limits)) -> Fixture {
+    gateway_on("127.0.0.1:0", devices, adjust).await
+}
+
+/// The same, listening there.
+pub(crate) async fn gateway_on(
+    listen: &str,
+    devices: &[(&'static str, Device)],
+    adjust: impl FnOnce(&mut Limits),
+) -> Fixture {
     let key = rcgen::generate_simple_self_signed([NAME.to_owned()]).expect("a certificate");
     let certificate = key.cert.der().clone();
     let secret = PrivateKeyDer::try_from(key.signing_key.serialize_der()).expect("a key");
@@ -180,14 +189,14 @@ pub(crate) async fn gateway_with(devices: &[(&'static str, Device)], adjust: imp
     });
     let routes = Routes([(NAME.to_owned(), Arc::new(route))].into());
     let registry = Registry::new();
-    let mut config = GatewayConfig::new("127.0.0.1:0".parse().expect("an address"));
+    let mut config = GatewayConfig::new(listen.parse().expect("an address"));
     adjust(&mut config.limits);
     let gateway = Gateway::bind(config, Arc::new(routes), Arc::clone(&devices), &registry).await.expect("a free port");
     let address = gateway.local_addr();
     let shutdown = CancellationToken::new();
     let running = Some(tokio::spawn(gateway.run(shutdown.clone())));
-    let _stop = shutdown.clone().drop_guard();
-    Fixture { address, devices, registry, certificate, running, shutdown, _stop }
+    let stop = shutdown.clone().drop_guard();
+    Fixture { address, devices, registry, certificate, running, shutdown, _stop: stop }
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
@@ -252,7 +261,10 @@ impl Fixture {
     /// A metric's value: with this label value, or without labels.
     pub(crate) fn metric(&self, name: &str, label: &str) -> u64 {
         let families = self.registry.gather();
-        let metrics = families.iter().filter(|family| family.name() == name).flat_map(|family| family.get_metric());
+        let metrics = families
+            .iter()
+            .filter(|family| family.name() == name)
+            .flat_map(prometheus::proto::MetricFamily::get_metric);
         let values = metrics.filter(|metric| metric.get_label().iter().all(|pair| pair.value() == label));
         values.map(|metric| metric.get_counter().get_value() as u64 + metric.get_gauge().get_value() as u64).sum()
     }

@@ -82,8 +82,9 @@ async fn a_caller_that_does_not_read_is_dropped_and_the_device_is_held_back() {
     let (_reads, mut writes) = tokio::io::split(tls);
     // The echo of this is never read, so writing stops as well: memory is bounded by the kernel's buffers.
     let mut written = 0;
+    let block = vec![7; 64 * 1024];
     let flood = async {
-        while let Ok(count) = writes.write(&[7; 64 * 1024]).await {
+        while let Ok(count) = writes.write(&block).await {
             written += count;
             if writes.flush().await.is_err() {
                 break;

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::fixture::{Fixture, NAME, gateway, gateway_with, read_all};
+use crate::fixture::{Fixture, NAME, gateway, gateway_with, read_all, soon};
 
 async fn ask(gateway: &Fixture, request: &str) -> String {
     let mut tcp = gateway.tcp().await;
     tcp.write_all(request.as_bytes()).await.expect("taken");
-    String::from_utf8(read_all(&mut tcp).await).expect("text")
+    let mut answer = String::new();
+    // A reset instead of an end could overtake the answer.
+    soon("the answer", tcp.read_to_string(&mut answer)).await.expect("a proper end");
+    answer
 }
 
 #[tokio::test]
@@ -18,7 +21,7 @@ async fn a_request_is_redirected_to_the_same_place_over_https() {
     let port = gateway.address.port();
     for (request, location) in [
         (format!("GET /a/b?c=d HTTP/1.1\r\nHost: {NAME}:{port}\r\n\r\n"), "/a/b?c=d"),
-        (format!("POST / HTTP/1.1\r\nHost: NOTES.alice.hearth.internal.\r\nContent-Length: 4\r\n\r\nbody"), "/"),
+        ("POST / HTTP/1.1\r\nHost: NOTES.alice.hearth.internal.\r\nContent-Length: 4\r\n\r\nbody".to_owned(), "/"),
         (format!("GET http://{NAME} HTTP/1.1\r\nHost: other\r\n\r\n"), "/"),
     ] {
         let answer = ask(&gateway, &request).await;
@@ -54,9 +57,26 @@ async fn garbage_is_answered_at_once() {
     ];
     for (request, status) in cases {
         let answer = ask(&gateway, request).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{:.40?}: {answer}", request);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:.40?}: {answer}");
     }
     gateway.wait_outcomes("malformed", cases.len() as u64).await;
+}
+
+#[tokio::test]
+async fn a_caller_that_sends_on_can_still_read_the_answer() {
+    let gateway = gateway().await;
+    let mut tcp = gateway.tcp().await;
+    tcp.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("taken");
+    soon("the answer", tcp.readable()).await.expect("open");
+    // A closed socket would answer this with a reset, which takes the answer with it.
+    for _ in 0..20 {
+        tcp.write_all(&[b'x'; 4096]).await.expect("taken, though nobody wants it");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    tcp.shutdown().await.expect("ended");
+    let mut answer = String::new();
+    soon("the answer", tcp.read_to_string(&mut answer)).await.expect("a proper end");
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
 }
 
 #[tokio::test]

@@ -3,11 +3,14 @@
 use std::sync::atomic::Ordering;
 
 use rustls::version::{TLS12, TLS13};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use tokio_rustls::TlsConnector;
 
 use crate::fixture::{
-    BOUND, Device, NAME, SingleBytes, caller_line, gateway, gateway_with, ping, read_all, soon, until,
+    BOUND, Device, NAME, SingleBytes, caller_line, gateway, gateway_on, gateway_with, ping, read_all, soon, until,
 };
 
 fn pattern(length: usize, seed: usize) -> Vec<u8> {
@@ -110,4 +113,16 @@ async fn a_tunnel_that_died_unnoticed_is_dialled_again() {
     assert_eq!(*gateway.devices.dialled.lock().unwrap(), ["only", "only"]);
     assert_eq!(gateway.metric("hearth_gateway_dials_total", "silent"), 1);
     assert_eq!(gateway.metric("hearth_gateway_dials_total", "ok"), 2);
+}
+
+#[tokio::test]
+async fn a_caller_over_ipv4_is_one_though_the_socket_is_of_both_families() {
+    let gateway = gateway_on("[::]:0", &[("one", Device::Serves)], |_| {}).await;
+    for loopback in ["127.0.0.1", "::1"] {
+        let address = (loopback, gateway.address.port());
+        let tcp = soon("connecting", TcpStream::connect(address)).await.expect("a listener");
+        let local = tcp.local_addr().expect("an address");
+        let mut tls = gateway.tls_over(tcp, NAME).await.expect("through");
+        assert_eq!(caller_line(&mut tls).await, local);
+    }
 }

@@ -23,7 +23,8 @@ pub(crate) fn deploy(instance: &Instance, replicas: u32) -> Result<Duration> {
     let text = manifest(replicas);
     let started = Instant::now();
     instance.apply(&text)?;
-    let wait = format!("wait deployment/many -n alice --for jsonpath={{.status.readyReplicas}}={replicas} --timeout 60s");
+    let wait =
+        format!("wait deployment/many -n alice --for jsonpath={{.status.readyReplicas}}={replicas} --timeout 60s");
     instance.run(&wait)?;
     Ok(started.elapsed())
 }

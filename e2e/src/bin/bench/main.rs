@@ -12,9 +12,11 @@ mod report;
 
 use anyhow::{Result, bail};
 
+/// Measures and reports.
+type Bench = fn(&mut report::Report) -> Result<()>;
+
 /// The benchmarks by name.
-const BENCHES: [(&str, fn(&mut report::Report) -> Result<()>); 3] =
-    [("device", device::run), ("reach", reach::run), ("memory", memory::run)];
+const BENCHES: [(&str, Bench); 3] = [("device", device::run), ("reach", reach::run), ("memory", memory::run)];
 
 fn main() -> Result<()> {
     let wanted = std::env::args().nth(1);

@@ -58,8 +58,26 @@ impl Nginx {
         let path = folder.path().display().to_string();
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let subject = format!("/CN={HOST}");
-        sh("openssl", ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1", "-subj", &subject,
-            "-keyout", &format!("{path}/key.pem"), "-out", &format!("{path}/cert.pem")])?;
+        sh(
+            "openssl",
+            [
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-days",
+                "1",
+                "-subj",
+                &subject,
+                "-keyout",
+                &format!("{path}/key.pem"),
+                "-out",
+                &format!("{path}/cert.pem"),
+            ],
+        )?;
         let config = format!(
             "daemon off; worker_processes 2; pid {path}/pid; error_log {path}/error.log;
              events {{ worker_connections 1024; }}
@@ -71,9 +89,15 @@ impl Nginx {
         );
         fs::write(folder.path().join("nginx.conf"), config)?;
         let mut nginx = instance.program("nginx");
-        let child = nginx.args(["-p", &path, "-c", &format!("{path}/nginx.conf")]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let child = nginx
+            .args(["-p", &path, "-c", &format!("{path}/nginx.conf")])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
         let address = format!("127.0.0.1:{port}");
-        hearth_e2e::eventually("nginx listens", std::time::Duration::from_secs(10), || Ok(std::net::TcpStream::connect(&address)?))?;
+        hearth_e2e::eventually("nginx listens", std::time::Duration::from_secs(10), || {
+            Ok(std::net::TcpStream::connect(&address)?)
+        })?;
         Ok(Some(Self { child, _folder: folder, address }))
     }
 
@@ -92,7 +116,13 @@ impl Drop for Nginx {
     }
 }
 
-fn case(report: &mut Report, instance: &Instance, nginx: Option<&Nginx>, name: &str, arguments: &[String]) -> Result<()> {
+fn case(
+    report: &mut Report,
+    instance: &Instance,
+    nginx: Option<&Nginx>,
+    name: &str,
+    arguments: &[String],
+) -> Result<()> {
     let gateway = instance.address("gateway")?;
     let (mut ours, mut theirs, mut our_cost, mut their_cost) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let requests = f64::from(REQUESTS);
@@ -126,4 +156,3 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
     case(report, &instance, nginx.as_ref(), "https/keepalive", &h2)?;
     case(report, &instance, nginx.as_ref(), "https/keepalive-h1", &h1)
 }
-

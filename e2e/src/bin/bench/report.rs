@@ -33,7 +33,14 @@ impl Report {
     }
 
     /// A figure, beside a peer's where one ran.
-    pub(crate) fn figure(&mut self, case: &str, value: f64, unit: &str, better: Better, peer: Option<(&str, f64)>) -> Result<()> {
+    pub(crate) fn figure(
+        &mut self,
+        case: &str,
+        value: f64,
+        unit: &str,
+        better: Better,
+        peer: Option<(&str, f64)>,
+    ) -> Result<()> {
         let ratio = peer.map(|(_, theirs)| match better {
             Better::Lower => theirs / value,
             Better::Higher => value / theirs,
@@ -56,7 +63,8 @@ impl Report {
     pub(crate) fn finish(self) {
         let width = |at: usize| self.rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
         for row in &self.rows {
-            let cells: Vec<_> = row.iter().enumerate().map(|(at, cell)| format!("{cell:<width$}", width = width(at))).collect();
+            let cells: Vec<_> =
+                row.iter().enumerate().map(|(at, cell)| format!("{cell:<width$}", width = width(at))).collect();
             println!("  {}", cells.join("  ").trim_end());
         }
     }
