@@ -1,14 +1,20 @@
 //! The device: fifty isolated containers from one apply, and starting one against crun.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
-use hearth_e2e::{eventually, instance::Instance};
+use hearth_e2e::{command, eventually, instance::Instance};
+use serde_json::Value;
 
 use crate::report::{Better, Report, median};
 
 const ROUNDS: usize = 5;
 const PODS: u32 = 50;
+/// Building the benchmark takes most of it.
+const START_LIMIT: Duration = Duration::from_secs(1800);
 
 fn manifest(replicas: u32) -> String {
     format!(
@@ -38,7 +44,27 @@ fn remove(instance: &Instance) -> Result<()> {
     })
 }
 
+/// The runtime's own benchmark: the agent's decision to the executed program, against `crun run` with as much
+/// isolation. It is a program of its own, since a zygote can be forked only by a process with one thread.
+fn start(report: &mut Report) -> Result<()> {
+    let mut bench = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let text = command::output(
+        bench.args(["bench", "-q", "--locked", "-p", "hearth-runtime", "--bench", "start"]),
+        b"",
+        START_LIMIT,
+    )?;
+    ensure!(text.status.success(), "{}", String::from_utf8_lossy(&text.stderr));
+    for line in String::from_utf8_lossy(&text.stdout).lines().filter(|line| line.starts_with('{')) {
+        let figure: Value = serde_json::from_str(line)?;
+        let (Some(case), Some(value)) = (figure["case"].as_str(), figure["value"].as_f64()) else { continue };
+        let peer = figure["peer"].as_str().zip(figure["peer_value"].as_f64());
+        report.figure(&format!("start/{case}"), value, "ms", Better::Lower, peer)?;
+    }
+    Ok(())
+}
+
 pub(crate) fn run(report: &mut Report) -> Result<()> {
+    start(report)?;
     let instance = Instance::up("none")?;
     instance.import_busybox()?;
     let mut times = Vec::new();
