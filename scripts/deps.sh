@@ -32,6 +32,7 @@ for what in "$@"; do
         need debootstrap debootstrap
         need tcpdump tcpdump
         need kdig knot-dnsutils
+        need dig bind9-dnsutils
         need jq jq
         need /bin/busybox busybox-static
         need ping iputils-ping

@@ -30,7 +30,8 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    fn name(self) -> &'static str {
+    /// Its verb, and the name of its files.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Up => "up",
             Self::Server => "server",

@@ -1,7 +1,6 @@
 //! The gateway's end: accepts the tunnels that devices dial, and opens streams on them.
 
 mod accept;
-mod channel;
 mod dial;
 mod table;
 
@@ -57,11 +56,12 @@ impl fmt::Debug for HubConfig {
 ///
 /// Guarantees: a dial ends within [`DIAL_TIMEOUT`](crate::DIAL_TIMEOUT). Dials to one device at a time share one
 /// notice. Only a key that the region's table gives to a device is accepted, and a tunnel whose key was taken from
-/// its device is closed when it is next asked for.
+/// its device is closed when it is next asked for. Once a device has another session than when its tunnel was opened,
+/// new streams wait for a new tunnel, since the old one may be that of a process that was killed; streams that are
+/// open on the old one may go on. While a device has no session, its tunnel is used.
 ///
-/// Caveats: the first stream on a tunnel whose device died less than
-/// [`SUSPECT_AFTER`](crate::SUSPECT_AFTER) ago is opened and fails later, when the silence is noticed
-/// ([`SILENCE`](crate::SILENCE)). Who hears of a device's new session earlier calls [`TunnelHub::forget`].
+/// Caveats: a stream on a tunnel whose device died less than [`SUSPECT_AFTER`](crate::SUSPECT_AFTER) ago, and has no
+/// new session yet, is opened and fails later, when the silence is noticed ([`SILENCE`](crate::SILENCE)).
 #[derive(Clone, Debug)]
 pub struct TunnelHub {
     inner: Arc<Inner>,
@@ -115,25 +115,6 @@ impl TunnelHub {
     /// The notice that devices get: the gateway's key and its addresses.
     pub fn notice(&self) -> &DialNotice {
         &self.inner.notice
-    }
-
-    /// A gRPC channel to the device's `DeviceDoor`, over a stream of [`StreamKind::Rpc`].
-    ///
-    /// Guarantees: bounded as a dial is. The channel is shared and kept as long as its stream lives, and for
-    /// [`CHANNEL_LINGER`](crate::CHANNEL_LINGER) after it was last asked for; calls that are under way keep it beyond.
-    ///
-    /// Caveats: a channel does not reconnect, so ask for one per use and do not keep it: it holds its tunnel open.
-    pub async fn device_channel(&self, device: &DeviceName) -> Result<tonic::transport::Channel, DialError> {
-        channel::device_channel(&self.inner, device).await
-    }
-
-    /// Ends the device's tunnel, if there is one, so that the next dial asks for a new one: for when the device
-    /// was restarted, lost its keys or was deleted. Its open streams fail.
-    pub fn forget(&self, device: &DeviceName) {
-        let tunnel = self.inner.tables().remove(device);
-        if let Some(tunnel) = tunnel {
-            tunnel.close(quic::code::REPLACED, b"forgotten");
-        }
     }
 
     /// How many tunnels are open.

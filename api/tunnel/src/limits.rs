@@ -47,9 +47,6 @@ pub const STREAM_WINDOW: u32 = 1 << 20;
 /// Bytes that all streams of a tunnel may have in flight to one end: bounds what a tunnel can cost in memory.
 pub const TUNNEL_WINDOW: u32 = 8 << 20;
 
-/// How long a gateway keeps an unused gRPC channel to a device. A channel holds a stream and so the tunnel open.
-pub const CHANNEL_LINGER: Duration = Duration::from_secs(10);
-
 /// How long a new stream may take to name its kind, and then to find a taker, before it is reset.
 pub const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -71,6 +68,10 @@ pub const NOTICE_INTERVAL: Duration = Duration::from_secs(1);
 /// A notice that arrives within this time after a tunnel to its gateway was opened is taken as answered by it: the
 /// notice may have been sent before the gateway saw the tunnel. A later notice says that the gateway has none.
 pub const NOTICE_GRACE: Duration = Duration::from_secs(1);
+
+/// After how long a gateway asks again a device whose tunnel is not good enough: the device may have taken the first
+/// notice as answered by that very tunnel ([`NOTICE_GRACE`]), and does no longer when the second one comes.
+pub const ASK_AGAIN: Duration = Duration::from_millis(1100);
 
 /// How long closing an endpoint waits for its peers to hear of it.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);

@@ -66,7 +66,7 @@ pub struct TunnelStream {
     peer: StreamPeer,
     finished: bool,
     bytes: ByteCounters,
-    guard: Arc<StreamGuard>,
+    _guard: StreamGuard,
 }
 
 impl TunnelStream {
@@ -74,9 +74,9 @@ impl TunnelStream {
         (send, recv): (SendStream, RecvStream),
         peer: [u8; 32],
         bytes: ByteCounters,
-        guard: Arc<StreamGuard>,
+        guard: StreamGuard,
     ) -> Self {
-        Self { send, recv, peer: StreamPeer { key: peer }, finished: false, bytes, guard }
+        Self { send, recv, peer: StreamPeer { key: peer }, finished: false, bytes, _guard: guard }
     }
 
     /// Who is at the other end.
@@ -87,10 +87,6 @@ impl TunnelStream {
     /// Ends both directions at once; the peer's reads and writes fail.
     pub fn reset(self) {
         // Dropping does it.
-    }
-
-    pub(crate) fn guard(&self) -> &Arc<StreamGuard> {
-        &self.guard
     }
 }
 

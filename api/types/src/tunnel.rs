@@ -125,6 +125,11 @@ pub trait DialNotifier: Send + Sync + 'static {
 
     /// The device that a key belongs to, if any.
     fn device_of_key(&self, key: &DeviceKey) -> Option<DeviceName>;
+
+    /// The number of the session that the device has now; `None` while it has none. No two sessions of a device have
+    /// the same number. Another number than before says that the device may have been restarted since, so that what
+    /// was open to it may lead nowhere; its connection alone may have broken as well.
+    fn session_of(&self, device: &DeviceName) -> Option<u64>;
 }
 
 #[cfg(test)]

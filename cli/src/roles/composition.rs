@@ -9,14 +9,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use hearth_api::{ApiConfig, ApiServer, CertificateAuthority, DeviceDoorConnector, ResourceService, server_name};
+use hearth_api::{ApiConfig, ApiServer, CertificateAuthority, ResourceService, TunnelConnector, server_name};
 use hearth_client::Config;
 use hearth_dns::{DnsConfig, DnsServer};
 use hearth_gateway::{Gateway, GatewayConfig};
 use hearth_raft::{RaftConfig, RaftStore};
 use hearth_region::{Region, Timing};
 use hearth_tunnel::{HubConfig, TunnelHub};
-use hearth_types::{BoxFuture, Clock, DeviceName, identity, store::Store, tunnel::DialError};
+use hearth_types::{Clock, identity, store::Store};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -41,15 +41,6 @@ const DISK_PROBE: Duration = Duration::from_secs(5);
 const DISK_PROBE_BYTES: usize = 4 << 20;
 /// How long parts get to stop by themselves.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
-
-/// Logs and exec go to devices through their tunnels.
-struct Doors(Arc<TunnelHub>);
-
-impl DeviceDoorConnector for Doors {
-    fn connect<'a>(&'a self, device: &'a DeviceName) -> BoxFuture<'a, Result<tonic::transport::Channel, DialError>> {
-        Box::pin(self.0.device_channel(device))
-    }
-}
 
 /// Starts every part, tells `ready` where they answer, and runs until told to stop or a part fails.
 pub(super) async fn run_server(
@@ -118,7 +109,7 @@ pub(super) async fn run_server(
         token_addresses: advertised(api_address, &args.advertise)?.iter().map(ToString::to_string).collect(),
     };
     let api = ApiServer::builder(config, resources, Arc::clone(&ca))
-        .connector(Arc::new(Doors(Arc::clone(&hub))))
+        .connector(Arc::new(TunnelConnector(Arc::clone(&hub))))
         .metrics(&registry)
         .add_service(handle.devices_service())
         .build()?;

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    process::{ExitStatus, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -57,39 +57,27 @@ pub(super) async fn run(data: &DataDir, args: &Up, shutdown: CancellationToken) 
     fix(&mut listen, &report);
     join_once(data, args, &report).await?;
     let mut metrics = args.listen_device_metrics.clone();
-    let mut server = Supervised::new(server);
     let (agent, agent_report) = match start_agent(data, &report, &metrics).await {
         Ok(started) => started,
         Err(error) => {
-            server.stop().await;
+            stop("server", server).await;
             return Err(error);
         }
     };
     if let Some(address) = agent_report.metrics {
         metrics = address.to_string();
     }
-    let mut agent = Supervised::new(agent);
     data.write_report(Role::Up, &Report::Ready(UpReport { pid: std::process::id() }))?;
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => break,
-            status = server.child.wait() => {
-                server.ended("server", status).await;
-                server.replace(start_server(data, args, &listen).await.map(|(child, _)| child));
-            }
-            status = agent.child.wait() => {
-                agent.ended("agent", status).await;
-                agent.replace(start_agent(data, &report, &metrics).await.map(|(child, _)| child));
-            }
-        }
-        if shutdown.is_cancelled() {
-            break;
-        }
-    }
-    data.clear_report(Role::Up)?;
-    agent.stop().await;
-    server.stop().await;
-    Ok(())
+    // Neither waits for the other: a server that does not start again holds up no device.
+    let agent_gone = CancellationToken::new();
+    let agent = async {
+        let again = || spawn(data, Role::Agent, &agent_arguments(&report, &metrics));
+        keep("agent", agent, again, &shutdown).await;
+        agent_gone.cancel();
+    };
+    let again = || spawn(data, Role::Server, &server_arguments(args, &listen));
+    tokio::join!(agent, keep("server", server, again, &agent_gone));
+    data.clear_report(Role::Up)
 }
 
 /// A supervisor that was killed leaves children that are just stopping.
@@ -114,24 +102,27 @@ fn fix(listen: &mut Listen, report: &ServerReport) {
     listen.listen_tunnel = report.tunnel.to_string();
 }
 
-async fn start_server(data: &DataDir, args: &Up, listen: &Listen) -> Result<(Child, ServerReport)> {
+fn server_arguments(args: &Up, listen: &Listen) -> Vec<String> {
     let mut arguments = vec!["--zone".to_owned(), args.zone.clone()];
     arguments.extend(listen_arguments(listen));
-    start(data, Role::Server, "server", &arguments).await
+    arguments
+}
+
+fn agent_arguments(server: &ServerReport, metrics: &str) -> Vec<String> {
+    let api = super::example::reachable(server.api).to_string();
+    vec!["--server".to_owned(), api, "--listen-metrics".to_owned(), metrics.to_owned()]
+}
+
+async fn start_server(data: &DataDir, args: &Up, listen: &Listen) -> Result<(Child, ServerReport)> {
+    start(data, Role::Server, &server_arguments(args, listen)).await
 }
 
 async fn start_agent(data: &DataDir, server: &ServerReport, metrics: &str) -> Result<(Child, AgentReport)> {
-    let api = super::example::reachable(server.api).to_string();
-    let arguments = ["--server".to_owned(), api, "--listen-metrics".to_owned(), metrics.to_owned()];
-    start(data, Role::Agent, "agent", &arguments).await
+    start(data, Role::Agent, &agent_arguments(server, metrics)).await
 }
 
-async fn start<T: DeserializeOwned>(
-    data: &DataDir,
-    role: Role,
-    verb: &str,
-    arguments: &[String],
-) -> Result<(Child, T)> {
+/// Starts the process of a role; what it says goes to its log.
+fn spawn(data: &DataDir, role: Role, arguments: &[String]) -> Result<Child> {
     data.clear_report(role)?;
     let log = data.log(role);
     fs::create_dir_all(log.parent().unwrap_or(data.root())).context("cannot make the directory for logs")?;
@@ -141,8 +132,8 @@ async fn start<T: DeserializeOwned>(
         .open(&log)
         .with_context(|| format!("cannot open {}", log.display()))?;
     let program = std::env::current_exe().context("cannot find this program's file")?;
-    let mut child = Command::new(program)
-        .args([verb, "--data-dir"])
+    Command::new(program)
+        .args([role.name(), "--data-dir"])
         .arg(data.root())
         .args(arguments)
         .arg("--supervised")
@@ -151,7 +142,13 @@ async fn start<T: DeserializeOwned>(
         .stderr(out)
         .kill_on_drop(false)
         .spawn()
-        .with_context(|| format!("cannot start hearth {verb}"))?;
+        .with_context(|| format!("cannot start hearth {}", role.name()))
+}
+
+/// Starts a process and waits until it answers.
+async fn start<T: DeserializeOwned>(data: &DataDir, role: Role, arguments: &[String]) -> Result<(Child, T)> {
+    let mut child = spawn(data, role, arguments)?;
+    let (verb, log) = (role.name(), data.log(role));
     let deadline = Instant::now() + START_TIMEOUT;
     loop {
         let ended = child.try_wait().with_context(|| format!("cannot watch hearth {verb}"))?;
@@ -186,45 +183,41 @@ async fn join_once(data: &DataDir, args: &Up, server: &ServerReport) -> Result<(
     Ok(())
 }
 
-struct Supervised {
-    child: Child,
-    since: Instant,
-    backoff: Duration,
+/// Starts a process again whenever it ended, after a pause, until told to stop; then stops it.
+async fn keep(what: &'static str, mut child: Child, again: impl Fn() -> Result<Child>, until: &CancellationToken) {
+    let mut backoff = FIRST_BACKOFF;
+    loop {
+        let since = Instant::now();
+        let status = tokio::select! {
+            () = until.cancelled() => return stop(what, child).await,
+            status = child.wait() => status,
+        };
+        if since.elapsed() > STABLE {
+            backoff = FIRST_BACKOFF;
+        }
+        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        tracing::warn!(%status, pause = ?backoff, "hearth {what} ended; starting it again");
+        child = loop {
+            tokio::select! {
+                () = until.cancelled() => return,
+                () = tokio::time::sleep(backoff) => {}
+            }
+            backoff = (backoff * 2).min(MAX_BACKOFF);
+            match again() {
+                Ok(child) => break child,
+                Err(error) => tracing::error!(pause = ?backoff, "{error:#}"),
+            }
+        };
+    }
 }
 
-impl Supervised {
-    fn new(child: Child) -> Self {
-        Self { child, since: Instant::now(), backoff: FIRST_BACKOFF }
-    }
-
-    /// Notes an end and waits before the next start.
-    async fn ended(&mut self, what: &str, status: std::io::Result<ExitStatus>) {
-        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        if self.since.elapsed() > STABLE {
-            self.backoff = FIRST_BACKOFF;
-        }
-        tracing::warn!(%status, pause = ?self.backoff, "hearth {what} ended; starting it again");
-        tokio::time::sleep(self.backoff).await;
-        self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
-    }
-
-    fn replace(&mut self, started: Result<Child>) {
-        match started {
-            Ok(child) => self.child = child,
-            // The old child stays: its end is seen again at once, and the start is tried again.
-            Err(error) => tracing::error!("{error:#}"),
-        }
-        self.since = Instant::now();
-    }
-
-    async fn stop(&mut self) {
-        use rustix::process::{Pid, Signal, kill_process};
-        let Some(pid) = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) else { return };
-        // The child is not reaped yet, so the pid is its own.
-        let _ = kill_process(pid, Signal::TERM);
-        if tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await.is_err() {
-            tracing::warn!(pid = pid.as_raw_nonzero(), "did not stop in time; killing it");
-            let _ = self.child.kill().await;
-        }
+async fn stop(what: &'static str, mut child: Child) {
+    use rustix::process::{Pid, Signal, kill_process};
+    let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) else { return };
+    // The child is not reaped yet, so the pid is its own.
+    let _ = kill_process(pid, Signal::TERM);
+    if tokio::time::timeout(STOP_TIMEOUT, child.wait()).await.is_err() {
+        tracing::warn!(pid = pid.as_raw_nonzero(), "hearth {what} did not stop in time; killing it");
+        let _ = child.kill().await;
     }
 }

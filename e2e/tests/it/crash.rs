@@ -71,18 +71,18 @@ fn nothing_acknowledged_is_lost_and_no_container_restarts() -> Result<()> {
     for round in 0..ROUNDS {
         for verb in [" server ", " agent "] {
             // The oldest process of the agent is the agent, the younger ones are its zygote.
-            let pids = instance.pids(verb);
-            let victim = if verb == " agent " && round % 2 == 1 { pids.last() } else { pids.first() };
-            let victim = *victim.with_context(|| format!("no{verb}process: {}", instance.logs()))?;
+            let last = verb == " agent " && round % 2 == 1;
+            let victim = instance.eventually("it runs", || {
+                let pids = instance.pids(verb);
+                let victim = if last { pids.last() } else { pids.first() };
+                victim.copied().with_context(|| format!("no{verb}process"))
+            })?;
             let born = started(victim)?;
             instance.kill9(victim)?;
             instance.eventually("it is started again and answers", || {
-                ensure!(
-                    !instance
-                        .pids(verb)
-                        .iter()
-                        .any(|pid| *pid == victim && started(victim).is_ok_and(|now| now == born))
-                );
+                let pids = instance.pids(verb);
+                ensure!(!pids.is_empty(), "none is started yet");
+                ensure!(!pids.iter().any(|pid| *pid == victim && started(victim).is_ok_and(|now| now == born)));
                 instance.run("get ns")?;
                 instance.run("wait device/nas --for condition=Connected --timeout 5s")?;
                 Ok(())

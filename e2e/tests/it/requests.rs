@@ -152,7 +152,10 @@ fn an_app_that_is_down_gets_a_clear_page() -> Result<()> {
         ensure!(text.contains("<html") && text.contains("retry-after"), "{text}");
         Ok(())
     })?;
-    let install = instance.run("get install broken -n alice -o wide")?;
-    ensure!(install.contains("CrashLoopBackOff"), "{install}");
-    Ok(())
+    // After the first failure it is started again; from then on it waits.
+    instance.eventually("the Install says why", || {
+        let install = instance.run("get install broken -n alice -o wide")?;
+        ensure!(install.contains("CrashLoopBackOff"), "{install}");
+        Ok(())
+    })
 }

@@ -23,7 +23,7 @@ use hearth_tunnel::{HubConfig, TunnelHub};
 use hearth_types::{
     BoxFuture, DeviceKey, DeviceName, Object,
     token::JoinToken,
-    tunnel::{DialError, DialNotice, DialNotifier},
+    tunnel::{DialError, DialNotice, DialNotifier, Dialer as _, StreamKind},
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair, PublicKeyData as _,
@@ -31,7 +31,10 @@ use rcgen::{
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status, Streaming, transport::Server};
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Endpoint, Server, Uri},
+};
 
 type Outgoing = mpsc::Sender<Result<v1::RegionMessage, Status>>;
 
@@ -199,7 +202,13 @@ impl Region {
     }
 
     pub async fn door(&self) -> v1::device_door_client::DeviceDoorClient<tonic::transport::Channel> {
-        let channel = self.hub.device_channel(&DeviceName::from("nas")).await.unwrap();
+        let stream = self.hub.dial(&DeviceName::from("nas"), StreamKind::Rpc).await.unwrap();
+        let mut once = Some(hyper_util::rt::TokioIo::new(stream));
+        let connector = tower::service_fn(move |_: Uri| {
+            let stream = once.take();
+            std::future::ready(stream.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected)))
+        });
+        let channel = Endpoint::from_static("http://device").connect_with_connector(connector).await.unwrap();
         v1::device_door_client::DeviceDoorClient::new(channel)
     }
 }
@@ -359,6 +368,11 @@ impl DialNotifier for Notifier {
 
     fn device_of_key(&self, key: &DeviceKey) -> Option<DeviceName> {
         (self.set_key() == Some(*key)).then(|| DeviceName::from("nas"))
+    }
+
+    fn session_of(&self, _: &DeviceName) -> Option<u64> {
+        let open = self.0.session.lock().unwrap().as_ref().is_some_and(|session| !session.is_closed());
+        open.then(|| self.0.heard.lock().unwrap().hellos.len() as u64)
     }
 }
 

@@ -294,7 +294,6 @@ async fn containers_survive_the_agent_and_its_zygote() {
     region.running("live").await;
     let before = eventually("the container", || pid_of("987654")).await;
     device.kill();
-    region.hub.forget(&DeviceName::from("nas"));
     region
         .heard("the hello of the next agent", {
             device.start(&region.address.to_string());
@@ -346,7 +345,6 @@ async fn a_device_brings_its_pods_up_without_a_region() {
     region.running("kept").await;
     eventually("the first start", || pid_of("876543")).await;
     device.kill();
-    region.hub.forget(&DeviceName::from("nas"));
     // As a reboot does: all processes, links and cgroups are gone; the data stays.
     hearth_agent::teardown(&device.dir, &device.instance).unwrap();
     assert_eq!(pid_of("876543"), None);
@@ -359,7 +357,6 @@ async fn a_device_brings_its_pods_up_without_a_region() {
     assert!(starts.count() > 0);
     assert!(device.is_running());
     device.kill();
-    region.hub.forget(&DeviceName::from("nas"));
     // Back in reach, it tells what happened.
     let hellos = region.shared.heard.lock().unwrap().hellos.len();
     device.start(&region.address.to_string());

@@ -67,7 +67,7 @@ async fn run(inner: &Arc<Inner>, connection: &Connection, sender: &mpsc::Sender<
             connection.close(code::NOT_IN_ROSTER, b"this gateway is not in the device's roster");
             return;
         }
-        let guard = Arc::new(StreamGuard::new(&live, &inner.metrics.streams));
+        let guard = StreamGuard::new(&live, &inner.metrics.streams);
         // At most as many tasks as the transport allows streams, each bounded in time.
         inner.tasks.spawn(hand_over(inner.clone(), halves, gateway_key, guard, sender.clone()));
     }
@@ -78,7 +78,7 @@ async fn hand_over(
     inner: Arc<Inner>,
     (mut send, mut recv): (SendStream, RecvStream),
     gateway_key: [u8; 32],
-    guard: Arc<StreamGuard>,
+    guard: StreamGuard,
     sender: mpsc::Sender<IncomingStream>,
 ) {
     let count = |label| inner.metrics.accepted.with_label_values(&[label]).inc();

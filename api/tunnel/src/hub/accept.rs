@@ -61,6 +61,7 @@ fn admit(inner: &Arc<Inner>, connection: Connection) -> Option<Arc<Tunnel>> {
         connection.close(code::UNKNOWN_KEY, b"this key belongs to no device of the region");
         return None;
     };
+    let session = inner.notifier.session_of(&device);
     let mut tables = inner.tables();
     if tables.open() >= limits::MAX_TUNNELS || inner.shutdown.is_cancelled() {
         drop(tables);
@@ -68,8 +69,8 @@ fn admit(inner: &Arc<Inner>, connection: Connection) -> Option<Arc<Tunnel>> {
         connection.close(code::FULL, b"the gateway has too many tunnels");
         return None;
     }
-    tracing::debug!(%device, "a tunnel opened");
-    let tunnel = Arc::new(Tunnel::new(device, key, connection));
+    tracing::debug!(%device, session, "a tunnel opened");
+    let tunnel = Arc::new(Tunnel::new(device, key, session, connection));
     // One that was replaced ends with its last stream: its monitor sees to that.
     let _ = tables.insert(tunnel.clone());
     Some(tunnel)
@@ -86,7 +87,6 @@ async fn watch(inner: &Arc<Inner>, tunnel: &Arc<Tunnel>) -> &'static str {
             error = tunnel.connection.closed() => return reason(&error),
             _ = tick.tick() => {}
         }
-        drop_unused_channel(tunnel);
         note_silence(inner, tunnel, &mut heard);
         if !tunnel.idle() {
             used = Instant::now();
@@ -110,13 +110,6 @@ fn note_silence(inner: &Inner, tunnel: &Tunnel, heard: &mut (u64, Instant)) {
     let silent = heard.1.elapsed() >= limits::SUSPECT_AFTER;
     if tunnel.suspect.swap(silent, Ordering::AcqRel) && !silent {
         inner.tables().wake(&tunnel.device);
-    }
-}
-
-fn drop_unused_channel(tunnel: &Tunnel) {
-    let mut channel = tunnel.channel();
-    if channel.as_ref().is_some_and(|cached| cached.asked.elapsed() >= limits::CHANNEL_LINGER) {
-        *channel = None;
     }
 }
 

@@ -1,9 +1,9 @@
 //! From a device's name to a stream.
 //!
 //! # Flow
-//! A usable tunnel is reused. Without one, the first caller starts a flight and the others join it: the flight asks
-//! the device through its session, and waits until a tunnel whose key is among the device's has arrived. Then
-//! each opens its own stream. A tunnel that fails at that is closed, and the caller tries once more from the
+//! A usable tunnel is reused: one that is not silent, and that was opened in the session that its device has now.
+//! Without one, the first caller starts a flight and the others join it: the flight asks the device through its
+//! session, and waits until a tunnel whose key is among the device's has arrived. Then each opens its own stream. A tunnel that fails at that is closed, and the caller tries once more from the
 //! beginning, all within [`limits::DIAL_TIMEOUT`].
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use hearth_types::{
 use tokio::{
     io::AsyncWriteExt,
     sync::{Notify, watch},
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// A tunnel and a place for one stream on it.
-pub(super) type Reserved = (Arc<Tunnel>, Arc<StreamGuard>);
+type Reserved = (Arc<Tunnel>, StreamGuard);
 
 /// How often a stream is tried: once more after a tunnel that turns out to be dead.
 const ATTEMPTS: usize = 2;
@@ -58,13 +58,13 @@ async fn attempts(
 ) -> Result<TunnelStream, DialError> {
     let mut last = None;
     for _ in 0..ATTEMPTS {
-        let reserved = tunnel(inner, device, deadline).await?;
-        match open(inner, &reserved, kind, deadline).await {
+        let (tunnel, guard) = tunnel(inner, device, deadline).await?;
+        match open(inner, &tunnel, guard, kind, deadline).await {
             Ok(stream) => return Ok(stream),
             Err(error) => {
-                if reserved.0.connection.close_reason().is_some() {
+                if tunnel.connection.close_reason().is_some() {
                     // Its monitor takes it out of the table too, but perhaps later than the next attempt looks.
-                    take_out(inner, &reserved.0);
+                    take_out(inner, &tunnel);
                     last = Some(error);
                 } else {
                     return Err(error);
@@ -84,7 +84,8 @@ fn take_out(inner: &Inner, tunnel: &Arc<Tunnel>) {
 
 async fn open(
     inner: &Inner,
-    (tunnel, guard): &Reserved,
+    tunnel: &Tunnel,
+    guard: StreamGuard,
     kind: StreamKind,
     deadline: Instant,
 ) -> Result<TunnelStream, DialError> {
@@ -94,7 +95,7 @@ async fn open(
         Ok(Err(error)) => return Err(failed(&error)),
         Err(_) => return Err(broken(&tunnel.device, "it carries as many streams as are allowed, or stalls")),
     };
-    let mut stream = Stream::new(halves, tunnel.key.0, inner.metrics.bytes.clone(), guard.clone());
+    let mut stream = Stream::new(halves, tunnel.key.0, inner.metrics.bytes.clone(), guard);
     match timeout_at(deadline, stream.write_all(&[kind as u8])).await {
         Ok(Ok(())) => Ok(stream),
         Ok(Err(error)) => Err(failed(&error)),
@@ -103,15 +104,16 @@ async fn open(
 }
 
 /// The device's tunnel, dialled if there is none, with a place for a stream.
-pub(super) async fn tunnel(inner: &Arc<Inner>, device: &DeviceName, deadline: Instant) -> Result<Reserved, DialError> {
+async fn tunnel(inner: &Arc<Inner>, device: &DeviceName, deadline: Instant) -> Result<Reserved, DialError> {
     loop {
         if inner.shutdown.is_cancelled() {
             return Err(broken(device, "the gateway is shutting down"));
         }
         close_if_revoked(inner, device);
+        let session = inner.notifier.session_of(device);
         let mut flight = {
             let mut tables = inner.tables();
-            if let Some(reserved) = tables.reserve(device, &inner.metrics.streams) {
+            if let Some(reserved) = tables.reserve(device, session, &inner.metrics.streams) {
                 return Ok(reserved);
             }
             match tables.flights.get(device) {
@@ -131,7 +133,11 @@ pub(super) async fn tunnel(inner: &Arc<Inner>, device: &DeviceName, deadline: In
         match timeout_at(deadline, flight.end.wait_for(Option::is_some)).await {
             Ok(Ok(end)) => {
                 if let Some(Err(error)) = &*end {
-                    return Err(error.clone());
+                    // Where the session ended meanwhile, the tunnel that is there will do.
+                    close_if_revoked(inner, device);
+                    let session = inner.notifier.session_of(device);
+                    let reserved = inner.tables().reserve(device, session, &inner.metrics.streams);
+                    return reserved.ok_or_else(|| error.clone());
                 }
             }
             Ok(Err(_)) => return Err(broken(device, "the dial was given up")),
@@ -181,25 +187,48 @@ async fn fly(inner: Arc<Inner>, device: DeviceName, arrived: Arc<Notify>, end: w
 }
 
 async fn ask_and_wait(inner: &Inner, device: &DeviceName, arrived: &Notify) -> Result<(), DialError> {
-    inner.metrics.notices.inc();
-    let keys = inner.notifier.ask_to_dial(device, inner.notice.clone()).await?;
+    loop {
+        let session = inner.notifier.session_of(device);
+        let has_other = inner.tables().get(device).is_some();
+        inner.metrics.notices.inc();
+        let keys = match inner.notifier.ask_to_dial(device, inner.notice.clone()).await {
+            Ok(keys) => keys,
+            // The session ended over it, since the device opened another: that one is asked.
+            Err(DialError::Away(_)) if has_newer_session(inner, device, session) => continue,
+            Err(error) => return Err(error),
+        };
+        let patience = if has_other { limits::ASK_AGAIN } else { limits::DIAL_TIMEOUT };
+        if timeout(patience, arrival(inner, device, &keys, arrived)).await.is_ok() {
+            return Ok(());
+        }
+    }
+}
+
+fn has_newer_session(inner: &Inner, device: &DeviceName, than: Option<u64>) -> bool {
+    let session = inner.notifier.session_of(device);
+    session.is_some() && session != than
+}
+
+/// Waits for a usable tunnel by one of the keys.
+async fn arrival(inner: &Inner, device: &DeviceName, keys: &[DeviceKey], arrived: &Notify) {
     loop {
         let woken = arrived.notified();
         tokio::pin!(woken);
         // Listening before looking, so that nothing is missed in between.
         woken.as_mut().enable();
-        if has_tunnel_by(inner, device, &keys) {
-            return Ok(());
+        if has_tunnel_by(inner, device, keys) {
+            return;
         }
         woken.await;
     }
 }
 
 fn has_tunnel_by(inner: &Inner, device: &DeviceName, keys: &[DeviceKey]) -> bool {
-    inner.tables().get(device).is_some_and(|tunnel| tunnel.usable() && keys.contains(&tunnel.key))
+    let session = inner.notifier.session_of(device);
+    inner.tables().get(device).is_some_and(|tunnel| tunnel.usable(session) && keys.contains(&tunnel.key))
 }
 
-pub(super) fn broken(device: &DeviceName, why: &str) -> DialError {
+fn broken(device: &DeviceName, why: &str) -> DialError {
     DialError::Broken { device: device.clone(), why: why.to_owned() }
 }
 

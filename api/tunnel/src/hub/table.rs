@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
@@ -13,7 +13,6 @@ use iroh::endpoint::{Connection, VarInt};
 use prometheus::IntGauge;
 use tokio::sync::{Notify, watch};
 
-use super::channel::CachedChannel;
 use crate::stream::StreamGuard;
 
 /// A device's open tunnel.
@@ -21,27 +20,24 @@ use crate::stream::StreamGuard;
 pub(super) struct Tunnel {
     pub(super) device: DeviceName,
     pub(super) key: DeviceKey,
+    /// The device's session when the tunnel came in: that of the process that dialled, or of none.
+    session: Option<u64>,
     pub(super) connection: Connection,
     pub(super) streams: Arc<AtomicUsize>,
     /// Nothing was heard for a while: a dial asks for another tunnel.
     pub(super) suspect: AtomicBool,
-    pub(super) channel: Mutex<Option<CachedChannel>>,
 }
 
 impl Tunnel {
-    pub(super) fn new(device: DeviceName, key: DeviceKey, connection: Connection) -> Self {
-        Self {
-            device,
-            key,
-            connection,
-            streams: Arc::default(),
-            suspect: AtomicBool::new(false),
-            channel: Mutex::default(),
-        }
+    pub(super) fn new(device: DeviceName, key: DeviceKey, session: Option<u64>, connection: Connection) -> Self {
+        Self { device, key, session, connection, streams: Arc::default(), suspect: AtomicBool::new(false) }
     }
 
-    pub(super) fn usable(&self) -> bool {
-        !self.suspect.load(Ordering::Acquire) && self.connection.close_reason().is_none()
+    /// Whether new streams may be opened on it, if its device's session is this one now.
+    pub(super) fn usable(&self, session: Option<u64>) -> bool {
+        // Without a session nobody can ask for another tunnel, and this one may well be alive.
+        let current = session.is_none() || session == self.session;
+        current && !self.suspect.load(Ordering::Acquire) && self.connection.close_reason().is_none()
     }
 
     pub(super) fn idle(&self) -> bool {
@@ -50,10 +46,6 @@ impl Tunnel {
 
     pub(super) fn close(&self, code: VarInt, reason: &[u8]) {
         self.connection.close(code, reason);
-    }
-
-    pub(super) fn channel(&self) -> std::sync::MutexGuard<'_, Option<CachedChannel>> {
-        self.channel.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -79,10 +71,16 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// The device's usable tunnel, with a place taken for one stream: from here on it is not idle.
-    pub(super) fn reserve(&self, device: &DeviceName, gauge: &IntGauge) -> Option<(Arc<Tunnel>, Arc<StreamGuard>)> {
-        let tunnel = self.tunnels.get(device).filter(|tunnel| tunnel.usable())?;
-        Some((tunnel.clone(), Arc::new(StreamGuard::new(&tunnel.streams, gauge))))
+    /// The device's tunnel that is usable in its session, with a place taken for one stream: from here on it is not
+    /// idle.
+    pub(super) fn reserve(
+        &self,
+        device: &DeviceName,
+        session: Option<u64>,
+        gauge: &IntGauge,
+    ) -> Option<(Arc<Tunnel>, StreamGuard)> {
+        let tunnel = self.tunnels.get(device).filter(|tunnel| tunnel.usable(session))?;
+        Some((tunnel.clone(), StreamGuard::new(&tunnel.streams, gauge)))
     }
 
     pub(super) fn get(&self, device: &DeviceName) -> Option<&Arc<Tunnel>> {

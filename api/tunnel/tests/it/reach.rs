@@ -109,22 +109,90 @@ async fn a_device_that_died_silently_and_came_back_is_reached_again() {
     assert_eq!(exchange(stream, b"before").await.expect("an echo"), b"before");
 
     device.0.kill().expect("killed");
-    let died = Instant::now();
+    device.0.wait().expect("dead");
     let (_, _new, incoming) = region.device("one", 1);
     let _echo = echo(incoming);
-    // A stream that is opened before the silence is noticed fails when it is; soon a new tunnel is asked for.
-    eventually("the new device answers", || async {
-        match region.hub.dial(&name, StreamKind::Ingress).await {
-            Ok(stream) => matches!(
-                tokio::time::timeout(Duration::from_secs(1), exchange(stream, b"after")).await,
-                Ok(Ok(back)) if back == b"after"
-            ),
-            Err(_) => false,
-        }
+    // The hub has heard nothing of the death, but of the new session.
+    let begun = Instant::now();
+    let stream = region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
+    assert_eq!(exchange(stream, b"after").await.expect("an echo"), b"after");
+    assert!(begun.elapsed() < Duration::from_secs(1), "reached after {:?}", begun.elapsed());
+    assert_eq!(region.sessions.notices(), 1);
+    eventually("the dead tunnel is gone", || async { region.hub.open_tunnels() == 1 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_died_silently_is_asked_again_when_it_is_silent_for_long() {
+    let region = Region::start(IDLE).await;
+    let name = DeviceName::from("one");
+    region.sessions.set(&name, Known { keys: vec![key(1)], ..Known::default() });
+    let mut device = device_process(region.hub.notice());
+    eventually("the device has dialled", || async { region.hub.open_tunnels() == 1 }).await;
+    device.0.kill().expect("killed");
+    device.0.wait().expect("dead");
+    region.sessions.hang_up(&name);
+    // Its tunnel is used until the silence is noticed.
+    let begun = Instant::now();
+    let stream = region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
+    exchange(stream, b"lost").await.expect_err("nobody is there");
+    assert!(begun.elapsed() < hearth_tunnel::SILENCE + Duration::from_secs(2), "noticed after {:?}", begun.elapsed());
+    let error = region.hub.dial(&name, StreamKind::Ingress).await.expect_err("nobody is there");
+    assert_eq!(error, DialError::Away(name));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_session_of_the_same_process_leaves_open_streams_alone() {
+    let region = Region::start(IDLE).await;
+    let (name, tunnel, incoming) = region.device("one", 1);
+    let _echo = echo(incoming);
+    let old = region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
+    tokio::time::sleep(hearth_tunnel::NOTICE_GRACE).await;
+    region.sessions.reconnect(&name);
+    // All who come at once share one notice, and all who come later one tunnel.
+    let dials: Vec<_> = (0..20).map(|_| tokio::spawn(dialled(region.hub.clone(), name.clone()))).collect();
+    for dial in dials {
+        assert!(dial.await.expect("a dial") < Duration::from_secs(1));
+    }
+    dialled(region.hub.clone(), name.clone()).await;
+    assert_eq!(region.sessions.notices(), 2);
+    assert_eq!((region.hub.open_tunnels(), tunnel.open_tunnels()), (2, 2), "the old stream holds the old tunnel");
+    assert_eq!(exchange(old, b"still here").await.expect("an echo"), b"still here");
+    eventually("the old tunnel ends with its last stream", || async {
+        (region.hub.open_tunnels(), tunnel.open_tunnels()) == (1, 1)
     })
     .await;
-    assert!(died.elapsed() < Duration::from_secs(9), "noticed after {:?}", died.elapsed());
-    eventually("the dead tunnel is gone", || async { region.hub.open_tunnels() == 1 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_changes_right_after_the_dial_delays_the_next_stream_at_most_a_little() {
+    let region = Region::start(IDLE).await;
+    let (name, _tunnel, incoming) = region.device("one", 1);
+    let _echo = echo(incoming);
+    dialled(region.hub.clone(), name.clone()).await;
+    region.sessions.reconnect(&name);
+    // The device takes the notice as answered by the tunnel that it has just opened, until it is asked again.
+    let took = dialled(region.hub.clone(), name.clone()).await;
+    assert!(took < hearth_tunnel::ASK_AGAIN + Duration::from_secs(1), "reached after {took:?}");
+    assert_eq!(region.sessions.notices(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_is_used_while_its_device_has_no_session() {
+    let region = Region::start(IDLE).await;
+    let (name, _tunnel, incoming) = region.device("one", 1);
+    let _echo = echo(incoming);
+    dialled(region.hub.clone(), name.clone()).await;
+    region.sessions.hang_up(&name);
+    assert!(dialled(region.hub.clone(), name.clone()).await < Duration::from_secs(1));
+    assert_eq!((region.sessions.notices(), region.hub.open_tunnels()), (1, 1));
+}
+
+/// How long it took until a new stream answered.
+async fn dialled(hub: hearth_tunnel::TunnelHub, name: DeviceName) -> Duration {
+    let begun = Instant::now();
+    let stream = hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
+    assert_eq!(exchange(stream, b"hello").await.expect("an echo"), b"hello");
+    begun.elapsed()
 }
 
 /// A device in a process of its own, so that it can be killed as only a process can: without a word.
@@ -221,22 +289,6 @@ async fn a_gateway_restarted_at_its_port_gets_a_new_tunnel() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_restarted_at_another_port_gets_a_new_tunnel() {
     restart_of_the_gateway(false).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_forgotten_tunnel_is_replaced_at_the_next_dial() {
-    let region = Region::start(IDLE).await;
-    let (name, tunnel, incoming) = region.device("one", 1);
-    let _echo = echo(incoming);
-    let mut stream = region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
-    region.hub.forget(&name);
-    tokio::io::AsyncReadExt::read(&mut stream, &mut [0]).await.expect_err("its streams fail");
-    drop(stream);
-    eventually("the device hears of it", || async { tunnel.open_tunnels() == 0 }).await;
-    let stream = region.hub.dial(&name, StreamKind::Ingress).await.expect("a stream");
-    assert_eq!(exchange(stream, b"again").await.expect("an echo"), b"again");
-    assert_eq!(region.sessions.notices(), 2);
-    region.hub.forget(&"nobody".into());
 }
 
 #[tokio::test(flavor = "multi_thread")]

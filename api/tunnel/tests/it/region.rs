@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -25,6 +25,8 @@ pub(crate) struct Known {
     pub(crate) session: Option<DeviceTunnel>,
     /// The runtime that the device lives on, where that is not the hub's.
     pub(crate) runtime: Option<tokio::runtime::Handle>,
+    /// Which session it has, also where that is another process's: counted by [`Sessions::set`].
+    pub(crate) number: Option<u64>,
 }
 
 /// The region's table of devices and their sessions.
@@ -32,6 +34,7 @@ pub(crate) struct Known {
 pub(crate) struct Sessions {
     pub(crate) devices: Mutex<HashMap<DeviceName, Known>>,
     pub(crate) notices: AtomicUsize,
+    opened: AtomicU64,
 }
 
 impl Sessions {
@@ -39,8 +42,23 @@ impl Sessions {
         self.notices.load(Ordering::SeqCst)
     }
 
+    /// Takes what is known of a device; its session, if there is one, is a new one.
     pub(crate) fn set(&self, device: &DeviceName, known: Known) {
-        self.devices.lock().unwrap().insert(device.clone(), known);
+        let number = self.opened.fetch_add(1, Ordering::SeqCst);
+        self.devices.lock().unwrap().insert(device.clone(), Known { number: Some(number), ..known });
+    }
+
+    /// The device's session breaks, and it opens another, from the same process.
+    pub(crate) fn reconnect(&self, device: &DeviceName) {
+        let number = self.opened.fetch_add(1, Ordering::SeqCst);
+        self.devices.lock().unwrap().get_mut(device).expect("a known device").number = Some(number);
+    }
+
+    /// The device's session breaks.
+    pub(crate) fn hang_up(&self, device: &DeviceName) {
+        let mut devices = self.devices.lock().unwrap();
+        let known = devices.get_mut(device).expect("a known device");
+        (known.session, known.number) = (None, None);
     }
 }
 
@@ -64,6 +82,10 @@ impl DialNotifier for Sessions {
     fn device_of_key(&self, key: &DeviceKey) -> Option<DeviceName> {
         let devices = self.devices.lock().unwrap();
         devices.iter().find(|(_, known)| known.keys.contains(key)).map(|(name, _)| name.clone())
+    }
+
+    fn session_of(&self, device: &DeviceName) -> Option<u64> {
+        self.devices.lock().unwrap().get(device)?.number
     }
 }
 
@@ -98,6 +120,7 @@ impl Region {
                 keys: vec![key(seed)],
                 session: Some(tunnel.clone()),
                 runtime: tokio::runtime::Handle::try_current().ok(),
+                ..Known::default()
             },
         );
         (name, tunnel, incoming)

@@ -112,15 +112,15 @@ pub fn prepare_update(
     let key = old.key();
     reject(key, check_shape(info, &mut new))?;
     let before = old.value();
-    if part == Part::Status {
-        let mut object = before;
-        object["status"] = new.get("status").cloned().unwrap_or_else(|| json!({}));
-        return finish(key, object).map(|object| Admitted { object, warnings: Vec::new() });
-    }
     if let Some(uid) = new.pointer("/metadata/uid").and_then(Value::as_str)
         && uid != old.uid().as_str()
     {
         return Err(Status::conflict(key, "the object was deleted and made anew since it was read (its uid differs)"));
+    }
+    if part == Part::Status {
+        let mut object = before;
+        object["status"] = new.get("status").cloned().unwrap_or_else(|| json!({}));
+        return finish(key, object).map(|object| Admitted { object, warnings: Vec::new() });
     }
     let meta = new["metadata"]
         .as_object_mut()

@@ -73,6 +73,33 @@ fn what_must_not_change_does_not() {
 }
 
 #[test]
+fn a_status_of_an_object_that_was_made_anew_since_is_refused() {
+    let info = registry::of_kind(&GroupKind::DEPLOYMENT).expect("a kind");
+    let old = create(deployment()).expect("admitted").object;
+    let mut status = old.value();
+    status["metadata"]["uid"] = json!("uid-0");
+    for part in [Part::Main, Part::Status] {
+        let error = prepare_update(info, &old, status.clone(), part, &context()).expect_err("refused");
+        assert_eq!(error.reason, Reason::Conflict, "{error}");
+    }
+}
+
+#[test]
+fn nobody_but_placement_names_a_device() {
+    let mut object = deployment();
+    object["spec"]["template"]["spec"]["nodeName"] = json!("of-somebody-else");
+    let found = causes(create(object));
+    assert!(found[0].starts_with("spec.template.spec.nodeName: placement sets it"), "{found:?}");
+}
+
+#[test]
+fn owners_are_named_in_full() {
+    let mut object = deployment();
+    object["metadata"]["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "c", "uid": ""}]);
+    assert_eq!(causes(create(object)), ["metadata.ownerReferences[0].uid: must not be empty"]);
+}
+
+#[test]
 fn unknown_kinds_are_told_apart_from_wrong_versions() {
     let error = |api_version: &str, kind: &str| {
         kind_of(&json!({"apiVersion": api_version, "kind": kind})).expect_err("refused").message

@@ -11,6 +11,10 @@ use crate::{names, registry::KindInfo, status::Cause};
 /// Labels and annotations of one object in bytes at most, as in Kubernetes.
 pub const MAX_ANNOTATION_BYTES: usize = 262_144;
 
+/// Why nobody may name the device of a pod: owners lend their devices and volumes are on one, which placement alone looks at.
+pub const PLACED: &str =
+    "placement sets it; choose a device by spec.nodeSelector, or an Install's by spec.placement.device";
+
 /// What validation found.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -67,6 +71,14 @@ pub fn metadata(info: &KindInfo, object: &Value, report: &mut Report) {
     for (key, value) in map("/metadata/annotations") {
         report.name(&format!("metadata.annotations.{key}"), key, names::label_key);
         size += key.len() + value.as_str().map_or(0, str::len);
+    }
+    for (path, owner) in each(&object["metadata"], "ownerReferences", "metadata") {
+        // An owner that cannot be told from its namesakes counts as gone, and takes the object along.
+        for field in ["apiVersion", "kind", "name", "uid"] {
+            if self::text(owner, field).is_empty() {
+                report.wrong(format!("{path}.{field}"), "must not be empty");
+            }
+        }
     }
     if size > MAX_ANNOTATION_BYTES {
         report.wrong("metadata.annotations", format!("{size} bytes; at most {MAX_ANNOTATION_BYTES}"));

@@ -49,6 +49,9 @@ fn workload(object: &Value, old: Option<&Value>, report: &mut Report) {
     if restart.is_some_and(|policy| policy != "Always") {
         report.wrong("spec.template.spec.restartPolicy", "must be Always: a Deployment keeps its pods running");
     }
+    if spec.pointer("/template/spec/nodeName").is_some() {
+        report.wrong("spec.template.spec.nodeName", super::PLACED);
+    }
     pod::spec(&spec["template"]["spec"], "spec.template.spec", report);
 }
 

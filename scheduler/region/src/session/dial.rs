@@ -91,4 +91,8 @@ impl DialNotifier for Dialling {
     fn device_of_key(&self, key: &DeviceKey) -> Option<DeviceName> {
         self.hub.cache().device_of_key(key).cloned()
     }
+
+    fn session_of(&self, device: &DeviceName) -> Option<u64> {
+        self.hub.sessions.get(device).map(|session| session.id)
+    }
 }

@@ -39,6 +39,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// One device's session, as others see it.
 pub(crate) struct Session {
+    /// No other session of this server has it.
     pub(crate) id: u64,
     pub(crate) device: DeviceName,
     pub(crate) key: DeviceKey,

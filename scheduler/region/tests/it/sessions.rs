@@ -323,6 +323,32 @@ async fn devices_are_asked_to_dial_and_their_errors_come_back() {
 }
 
 #[tokio::test]
+async fn every_session_of_a_device_has_another_number() {
+    let rig = Rig::start().await;
+    let notifier = rig.handle.dial_notifier();
+    let name = DeviceName::from("nas");
+    assert_eq!(notifier.session_of(&name), None);
+    let key = rig.device("nas", "alice").await;
+    let numbers = async || {
+        let mut device = FakeDevice::connect(rig.address, "nas", key).await;
+        device.until("its first objects", |desired| desired.contains_key("Device//nas")).await;
+        (device, notifier.session_of(&name).expect("a session"))
+    };
+    let (first, number) = numbers().await;
+    // It takes the place of one that is open, and of one that is over.
+    let (second, next) = numbers().await;
+    assert_ne!(number, next);
+    drop((first, second));
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while notifier.session_of(&name).is_some() {
+        assert!(tokio::time::Instant::now() < deadline, "its session never ended");
+        tokio::task::yield_now().await;
+    }
+    let (_third, last) = numbers().await;
+    assert!(![number, next].contains(&last));
+}
+
+#[tokio::test]
 async fn pods_of_a_device_that_was_removed_go_and_its_node_too() {
     let rig = Rig::start().await;
     let device = rig.connected("nas").await;
