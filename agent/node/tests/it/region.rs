@@ -282,6 +282,7 @@ impl Devices for Service {
             incarnation,
             zone: "test".into(),
             heartbeat_millis: 1000,
+            revision: shared.revision.load(Ordering::SeqCst),
             ..v1::RegionHello::default()
         };
         out.send(Ok(down(Down::Hello(region)))).await.unwrap();

@@ -28,6 +28,7 @@ list!(
     containers_survive_the_agent_and_its_zygote,
     a_device_brings_its_pods_up_without_a_region,
     another_incarnation_or_an_older_region_stops_nothing,
+    a_claim_has_one_pod_at_a_time,
     statuses_are_sent_again_until_they_are_acknowledged,
     a_missing_image_is_waited_for_and_a_missing_secret_named,
     a_deleted_pod_stops_gracefully_and_its_claim_goes_when_marked,
@@ -374,16 +375,21 @@ async fn a_device_brings_its_pods_up_without_a_region() {
 
 async fn another_incarnation_or_an_older_region_stops_nothing() {
     let (region, device) = start().await;
-    region.desire(vec![pod("stays", "exec /bin/busybox sleep 765432")]).await;
+    let nas = |annotations: Value| {
+        json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Device",
+            "metadata": {"name": "nas", "uid": "uid-nas", "annotations": annotations}})
+    };
+    region.desire(vec![pod("stays", "exec /bin/busybox sleep 765432"), nas(json!({}))]).await;
     region.running("stays").await;
     let pid = eventually("the container", || pid_of("765432")).await;
     for (incarnation, revision) in [("two", 1000), ("one", 3)] {
+        let hellos = region.shared.heard.lock().unwrap().hellos.len();
         *region.shared.incarnation.lock().unwrap() = incarnation.into();
         region.shared.revision.store(revision, Ordering::SeqCst);
-        // The region's disk is empty.
-        region.desire(Vec::new()).await;
+        // First of all, so that what follows is not said in the session of before.
         region.hang_up();
-        let hellos = region.shared.heard.lock().unwrap().hellos.len();
+        // The region's disk is empty, but for the device.
+        region.desire(vec![nas(json!({}))]).await;
         region.heard("another session", |heard| (heard.hellos.len() > hellos).then_some(())).await;
         eventually("the refusal", || device.log().contains("the region is not believed").then_some(())).await;
         // The device still serves what the region asks for over the tunnel.
@@ -393,6 +399,63 @@ async fn another_incarnation_or_an_older_region_stops_nothing() {
         let hello = region.heard("it", |heard| heard.hellos.last().cloned()).await;
         assert_eq!(hello.incarnation, "one");
     }
+    // It runs from an old copy of its disk. When its counter has passed what it had been, that changes nothing.
+    eventually("it was found out", || device.log().contains("the region has lost writes").then_some(())).await;
+    region.shared.revision.store(5000, Ordering::SeqCst);
+    let other = pod("other", "exec /bin/busybox sleep 765431");
+    region.desire(vec![other.clone(), nas(json!({}))]).await;
+    region.running("other").await;
+    assert_eq!(pid_of("765432"), Some(pid));
+    // The region is told, and an operator may decide.
+    region
+        .heard("an event", |heard| heard.events.iter().any(|event| event.reason == "RegionLostState").then_some(()))
+        .await;
+    region.desire(vec![other, nas(json!({"hearth.dev/forget-lost": "true"}))]).await;
+    eventually("it is let go", || pid_of("765432").is_none().then_some(())).await;
+    assert!(pid_of("765431").is_some());
+}
+
+async fn a_claim_has_one_pod_at_a_time() {
+    let (region, mut device) = start().await;
+    let with_data = |name: &str, script: &str| {
+        let mut one = pod(name, script);
+        one["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+        one["spec"]["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "single"}}]);
+        one
+    };
+    // It is slow to stop: until it is told so.
+    let slow = "echo > /data/in-use; trap 'while [ ! -e /data/stop ]; do /bin/busybox sleep 0.05; done; \
+        /bin/busybox rm /data/in-use; exit 0' TERM; while :; do /bin/busybox sleep 0.05; done";
+    let mut old = with_data("old", slow);
+    old["spec"]["terminationGracePeriodSeconds"] = json!(60);
+    region.desire(vec![old.clone(), claim("single")]).await;
+    region.running("old").await;
+    // Its successor is asked for, and the region has forgotten it already.
+    let new = with_data("new", "test ! -e /data/in-use && exec /bin/busybox sleep 432109");
+    region.desire(vec![new, claim("single")]).await;
+    let reason = |status: &Value| status["containerStatuses"][0]["state"]["waiting"]["reason"] == "VolumeInUse";
+    let status = region.status("new", "for its volume", reason).await;
+    let message = status["containerStatuses"][0]["state"]["waiting"]["message"].as_str().unwrap_or_default();
+    assert!(message.contains("in use by pod \"old\""), "{status}");
+    // Also after a restart of the agent.
+    device.kill();
+    let hellos = region.shared.heard.lock().unwrap().hellos.len();
+    region.shared.heard.lock().unwrap().statuses.clear();
+    device.start(&region.address.to_string());
+    region.heard("the next agent", |heard| (heard.hellos.len() > hellos).then_some(())).await;
+    region.status("new", "for its volume still", reason).await;
+    let data = device.paths().volumes();
+    std::fs::write(eventually("the volume", || find(&data, "in-use")).await.with_file_name("stop"), "").unwrap();
+    let status = region.running("new").await;
+    assert_eq!(status["containerStatuses"][0]["restartCount"], 0, "it never saw the other: {status}");
+}
+
+/// A file by its name, somewhere below.
+fn find(dir: &std::path::Path, name: &str) -> Option<std::path::PathBuf> {
+    std::fs::read_dir(dir).ok()?.flatten().find_map(|entry| {
+        let path = entry.path();
+        if entry.file_name() == name { Some(path) } else { path.is_dir().then(|| find(&path, name)).flatten() }
+    })
 }
 
 async fn statuses_are_sent_again_until_they_are_acknowledged() {
