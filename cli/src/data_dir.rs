@@ -13,8 +13,8 @@ use hearth_types::InstanceId;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// How long somebody who only looks whether a lock is held may hold it, at most.
-const LOOK: Duration = Duration::from_millis(200);
+/// How long a lock may be held by somebody who only looks whether it is, or who was just killed.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The paths in a data directory.
 #[derive(Clone, Debug)]

@@ -4,6 +4,7 @@
 mod certs;
 mod headers;
 mod page;
+mod place;
 mod proxy;
 mod serve;
 mod target;

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     Ingress, headers, page,
-    serve::Place,
+    place::Place,
     target::{self, Outage},
 };
 

@@ -7,7 +7,6 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use prometheus::IntGauge;
 use rustls::{
     ServerConfig,
     crypto::ring,
@@ -15,12 +14,11 @@ use rustls::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
-    sync::OwnedSemaphorePermit,
     time::timeout,
 };
 use tokio_rustls::LazyConfigAcceptor;
 
-use super::{Certificates, Ingress, proxy};
+use super::{Certificates, Ingress, place::Place, proxy};
 
 /// How long a user's client may take for header and handshake: some round trips on a bad line.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,27 +72,6 @@ where
         Ok(Ok((caller, name, tls))) => serve(ingress.clone(), Arc::new(place), caller, name, tls).await,
         Ok(Err(error)) => tracing::debug!(%error, "a user's connection was refused"),
         Err(_) => tracing::debug!(error = %Refused::Slow, "a user's connection was refused"),
-    }
-}
-
-/// A connection's place among those that are allowed at once; also held by what it was upgraded to.
-pub(super) struct Place {
-    _permit: OwnedSemaphorePermit,
-    gauge: IntGauge,
-}
-
-impl Place {
-    fn take(ingress: &Ingress) -> Option<Self> {
-        let permit = Arc::clone(&ingress.inner.connections).try_acquire_owned().ok()?;
-        let gauge = ingress.inner.metrics.ingress_connections.clone();
-        gauge.inc();
-        Some(Self { _permit: permit, gauge })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.gauge.dec();
     }
 }
 
