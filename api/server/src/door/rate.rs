@@ -25,8 +25,7 @@ impl Rate {
     }
 
     /// Takes one; `Err` says how long to wait for the next.
-    pub(crate) fn take(&self, address: IpAddr) -> Result<(), Duration> {
-        let now = Instant::now();
+    pub(crate) fn take(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
         let mut all = self.full_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if all.len() >= MAX_NETWORKS {
             all.retain(|_, full_at| *full_at > now);
@@ -49,18 +48,21 @@ impl Rate {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_burst_is_allowed_and_then_a_rate() {
+    #[test]
+    fn a_burst_is_allowed_and_then_a_rate() {
         let rate = Rate::new(3, Duration::from_secs(1));
         let (one, other): (IpAddr, IpAddr) =
             ("192.0.2.1".parse().expect("an address"), "192.0.2.2".parse().expect("an address"));
-        assert_eq!([(); 4].map(|()| rate.take(one).is_ok()), [true, true, true, false]);
-        assert_eq!(rate.take(one), Err(Duration::from_secs(1)));
-        assert!(rate.take(other).is_ok(), "everybody has their own");
-        tokio::time::advance(Duration::from_millis(1_500)).await;
-        assert_eq!([(); 2].map(|()| rate.take(one).is_ok()), [true, false]);
-        assert_eq!(rate.take(one), Err(Duration::from_millis(500)));
-        tokio::time::advance(Duration::from_mins(1)).await;
-        assert_eq!([(); 4].map(|()| rate.take(one).is_ok()), [true, true, true, false], "it does not grow beyond");
+        let start = Instant::now();
+        let take = |tries: usize, after: u64| {
+            let now = start + Duration::from_millis(after);
+            (0..tries).map(|_| rate.take(one, now).is_ok()).collect::<Vec<_>>()
+        };
+        assert_eq!(take(4, 0), [true, true, true, false]);
+        assert_eq!(rate.take(one, start), Err(Duration::from_secs(1)));
+        assert!(rate.take(other, start).is_ok(), "everybody has their own");
+        assert_eq!(take(2, 1_500), [true, false]);
+        assert_eq!(rate.take(one, start + Duration::from_millis(1_500)), Err(Duration::from_millis(500)));
+        assert_eq!(take(4, 60_000), [true, true, true, false], "it does not grow beyond");
     }
 }

@@ -36,7 +36,7 @@ impl v1::enrollment_server::Enrollment for EnrollmentDoor {
             return Err(grpc(Status::new(Reason::Unauthorized, text)));
         };
         if let Some(info) = request.extensions().get::<ConnInfo>()
-            && let Err(wait) = self.rate.take(info.remote.ip())
+            && let Err(wait) = self.rate.take(info.remote.ip(), tokio::time::Instant::now())
         {
             let text = format!(
                 "too many tries to join from {}; try again in {:.1} s",

@@ -20,7 +20,7 @@ use super::{
 
 /// Objects of one request at most: with their namespaces they are one transaction, which has
 /// [`hearth_types::store::MAX_OPS`] operations at most.
-pub const MAX_APPLY_OBJECTS: usize = 400;
+pub(super) const MAX_APPLY_OBJECTS: usize = 400;
 
 /// An object that somebody wants.
 struct Asked {

@@ -241,7 +241,8 @@ async fn tries_to_join_have_a_rate() {
     let bad = JoinToken { secret: "aaaaaaaaaa.b".into(), ..good.clone() };
     let mut reasons = Vec::new();
     for _ in 0..40 {
-        let tries = futures_util::future::join_all((0..20).map(|_| join(&bad, &seed(2), "pi", ""))).await;
+        let who = seed(2);
+        let tries = futures_util::future::join_all((0..20).map(|_| join(&bad, &who, "pi", ""))).await;
         reasons.extend(tries.into_iter().map(|answer| answer.unwrap_err().reason));
         if reasons.contains(&Reason::TooManyRequests) {
             break;
