@@ -30,22 +30,20 @@ pub fn status(grpc: &tonic::Status) -> Status {
     if from_transport && matches!(grpc.code(), Code::Unknown | Code::Unavailable | Code::Internal | Code::Cancelled) {
         return Status::unavailable(format!("the connection to the region's API broke: {deepest}"));
     }
-    if matches!(grpc.code(), Code::OutOfRange | Code::ResourceExhausted) {
-        // The region's own errors of these codes have details. Without, it is the transport: a message is too large.
-        let why = grpc.message();
-        return Status::new(
-            Reason::BadRequest,
-            format!("the request, or the answer to it, is too large to be sent: {why}"),
-        );
+    // The region's own errors of these codes have details, and a server that is flooded breaks the connection. Else it is a message
+    // that is larger than its reader takes.
+    if grpc.code() == Code::OutOfRange || (grpc.code() == Code::ResourceExhausted && !from_transport) {
+        let text = format!("the request, or the answer to it, is too large to be sent: {}", grpc.message());
+        return Status::new(Reason::BadRequest, text);
     }
     let reason = match grpc.code() {
-        Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented => Reason::BadRequest,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented | Code::OutOfRange => Reason::BadRequest,
         Code::Unauthenticated => Reason::Unauthorized,
         Code::PermissionDenied => Reason::Forbidden,
         Code::NotFound => Reason::NotFound,
         Code::AlreadyExists => Reason::AlreadyExists,
         Code::Aborted => Reason::Conflict,
-        Code::OutOfRange | Code::ResourceExhausted => Reason::BadRequest,
+        Code::ResourceExhausted => Reason::TooManyRequests,
         Code::Unavailable | Code::Cancelled => Reason::ServiceUnavailable,
         Code::DeadlineExceeded => Reason::Timeout,
         Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss => Reason::InternalError,

@@ -194,7 +194,7 @@ impl Tokens {
     pub(crate) async fn delete(&self, id: &str) -> Result<(), Status> {
         if id.len() != ID_CHARS || !id.bytes().all(|byte| ALPHABET.contains(&byte)) {
             let text =
-                format!("id: {}: a token's id has {ID_CHARS} characters; `hearth token list` shows it", shown(id));
+                format!("id: {}: a token's id has {ID_CHARS} characters of a-z and 2-7, without the secret", shown(id));
             return Err(Status::new(Reason::BadRequest, text));
         }
         let unknown = || Status::new(Reason::NotFound, format!("there is no join token {id:?}"));

@@ -55,7 +55,7 @@ const STRANGER_TIME: Duration = Duration::from_secs(30);
 /// Handshakes at one time at most: each costs a signature, and two cores do some thousand a second.
 const MAX_HANDSHAKES: usize = 1_024;
 /// The same of one network: many households behind one address of a provider, after a power cut.
-const MAX_HANDSHAKES_PER_NETWORK: usize = 256;
+const MAX_HANDSHAKES_PER_NETWORK: usize = 512;
 /// The pause after the system could not accept a connection, for want of file descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often the server's certificate is looked at.
@@ -448,8 +448,10 @@ mod tests {
             tokio::time::timeout(PATIENCE, ready.recv()).await.expect("in time").expect("open").expect("let in");
         let over = tokio::time::timeout(PATIENCE, io.read(&mut [0; 1])).await.expect("in time");
         assert_eq!(over.expect_err("its time is over").kind(), io::ErrorKind::TimedOut);
-        let second = client.connect(name, from("127.0.0.4", server).await).await.expect("the handshake");
-        drop((io, second));
+        let mut second = client.connect(name, from("127.0.0.4", server).await).await.expect("the handshake");
+        let read = tokio::time::timeout(PATIENCE, second.read(&mut [0; 1])).await.expect("closed");
+        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+        drop(io);
         assert_eq!(door.metrics.turned_away.get(), 3, "by share, by age, and a stranger too many");
         running.abort();
     }

@@ -76,7 +76,7 @@ async fn where_one_cannot_be_applied_none_is_and_the_error_names_it() {
     nameless["metadata"] = json!({"namespace": "alice"});
     let before = region.store.revision();
     for (bad, reason, expected) in [
-        (vec![invalid], Reason::Invalid, "deployments.apps \"web\" is invalid: spec.replicas"),
+        (vec![invalid], Reason::Invalid, "Deployment.apps \"web\" is invalid: spec.replicas"),
         (vec![stale], Reason::Conflict, "the object has been modified"),
         (vec![good.clone()], Reason::BadRequest, "objects[1]: ConfigMap/alice/good is there twice"),
         (vec![json!({"kind": "Job", "apiVersion": "batch/v1"})], Reason::BadRequest, "objects[1]: no matches for kind"),

@@ -380,3 +380,30 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|error| io::Error::other(error.to_string()))?
 }
+
+#[cfg(test)]
+mod tests {
+    use hearth_state::Command;
+    use hearth_types::Timestamp;
+
+    use super::*;
+    use crate::types::{LeaderId, Proposal};
+
+    #[test]
+    fn an_entry_that_cannot_be_applied_stops_the_machine_before_it() {
+        let mut machine = Machine::of(State::default(), &SnapshotMeta::default());
+        let id = |index| LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index };
+        let mut apply = |index, command| {
+            let applied = machine.apply(id(index), Payload::Normal(Proposal::new(command)), &mut Vec::new());
+            (applied.map_err(|error| error.to_string()), machine.applied, machine.state.feature_level())
+        };
+        let level = hearth_state::FEATURE_LEVEL;
+        let raise = |level| Command::RaiseFeatureLevel { level, now: Timestamp(0) };
+        assert_eq!(apply(1, raise(level)), (Ok(Response::FeatureLevel(level)), Some(id(1)), level));
+        for command in [Command::Unknown([1, 77].as_slice().into()), raise(level + 1)] {
+            let (error, applied, now) = apply(2, command);
+            assert!(error.expect_err("refused").contains("entry 2: "));
+            assert_eq!((applied, now), (Some(id(1)), level));
+        }
+    }
+}
