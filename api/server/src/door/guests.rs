@@ -21,7 +21,7 @@ impl Network {
                 octets[8..].fill(0);
                 Self(IpAddr::from(octets))
             }
-            v4 => Self(v4),
+            v4 @ IpAddr::V4(_) => Self(v4),
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Several objects at once: all or none.
 
-use hearth_client::{Outcome, Selection, WriteOptions};
+use hearth_client::{
+    Outcome::{Configured, Created, Unchanged},
+    Selection, WriteOptions,
+};
 use hearth_types::{GroupKind, Reason, RequestId, patch::LAST_APPLIED};
 use serde_json::{Value, json};
 
@@ -32,7 +35,6 @@ async fn all_are_applied_in_one_transaction_with_their_namespaces() {
     let answers = client.apply_all(&objects, &dry).await.unwrap();
     assert_eq!(region.store.revision(), before, "a dry run stores nothing");
     let outcomes = |answers: &[hearth_client::Written]| answers.iter().map(|one| one.outcome).collect::<Vec<_>>();
-    use Outcome::{Configured, Created, Unchanged};
     assert_eq!(outcomes(&answers), [Created, Created, Configured, Created, Created, Created]);
     let answers = client.apply_all(&objects, &plain()).await.unwrap();
     assert_eq!(outcomes(&answers), [Created, Created, Configured, Created, Created, Created]);

@@ -387,7 +387,7 @@ async fn a_request_id_is_good_for_one_request() {
             .patch(&key(GroupKind::CONFIG_MAP, "alice", "c"), &json!({"data": null}), false, &named("one"))
             .await
             .err(),
-        client.apply_all(&[other.clone()], &named("one")).await.err(),
+        client.apply_all(std::slice::from_ref(&other), &named("one")).await.err(),
     ] {
         let status = refused.expect("refused");
         assert_eq!(status.reason, Reason::Conflict, "{status}");

@@ -94,8 +94,13 @@ async fn while_there_is_no_room_for_a_snapshot_the_log_goes_on_and_it_is_tried_a
         let family = families.iter().find(|family| family.name() == "hearth_store_snapshot_failures_total");
         family.expect("there").get_metric()[0].get_counter().get_value()
     };
-    let snapshots =
-        || disk.list("/raft".as_ref()).expect("listed").iter().filter(|name| name.ends_with(".snap")).count();
+    let snapshots = || {
+        disk.list("/raft".as_ref())
+            .expect("listed")
+            .iter()
+            .filter(|name| std::path::Path::new(name).extension().is_some_and(|end| end == "snap"))
+            .count()
+    };
     // Room for the log of many entries, not for a snapshot besides.
     disk.inject(Fault::Full { capacity: 300_000 });
     for number in 0..100 {
