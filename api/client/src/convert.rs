@@ -30,14 +30,19 @@ pub fn status(grpc: &tonic::Status) -> Status {
     if from_transport && matches!(grpc.code(), Code::Unknown | Code::Unavailable | Code::Internal | Code::Cancelled) {
         return Status::unavailable(format!("the connection to the region's API broke: {deepest}"));
     }
+    // The region's own errors of these codes have details, and a server that is flooded breaks the connection. Else it is a message
+    // that is larger than its reader takes.
+    if grpc.code() == Code::OutOfRange || (grpc.code() == Code::ResourceExhausted && !from_transport) {
+        let text = format!("the request, or the answer to it, is too large to be sent: {}", grpc.message());
+        return Status::new(Reason::BadRequest, text);
+    }
     let reason = match grpc.code() {
-        Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented => Reason::BadRequest,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented | Code::OutOfRange => Reason::BadRequest,
         Code::Unauthenticated => Reason::Unauthorized,
         Code::PermissionDenied => Reason::Forbidden,
         Code::NotFound => Reason::NotFound,
         Code::AlreadyExists => Reason::AlreadyExists,
         Code::Aborted => Reason::Conflict,
-        Code::OutOfRange => Reason::Expired,
         Code::ResourceExhausted => Reason::TooManyRequests,
         Code::Unavailable | Code::Cancelled => Reason::ServiceUnavailable,
         Code::DeadlineExceeded => Reason::Timeout,
@@ -93,6 +98,13 @@ mod tests {
         let grpc = tonic::Status::with_details(Code::NotFound, "none", b"{nonsense".to_vec().into());
         assert_eq!(status(&grpc), Status::new(Reason::NotFound, "none"));
         assert_eq!(status(&tonic::Status::deadline_exceeded("slow")).reason, Reason::Timeout);
+        for large in
+            [tonic::Status::out_of_range("the limit is: 7 bytes"), tonic::Status::resource_exhausted("limit 7")]
+        {
+            let status = status(&large);
+            assert_eq!(status.reason, Reason::BadRequest, "{status}");
+            assert!(status.message.contains("too large") && status.message.contains('7'), "{status}");
+        }
     }
 
     #[test]

@@ -14,7 +14,9 @@ use crate::support::{Fixed, config, data, key, object, open, put, small, txn, un
 #[tokio::test]
 async fn what_was_written_is_there_after_a_restart() {
     let dir = tempfile::tempdir().expect("a directory");
+    assert!(!hearth_raft::exists(dir.path()) && !hearth_raft::exists(&dir.path().join("none")));
     let store = open(config(dir.path())).await.expect("opens");
+    assert!(hearth_raft::exists(dir.path()));
     let incarnation = store.incarnation();
     assert!(!incarnation.as_str().is_empty());
     assert_eq!(put(&store, "a", "1").await, Ok(Revision(1)));

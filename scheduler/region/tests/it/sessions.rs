@@ -431,3 +431,33 @@ async fn a_pods_own_status_is_not_sent_back_to_its_device() {
     device.until("the second", |desired| desired.contains_key("Pod/alice/second")).await;
     assert_eq!(device.desired["Pod/alice/own"]["status"]["phase"], "Pending", "as it was sent first");
 }
+
+#[tokio::test]
+async fn a_claim_is_shown_to_the_device_that_it_is_pinned_to_and_to_no_other() {
+    let rig = Rig::start().await;
+    let mut device = rig.connected("nas").await;
+    for (name, annotations) in [
+        ("free", json!({})),
+        ("here", json!({"hearth.dev/device": "nas"})),
+        ("there", json!({"hearth.dev/device": "attic"})),
+    ] {
+        rig.create(json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+            "metadata": {"name": name, "namespace": "alice", "annotations": annotations},
+            "spec": {"resources": {"requests": {"storage": "1Gi"}}}}))
+            .await;
+    }
+    let volumes: Vec<_> = ["free", "here", "there"]
+        .map(|name| json!({"name": name, "persistentVolumeClaim": {"claimName": name}}))
+        .into_iter()
+        .collect();
+    let mut mine = pod("mine", "nas");
+    mine["spec"]["volumes"] = json!(volumes);
+    rig.create(mine).await;
+    // What comes later shows that nothing else was on its way.
+    rig.create(pod("later", "nas")).await;
+    device
+        .until("both pods", |desired| desired.contains_key("Pod/alice/mine") && desired.contains_key("Pod/alice/later"))
+        .await;
+    let claims: Vec<_> = device.desired.keys().filter(|key| key.starts_with("PersistentVolumeClaim/")).collect();
+    assert_eq!(claims, ["PersistentVolumeClaim/alice/here"]);
+}
