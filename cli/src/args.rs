@@ -244,16 +244,37 @@ pub(crate) struct Join {
 pub(crate) enum Token {
     /// Make a token by which one device can join.
     Create(TokenCreate),
+    /// List the tokens, without their secrets.
+    Ls(TokenLs),
+    /// Delete a token, so that nobody joins by it any more.
+    Delete(TokenDelete),
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct TokenCreate {
-    /// Whose device it will be; without it, the device says.
-    #[arg(long, value_name = "NAME")]
+    /// Whose device it will be.
+    #[arg(long, value_name = "NAME", required_unless_present = "any_owner")]
     pub(crate) owner: Option<String>,
+    /// The joining device says whose it is: whoever has the token chooses any owner.
+    #[arg(long, conflicts_with = "owner")]
+    pub(crate) any_owner: bool,
     /// How long it can be used.
     #[arg(long, default_value = "1h", value_parser = duration)]
     pub(crate) valid: std::time::Duration,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TokenLs {
+    /// The form of the answer: json or yaml.
+    #[arg(short, long)]
+    pub(crate) output: Option<Output>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TokenDelete {
+    /// The token's id, from `hearth token ls`.
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
 }
 
 #[derive(Debug, Subcommand)]

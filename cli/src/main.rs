@@ -89,6 +89,8 @@ async fn client_verb(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Version(args) => verbs::version::run(context, &args).await?,
         Command::Join(args) => verbs::join::run(&args).await?,
         Command::Token(Token::Create(args)) => verbs::token::create(context, &args).await?,
+        Command::Token(Token::Ls(args)) => verbs::token::list(context, &args).await?,
+        Command::Token(Token::Delete(args)) => verbs::token::delete(context, &args).await?,
         Command::Up(_)
         | Command::Down(_)
         | Command::Status(_)

@@ -272,6 +272,24 @@ impl Client {
         written(answer)
     }
 
+    /// Applies several objects, as [`Client::apply`] does each, in one transaction: all of them or none. The answers are in the order of
+    /// the objects, which does not matter otherwise: an owner's Namespace is made where it is missing, and a Namespace may come after what
+    /// is in it.
+    ///
+    /// An error is that of the first object that cannot be applied, and nothing was done; it names the object, by
+    /// [`Status::object`] and in its text, or by its place (`objects[3]`) where it has no name. At most 400 objects and 16 MiB at once;
+    /// an object may be there only once. Objects that are as they should be are answered as [`Outcome::Unchanged`], and where all are,
+    /// nothing is written. With `dry_run` everything is checked and nothing stored.
+    pub async fn apply_all(&self, objects: &[Value], options: &WriteOptions) -> Result<Vec<Written>, Status> {
+        let request = timed(v1::ApplyAllRequest {
+            objects: objects.iter().map(json).collect::<Result<_, _>>()?,
+            request_id: id(options.request_id.as_ref()),
+            dry_run: options.dry_run,
+        });
+        let answer = self.resources().apply_all(request).await.map_err(|error| convert::status(&error))?;
+        answer.into_inner().items.into_iter().map(answered).collect()
+    }
+
     /// JSON merge patch (RFC 7386), of the object or of its `status`.
     pub async fn patch(
         &self,
@@ -330,13 +348,40 @@ impl Client {
         Ok(answer.into_inner())
     }
 
-    /// Makes a one-time token by which a device joins. `owner` empty: the joining device says whose it is;
-    /// `valid` zero: the region's default.
+    /// Makes a one-time token by which a device of `owner` joins. `valid` zero: the region's default.
     pub async fn create_token(&self, owner: &str, valid: Duration) -> Result<v1::CreateTokenResponse, Status> {
+        self.make_token(owner, false, valid).await
+    }
+
+    /// The same for a device that says itself whose it is: whoever has the token chooses any owner.
+    pub async fn create_token_for_any_owner(&self, valid: Duration) -> Result<v1::CreateTokenResponse, Status> {
+        self.make_token("", true, valid).await
+    }
+
+    async fn make_token(
+        &self,
+        owner: &str,
+        any_owner: bool,
+        valid: Duration,
+    ) -> Result<v1::CreateTokenResponse, Status> {
         let mut region = v1::region_client::RegionClient::new(self.channel.clone());
-        let request = v1::CreateTokenRequest { owner: owner.into(), valid_seconds: valid.as_secs() };
+        let request = v1::CreateTokenRequest { owner: owner.into(), valid_seconds: valid.as_secs(), any_owner };
         let answer = region.create_token(timed(request)).await.map_err(|error| convert::status(&error))?;
         Ok(answer.into_inner())
+    }
+
+    /// The join tokens that there are, newest first, without their secrets; used and expired ones too, as long as they are kept.
+    pub async fn list_tokens(&self) -> Result<Vec<v1::Token>, Status> {
+        let mut region = v1::region_client::RegionClient::new(self.channel.clone());
+        let answer = region.list_tokens(timed(v1::ListTokensRequest {})).await;
+        Ok(answer.map_err(|error| convert::status(&error))?.into_inner().tokens)
+    }
+
+    /// Deletes a join token by its id, so that nobody joins by it any more. A device that has joined stays.
+    pub async fn delete_token(&self, id: &str) -> Result<(), Status> {
+        let mut region = v1::region_client::RegionClient::new(self.channel.clone());
+        let answer = region.delete_token(timed(v1::DeleteTokenRequest { id: id.into() })).await;
+        answer.map_err(|error| convert::status(&error)).map(drop)
     }
 }
 
@@ -374,8 +419,11 @@ fn write(object: &Value, options: &WriteOptions) -> Result<tonic::Request<v1::Wr
 }
 
 fn written(answer: Result<tonic::Response<v1::WriteResponse>, tonic::Status>) -> Result<Written, Status> {
+    answered(answer.map_err(|error| convert::status(&error))?.into_inner())
+}
+
+fn answered(answer: v1::WriteResponse) -> Result<Written, Status> {
     use v1::write_response::Outcome as Wire;
-    let answer = answer.map_err(|error| convert::status(&error))?.into_inner();
     let outcome = match answer.outcome() {
         Wire::Created => Outcome::Created,
         Wire::Configured => Outcome::Configured,

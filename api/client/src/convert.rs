@@ -30,6 +30,14 @@ pub fn status(grpc: &tonic::Status) -> Status {
     if from_transport && matches!(grpc.code(), Code::Unknown | Code::Unavailable | Code::Internal | Code::Cancelled) {
         return Status::unavailable(format!("the connection to the region's API broke: {deepest}"));
     }
+    if matches!(grpc.code(), Code::OutOfRange | Code::ResourceExhausted) {
+        // The region's own errors of these codes have details. Without, it is the transport: a message is too large.
+        let why = grpc.message();
+        return Status::new(
+            Reason::BadRequest,
+            format!("the request, or the answer to it, is too large to be sent: {why}"),
+        );
+    }
     let reason = match grpc.code() {
         Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented => Reason::BadRequest,
         Code::Unauthenticated => Reason::Unauthorized,
@@ -37,8 +45,7 @@ pub fn status(grpc: &tonic::Status) -> Status {
         Code::NotFound => Reason::NotFound,
         Code::AlreadyExists => Reason::AlreadyExists,
         Code::Aborted => Reason::Conflict,
-        Code::OutOfRange => Reason::Expired,
-        Code::ResourceExhausted => Reason::TooManyRequests,
+        Code::OutOfRange | Code::ResourceExhausted => Reason::BadRequest,
         Code::Unavailable | Code::Cancelled => Reason::ServiceUnavailable,
         Code::DeadlineExceeded => Reason::Timeout,
         Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss => Reason::InternalError,
@@ -93,6 +100,13 @@ mod tests {
         let grpc = tonic::Status::with_details(Code::NotFound, "none", b"{nonsense".to_vec().into());
         assert_eq!(status(&grpc), Status::new(Reason::NotFound, "none"));
         assert_eq!(status(&tonic::Status::deadline_exceeded("slow")).reason, Reason::Timeout);
+        for large in
+            [tonic::Status::out_of_range("the limit is: 7 bytes"), tonic::Status::resource_exhausted("limit 7")]
+        {
+            let status = status(&large);
+            assert_eq!(status.reason, Reason::BadRequest, "{status}");
+            assert!(status.message.contains("too large") && status.message.contains('7'), "{status}");
+        }
     }
 
     #[test]

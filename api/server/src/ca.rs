@@ -97,6 +97,14 @@ pub enum CaError {
     /// Making a key or certificate failed.
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
+    /// The region has one, which is not there.
+    #[error(
+        "the region has data already, and its CA is missing: there is no ca.key in {path}. Nothing was changed. Restore the folder from \
+         a backup. Whoever accepts that every device has to join anew and every client.yaml has to be made anew removes the \
+         region's data as well",
+        path = .0.display()
+    )]
+    Lost(PathBuf),
     /// The system has no randomness.
     #[error("the system gives no random numbers")]
     Random,
@@ -156,6 +164,17 @@ impl CertificateAuthority {
     /// Reads the CA from a directory, and makes it where there is none: `ca.key` (mode 0600) and `ca.pem`.
     /// A crash in between leaves a key without a certificate, which the next start completes.
     pub fn load_or_create(directory: &Path, zone: &str, clock: Arc<dyn Clock>) -> Result<Self, CaError> {
+        Self::for_region(directory, zone, clock, false)
+    }
+
+    /// The CA of a region: as [`CertificateAuthority::load_or_create`], but for a region that has data already none is made, since
+    /// everybody who knows the region would be shut out by a new one.
+    pub fn for_region(
+        directory: &Path,
+        zone: &str,
+        clock: Arc<dyn Clock>,
+        region_exists: bool,
+    ) -> Result<Self, CaError> {
         names::dns_subdomain(zone).map_err(|why| CaError::Name { name: zone.into(), why: why.into() })?;
         let (key_path, certificate_path) = (directory.join("ca.key"), directory.join("ca.pem"));
         let create = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
@@ -166,6 +185,7 @@ impl CertificateAuthority {
             (Some(pem), _) => KeyPair::from_pem(pem)
                 .map_err(|error| CaError::Malformed { path: key_path.clone(), why: error.to_string() })?,
             (None, Some(_)) => return Err(CaError::KeyMissing(key_path)),
+            (None, None) if region_exists => return Err(CaError::Lost(directory.into())),
             (None, None) => {
                 let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
                 write_atomically(&key_path, key.serialize_pem().as_bytes(), 0o600)?;

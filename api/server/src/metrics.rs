@@ -13,6 +13,7 @@ pub(crate) struct Metrics {
     pub(crate) open: IntGaugeVec,
     pub(crate) connections: IntGauge,
     pub(crate) handshake_failures: IntCounter,
+    pub(crate) turned_away: IntCounter,
 }
 
 impl Metrics {
@@ -34,6 +35,10 @@ impl Metrics {
                 &["service", "method"],
             )?,
             connections: IntGauge::with_opts(opts("connections", "Connections whose TLS handshake is done."))?,
+            turned_away: IntCounter::with_opts(opts(
+                "connections_turned_away_total",
+                "Connections of unknown clients that were closed because there were too many.",
+            ))?,
             handshake_failures: IntCounter::with_opts(opts(
                 "handshake_failures_total",
                 "TLS handshakes that failed or took too long.",
@@ -44,6 +49,7 @@ impl Metrics {
         registry.register(Box::new(metrics.open.clone()))?;
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.handshake_failures.clone()))?;
+        registry.register(Box::new(metrics.turned_away.clone()))?;
         Ok(metrics)
     }
 }

@@ -3,7 +3,6 @@
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use hearth_proto::{MAX_MESSAGE_BYTES, v1};
-use hearth_types::object::MAX_OBJECT_BYTES;
 use prometheus::Registry;
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,7 +15,7 @@ use tonic::{
 
 use crate::{
     ca::{CaError, CertificateAuthority},
-    door::{Door, GuardLayer, strangers},
+    door::{Door, GuardLayer, Room},
     grpc::{DeviceDoorConnector, EnrollmentDoor, NoDevices, PodsDoor, RegionDoor, ResourcesDoor},
     metrics::Metrics,
     resources::ResourceService,
@@ -31,8 +30,8 @@ const MAX_HEADER_BYTES: u32 = 16 << 10;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_mins(1);
 /// How long the answer may take before the connection counts as dead.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// The largest request in bytes: an object as somebody writes it, white space included, and what is around it.
-const MAX_REQUEST_BYTES: usize = 2 * MAX_OBJECT_BYTES + (64 << 10);
+/// The largest request in bytes: what one transaction holds, in several objects as somebody writes them. Only admins send them.
+const MAX_REQUEST_BYTES: usize = 16 << 20;
 /// The largest request to join in bytes: everybody may send one, and it holds three short texts.
 const MAX_JOIN_BYTES: usize = 16 << 10;
 /// Resets of streams that a client may leave waiting (CVE-2023-44487).
@@ -128,7 +127,7 @@ impl ApiServer {
             metrics: self.metrics.clone(),
             cut: cut.clone(),
             server_name: server_name(self.resources.zone()),
-            strangers: strangers(),
+            room: Room::default(),
         });
         let guard = GuardLayer::new(door.clock.clone(), devices.clone(), self.metrics, stop.clone());
         let (ready, incoming) = mpsc::channel::<io::Result<_>>(READY_QUEUE);
@@ -235,7 +234,7 @@ impl ApiServerBuilder {
             )
             .add_service(PodsServer::new(pods))
             .add_service(RegionServer::new(region))
-            .add_service(EnrollmentServer::new(EnrollmentDoor(tokens)).max_decoding_message_size(MAX_JOIN_BYTES));
+            .add_service(EnrollmentServer::new(EnrollmentDoor::new(tokens)).max_decoding_message_size(MAX_JOIN_BYTES));
         Ok(ApiServer { config: self.config, resources, ca: self.ca, metrics, routes: self.more.routes().prepare() })
     }
 }

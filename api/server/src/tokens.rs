@@ -10,7 +10,7 @@ use hearth_types::{
     admission::{Context, Part, prepare_create, prepare_update},
     kinds, names, registry,
     selector::{FieldSelector, Selector},
-    store::{Consistency, Expect, Op, OpError, Query, Txn, list_all},
+    store::{Consistency, Expect, Op, OpError, Query, Txn, list_all, write_one},
     token::JoinToken,
 };
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -86,8 +86,26 @@ impl Stored {
     }
 }
 
+impl Stored {
+    fn shown(&self) -> v1::Token {
+        let value = self.object.value();
+        let created = value.pointer("/metadata/creationTimestamp").and_then(Value::as_str).and_then(Timestamp::parse);
+        v1::Token {
+            id: self.object.name().strip_prefix(KEY_PREFIX).unwrap_or_default().to_owned(),
+            owner: self.owner.clone(),
+            created_millis: created.unwrap_or_default().0,
+            expires_millis: self.expires.0,
+            used_by_device: self.device.clone(),
+            used_by_key: self.used_by.map(|key| key.to_string()).unwrap_or_default(),
+        }
+    }
+}
+
+/// What the names of the Secrets begin with.
+const KEY_PREFIX: &str = "join-token-";
+
 fn token_key(id: &str) -> ObjectKey {
-    ObjectKey::new(GroupKind::SECRET, NAMESPACE, &format!("join-token-{id}"))
+    ObjectKey::new(GroupKind::SECRET, NAMESPACE, &format!("{KEY_PREFIX}{id}"))
 }
 
 fn random_text(chars: usize) -> Result<String, Status> {
@@ -110,9 +128,23 @@ fn forbidden(text: impl Into<String>) -> Status {
 
 impl Tokens {
     /// Makes a token. It is answered whole, once; `valid` zero means the default.
-    pub(crate) async fn create(&self, owner: &str, valid: Duration) -> Result<(JoinToken, Timestamp), Status> {
-        if !owner.is_empty() {
-            check_owner(owner)?;
+    pub(crate) async fn create(
+        &self,
+        owner: &str,
+        any_owner: bool,
+        valid: Duration,
+    ) -> Result<(JoinToken, Timestamp), Status> {
+        match (owner, any_owner) {
+            ("", true) => {}
+            ("", false) => {
+                let text = "owner: required: whose device joins by the token; a token by which the device says itself whose \
+                            it is, be it anybody, has to be asked for in so many words (any_owner)";
+                return Err(Status::new(Reason::BadRequest, text));
+            }
+            (_, true) => {
+                return Err(Status::new(Reason::BadRequest, "owner and any_owner exclude each other"));
+            }
+            (owner, false) => check_owner(owner)?,
         }
         let valid = if valid.is_zero() { DEFAULT_VALIDITY } else { valid };
         if valid > MAX_VALIDITY {
@@ -143,13 +175,42 @@ impl Tokens {
         Ok((token, expires))
     }
 
-    /// Removes tokens that expired long ago, and refuses where there are too many.
-    async fn clean(&self) -> Result<(), Status> {
+    async fn all(&self, read: Consistency) -> Result<Vec<Object>, Status> {
         let fields = FieldSelector::equal("type", kinds::JOIN_TOKEN_TYPE);
         let selector = Selector { fields, ..Selector::default() };
         let query = Query { kind: GroupKind::SECRET, namespace: Some(NAMESPACE.into()), selector };
+        Ok(list_all(self.resources.store().as_ref(), &query, read).await?.0)
+    }
+
+    /// The tokens that there are, newest first; never their secrets.
+    pub(crate) async fn list(&self) -> Result<Vec<v1::Token>, Status> {
+        let stored = self.all(Consistency::Linearizable).await?.into_iter().filter_map(Stored::read);
+        let mut tokens: Vec<v1::Token> = stored.map(|token| token.shown()).collect();
+        tokens.sort_by(|a, b| (b.created_millis, &a.id).cmp(&(a.created_millis, &b.id)));
+        Ok(tokens)
+    }
+
+    /// Deletes a token, so that nobody joins by it any more.
+    pub(crate) async fn delete(&self, id: &str) -> Result<(), Status> {
+        if id.len() != ID_CHARS || !id.bytes().all(|byte| ALPHABET.contains(&byte)) {
+            let text =
+                format!("id: {}: a token's id has {ID_CHARS} characters; `hearth token list` shows it", shown(id));
+            return Err(Status::new(Reason::BadRequest, text));
+        }
+        let unknown = || Status::new(Reason::NotFound, format!("there is no join token {id:?}"));
+        let object = self.get(&token_key(id)).await?.ok_or_else(unknown)?;
+        let token = Stored::read(object).ok_or_else(unknown)?.object;
+        let op = Op::Delete { key: token.key().clone(), expect: Expect::uid(token.uid()) };
+        match write_one(self.resources.store().as_ref(), fresh_id(), op, self.now()).await {
+            Err(status) if status.reason == Reason::NotFound => Err(unknown()),
+            done => done.map(drop),
+        }
+    }
+
+    /// Removes tokens that expired long ago, and refuses where there are too many.
+    async fn clean(&self) -> Result<(), Status> {
         let store = self.resources.store();
-        let (tokens, _) = list_all(store.as_ref(), &query, Consistency::Local).await?;
+        let tokens = self.all(Consistency::Local).await?;
         let (now, count) = (self.now(), tokens.len());
         let old = tokens
             .into_iter()
@@ -252,6 +313,12 @@ impl Tokens {
         };
         let txn = Txn { request_id: fresh_id(), atomic: true, ops, now: self.now() };
         let outcomes = self.resources.store().write(txn).await?.outcomes;
+        if device.is_none()
+            && let Some(Err(error @ OpError::Conflict { .. })) = outcomes.last()
+        {
+            // A new object conflicts with none of its name: its key is another device's.
+            return Err(error.clone().into());
+        }
         let mut stored = None;
         for outcome in outcomes {
             match outcome {

@@ -147,6 +147,22 @@ impl<'de> Deserialize<'de> for DeviceKey {
     }
 }
 
+impl RequestId {
+    /// The same id with a fingerprint of what is asked for under it, so that a store can tell a request that is sent again from another
+    /// one under the same id, which it refuses. The fingerprint must not depend on what differs from one try to the next.
+    #[must_use]
+    pub fn with_content(&self, fingerprint: u64) -> Self {
+        Self::from(format!("{}~{fingerprint:016x}", self.as_str()))
+    }
+
+    /// The id and the fingerprint that [`RequestId::with_content`] gave it, where it has one.
+    pub fn content(&self) -> Option<(&str, &str)> {
+        let (name, content) = self.as_str().rsplit_once('~')?;
+        let hex = content.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+        (content.len() == 16 && hex && !name.is_empty()).then_some((name, content))
+    }
+}
+
 /// What tells the host objects (links, cgroups, firewall tables) of one Hearth instance from
 /// another's on the same machine: four characters of `a-z2-7`, made from the data directory's path,
 /// so short because a link's name has 15 bytes (`IFNAMSIZ`): `hearth-abcd-xyz`.
@@ -200,6 +216,17 @@ mod tests {
         assert_eq!(key.to_string().parse(), Ok(key));
         assert_eq!("ab".parse::<DeviceKey>(), Err(BadDeviceKey));
         assert_eq!("+b".repeat(32).parse::<DeviceKey>(), Err(BadDeviceKey));
+    }
+
+    #[test]
+    fn a_request_id_carries_what_is_asked_for() {
+        let id = RequestId::from("a~b/c0");
+        assert_eq!(id.content(), None);
+        assert_eq!(id.with_content(0xab).as_str(), "a~b/c0~00000000000000ab");
+        assert_eq!(id.with_content(0xab).content(), Some(("a~b/c0", "00000000000000ab")));
+        for none in ["", "~00000000000000ab", "a~00000000000000AB", "a~ab"] {
+            assert_eq!(RequestId::from(none).content(), None, "{none}");
+        }
     }
 
     #[test]

@@ -58,15 +58,21 @@ fn remove_dropped(target: &mut Value, last: &Value, wanted: &Value) {
     }
 }
 
-/// What was applied last, from an object's annotation.
+/// What was applied last, from an object's annotation. Values of a ConfigMap's or Secret's data may be empty texts in it.
 pub fn last_applied(object: &Value) -> Option<Value> {
     let text = object.get("metadata")?.get("annotations")?.get(LAST_APPLIED)?.as_str()?;
     serde_json::from_str(text).ok()
 }
 
-/// Writes the annotation [`LAST_APPLIED`].
+/// Writes the annotation [`LAST_APPLIED`]. Of a ConfigMap or Secret it has the keys of the data alone: the merge looks at
+/// nothing else, and twice the data would not fit into one object.
 pub fn set_last_applied(object: &mut Value, applied: &Value) {
-    let text = String::from_utf8(crate::object::canonical(applied)).unwrap_or_default();
+    let text = if matches!(applied["kind"].as_str(), Some("ConfigMap" | "Secret")) {
+        crate::object::canonical(&without_data(applied.clone()))
+    } else {
+        crate::object::canonical(applied)
+    };
+    let text = String::from_utf8(text).unwrap_or_default();
     let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) else {
         return;
     };
@@ -74,6 +80,17 @@ pub fn set_last_applied(object: &mut Value, applied: &Value) {
     if let Some(annotations) = annotations.as_object_mut() {
         annotations.insert(LAST_APPLIED.into(), Value::String(text));
     }
+}
+
+fn without_data(mut applied: Value) -> Value {
+    for field in ["data", "binaryData", "stringData"] {
+        for value in applied.get_mut(field).and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut) {
+            if value.is_string() {
+                *value = Value::String(String::new());
+            }
+        }
+    }
+    applied
 }
 
 #[cfg(test)]
@@ -116,6 +133,22 @@ mod tests {
             json!({"spec": {"replicas": 3, "defaulted": 7}, "status": {"x": 1},
                 "metadata": {"labels": {"a": "1", "theirs": "3"}}})
         );
+    }
+
+    #[test]
+    fn of_configuration_only_the_keys_are_kept() {
+        for kind in ["ConfigMap", "Secret", "App"] {
+            let applied = json!({"kind": kind, "data": {"a": "long", "b": null, "c": 1}, "binaryData": {"d": "long"}});
+            let mut object = json!({"metadata": {}});
+            set_last_applied(&mut object, &applied);
+            let kept = last_applied(&object).expect("written");
+            if kind == "App" {
+                assert_eq!(kept, applied);
+            } else {
+                assert_eq!(kept["data"], json!({"a": "", "b": null, "c": 1}), "{kind}");
+                assert_eq!(kept["binaryData"], json!({"d": ""}), "{kind}");
+            }
+        }
     }
 
     fn any_json() -> impl Strategy<Value = Value> {

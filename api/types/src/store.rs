@@ -84,6 +84,10 @@ pub enum Op {
 
 /// The annotation of a PersistentVolumeClaim that names the device its data is on.
 pub const CLAIM_DEVICE: &str = "hearth.dev/device";
+/// The annotation of a PersistentVolumeClaim by which its device says that the data is deleted.
+pub const CLAIM_DATA_DELETED: &str = "hearth.dev/data-deleted";
+/// The annotations of a PersistentVolumeClaim that are the region's: nobody else sets, changes or drops them.
+pub const CLAIM_ANNOTATIONS: [&str; 2] = [CLAIM_DEVICE, CLAIM_DATA_DELETED];
 
 /// A transaction: one entry of the Raft log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

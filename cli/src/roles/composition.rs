@@ -58,7 +58,12 @@ pub(super) async fn run_server(
     let api_address = api_listener.local_addr().context("the API's own address")?;
     let metrics_address = metrics_listener.local_addr().context("the metrics' own address")?;
 
-    let ca = Arc::new(CertificateAuthority::load_or_create(&data.server().join("ca"), &zone, Arc::clone(&clock))?);
+    let ca = Arc::new(CertificateAuthority::for_region(
+        &data.server().join("ca"),
+        &zone,
+        Arc::clone(&clock),
+        hearth_raft::exists(&data.server().join("raft")),
+    )?);
     ca.export(&data.ca())?;
     let raft = Arc::new(
         RaftStore::open(

@@ -1,10 +1,12 @@
 //! `apply`: make objects be as manifests say, all of them or, where one is bad, none.
 
 use anyhow::{Result, anyhow, bail};
+use hearth_api::resources::MAX_APPLY_OBJECTS;
 use hearth_client::{Outcome, WriteOptions, Written};
 use hearth_types::{
     Reason, Status, admission,
     manifest::Document,
+    object::canonical,
     patch,
     registry::{self, KindInfo},
 };
@@ -21,6 +23,10 @@ use crate::{
     },
     sources,
 };
+
+/// Bytes of objects that are applied at once: well under what the region takes in one request (16 MiB), in which
+/// each object has a copy of what was applied.
+const MAX_STEP_BYTES: usize = 6 << 20;
 
 /// Runs the verb.
 pub(crate) async fn run(context: &Context, args: &Apply) -> Result<()> {
@@ -41,14 +47,44 @@ pub(crate) async fn run(context: &Context, args: &Apply) -> Result<()> {
         }
         return show(args, printed);
     }
-    check_all(context, &documents).await?;
     let options = WriteOptions { dry_run: dry_run == DryRun::Server, ..WriteOptions::default() };
-    for document in &documents {
-        let written =
-            context.client()?.apply(&document.value, &options).await.map_err(|status| told(document, &status))?;
-        printed.push(outcome(args, &written));
+    let steps: Vec<_> = steps(&documents);
+    if steps.len() > 1 {
+        // Not one transaction: everything is checked before the first is changed.
+        for step in &steps {
+            apply_step(context, step, &WriteOptions { dry_run: true, ..WriteOptions::default() }).await?;
+        }
+    }
+    for step in steps {
+        for written in apply_step(context, step, &options).await? {
+            printed.push(outcome(args, &written));
+        }
     }
     show(args, printed)
+}
+
+/// What is applied in one transaction each: everything, unless it is more than the region takes at once.
+fn steps(documents: &[Document]) -> Vec<&[Document]> {
+    let (mut steps, mut begin, mut bytes) = (Vec::new(), 0, 0);
+    for (at, document) in documents.iter().enumerate() {
+        let size = canonical(&document.value).len();
+        if at > begin && (at - begin == MAX_APPLY_OBJECTS || bytes + size > MAX_STEP_BYTES) {
+            steps.push(&documents[begin..at]);
+            (begin, bytes) = (at, 0);
+        }
+        bytes += size;
+    }
+    steps.push(&documents[begin..]);
+    steps
+}
+
+/// All of them or none.
+async fn apply_step(context: &Context, step: &[Document], options: &WriteOptions) -> Result<Vec<Written>> {
+    let objects: Vec<_> = step.iter().map(|document| document.value.clone()).collect();
+    match context.client()?.apply_all(&objects, options).await {
+        Ok(written) => Ok(written),
+        Err(status) => Err(all_that_is_wrong(context, step, &status).await?),
+    }
 }
 
 /// Tells an outcome, and keeps the object for those who want to see it.
@@ -116,23 +152,27 @@ async fn tried_here(
     Ok((Some(info), object))
 }
 
-/// Asks the region about every object before the first is changed, and reports all that is wrong.
-async fn check_all(context: &Context, documents: &[Document]) -> Result<()> {
+/// The region tells the first object that cannot be applied. People want to know of all, and where each stands.
+async fn all_that_is_wrong(context: &Context, documents: &[Document], first: &Status) -> Result<anyhow::Error> {
+    if matches!(first.reason, Reason::ServiceUnavailable | Reason::Unauthorized | Reason::Timeout) {
+        return Ok(refusal(first));
+    }
     let options = WriteOptions { dry_run: true, ..WriteOptions::default() };
     let mut wrong = 0;
     for document in documents {
-        if let Err(status) = context.client()?.apply(&document.value, &options).await {
-            if matches!(status.reason, Reason::ServiceUnavailable | Reason::Unauthorized) {
-                return Err(refusal(&status));
+        match context.client()?.apply(&document.value, &options).await {
+            // What only waits for an object before it is not wrong in itself.
+            Err(status) if status.reason != Reason::NotFound || *first == status => {
+                output::note(&format!("error: {}", told(document, &status)));
+                wrong += 1;
             }
-            output::note(&format!("error: {}", told(document, &status)));
-            wrong += 1;
+            _ => {}
         }
     }
-    if wrong > 0 {
-        bail!("nothing was applied: {wrong} of {} objects cannot be", documents.len());
+    if wrong == 0 {
+        return Ok(refusal(first));
     }
-    Ok(())
+    Ok(anyhow!("nothing was applied: {wrong} of {} objects cannot be", documents.len()))
 }
 
 /// A refusal with the place of the object.
@@ -146,5 +186,22 @@ fn order(object: &Value) -> u8 {
         Some("App") => 1,
         Some("ConfigMap" | "Secret" | "PersistentVolumeClaim") => 2,
         _ => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_more_than_the_region_takes_is_applied_in_steps() {
+        let document = |text: &str| Document { origin: "f".into(), value: json!({"data": {"x": text}}) };
+        let sizes = |documents: &[Document]| steps(documents).iter().map(|step| step.len()).collect::<Vec<_>>();
+        assert_eq!(sizes(&vec![document("x"); MAX_APPLY_OBJECTS]), [MAX_APPLY_OBJECTS]);
+        assert_eq!(sizes(&vec![document("x"); MAX_APPLY_OBJECTS + 1]), [MAX_APPLY_OBJECTS, 1]);
+        let large = document(&"x".repeat(MAX_STEP_BYTES / 2));
+        assert_eq!(sizes(&[large.clone(), document("x"), large.clone(), large]), [2, 1, 1]);
     }
 }

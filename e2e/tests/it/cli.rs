@@ -216,6 +216,14 @@ fn get_and_its_forms() -> Result<()> {
     prints(i, "version -o json", &["clientVersion", "serverVersion"])?;
     prints(i, "version --client", &["Client Version: "])?;
     ensure!(prints(i, "token create --owner bob", &[])?.trim().lines().count() == 1);
+    ensure!(prints(i, "token create --any-owner", &[])?.trim().lines().count() == 1);
+    fails(i, "token create", &["--owner"])?;
+    let tokens: serde_json::Value = serde_json::from_str(&prints(i, "token ls -o json", &[])?)?;
+    let bobs = tokens["items"].as_array().context("a list")?.iter().find(|one| one["owner"] == "bob");
+    let id = bobs.and_then(|one| one["id"].as_str()).context("bob's token")?.to_owned();
+    prints(i, "token ls", &["ID", "OWNER", "bob", "<any>", "unused", &id])?;
+    exactly(i, &format!("token delete {id}"), &format!("token {id:?} deleted\n"))?;
+    ensure!(!prints(i, "token ls", &[])?.contains(&id));
     let mut ls = instance.hearth(["image", "ls", "--data-dir"]);
     ensure!(command::succeed(ls.arg(instance.path()))?.starts_with("REFERENCE"));
     for shell in ["bash", "zsh", "fish"] {

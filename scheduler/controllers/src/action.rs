@@ -110,7 +110,7 @@ pub fn prepare(action: &Action, context: &Context<'_>) -> Result<Wanted, Status>
             let info = admission::kind_of(&base_value)?;
             let mut new = base.clone();
             if without_status(&base_value) != without_status(value) {
-                new = admission::prepare_update(info, &new, value.clone(), Part::Main, context)?.object;
+                new = admission::prepare_update(info, &new, value.clone(), Part::Region, context)?.object;
             }
             if info.has_status && base_value.get("status") != value.get("status") {
                 new = admission::prepare_update(info, &new, value.clone(), Part::Status, context)?.object;

@@ -1,12 +1,16 @@
 //! PersistentVolumeClaim: its phase, and its finalizer until the data is gone.
 
-use hearth_types::{Object, kinds::CLAIM_FINALIZER, store::CLAIM_DEVICE};
+use hearth_types::{
+    Object,
+    kinds::CLAIM_FINALIZER,
+    store::{CLAIM_DATA_DELETED, CLAIM_DEVICE},
+};
 use serde_json::json;
 
 use crate::{action::Reconciled, meta};
 
 /// The annotation by which a claim says that its device has deleted the data.
-pub const DATA_DELETED: &str = "hearth.dev/data-deleted";
+pub const DATA_DELETED: &str = CLAIM_DATA_DELETED;
 
 /// What is looked at.
 #[derive(Clone, Copy, Debug)]

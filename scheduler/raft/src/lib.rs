@@ -30,7 +30,7 @@ mod types;
 mod watch;
 
 pub use log::{LogError, SEGMENT_BYTES};
-pub use machine::{SNAPSHOT_LOG_BYTES, SNAPSHOT_LOG_ENTRIES, SnapshotsError};
-pub use open::{RaftConfig, RaftStoreError, Tuning};
+pub use machine::{SNAPSHOT_LOG_BYTES, SNAPSHOT_LOG_ENTRIES, SNAPSHOT_RETRY, SnapshotsError};
+pub use open::{RaftConfig, RaftStoreError, Tuning, exists};
 pub use store::{MAX_BYTES_IN_FLIGHT, MAX_TXN_BYTES, MAX_WATCHERS, MAX_WRITES_IN_FLIGHT, REQUEST_TIMEOUT, RaftStore};
 pub use watch::BOOKMARK_INTERVAL;

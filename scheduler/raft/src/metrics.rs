@@ -19,6 +19,8 @@ pub(crate) struct Metrics {
     pub(crate) objects: IntGauge,
     /// Snapshots written since the start.
     pub(crate) snapshots: IntCounter,
+    /// Snapshots that could not be written.
+    pub(crate) snapshot_failures: IntCounter,
     /// Bytes of the last snapshot.
     pub(crate) snapshot_bytes: IntGauge,
     /// Watchers now.
@@ -68,6 +70,10 @@ impl Metrics {
             revision: gauge("revision", "Revision of the store.")?,
             objects: gauge("objects", "Objects in the store.")?,
             snapshots: counter("snapshots_total", "Snapshots written since the start.")?,
+            snapshot_failures: counter(
+                "snapshot_failures_total",
+                "Times that a snapshot could not be written; the log grows meanwhile.",
+            )?,
             snapshot_bytes: gauge("snapshot_bytes", "Size of the last snapshot in bytes.")?,
             watchers: gauge("watchers", "Watches that are open.")?,
             watchers_expired: counter("watchers_expired_total", "Watches that ended because they were too slow.")?,

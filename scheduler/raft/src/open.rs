@@ -1,6 +1,12 @@
 //! What happens before Raft starts: configuration, whose store it is, files.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use hearth_types::Status;
 use openraft::SnapshotPolicy;
@@ -10,7 +16,9 @@ use crate::{
     disk::{self, Disk},
     health::Health,
     log::{LogError, LogStore, SEGMENT_BYTES, Writer},
-    machine::{SNAPSHOT_LOG_BYTES, SNAPSHOT_LOG_ENTRIES, Shared, Snapshots, SnapshotsError},
+    machine::{
+        SNAPSHOT_LOG_BYTES, SNAPSHOT_LOG_ENTRIES, SNAPSHOT_RETRY, Shared, SnapshotTiming, Snapshots, SnapshotsError,
+    },
     metrics::Metrics,
     sealed,
     watch::BOOKMARK_INTERVAL,
@@ -52,6 +60,8 @@ pub struct Tuning {
     pub entries_kept: u64,
     /// See [`BOOKMARK_INTERVAL`].
     pub bookmark_interval: Duration,
+    /// See [`SNAPSHOT_RETRY`].
+    pub snapshot_retry: Range<Duration>,
 }
 
 impl Default for Tuning {
@@ -62,6 +72,7 @@ impl Default for Tuning {
             snapshot_log_entries: SNAPSHOT_LOG_ENTRIES,
             entries_kept: 1_000,
             bookmark_interval: BOOKMARK_INTERVAL,
+            snapshot_retry: SNAPSHOT_RETRY,
         }
     }
 }
@@ -169,15 +180,19 @@ pub(crate) fn open_files(
     check_identity(&**disk, config)?;
     let snapshots = Snapshots::open(Arc::clone(disk), dir)?;
     let newest = snapshots.newest()?;
-    let (log, writer) = LogStore::open(disk, dir, config.tuning.segment_bytes, health, metrics)?;
+    let (log, writer) = LogStore::open(disk, dir, config.tuning.segment_bytes, newest.is_some(), health, metrics)?;
     let reached = newest.as_ref().and_then(|newest| newest.meta.last_log_id);
     if log.purged().map(|id| id.index) > reached.map(|id| id.index) {
         let skipped = newest.and_then(|newest| newest.skipped);
         let (path, why) = skipped.unwrap_or_else(|| (dir.join("snapshot-*"), "it is missing".into()));
         return Err(SnapshotsError::Damaged { path, why }.into());
     }
-    let thresholds = (config.tuning.snapshot_log_bytes, config.tuning.snapshot_log_entries);
-    let shared = Shared::new(snapshots, newest, thresholds, health.clone(), metrics.clone());
+    let timing = SnapshotTiming {
+        log_bytes: config.tuning.snapshot_log_bytes,
+        log_entries: config.tuning.snapshot_log_entries,
+        retry: config.tuning.snapshot_retry.clone(),
+    };
+    let shared = Shared::new(snapshots, newest, timing, health.clone(), metrics.clone());
     Ok(Opened { log, writer, shared, lock })
 }
 
@@ -210,6 +225,15 @@ fn check_identity(disk: &dyn Disk, config: &RaftConfig) -> Result<(), RaftStoreE
         node_id: wanted.node_id,
         region: wanted.region,
     })
+}
+
+/// Whether a directory holds a store, whole or not, so that what belongs to its data must be there too.
+pub fn exists(data_dir: &Path) -> bool {
+    // One that cannot be read is not taken for empty: opening it says why.
+    match std::fs::read_dir(data_dir) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
 }
 
 /// Raft's settings. Elections: with heartbeats every 100 ms, a server that heard nothing for 0.5 to 1 s asks for votes:

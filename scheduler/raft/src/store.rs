@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use hearth_state::{Command, Response, check_txn};
+use hearth_state::{Command, Refusal, Response, check_txn};
 use hearth_types::{
     BoxFuture, Clock, Incarnation, Object, ObjectKey, Reason, Revision, Status,
     object::MAX_OBJECT_BYTES,
@@ -158,6 +158,16 @@ impl RaftStore {
         if found > hearth_state::FEATURE_LEVEL {
             return Err(RaftStoreError::FeatureLevel { found, known: hearth_state::FEATURE_LEVEL });
         }
+        let incarnation = self.identity(clock).await?;
+        // A server alone is all servers, and reads what it writes.
+        if self.alone && self.shared.machine().state.feature_level() < hearth_state::FEATURE_LEVEL {
+            let raise = Command::RaiseFeatureLevel { level: hearth_state::FEATURE_LEVEL, now: clock.now() };
+            self.propose(raise).await.map_err(RaftStoreError::Incarnation)?;
+        }
+        Ok(incarnation)
+    }
+
+    async fn identity(&self, clock: &dyn Clock) -> Result<Incarnation, RaftStoreError> {
         if let Some(incarnation) = self.shared.machine().state.incarnation() {
             return Ok(incarnation.clone());
         }
@@ -178,6 +188,8 @@ impl RaftStore {
         clean_up.snapshotter.abort();
         let _ = clean_up.snapshotter.await;
         let stopped = self.raft.shutdown().await;
+        // Only now, when Raft no longer hears that the snapshot failed.
+        self.shared.begin_closing();
         // openraft keeps the log until its last task is gone; the thread ends with it.
         let joined = tokio::time::timeout(REQUEST_TIMEOUT, clean_up.writer.join()).await;
         let shared = Arc::clone(&self.shared);
@@ -242,6 +254,7 @@ impl RaftStore {
         let _counted = OnDrop(|| metrics.writes_in_flight.dec());
         match self.propose(Command::Txn(txn)).await? {
             Response::Txn(outcome) => Ok(outcome),
+            Response::Refused(Refusal::Reused) => Err(Status::new(Reason::Conflict, Refusal::Reused.to_string())),
             Response::Refused(refusal) => Err(Status::internal(refusal.to_string())),
             other => Err(Status::internal(format!("a transaction was answered with {other:?}"))),
         }

@@ -21,6 +21,8 @@ use crate::{machine::Shared, metrics::Metrics};
 const BATCH_EVENTS: usize = 256;
 /// Changes that are looked at for one watcher before others have their turn.
 const BATCH_CHANGES: usize = 4_096;
+/// The same where each has to be parsed, for a field selector: about a millisecond.
+const BATCH_PARSED: usize = 64;
 /// After how long without an event a watcher is told how far it is, so that it can take up from there later. As often as
 /// Kubernetes does.
 pub const BOOKMARK_INTERVAL: Duration = Duration::from_mins(1);
@@ -90,6 +92,10 @@ impl Watcher {
             // Before looking, so that a change that comes while looking wakes.
             self.changed.mark_unchanged();
             if self.advance()? {
+                if self.batch.is_empty() {
+                    // There is more to look at, and others want this thread.
+                    tokio::task::yield_now().await;
+                }
                 continue;
             }
             tokio::select! {
@@ -123,7 +129,8 @@ impl Watcher {
             }
             (machine.state.history().clone(), last_change)
         };
-        let batch = history.batch(self.position, &self.query, BATCH_EVENTS, BATCH_CHANGES);
+        let changes = if self.query.selector.fields.is_empty() { BATCH_CHANGES } else { BATCH_PARSED };
+        let batch = history.batch(self.position, &self.query, BATCH_EVENTS, changes);
         let batch = batch.inspect_err(|_| self.shared.metrics.watchers_expired.inc())?;
         self.position = batch.upto;
         let several = batch.events.len() > 1;

@@ -3,7 +3,8 @@
 //! # Format
 //! One byte format version ([`FORMAT`]), one byte kind, then the fields in postcard. Objects are their canonical JSON.
 //! A new kind of command, or a new kind of operation, is written only once the cluster's feature level says that every
-//! server reads it; a server that meets one it does not know keeps the bytes and answers with a [`Refusal`].
+//! server reads it. A server that meets an entry it does not know must stop there: what comes after it stands on it.
+//! [`Command::decode`] keeps its bytes, and says what it is by [`Command::unread`].
 
 use std::borrow::Cow;
 
@@ -72,6 +73,11 @@ pub enum Refusal {
         /// What was asked for.
         asked: u32,
     },
+    /// The request id was used for something else.
+    #[error(
+        "the request id was used already, for another request; every write has an id of its own, and only the same write is sent again under it"
+    )]
+    Reused,
 }
 
 /// Whether a transaction keeps the bounds that `apply` holds it to; a proposer asks before it writes an entry.
@@ -120,6 +126,18 @@ impl Command {
                 let (level, now) = exactly(body)?;
                 Some(Self::RaiseFeatureLevel { level, now })
             }
+            _ => None,
+        }
+    }
+
+    /// Why a command cannot be applied by this program: it is unknown, or raises the feature level above what this program knows.
+    pub fn unread(&self) -> Option<String> {
+        match self {
+            Self::Unknown(bytes) => Some(Self::refusal_of_unknown(bytes).to_string()),
+            Self::RaiseFeatureLevel { level, .. } if *level > crate::FEATURE_LEVEL => Some(format!(
+                "the cluster is at feature level {level}, this program knows {}; update it to the version of the others",
+                crate::FEATURE_LEVEL
+            )),
             _ => None,
         }
     }

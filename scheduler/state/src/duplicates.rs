@@ -36,6 +36,19 @@ impl Duplicates {
         self.by_id.get(id).map(AsRef::as_ref)
     }
 
+    /// Whether a request id that was not seen is one that was used for other content; see [`RequestId::with_content`].
+    pub(crate) fn is_reused(&self, id: &RequestId) -> bool {
+        let Some((name, content)) = id.content() else {
+            return false;
+        };
+        let family = family(name);
+        let first = RequestId::from(family.as_str());
+        let others = self.by_id.range(first..).map(|(other, _)| other);
+        let others = others.take_while(|other| other.as_str().starts_with(&family)).filter_map(RequestId::content);
+        let mut others = others.filter(|(name, _)| self::family(name) == family);
+        others.any(|(_, other)| other != content)
+    }
+
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &Remembered> {
         self.order.iter()
     }
@@ -65,6 +78,11 @@ impl Duplicates {
             self.by_id.remove(&first.id);
         }
     }
+}
+
+/// What the ids of one request begin with: its attempts are `<request>/<attempt>`, whatever the store did for each.
+fn family(name: &str) -> String {
+    name.rsplit_once('/').map_or_else(|| format!("{name}~"), |(request, _)| format!("{request}/"))
 }
 
 fn cost(outcome: &TxnOutcome) -> usize {

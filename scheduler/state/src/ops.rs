@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hearth_types::{
-    Object, ObjectKey, Revision, Timestamp, admission,
+    GroupKind, Object, ObjectKey, Revision, Timestamp, admission,
     object::MAX_OBJECT_BYTES,
     store::{Expect, Op, OpError},
 };
@@ -24,6 +24,8 @@ pub(crate) struct Working<'a> {
     pub(crate) revision: Revision,
     pub(crate) now: Timestamp,
     pub(crate) changes: Vec<Change>,
+    /// Whether a key of a Device belongs to no other.
+    pub(crate) unique_keys: bool,
 }
 
 impl Working<'_> {
@@ -55,6 +57,7 @@ impl Working<'_> {
         if self.objects.contains_key(object.key()) {
             return Err(OpError::AlreadyExists(object.key().clone()));
         }
+        self.check_device_keys(None, object)?;
         Ok(self.store(None, object))
     }
 
@@ -70,6 +73,7 @@ impl Working<'_> {
         if object.json() == stored.json() || object.with_revision(stored.revision()) == stored {
             return Ok(stored);
         }
+        self.check_device_keys(Some(&stored), object)?;
         // Reading the whole object is spared to the many updates of objects that nobody deletes.
         if mentions_deletion(object) && admission::plan_removal(object) {
             let last = object.with_revision(self.revision);
@@ -77,6 +81,33 @@ impl Working<'_> {
             return Ok(last);
         }
         Ok(self.store(Some(stored), object))
+    }
+
+    /// Whether the keys that a Device gets belong to no other. Devices are read only where somebody gets a key, which is rare.
+    fn check_device_keys(&self, before: Option<&Object>, object: &Object) -> Result<(), OpError> {
+        if !self.unique_keys || *object.kind() != GroupKind::DEVICE {
+            return Ok(());
+        }
+        let had = before.map(device_keys).unwrap_or_default();
+        let new: Vec<String> = device_keys(object).into_iter().filter(|key| !had.contains(key)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let first = Arc::new(ObjectKey::new(GroupKind::DEVICE, "", ""));
+        let devices = self.objects.range(first..).take_while(|(key, _)| key.kind == GroupKind::DEVICE);
+        for (key, device) in devices.filter(|(key, _)| ***key != *object.key()) {
+            // Searching the text spares parsing nearly all of them.
+            let text = String::from_utf8_lossy(device.json()).to_ascii_lowercase();
+            if let Some(taken) = new.iter().find(|new| text.contains(new.as_str()))
+                && device_keys(device).contains(taken)
+            {
+                return Err(conflict(
+                    object.key(),
+                    format!("the key {taken} belongs to the device {} already", key.name),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The stored object, where what is expected of it holds.
@@ -112,6 +143,13 @@ impl Working<'_> {
         self.objects.remove(stored.key());
         self.changes.push(Change { before: Some(stored), now: last, removed: true });
     }
+}
+
+/// The keys of a Device, in lower case.
+fn device_keys(device: &Object) -> Vec<String> {
+    let value = device.value();
+    let keys = value.pointer("/spec/keys").and_then(serde_json::Value::as_array).into_iter().flatten();
+    keys.filter_map(|key| key.as_str().map(str::to_ascii_lowercase)).filter(|key| !key.is_empty()).collect()
 }
 
 pub(crate) fn conflict(key: &ObjectKey, why: String) -> OpError {

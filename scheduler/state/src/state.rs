@@ -14,8 +14,13 @@ use crate::{
 };
 
 /// The highest feature level of entries that this program reads. Level 1: `Initialize`, `Txn` with the operations
-/// create, update, delete, bind and check, `RaiseFeatureLevel`.
-pub const FEATURE_LEVEL: u32 = 1;
+/// create, update, delete, bind and check, `RaiseFeatureLevel`. Level 2: a key belongs to one Device; entries before it are
+/// applied by the rule that they were acknowledged under.
+pub const FEATURE_LEVEL: u32 = 2;
+/// The level that a region begins with.
+const FIRST_LEVEL: u32 = 1;
+/// From here on a key belongs to one Device.
+const ONE_KEY_ONE_DEVICE: u32 = 2;
 
 /// Everything that the region's servers agree on. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -69,7 +74,7 @@ pub fn apply(state: &mut State, command: &Command) -> Applied {
         Command::Initialize { incarnation, now } => {
             state.tick(*now);
             let incarnation = state.incarnation.get_or_insert_with(|| incarnation.clone()).clone();
-            state.feature_level = state.feature_level.max(FEATURE_LEVEL);
+            state.feature_level = state.feature_level.max(FIRST_LEVEL);
             Applied::only(Response::Incarnation(incarnation))
         }
         Command::Txn(txn) => state.apply_txn(txn),
@@ -144,8 +149,12 @@ impl State {
         if let Some(first) = self.duplicates.get(&txn.request_id) {
             return Applied::only(Response::Txn(first.clone()));
         }
+        if self.duplicates.is_reused(&txn.request_id) {
+            return Applied::only(Response::Refused(Refusal::Reused));
+        }
         let revision = self.revision().next();
-        let mut work = Working { objects: &mut self.objects, revision, now: txn.now, changes: Vec::new() };
+        let unique_keys = self.feature_level >= ONE_KEY_ONE_DEVICE;
+        let mut work = Working { objects: &mut self.objects, revision, now: txn.now, changes: Vec::new(), unique_keys };
         let mut outcomes = Vec::with_capacity(txn.ops.len());
         for op in &txn.ops {
             let outcome = work.apply(op);

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use hearth_types::{Clock, Timestamp};
+use hearth_types::{Clock, DeviceKey, Timestamp};
 use prometheus::IntGauge;
 use rustls::{
     ServerConfig,
@@ -30,7 +30,10 @@ use tokio_util::{
 };
 use tonic::transport::server::Connected;
 
-use super::authn::{self, AnyClient, Peer};
+use super::{
+    authn::{self, AnyClient, Peer},
+    guests::{Guest, Guests},
+};
 use crate::{
     ca::{CaError, CertificateAuthority},
     devices::{DeviceIndex, Registration},
@@ -45,8 +48,14 @@ const MAX_CONNECTIONS: usize = 20_000;
 /// Connections at one time at most of those who are nobody that the region knows: enough for joining, and so
 /// few that they cannot take the place of the others.
 const MAX_STRANGERS: usize = 1_000;
+/// The same of one network: a household that joins all its devices at once.
+const MAX_STRANGERS_PER_NETWORK: usize = 64;
+/// How long a stranger may stay: joining takes a second or two.
+const STRANGER_TIME: Duration = Duration::from_secs(30);
 /// Handshakes at one time at most: each costs a signature, and two cores do some thousand a second.
 const MAX_HANDSHAKES: usize = 1_024;
+/// The same of one network: many households behind one address of a provider, after a power cut.
+const MAX_HANDSHAKES_PER_NETWORK: usize = 256;
 /// The pause after the system could not accept a connection, for want of file descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often the server's certificate is looked at.
@@ -81,13 +90,25 @@ pub(crate) struct Door {
     pub(crate) cut: CancellationToken,
     /// The name in the server's certificate.
     pub(crate) server_name: String,
-    /// Room for strangers.
-    pub(crate) strangers: Arc<Semaphore>,
+    /// Room for those whom nobody knows yet.
+    pub(crate) room: Room,
 }
 
-/// Room for strangers, empty.
-pub(crate) fn strangers() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(MAX_STRANGERS))
+/// Room for those whom nobody knows yet.
+pub(crate) struct Room {
+    handshakes: Arc<Guests>,
+    strangers: Arc<Guests>,
+    stranger_time: Duration,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            handshakes: Guests::new(MAX_HANDSHAKES, MAX_HANDSHAKES_PER_NETWORK),
+            strangers: Guests::new(MAX_STRANGERS, MAX_STRANGERS_PER_NETWORK),
+            stranger_time: STRANGER_TIME,
+        }
+    }
 }
 
 impl Door {
@@ -101,8 +122,7 @@ impl Door {
         let (certificate, mut fresh) = self.issue()?;
         let certificate = Arc::new(Certificate(RwLock::new(certificate)));
         let acceptor = TlsAcceptor::from(Arc::new(Self::tls(certificate.clone())?));
-        let (connections, handshakes) =
-            (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::new(Semaphore::new(MAX_HANDSHAKES)));
+        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let tasks = TaskTracker::new();
         let mut renewal = tokio::time::interval(RENEWAL_CHECK);
         loop {
@@ -112,12 +132,17 @@ impl Door {
                     self.renew_if_due(&certificate, &mut fresh)?;
                     continue;
                 }
-                accepted = accept(&listener, &connections, &handshakes) => accepted,
+                accepted = accept(&listener, &connections) => accepted,
             };
             match accepted {
-                Ok((tcp, remote, permits)) => {
+                Ok((tcp, remote, permit)) => {
+                    let Some(guest) = self.room.handshakes.admit(remote.ip()) else {
+                        self.metrics.turned_away.inc();
+                        tracing::debug!(%remote, "too many handshakes of one network");
+                        continue;
+                    };
                     let (door, acceptor, ready) = (self.clone(), acceptor.clone(), ready.clone());
-                    tasks.spawn(async move { door.handshake(tcp, remote, permits, acceptor, ready).await });
+                    tasks.spawn(async move { door.handshake(tcp, remote, (permit, guest), acceptor, ready).await });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -166,12 +191,20 @@ impl Door {
         self: Arc<Self>,
         tcp: TcpStream,
         remote: SocketAddr,
-        (connection, handshake): (OwnedSemaphorePermit, OwnedSemaphorePermit),
+        (connection, handshake): (OwnedSemaphorePermit, Guest),
         acceptor: TlsAcceptor,
         ready: mpsc::Sender<io::Result<DoorIo>>,
     ) {
         let _ = tcp.set_nodelay(true);
-        let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)) => shaken,
+            () = handshake.end.cancelled() => {
+                self.metrics.turned_away.inc();
+                tracing::debug!(%remote, "a TLS handshake had to make room for a newer one");
+                return;
+            }
+        };
+        let tls = match shaken {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {
                 self.metrics.handshake_failures.inc();
@@ -188,14 +221,22 @@ impl Door {
         let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
         let peer = authn::classify(chain, &self.ca, self.clock.now());
         let stranger = match &peer {
-            Peer::User { .. } => false,
-            Peer::Nobody => true,
-            Peer::Key(key) => self.devices.is_primed() && self.devices.lookup(key).is_none(),
+            Peer::User { .. } => None,
+            Peer::Nobody => Some(None),
+            Peer::Key(key) => (self.devices.is_primed() && self.devices.lookup(key).is_none()).then_some(Some(*key)),
         };
-        let room = stranger.then(|| self.strangers.clone().try_acquire_owned()).transpose();
-        let Ok(room) = room else {
-            tracing::debug!(%remote, "there is no more room for strangers");
-            return;
+        let stranger = match stranger {
+            Some(key) => {
+                let Some(guest) = self.room.strangers.admit(remote.ip()) else {
+                    self.metrics.turned_away.inc();
+                    tracing::debug!(%remote, "there is no more room for strangers of one network");
+                    return;
+                };
+                let ends = Box::pin(guest.end.clone().cancelled_owned());
+                let time = Box::pin(tokio::time::sleep(self.room.stranger_time));
+                Some(Stranger { key, devices: self.devices.clone(), ends, time, _guest: guest })
+            }
+            None => None,
         };
         let (revoked, registration) = match &peer {
             Peer::Key(key) => {
@@ -209,35 +250,50 @@ impl Door {
             tls,
             info: ConnInfo { remote, peer: Arc::new(peer) },
             revoked,
+            stranger,
             cut: Box::pin(self.cut.clone().cancelled_owned()),
             first: Some(Box::pin(tokio::time::sleep(HANDSHAKE_TIMEOUT))),
-            _held: Held {
-                _registration: registration,
-                _permits: (connection, room),
-                open: self.metrics.connections.clone(),
-            },
+            _held: Held { _registration: registration, _permit: connection, open: self.metrics.connections.clone() },
         };
         // Nobody takes it: the server is stopping.
         let _ = ready.send(Ok(io)).await;
     }
 }
 
-/// Waits for room, then for a connection, so that what there is no room for waits in the kernel.
+/// Waits for room, then for a connection, so that what there is no room for waits in the kernel. Those whom nobody knows cannot take
+/// all of that room: there are far fewer places for them.
 async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
-    handshakes: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, (OwnedSemaphorePermit, OwnedSemaphorePermit))> {
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let connection = connections.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let handshake = handshakes.clone().acquire_owned().await.map_err(io::Error::other)?;
     let (tcp, remote) = listener.accept().await?;
-    Ok((tcp, remote, (connection, handshake)))
+    Ok((tcp, remote, connection))
+}
+
+/// A connection of somebody whom nobody knows: it ends after a while, unless its key has become a device's.
+struct Stranger {
+    key: Option<DeviceKey>,
+    devices: Arc<DeviceIndex>,
+    ends: Pin<Box<WaitForCancellationFutureOwned>>,
+    time: Pin<Box<Sleep>>,
+    _guest: Guest,
+}
+
+impl Stranger {
+    /// Ready once the place or the time is used up: whether it is still a stranger.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.ends.as_mut().poll(cx).is_pending() && self.time.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        Poll::Ready(self.key.is_none_or(|key| self.devices.lookup(&key).is_none()))
+    }
 }
 
 /// What a connection occupies while it is open.
 struct Held {
     _registration: Option<Registration>,
-    _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+    _permit: OwnedSemaphorePermit,
     open: IntGauge,
 }
 
@@ -253,6 +309,8 @@ pub(crate) struct DoorIo {
     tls: TlsStream<TcpStream>,
     info: ConnInfo,
     revoked: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// `None` for somebody whom the region knows.
+    stranger: Option<Stranger>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     first: Option<Pin<Box<Sleep>>>,
     _held: Held,
@@ -273,6 +331,11 @@ impl AsyncRead for DoorIo {
         }
         if this.revoked.as_mut().is_some_and(|revoked| revoked.as_mut().poll(cx).is_ready()) {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the device's key was revoked")));
+        }
+        match this.stranger.as_mut().map(|stranger| stranger.poll_over(cx)) {
+            Some(Poll::Ready(true)) => return Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Some(Poll::Ready(false)) => this.stranger = None,
+            Some(Poll::Pending) | None => {}
         }
         let read = Pin::new(&mut this.tls).poll_read(cx, buf);
         if read.is_ready() {
@@ -325,21 +388,77 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_servers_certificate_is_renewed_in_time_and_when_the_clock_jumps() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let clock = Arc::new(Hand(AtomicI64::new(SystemClock.now().0)));
-        let ca =
-            CertificateAuthority::load_or_create(directory.path(), "hearth.internal", clock.clone()).expect("a CA");
-        let door = Door {
+    fn door(directory: &std::path::Path, clock: Arc<dyn Clock>, room: Room) -> Door {
+        let ca = CertificateAuthority::load_or_create(directory, "hearth.internal", clock.clone()).expect("a CA");
+        Door {
             ca: Arc::new(ca),
-            clock: clock.clone(),
+            clock,
             devices: Arc::default(),
             metrics: Arc::new(Metrics::new(&prometheus::Registry::new()).expect("metrics")),
             cut: CancellationToken::new(),
             server_name: "api.hearth.internal".into(),
-            strangers: strangers(),
+            room,
+        }
+    }
+
+    async fn from(source: &str, server: SocketAddr) -> TcpStream {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind(format!("{source}:0").parse().expect("an address")).expect("an address of this host");
+        socket.connect(server).await.expect("connected")
+    }
+
+    #[tokio::test]
+    async fn those_whom_nobody_knows_cannot_keep_others_out() {
+        use tokio::io::AsyncReadExt as _;
+        const PATIENCE: Duration = Duration::from_secs(20);
+        let directory = tempfile::tempdir().expect("a directory");
+        let room = Room {
+            handshakes: Guests::new(4, 2),
+            strangers: Guests::new(3, 1),
+            stranger_time: Duration::from_millis(100),
         };
+        let door = Arc::new(door(directory.path(), Arc::new(SystemClock), room));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let server = listener.local_addr().expect("an address");
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(door.ca.certificate().clone()).expect("a root");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let tls = tls.expect("versions").with_root_certificates(roots).with_no_client_auth();
+        let client = tokio_rustls::TlsConnector::from(Arc::new(tls));
+        let name = rustls_pki_types::ServerName::try_from("api.hearth.internal").expect("a name");
+        let (sender, mut ready) = mpsc::channel(8);
+        let running = tokio::spawn(door.clone().run(listener, sender));
+        // All places are taken by two networks that say nothing.
+        let mut silent = Vec::new();
+        for source in ["127.0.0.2", "127.0.0.2", "127.0.0.3", "127.0.0.3"] {
+            silent.push(from(source, server).await);
+        }
+        // One of them wants more than its share, and is turned away at once.
+        let mut more = from("127.0.0.2", server).await;
+        let read = tokio::time::timeout(PATIENCE, more.read(&mut [0; 1])).await.expect("closed");
+        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+        // Another comes in, and the oldest has made room.
+        let connected = client.connect(name.clone(), from("127.0.0.4", server).await);
+        let _client = tokio::time::timeout(PATIENCE, connected).await.expect("in time").expect("let in");
+        let read = tokio::time::timeout(PATIENCE, silent[0].read(&mut [0; 1])).await.expect("closed");
+        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+        // As a stranger it has its time, and no more of them.
+        let mut io =
+            tokio::time::timeout(PATIENCE, ready.recv()).await.expect("in time").expect("open").expect("let in");
+        let over = tokio::time::timeout(PATIENCE, io.read(&mut [0; 1])).await.expect("in time");
+        assert_eq!(over.expect_err("its time is over").kind(), io::ErrorKind::TimedOut);
+        let second = client.connect(name, from("127.0.0.4", server).await).await.expect("the handshake");
+        drop((io, second));
+        assert_eq!(door.metrics.turned_away.get(), 3, "by share, by age, and a stranger too many");
+        running.abort();
+    }
+
+    #[test]
+    fn the_servers_certificate_is_renewed_in_time_and_when_the_clock_jumps() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let clock = Arc::new(Hand(AtomicI64::new(SystemClock.now().0)));
+        let door = door(directory.path(), clock.clone(), Room::default());
         let (key, mut fresh) = door.issue().expect("a certificate");
         let certificate = Certificate(RwLock::new(key));
         let served = || certificate.0.read().expect("no panic").cert[0].clone();

@@ -25,7 +25,7 @@ const fn method(service: &'static str, name: &'static str, allowed: Allowed) -> 
     Method { service, name, allowed }
 }
 
-static METHODS: [Method; 15] = [
+static METHODS: [Method; 18] = [
     method("hearth.v1.Resources", "Get", Allowed::Admins),
     method("hearth.v1.Resources", "List", Allowed::Admins),
     method("hearth.v1.Resources", "Watch", Allowed::Admins),
@@ -33,12 +33,15 @@ static METHODS: [Method; 15] = [
     method("hearth.v1.Resources", "Update", Allowed::Admins),
     method("hearth.v1.Resources", "UpdateStatus", Allowed::Admins),
     method("hearth.v1.Resources", "Apply", Allowed::Admins),
+    method("hearth.v1.Resources", "ApplyAll", Allowed::Admins),
     method("hearth.v1.Resources", "Patch", Allowed::Admins),
     method("hearth.v1.Resources", "Delete", Allowed::Admins),
     method("hearth.v1.Pods", "Logs", Allowed::Admins),
     method("hearth.v1.Pods", "Exec", Allowed::Admins),
     method("hearth.v1.Region", "Info", Allowed::Admins),
     method("hearth.v1.Region", "CreateToken", Allowed::Admins),
+    method("hearth.v1.Region", "ListTokens", Allowed::Admins),
+    method("hearth.v1.Region", "DeleteToken", Allowed::Admins),
     method("hearth.v1.Enrollment", "Join", Allowed::Anyone),
     method("hearth.v1.Devices", "Session", Allowed::Devices),
 ];

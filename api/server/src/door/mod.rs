@@ -2,8 +2,11 @@
 
 mod authn;
 mod guard;
+mod guests;
 mod io;
 mod methods;
+mod rate;
 
 pub(crate) use guard::GuardLayer;
-pub(crate) use io::{Door, strangers};
+pub(crate) use io::{ConnInfo, Door, Room};
+pub(crate) use rate::Rate;

@@ -40,7 +40,24 @@ impl v1::region_server::Region for RegionDoor {
     ) -> Result<Response<v1::CreateTokenResponse>, tonic::Status> {
         let request = request.into_inner();
         let valid = Duration::from_secs(request.valid_seconds);
-        let (token, expires) = self.tokens.create(&request.owner, valid).await.map_err(grpc)?;
-        Ok(Response::new(v1::CreateTokenResponse { token: token.to_string(), expires_millis: expires.0 }))
+        let (token, expires) = self.tokens.create(&request.owner, request.any_owner, valid).await.map_err(grpc)?;
+        let id = token.secret.split_once('.').map_or("", |(id, _)| id).to_owned();
+        Ok(Response::new(v1::CreateTokenResponse { token: token.to_string(), expires_millis: expires.0, id }))
+    }
+
+    async fn list_tokens(
+        &self,
+        _: Request<v1::ListTokensRequest>,
+    ) -> Result<Response<v1::ListTokensResponse>, tonic::Status> {
+        let tokens = self.tokens.list().await.map_err(grpc)?;
+        Ok(Response::new(v1::ListTokensResponse { tokens }))
+    }
+
+    async fn delete_token(
+        &self,
+        request: Request<v1::DeleteTokenRequest>,
+    ) -> Result<Response<v1::DeleteTokenResponse>, tonic::Status> {
+        self.tokens.delete(&request.get_ref().id).await.map_err(grpc)?;
+        Ok(Response::new(v1::DeleteTokenResponse {}))
     }
 }

@@ -101,6 +101,21 @@ impl v1::resources_server::Resources for ResourcesDoor {
         Ok(Response::new(convert::written(&written)))
     }
 
+    async fn apply_all(
+        &self,
+        request: Request<v1::ApplyAllRequest>,
+    ) -> Result<Response<v1::ApplyAllResponse>, tonic::Status> {
+        let request = request.into_inner();
+        let named = |(index, bytes): (usize, &bytes::Bytes)| {
+            convert::json(bytes)
+                .map_err(|status| Status { message: format!("objects[{index}]: {}", status.message), ..status })
+        };
+        let objects = request.objects.iter().enumerate().map(named).collect::<Result<_, _>>().map_err(grpc)?;
+        let options = WriteOptions { request_id: request.request_id, dry_run: request.dry_run };
+        let written = self.0.apply_all(objects, &options).await.map_err(grpc)?;
+        Ok(Response::new(v1::ApplyAllResponse { items: written.iter().map(convert::written).collect() }))
+    }
+
     async fn patch(&self, request: Request<v1::PatchRequest>) -> Result<Response<v1::WriteResponse>, tonic::Status> {
         let request = request.into_inner();
         let key = convert::key(request.r#ref).map_err(grpc)?;

@@ -2,7 +2,8 @@
 
 use hearth_types::{
     Object, Reason, Status,
-    admission::{Part, prepare_create},
+    admission::{Part, normalise, prepare_create},
+    object::canonical,
     patch,
     store::Consistency,
 };
@@ -33,7 +34,9 @@ impl ResourceService {
         let wanted = wanted(object);
         let mut last = None;
         // Creating and changing alternate only when others delete and create the object meanwhile.
-        let mut attempts = Attempts::new(&options.request_id)?;
+        let revision_text = revision.map(|revision| revision.to_string()).unwrap_or_default();
+        let asked: [&[u8]; 2] = [revision_text.as_bytes(), &canonical(&wanted)];
+        let mut attempts = Attempts::new(&options.request_id, "apply", &asked)?;
         loop {
             if self.store.get(&key, Consistency::Linearizable).await?.is_some() {
                 let change = Change { info, key: &key, part: Part::Main, revision, dry_run: options.dry_run };
@@ -49,13 +52,8 @@ impl ResourceService {
                 // It was read, and is gone: making another of its name is not what was meant.
                 return Err(Status::not_found(&key));
             }
-            let mut first = wanted.clone();
-            patch::set_last_applied(&mut first, &wanted);
-            if let Some(meta) = first.get_mut("metadata").and_then(Value::as_object_mut) {
-                meta.remove("uid");
-            }
             let suffix = suffix();
-            let admitted = prepare_create(info, first, &self.context(&suffix))?;
+            let admitted = prepare_create(info, first(&wanted), &self.context(&suffix))?;
             match self.insert(info, admitted.object, id, options.dry_run).await {
                 Ok(Attempt::Done(object)) => {
                     return Ok(Written { object, outcome: Outcome::Created, warnings: admitted.warnings });
@@ -68,8 +66,18 @@ impl ResourceService {
     }
 }
 
+/// What a wanted object is created from.
+pub(super) fn first(wanted: &Value) -> Value {
+    let mut first = wanted.clone();
+    patch::set_last_applied(&mut first, wanted);
+    if let Some(meta) = first.get_mut("metadata").and_then(Value::as_object_mut) {
+        meta.remove("uid");
+    }
+    first
+}
+
 /// What of a sent object is wanted: not its status, nor what the region or an earlier apply wrote.
-fn wanted(mut object: Value) -> Value {
+pub(super) fn wanted(mut object: Value) -> Value {
     if let Some(root) = object.as_object_mut() {
         root.remove("status");
     }
@@ -81,12 +89,16 @@ fn wanted(mut object: Value) -> Value {
             annotations.remove(patch::LAST_APPLIED);
         }
     }
+    normalise(&mut object);
     object
 }
 
-fn merged(old: &Object, wanted: &Value) -> Value {
+pub(super) fn merged(old: &Object, wanted: &Value) -> Value {
     let current = old.value();
-    let last = patch::last_applied(&current);
+    let mut last = patch::last_applied(&current);
+    if let Some(last) = last.as_mut().filter(|last| last.is_object()) {
+        normalise(last);
+    }
     let mut side = wanted.clone();
     // Others write labels and annotations too: a map of them that is no longer in the manifest takes along
     // its own keys, not theirs.

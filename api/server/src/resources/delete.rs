@@ -29,7 +29,8 @@ impl ResourceService {
             let text = format!("grace_seconds: must be from 0 to {MAX_GRACE_SECONDS}");
             return Err(Status::new(Reason::BadRequest, text));
         }
-        let mut attempts = Attempts::new(&options.request_id)?;
+        let asked = format!("{key} {:?} {:?}", options.grace_seconds, options.uid);
+        let mut attempts = Attempts::new(&options.request_id, "delete", &[asked.as_bytes()])?;
         while let Some(id) = attempts.next(Doing::Delete) {
             let old = self.store.get(key, Consistency::Linearizable).await?;
             let Some(old) = old else {

@@ -1,6 +1,7 @@
 //! The one resource service behind every door: reads, watches and writes of every kind, through admission.
 
 mod apply;
+mod apply_all;
 mod delete;
 mod namespace;
 mod write;
@@ -18,13 +19,13 @@ use hearth_types::{
 };
 use serde_json::{Value, json};
 
-use crate::devices::DeviceIndex;
+use crate::{ca::sha256, devices::DeviceIndex};
 
 /// Tries of one optimistic write that names no revision: each fails only if another write of the same
 /// object came in between.
 const MAX_ATTEMPTS: usize = 16;
-/// The longest request id in bytes: a UUID has 36. The store takes 128, and each attempt adds its number.
-pub const MAX_REQUEST_ID_BYTES: usize = 120;
+/// The longest request id in bytes: a UUID has 36. The store takes 128, and each attempt adds its number and what is asked for.
+pub const MAX_REQUEST_ID_BYTES: usize = 100;
 /// Bytes of objects on one page of a list at most, so that a page of large objects fits a message.
 pub const MAX_PAGE_BYTES: usize = 16 << 20;
 /// Tries of a list whose pages were outrun by the history.
@@ -283,8 +284,12 @@ fn sent_revision(object: &Value) -> Result<Option<Revision>, Status> {
 
 /// The request ids of the attempts of one write. Each attempt has its own, made from the client's, so that
 /// a write that is sent again meets the outcomes of the first time in the same order.
+///
+/// Each says what the client asked for, so that the store refuses the same id for something else. It is what was sent that counts,
+/// and not what it comes to: uids, times and the stored object differ from one try to the next.
 struct Attempts {
     base: String,
+    content: u64,
     next: usize,
 }
 
@@ -294,10 +299,11 @@ enum Doing {
     Create,
     Change,
     Delete,
+    All,
 }
 
 impl Attempts {
-    fn new(request_id: &str) -> Result<Self, Status> {
+    fn new(request_id: &str, verb: &str, asked: &[&[u8]]) -> Result<Self, Status> {
         let graphic = request_id.bytes().all(|byte| byte.is_ascii_graphic());
         if request_id.len() > MAX_REQUEST_ID_BYTES || !graphic {
             let text = format!("request_id: at most {MAX_REQUEST_ID_BYTES} printable ASCII characters, as a UUID");
@@ -305,7 +311,7 @@ impl Attempts {
         }
         let fresh = || uuid::Uuid::new_v4().to_string();
         let base = if request_id.is_empty() { fresh() } else { request_id.to_owned() };
-        Ok(Self { base, next: 0 })
+        Ok(Self { base, content: fingerprint(verb, asked), next: 0 })
     }
 
     /// The id of the next attempt, or `None` once there were enough.
@@ -316,9 +322,22 @@ impl Attempts {
             Doing::Create => 'c',
             Doing::Change => 'u',
             Doing::Delete => 'd',
+            Doing::All => 'a',
         };
-        (number < MAX_ATTEMPTS).then(|| RequestId::from(format!("{}/{letter}{number}", self.base)))
+        let id = || RequestId::from(format!("{}/{letter}{number}", self.base)).with_content(self.content);
+        (number < MAX_ATTEMPTS).then(id)
     }
+}
+
+/// What is asked for, in 64 bits: enough against mistakes, and nobody is kept from reusing an id on purpose.
+fn fingerprint(verb: &str, asked: &[&[u8]]) -> u64 {
+    let mut bytes = verb.as_bytes().to_vec();
+    for part in asked {
+        bytes.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(part);
+    }
+    let hash = sha256(&bytes);
+    hash[..8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 fn too_contended(key: &ObjectKey) -> Status {

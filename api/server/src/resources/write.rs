@@ -3,6 +3,7 @@
 use hearth_types::{
     Object, ObjectKey, Reason, RequestId, Revision, Status,
     admission::{self, Part, plan_removal, prepare_create, prepare_update},
+    object::canonical,
     patch,
     registry::KindInfo,
     status::Cause,
@@ -38,7 +39,7 @@ impl ResourceService {
     pub async fn create(&self, object: Value, options: &WriteOptions) -> Result<Written, Status> {
         let info = admission::kind_of(&object)?;
         let generated = object.pointer("/metadata/name").and_then(Value::as_str).is_none_or(str::is_empty);
-        let mut attempts = Attempts::new(&options.request_id)?;
+        let mut attempts = Attempts::new(&options.request_id, "create", &[&canonical(&object)])?;
         let mut last = None;
         while let Some(id) = attempts.next(Doing::Create) {
             let suffix = suffix();
@@ -105,7 +106,9 @@ impl ResourceService {
         has_part(info, &key, part)?;
         let revision = sent_revision(&object)?;
         let change = Change { info, key: &key, part, revision, dry_run: options.dry_run };
-        self.change(&change, &mut Attempts::new(&options.request_id)?, |_| Ok(object.clone())).await
+        let verb = if part == Part::Status { "update status" } else { "update" };
+        let mut attempts = Attempts::new(&options.request_id, verb, &[&canonical(&object)])?;
+        self.change(&change, &mut attempts, |_| Ok(object.clone())).await
     }
 
     /// Applies a JSON merge patch (RFC 7386), to the object or to its `status`. A `metadata.resourceVersion`
@@ -124,7 +127,9 @@ impl ResourceService {
         }
         let revision = sent_revision(patch)?;
         let change = Change { info, key, part, revision, dry_run: options.dry_run };
-        self.change(&change, &mut Attempts::new(&options.request_id)?, |old| {
+        let verb = if part == Part::Status { "patch status" } else { "patch" };
+        let mut attempts = Attempts::new(&options.request_id, verb, &[key.to_string().as_bytes(), &canonical(patch)])?;
+        self.change(&change, &mut attempts, |old| {
             let mut value = old.value();
             patch::merge(&mut value, patch);
             same_identity(info, key, &value)?;
@@ -144,6 +149,7 @@ impl ResourceService {
         make: impl Fn(&Object) -> Result<Value, Status>,
     ) -> Result<Written, Status> {
         let Change { info, key, part, revision, dry_run } = *change;
+        let mut last = None;
         while let Some(id) = attempts.next(Doing::Change) {
             let old = self.store.get(key, Consistency::Linearizable).await?.ok_or_else(|| Status::not_found(key))?;
             let suffix = suffix();
@@ -162,11 +168,12 @@ impl ResourceService {
             let expect = Expect { revision: Some(revision.unwrap_or(old.revision())), uid: Some(old.uid().clone()) };
             match self.store_change(key, admitted.object, expect, id).await? {
                 Attempt::Done(object) => return Ok(Written { object, outcome: Outcome::Configured, warnings }),
-                Attempt::Again(_) if revision.is_none() => {}
+                Attempt::Again(status) if revision.is_none() => last = Some(status),
                 Attempt::Again(_) => return Err(modified(key)),
             }
         }
-        Err(too_contended(key))
+        // It may be another object that is in the way.
+        Err(last.filter(|status| status.message != modified(key).message).unwrap_or_else(|| too_contended(key)))
     }
 
     /// Stores a changed object, or removes it where it only waited for this change.

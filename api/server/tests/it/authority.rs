@@ -61,6 +61,19 @@ fn the_ca_is_constrained_to_its_zone_and_survives_a_restart() {
 }
 
 #[test]
+fn a_region_that_has_data_gets_no_new_ca() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path().join("ca");
+    let of_region = |exists| CertificateAuthority::for_region(&at, ZONE, Arc::new(SystemClock), exists);
+    let lost = of_region(true).unwrap_err();
+    assert!(matches!(&lost, CaError::Lost(path) if *path == at), "{lost}");
+    assert!(lost.to_string().contains("backup"), "{lost}");
+    assert!(!at.join("ca.key").exists());
+    let first = of_region(false).unwrap();
+    assert_eq!(of_region(true).unwrap().spki_hash(), first.spki_hash());
+}
+
+#[test]
 fn openssl_accepts_our_leaves_for_what_they_are() {
     let directory = tempfile::tempdir().unwrap();
     let ca = ca(directory.path());

@@ -11,8 +11,14 @@ use serde_json::json;
 
 use crate::region::{Region, ZONE, key, seed, session};
 
+/// `owner` empty: of any owner.
 async fn token(client: &Client, owner: &str) -> JoinToken {
-    client.create_token(owner, Duration::ZERO).await.unwrap().token.parse().unwrap()
+    let made = if owner.is_empty() {
+        client.create_token_for_any_owner(Duration::ZERO).await
+    } else {
+        client.create_token(owner, Duration::ZERO).await
+    };
+    made.unwrap().token.parse().unwrap()
 }
 
 async fn join(token: &JoinToken, identity: &DeviceIdentity, name: &str, owner: &str) -> Result<JoinResponse, Status> {
@@ -152,11 +158,95 @@ async fn a_token_is_stored_as_a_hash_and_cleaned_up() {
     let text = secrets[0].value().to_string();
     assert!(!text.contains(secret) && !text.contains(&base64::engine::general_purpose::STANDARD.encode(secret)));
     region.clock.advance(Duration::from_hours(31 * 24));
-    client.create_token("", Duration::ZERO).await.unwrap();
+    client.create_token("bob", Duration::ZERO).await.unwrap();
     let (left, _) = client.list(&selection).await.unwrap();
     assert!(left.len() == 1 && left[0].name() != secrets[0].name(), "{left:?}");
-    for (owner, days, expected) in [("api", 0, "reserved"), ("A", 0, "lowercase"), ("", 8, "at most 7 days")] {
+    for (owner, days, expected) in
+        [("api", 0, "reserved"), ("A", 0, "lowercase"), ("alice", 8, "at most 7 days"), ("", 0, "owner: required")]
+    {
         let status = client.create_token(owner, Duration::from_hours(days * 24)).await.unwrap_err();
         assert!(status.reason == Reason::BadRequest && status.message.contains(expected), "{status}");
     }
+}
+
+#[tokio::test]
+async fn tokens_are_listed_without_their_secrets_and_deleted() {
+    let region = Region::start().await;
+    let client = region.admin();
+    let made = client.create_token("alice", Duration::from_mins(5)).await.unwrap();
+    let first: JoinToken = made.token.parse().unwrap();
+    join(&first, &seed(1), "nas", "").await.unwrap();
+    region.clock.advance(Duration::from_secs(5));
+    let second = token(&client, "").await;
+    let listed = client.list_tokens().await.unwrap();
+    let (id, secret) = second.secret.split_once('.').unwrap();
+    assert_eq!((listed.len(), listed[0].id.as_str(), listed[0].owner.as_str()), (2, id, ""), "newest first");
+    assert!(listed[0].used_by_device.is_empty() && listed[0].used_by_key.is_empty());
+    assert_eq!(
+        (&listed[1].id, listed[1].owner.as_str(), listed[1].expires_millis),
+        (&made.id, "alice", made.expires_millis)
+    );
+    assert_eq!((listed[1].used_by_device.as_str(), &listed[1].used_by_key), ("nas", &seed(1).key().to_string()));
+    assert!(listed[1].created_millis > 0 && listed[1].created_millis < listed[1].expires_millis);
+    assert!(!format!("{listed:?}").contains(secret));
+    client.delete_token(id).await.unwrap();
+    let status = join(&second, &seed(2), "pi", "bob").await.unwrap_err();
+    assert!(status.message.contains("not known to this region"), "{status}");
+    assert_eq!(client.delete_token(id).await.unwrap_err().reason, Reason::NotFound);
+    assert_eq!(client.delete_token("../x").await.unwrap_err().reason, Reason::BadRequest);
+    // The device of a deleted token stays.
+    client.delete_token(&made.id).await.unwrap();
+    session(&region.device(&seed(1))).await.unwrap();
+    let nobody = region.user("eve", &["others"]);
+    assert_eq!(nobody.list_tokens().await.unwrap_err().reason, Reason::Forbidden);
+    assert_eq!(nobody.delete_token(&made.id).await.unwrap_err().reason, Reason::Forbidden);
+}
+
+#[tokio::test]
+async fn a_key_is_one_devices_whoever_tries_at_once() {
+    let region = Region::start().await;
+    let admin = region.admin();
+    let tokens = futures_util::future::join_all((0..8).map(|_| token(&admin, "alice"))).await;
+    // The same key under eight names, each with a token of its own.
+    let joins =
+        tokens.iter().enumerate().map(|(n, token)| async move { join(token, &seed(1), &format!("d{n}"), "").await });
+    let answers = futures_util::future::join_all(joins).await;
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1, "{answers:?}");
+    for status in answers.into_iter().filter_map(Result::err) {
+        assert_eq!(status.reason, Reason::Conflict, "{status}");
+    }
+    let (devices, _) = admin.list(&Selection::all(GroupKind::DEVICE)).await.unwrap();
+    assert_eq!(devices.len(), 1);
+    // Nor can an operator give it to another.
+    let other = json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Device", "metadata": {"name": "other"},
+        "spec": {"owner": "bob", "keys": [seed(1).key().to_string()]}});
+    for refused in
+        [admin.create(&other, &WriteOptions::default()).await, admin.apply(&other, &WriteOptions::default()).await]
+    {
+        let status = refused.unwrap_err();
+        assert_eq!(status.reason, Reason::Conflict, "{status}");
+        assert!(status.message.contains("belongs to the device d"), "{status}");
+    }
+    let mut keyless = other.clone();
+    keyless["spec"]["keys"] = json!([]);
+    admin.create(&keyless, &WriteOptions::default()).await.unwrap();
+    let status = admin.apply(&other, &WriteOptions::default()).await.unwrap_err();
+    assert!(status.message.contains("belongs to the device d"), "{status}");
+}
+
+#[tokio::test]
+async fn tries_to_join_have_a_rate() {
+    let region = Region::start().await;
+    let good = token(&region.admin(), "alice").await;
+    let bad = JoinToken { secret: "aaaaaaaaaa.b".into(), ..good.clone() };
+    let mut reasons = Vec::new();
+    for _ in 0..40 {
+        let tries = futures_util::future::join_all((0..20).map(|_| join(&bad, &seed(2), "pi", ""))).await;
+        reasons.extend(tries.into_iter().map(|answer| answer.unwrap_err().reason));
+        if reasons.contains(&Reason::TooManyRequests) {
+            break;
+        }
+    }
+    let refused = reasons.iter().position(|reason| *reason == Reason::TooManyRequests).expect("a limit");
+    assert!(refused >= 80, "{refused}");
 }

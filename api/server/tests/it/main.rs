@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod access;
+mod apply_all;
 mod authority;
 mod join;
 mod life;

@@ -242,9 +242,17 @@ async fn a_namespace_is_marked_takes_nothing_new_and_goes_with_its_finalizer() {
     );
     // What is there can still change, or nothing could be cleaned up.
     client.apply(&config_map("alice", "c", json!({"a": "b"})), &plain()).await.unwrap();
+    // Only the region's controller says that it is empty.
     let mut done = value.clone();
     done["metadata"]["finalizers"] = json!([]);
     client.update(&done, &plain()).await.unwrap();
+    client.patch(&namespace, &json!({"metadata": {"finalizers": null}}), false, &plain()).await.unwrap();
+    assert_eq!(
+        client.get(&namespace).await.unwrap().value()["metadata"]["finalizers"],
+        json!([kinds::NAMESPACE_FINALIZER])
+    );
+    let op = Op::Update { object: Object::from_value(done).unwrap(), expect: Expect::default() };
+    write_one(region.store.as_ref(), RequestId::from("empty"), op, hearth_types::Timestamp(1)).await.unwrap();
     client.get(&namespace).await.unwrap_err();
     for kept in ["default", "kube-system"] {
         let status = client.delete(&key(GroupKind::NAMESPACE, "", kept), &DeleteOptions::default()).await.unwrap_err();
@@ -359,4 +367,78 @@ async fn keys_are_checked() {
     }
     let none = client.get(&key(GroupKind::DEPLOYMENT, "alice", "x")).await.unwrap_err();
     assert_eq!(none.message, "deployments.apps \"x\" not found");
+}
+
+#[tokio::test]
+async fn a_request_id_is_good_for_one_request() {
+    let region = Region::start().await;
+    let client = region.admin();
+    let named = |id: &str| WriteOptions { request_id: Some(RequestId::from(id)), ..plain() };
+    let object = config_map("alice", "c", json!({"a": "1"}));
+    client.apply(&object, &named("one")).await.unwrap();
+    assert_eq!(client.apply(&object, &named("one")).await.unwrap().outcome, Outcome::Unchanged, "sent again");
+    let other = config_map("alice", "c", json!({"a": "2"}));
+    let before = region.store.revision();
+    for refused in [
+        client.apply(&other, &named("one")).await.err(),
+        client.create(&config_map("alice", "d", json!({})), &named("one")).await.err(),
+        client.update(&other, &named("one")).await.err(),
+        client
+            .patch(&key(GroupKind::CONFIG_MAP, "alice", "c"), &json!({"data": null}), false, &named("one"))
+            .await
+            .err(),
+        client.apply_all(&[other.clone()], &named("one")).await.err(),
+    ] {
+        let status = refused.expect("refused");
+        assert_eq!(status.reason, Reason::Conflict, "{status}");
+        assert!(status.message.contains("request id was used already"), "{status}");
+    }
+    assert_eq!(region.store.revision(), before);
+    client.apply(&other, &named("two")).await.unwrap();
+}
+
+#[tokio::test]
+async fn large_configuration_is_applied_and_keys_that_are_dropped_go() {
+    let region = Region::start().await;
+    let client = region.admin();
+    let big = "\"x\n".repeat(200_000);
+    for (kind, field) in [("ConfigMap", "data"), ("Secret", "stringData")] {
+        let with = |data: Value| json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": "big", "namespace": "alice"}, field: data});
+        let both = with(json!({"a": big, "b": "1"}));
+        client.apply(&both, &plain()).await.unwrap();
+        assert_eq!(client.apply(&both, &plain()).await.unwrap().outcome, Outcome::Unchanged, "{kind}");
+        let name = key(GroupKind::of("", kind), "alice", "big");
+        client.patch(&name, &json!({"data": {"theirs": "Mg=="}}), false, &plain()).await.unwrap();
+        let changed = client.apply(&with(json!({"a": big})), &plain()).await.unwrap().object.value();
+        let keys: Vec<_> = changed["data"].as_object().unwrap().keys().cloned().collect();
+        assert_eq!(keys, ["a", "theirs"], "{kind}: what was dropped went, what others wrote stayed");
+        assert!(changed.get("stringData").is_none());
+        let last = changed["metadata"]["annotations"][LAST_APPLIED].as_str().unwrap();
+        assert!(last.len() < 1000, "{kind}: {} bytes", last.len());
+    }
+}
+
+#[tokio::test]
+async fn plain_data_of_a_secret_that_an_older_version_applied_goes_too() {
+    let region = Region::start().await;
+    let client = region.admin();
+    let with = |data: Value| json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": "alice"}, "stringData": data});
+    client.apply(&with(json!({"a": "1", "b": "2"})), &plain()).await.unwrap();
+    let name = key(GroupKind::SECRET, "alice", "s");
+    let old = with(json!({"a": "1", "b": "2"})).to_string();
+    client.patch(&name, &json!({"metadata": {"annotations": {LAST_APPLIED: old}}}), false, &plain()).await.unwrap();
+    let changed = client.apply(&with(json!({"a": "1"})), &plain()).await.unwrap().object.value();
+    assert_eq!(changed["data"], json!({"a": "MQ=="}));
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_large_says_so() {
+    let region = Region::start().await;
+    let client = region.admin();
+    for bytes in [2 << 20, 17 << 20] {
+        let object = config_map("alice", "c", json!({"a": "x".repeat(bytes)}));
+        let status = client.create(&object, &plain()).await.unwrap_err();
+        assert!(matches!(status.reason, Reason::BadRequest | Reason::Invalid), "{bytes}: {status}");
+        assert!(bytes < 16 << 20 || status.message.contains("16777216"), "{bytes}: {status}");
+    }
 }

@@ -1,7 +1,7 @@
 //! A store in memory over the region's real state machine: one server without a log.
 
 use futures_util::stream;
-use hearth_state::{Command, Response, State, apply};
+use hearth_state::{Command, Refusal, Response, State, apply};
 use hearth_types::{
     BoxFuture, Incarnation, Object, ObjectKey, Reason, Revision, Status, Timestamp,
     store::{Consistency, ListPage, Query, Store, Txn, TxnOutcome, WatchStream},
@@ -16,6 +16,7 @@ impl MemoryStore {
     pub(crate) fn new() -> Self {
         let mut state = State::default();
         apply(&mut state, &Command::Initialize { incarnation: Incarnation::from("test"), now: Timestamp(0) });
+        apply(&mut state, &Command::RaiseFeatureLevel { level: hearth_state::FEATURE_LEVEL, now: Timestamp(0) });
         Self { state: watch::channel(state).0 }
     }
 
@@ -74,6 +75,7 @@ impl Store for MemoryStore {
         self.state.send_modify(|state| response = apply(state, &command).response);
         Box::pin(std::future::ready(match response {
             Response::Txn(outcome) => Ok(outcome),
+            Response::Refused(Refusal::Reused) => Err(Status::new(Reason::Conflict, Refusal::Reused.to_string())),
             other => Err(Status::internal(format!("{other:?}"))),
         }))
     }

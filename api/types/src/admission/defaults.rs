@@ -70,15 +70,25 @@ fn deployment(object: &mut Value) {
     pod_spec(&mut spec["template"]["spec"]);
 }
 
-/// `stringData` is written into `data`, as Kubernetes does.
 fn secret(object: &mut Value) {
-    use base64::Engine as _;
     set(object, "type", json!("Opaque"));
-    let Some(plain) = object.as_object_mut().and_then(|map| map.remove("stringData")) else {
+    string_data(object);
+}
+
+/// `stringData` of a Secret is written into `data`, as Kubernetes does. What is malformed is left as it is, for the schema
+/// to refuse.
+pub(super) fn string_data(object: &mut Value) {
+    use base64::Engine as _;
+    let plain = object.get("stringData").and_then(Value::as_object);
+    let data = object.get("data").is_none_or(|data| data.is_object() || data.is_null());
+    if !data || !plain.is_some_and(|plain| plain.values().all(|value| value.is_string() || value.is_null())) {
+        return;
+    }
+    let Some(Value::Object(plain)) = object.as_object_mut().and_then(|map| map.remove("stringData")) else {
         return;
     };
     set(object, "data", json!({}));
-    for (key, value) in plain.as_object().into_iter().flatten() {
+    for (key, value) in plain {
         if let Some(text) = value.as_str() {
             object["data"][key] = json!(base64::engine::general_purpose::STANDARD.encode(text));
         }

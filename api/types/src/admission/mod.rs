@@ -10,9 +10,12 @@ use serde_json::{Map, Value, json};
 pub use delete::{DeletePlan, plan_delete, plan_removal};
 
 use crate::{
-    Object, ObjectKey, Reason, Status, Timestamp, Uid, names,
+    Object, ObjectKey, Reason, Status, Timestamp, Uid,
+    kinds::NAMESPACE_FINALIZER,
+    names,
     registry::{self, KindInfo},
     status::Cause,
+    store::CLAIM_ANNOTATIONS,
     validate,
 };
 
@@ -41,8 +44,11 @@ pub struct Admitted {
 /// Which part of an object a write is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Everything but `status`.
+    /// Everything but `status`. What is the region's stays as it is: the annotations [`CLAIM_ANNOTATIONS`] of a claim, and the
+    /// finalizer of a Namespace, whatever was sent.
     Main,
+    /// Everything but `status`, by the region's own controllers: they alone change what is the region's.
+    Region,
     /// `status` alone.
     Status,
 }
@@ -74,6 +80,14 @@ pub fn kind_of(object: &Value) -> Result<&'static KindInfo, Status> {
 pub fn key_of(info: &KindInfo, object: &Value) -> ObjectKey {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
     ObjectKey::new(info.group_kind(), &text("/metadata/namespace"), &text("/metadata/name"))
+}
+
+/// Brings an object that somebody sent into the form in which it is stored, as far as that decides which fields are there:
+/// `stringData` of a Secret goes into `data`. To be done to both sides of a merge. What is malformed stays as it is.
+pub fn normalise(object: &mut Value) {
+    if object["apiVersion"] == "v1" && object["kind"] == "Secret" {
+        defaults::string_data(object);
+    }
 }
 
 /// Makes of a sent object one that can be created.
@@ -134,6 +148,9 @@ pub fn prepare_update(
         };
     }
     meta.remove("managedFields");
+    if part == Part::Main {
+        keep_owned(info, &before["metadata"], meta);
+    }
     if info.has_status {
         match before.get("status") {
             Some(status) => new["status"] = status.clone(),
@@ -147,6 +164,34 @@ pub fn prepare_update(
     }
     let warnings = validated(info, key, &new, Some(&before), context)?;
     finish(key, new).map(|object| Admitted { object, warnings })
+}
+
+/// Keeps what only the region changes as it is stored.
+fn keep_owned(info: &KindInfo, before: &Value, meta: &mut Map<String, Value>) {
+    match info.kind {
+        "PersistentVolumeClaim" => {
+            for key in CLAIM_ANNOTATIONS {
+                let kept = before.get("annotations").and_then(|all| all.get(key)).cloned();
+                match (kept, meta.get_mut("annotations").and_then(Value::as_object_mut)) {
+                    (Some(value), Some(annotations)) => drop(annotations.insert(key.into(), value)),
+                    (Some(value), None) => drop(meta.insert("annotations".into(), json!({key: value}))),
+                    (None, Some(annotations)) => drop(annotations.remove(key)),
+                    (None, None) => {}
+                }
+            }
+        }
+        "Namespace" => {
+            let finalizer = json!(NAMESPACE_FINALIZER);
+            let has = |list: Option<&Value>| list.and_then(Value::as_array).is_some_and(|all| all.contains(&finalizer));
+            if has(before.get("finalizers")) && !has(meta.get("finalizers")) {
+                match meta.get_mut("finalizers").and_then(Value::as_array_mut) {
+                    Some(list) => list.push(finalizer),
+                    None => drop(meta.insert("finalizers".into(), json!([finalizer]))),
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 /// Everything but metadata and status: what a generation counts.

@@ -226,3 +226,148 @@ fn a_running_pod_is_deleted_gracefully_and_others_at_once() {
     );
     assert!(plan_removal(&done));
 }
+
+fn pod(spec: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "alice"}, "spec": spec})
+}
+
+#[test]
+fn a_bare_pod_cannot_choose_its_device() {
+    let spec = json!({"containers": [{"name": "a", "image": "x"}]});
+    let mut placed = pod(spec.clone());
+    placed["spec"]["nodeName"] = json!("of-somebody-else");
+    assert!(causes(create(placed))[0].starts_with("spec.nodeName: placement sets it"));
+    let old = create(pod(spec)).expect("admitted").object;
+    for part in [Part::Main, Part::Region] {
+        for (before, after) in [(None, Some("nas")), (Some("nas"), Some("pi")), (Some("nas"), None)] {
+            let mut stored = old.value();
+            let mut sent = old.value();
+            for (value, device) in [(&mut stored, before), (&mut sent, after)] {
+                if let Some(device) = device {
+                    value["spec"]["nodeName"] = json!(device);
+                }
+            }
+            let stored = Object::from_value(stored).expect("an object");
+            let info = registry::of_kind(&GroupKind::POD).expect("a kind");
+            let error = prepare_update(info, &stored, sent, part, &context()).expect_err("refused");
+            assert!(error.message.contains("spec.nodeName: a pod's spec cannot be changed"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn where_a_claims_data_is_only_the_region_says() {
+    let claim = |annotations: Value| {
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "c", "namespace": "alice", "annotations": annotations},
+            "spec": {"resources": {"requests": {"storage": "1Gi"}}}})
+    };
+    for key in ["hearth.dev/device", "hearth.dev/data-deleted"] {
+        let found = causes(create(claim(json!({key: "true"}))));
+        assert!(found[0].starts_with(&format!("metadata.annotations.{key}: the region sets it")), "{found:?}");
+    }
+    let info = registry::of_kind(&GroupKind::PERSISTENT_VOLUME_CLAIM).expect("a kind");
+    let free = create(claim(json!({"mine": "1"}))).expect("admitted").object;
+    let mut pinned = free.value();
+    pinned["metadata"]["annotations"]["hearth.dev/device"] = json!("nas");
+    let pinned = Object::from_value(pinned).expect("an object");
+    for (old, sent, part, kept) in [
+        (&free, json!({"hearth.dev/device": "pi", "hearth.dev/data-deleted": "true"}), Part::Main, json!({})),
+        (
+            &pinned,
+            json!({"hearth.dev/device": "pi", "a": "b"}),
+            Part::Main,
+            json!({"hearth.dev/device": "nas", "a": "b"}),
+        ),
+        (&pinned, json!({}), Part::Main, json!({"hearth.dev/device": "nas"})),
+        (&pinned, Value::Null, Part::Main, json!({"hearth.dev/device": "nas"})),
+        (
+            &pinned,
+            json!({"hearth.dev/device": "nas", "hearth.dev/data-deleted": "true"}),
+            Part::Region,
+            json!({"hearth.dev/device": "nas", "hearth.dev/data-deleted": "true"}),
+        ),
+    ] {
+        let new = prepare_update(info, old, claim(sent.clone()), part, &context()).expect("admitted").object.value();
+        assert_eq!(new["metadata"]["annotations"], kept, "{sent}");
+    }
+}
+
+#[test]
+fn a_namespace_keeps_its_finalizer_until_the_region_lets_it_go() {
+    let info = registry::of_kind(&GroupKind::NAMESPACE).expect("a kind");
+    let namespace = |finalizers: Value| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "alice", "finalizers": finalizers}});
+    let old = create(namespace(json!([NAMESPACE_FINALIZER, "mine"]))).expect("admitted").object;
+    for (sent, part, kept) in [
+        (json!([]), Part::Main, json!([NAMESPACE_FINALIZER])),
+        (Value::Null, Part::Main, json!([NAMESPACE_FINALIZER])),
+        (json!(["other"]), Part::Main, json!(["other", NAMESPACE_FINALIZER])),
+        (json!(["mine"]), Part::Region, json!(["mine"])),
+    ] {
+        let new =
+            prepare_update(info, &old, namespace(sent.clone()), part, &context()).expect("admitted").object.value();
+        assert_eq!(new["metadata"]["finalizers"], kept, "{sent}");
+    }
+}
+
+#[test]
+fn a_template_is_held_to_the_rules_of_what_is_made_of_it() {
+    let mut object = deployment();
+    object["metadata"]["name"] = json!(vec!["a".repeat(62); 4].join("."));
+    object["spec"]["selector"]["matchLabels"] = json!({"app": "web", "bad key": "x", "k": "no/value"});
+    object["spec"]["template"]["metadata"] = json!({
+        "labels": {"app": "web", "bad key": "x", "k": "no/value"}, "annotations": {"/": "x", "big": "x".repeat(300_000)}});
+    let found = causes(create(object));
+    for expected in [
+        "metadata.name: 251 characters; at most 242",
+        "spec.selector.matchLabels.bad key: \"bad key\"",
+        "spec.selector.matchLabels.k: \"no/value\"",
+        "spec.template.metadata.labels.bad key: \"bad key\"",
+        "spec.template.metadata.labels.k: \"no/value\"",
+        "spec.template.metadata.annotations./: \"/\"",
+        "spec.template.metadata.annotations: 300005 bytes; at most 262144",
+    ] {
+        assert!(found.iter().any(|cause| cause.starts_with(expected)), "{expected}: {found:?}");
+    }
+    assert_eq!(found.len(), 7, "{found:?}");
+}
+
+#[test]
+fn what_apply_keeps_of_itself_does_not_count_as_annotations() {
+    let config = |key: &str| {
+        create(json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "c", "namespace": "alice", "annotations": {key: "x".repeat(300_000)}}}))
+    };
+    assert!(config(crate::patch::LAST_APPLIED).is_ok());
+    assert!(causes(config("mine"))[0].starts_with("metadata.annotations: 300004 bytes"));
+}
+
+#[test]
+fn an_app_names_its_architectures_as_images_do() {
+    let app = |architectures: Value| {
+        create(json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "App", "metadata": {"name": "a"},
+            "spec": {"architectures": architectures, "containers": [{"name": "a", "image": "x"}]}}))
+    };
+    for good in [json!([]), json!(["amd64"]), json!(["arm64", "arm", "riscv64"])] {
+        assert!(app(good.clone()).is_ok(), "{good}");
+    }
+    assert!(
+        causes(app(json!(["x86_64"])))[0].starts_with("spec.architectures[0]: \"x86_64\" is no architecture's name")
+    );
+    assert_eq!(causes(app(json!(["arm64", "arm64"]))), ["spec.architectures[1]: \"arm64\" is there twice"]);
+    assert_eq!(causes(app(json!(["arm64", null]))), ["spec.architectures[1]: must be a string, is null"]);
+}
+
+#[test]
+fn plain_data_of_a_secret_becomes_data_unless_it_is_malformed() {
+    let mut secret =
+        json!({"apiVersion": "v1", "kind": "Secret", "data": {"a": "eA=="}, "stringData": {"b": "y", "c": null}});
+    normalise(&mut secret);
+    assert_eq!(secret, json!({"apiVersion": "v1", "kind": "Secret", "data": {"a": "eA==", "b": "eQ=="}}));
+    for malformed in [json!({"a": 1}), json!("x"), json!(["x"])] {
+        let mut secret = json!({"apiVersion": "v1", "kind": "Secret", "stringData": malformed});
+        let before = secret.clone();
+        normalise(&mut secret);
+        assert_eq!(secret, before);
+    }
+}

@@ -30,6 +30,10 @@ pub struct AppSpec {
     pub description: Option<String>,
     /// The containers that run side by side in one pod.
     pub containers: Vec<Container>,
+    /// The architectures that its images are built for, as Go and OCI name them (`amd64`, `arm64`): it is placed on devices
+    /// whose Node has one of them in the label `kubernetes.io/arch`. None: on any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub architectures: Vec<String>,
     /// The volumes that containers mount by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<AppVolume>,

@@ -237,6 +237,23 @@ mod tests {
     }
 
     #[test]
+    fn null_takes_no_place_in_a_list() {
+        let info = by_argument("pod").expect("a kind");
+        let mut object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "finalizers": [null], "labels": {"a": null}},
+            "spec": {"restartPolicy": null, "containers": [{"name": "a", "args": ["x", null, "y"], "ports": [null]}, null]}});
+        let causes: Vec<_> = info.check_schema(&mut object).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            causes,
+            [
+                "metadata.finalizers[0]: must be a string, is null",
+                "spec.containers[0].args[1]: must be a string, is null",
+                "spec.containers[0].ports[0]: must be a map, is null",
+                "spec.containers[1]: must be a map, is null",
+            ]
+        );
+    }
+
+    #[test]
     fn own_kinds_have_strict_schemas_too() {
         let info = by_argument("install").expect("a kind");
         let mut object = json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Install", "metadata": {"name": "x"},

@@ -273,8 +273,10 @@ impl Shape {
             Self::List(item) => match value.as_array_mut() {
                 Some(items) => {
                     for (index, one) in items.iter_mut().enumerate() {
-                        within(path, &format!("[{index}]"), |path| {
-                            item.check(one, path, causes);
+                        within(path, &format!("[{index}]"), |path| match one {
+                            // In a list it takes a place, and nothing drops it.
+                            Value::Null => item.refuse_null(path, causes),
+                            one => item.check(one, path, causes),
                         });
                     }
                 }
@@ -292,6 +294,26 @@ impl Shape {
             },
             Self::Struct(fields) => fields.check(value, path, causes),
             scalar => scalar.check_scalar(value, path, causes),
+        }
+    }
+
+    fn refuse_null(&self, path: &str, causes: &mut Vec<Cause>) {
+        let expected = match self {
+            Self::Named(name) if SHAPES.named.contains_key(name) => {
+                return SHAPES.named[name].refuse_null(path, causes);
+            }
+            Self::Any | Self::Named(_) => "a value",
+            Self::Text | Self::Base64 | Self::OneOf(_) => "a string",
+            Self::Boolean => "true or false",
+            Self::Number => "a number",
+            Self::Integer { .. } => "an integer",
+            Self::IntOrText => "an integer or a string",
+            Self::Quantity => "a quantity",
+            Self::List(_) => "a list",
+            Self::Map(_) | Self::Struct(_) => "a map",
+        };
+        if causes.len() < MAX_CAUSES {
+            wrong_type(&Value::Null, expected, path, causes);
         }
     }
 

@@ -6,9 +6,9 @@ mod workload;
 
 use serde_json::Value;
 
-use crate::{names, registry::KindInfo, status::Cause};
+use crate::{names, patch, registry::KindInfo, status::Cause};
 
-/// Labels and annotations of one object in bytes at most, as in Kubernetes.
+/// Annotations of one object in bytes at most, as in Kubernetes; without what `apply` keeps of itself.
 pub const MAX_ANNOTATION_BYTES: usize = 262_144;
 
 /// Why nobody may name the device of a pod: owners lend their devices and volumes are on one, which placement alone looks at.
@@ -61,17 +61,7 @@ pub fn metadata(info: &KindInfo, object: &Value, report: &mut Report) {
             report.name("metadata.namespace", namespace, names::dns_label);
         }
     }
-    let map = |pointer: &str| object.pointer(pointer).and_then(Value::as_object).into_iter().flatten();
-    for (key, value) in map("/metadata/labels") {
-        let path = format!("metadata.labels.{key}");
-        report.name(&path, key, names::label_key);
-        report.name(&path, value.as_str().unwrap_or_default(), names::label_value);
-    }
-    let mut size = 0;
-    for (key, value) in map("/metadata/annotations") {
-        report.name(&format!("metadata.annotations.{key}"), key, names::label_key);
-        size += key.len() + value.as_str().map_or(0, str::len);
-    }
+    labels_and_annotations(&object["metadata"], "metadata", report);
     for (path, owner) in each(&object["metadata"], "ownerReferences", "metadata") {
         // An owner that cannot be told from its namesakes counts as gone, and takes the object along.
         for field in ["apiVersion", "kind", "name", "uid"] {
@@ -80,8 +70,30 @@ pub fn metadata(info: &KindInfo, object: &Value, report: &mut Report) {
             }
         }
     }
+}
+
+/// Validates the labels and annotations of an object or a template.
+fn labels_and_annotations(meta: &Value, path: &str, report: &mut Report) {
+    labels(&meta["labels"], &format!("{path}.labels"), report);
+    let mut size = 0;
+    for (key, value) in meta["annotations"].as_object().into_iter().flatten() {
+        report.name(&format!("{path}.annotations.{key}"), key, names::label_key);
+        // What apply keeps grows with the object, which has a limit of its own.
+        if key != patch::LAST_APPLIED {
+            size += key.len() + value.as_str().map_or(0, str::len);
+        }
+    }
     if size > MAX_ANNOTATION_BYTES {
-        report.wrong("metadata.annotations", format!("{size} bytes; at most {MAX_ANNOTATION_BYTES}"));
+        report.wrong(format!("{path}.annotations"), format!("{size} bytes; at most {MAX_ANNOTATION_BYTES}"));
+    }
+}
+
+/// Validates a map of labels.
+fn labels(map: &Value, path: &str, report: &mut Report) {
+    for (key, value) in map.as_object().into_iter().flatten() {
+        let path = format!("{path}.{key}");
+        report.name(&path, key, names::label_key);
+        report.name(&path, value.as_str().unwrap_or_default(), names::label_value);
     }
 }
 
@@ -89,9 +101,12 @@ pub fn metadata(info: &KindInfo, object: &Value, report: &mut Report) {
 pub fn body(info: &KindInfo, object: &Value, old: Option<&Value>, zone: &str, report: &mut Report) {
     match info.kind {
         "Pod" => {
-            pod::spec(&object["spec"], "spec", report);
             if let Some(old) = old {
+                // What is unchanged was accepted once, maybe by an earlier version: the rest of the pod must still be changeable.
                 pod::unchanged(&old["spec"], &object["spec"], report);
+            } else {
+                pod::spec(&object["spec"], "spec", report);
+                pod::unplaced(&object["spec"], "spec", report);
             }
         }
         "Deployment" => workload::deployment(object, old, report),

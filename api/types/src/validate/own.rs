@@ -10,8 +10,28 @@ use crate::{DeviceKey, names, quantity};
 /// Keys of one device at most: the one in use, and one that it is rotated to, with room to spare.
 const MAX_KEYS: usize = 8;
 
+/// The architectures of Linux that Go and OCI images have names for (`GOARCH`).
+const ARCHITECTURES: &[&str] = &[
+    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64",
+    "s390x",
+];
+
+fn architectures(spec: &Value, report: &mut Report) {
+    let mut seen = BTreeSet::new();
+    for (path, one) in each(spec, "architectures", "spec") {
+        let name = one.as_str().unwrap_or_default();
+        if !ARCHITECTURES.contains(&name) {
+            let known = ARCHITECTURES.join(", ");
+            report.wrong(path, format!("{name:?} is no architecture's name; must be one of {known}"));
+        } else if !seen.insert(name) {
+            report.wrong(path, format!("{name:?} is there twice"));
+        }
+    }
+}
+
 pub(super) fn app(object: &Value, report: &mut Report) {
     let spec = &object["spec"];
+    architectures(spec, report);
     let mut names_seen = BTreeSet::new();
     for (path, volume) in each(spec, "volumes", "spec") {
         let name = text(volume, "name");

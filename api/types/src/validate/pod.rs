@@ -30,48 +30,149 @@ pub(super) const ALLOWED_CAPABILITIES: &[&str] = &[
     "SYS_CHROOT",
 ];
 
-const REFUSED_IN_POD: &[&str] = &[
-    "initContainers",
-    "ephemeralContainers",
-    "shareProcessNamespace",
-    "affinity",
-    "topologySpreadConstraints",
-    "hostAliases",
-    "runtimeClassName",
-    "dnsConfig",
-    "overhead",
-    "readinessGates",
-    "resourceClaims",
-    "schedulingGates",
-    "imagePullSecrets",
-    "activeDeadlineSeconds",
-    "priorityClassName",
+/// What becomes of a field that says something.
+#[derive(Clone, Copy, Debug)]
+enum Use {
+    /// It is acted on, and checked elsewhere.
+    Acted,
+    /// Accepted with these values, since they say what is so anyway: what Kubernetes fills in, as a rule.
+    Only(&'static [&'static str]),
+    /// Accepted without a word with these values, and else with a warning: what runs is the same.
+    Warned(&'static [&'static str], &'static str),
+    /// Refused: something else would run than was asked for.
+    Refused(&'static str),
+}
+
+const UNSUPPORTED: &str = "not supported by this version of Hearth";
+const GUEST: &str = "refused: an app is a guest and has namespaces of its own";
+const NO_MESSAGES: &str = "not acted on by this version of Hearth: nothing is read from a file when the container ends";
+const NO_PROBES: &str = "not acted on by this version of Hearth: the container counts as ready when it runs";
+const NO_TERMINAL: &str = "not supported by this version of Hearth; use exec -it";
+
+/// Every field of a pod's spec that passes the schema is here; what is not here is refused.
+const POD_FIELDS: &[(&str, Use)] = &[
+    ("containers", Use::Acted),
+    ("dnsPolicy", Use::Acted),
+    ("hostname", Use::Acted),
+    ("nodeName", Use::Acted),
+    ("nodeSelector", Use::Acted),
+    ("restartPolicy", Use::Acted),
+    ("securityContext", Use::Acted),
+    ("terminationGracePeriodSeconds", Use::Acted),
+    ("tolerations", Use::Acted),
+    ("volumes", Use::Acted),
+    // There are no Services whose addresses could be put into the environment.
+    ("enableServiceLinks", Use::Only(&["true", "false"])),
+    // Nothing is ever preempted.
+    ("preemptionPolicy", Use::Only(&["PreemptLowerPriority", "Never"])),
+    ("os", Use::Only(&[r#"{"name":"linux"}"#])),
+    ("priority", Use::Only(&["0"])),
+    ("schedulerName", Use::Only(&["default-scheduler"])),
+    ("serviceAccount", Use::Only(&["default"])),
+    ("serviceAccountName", Use::Only(&["default"])),
+    ("hostIPC", Use::Refused(GUEST)),
+    ("hostNetwork", Use::Refused(GUEST)),
+    ("hostPID", Use::Refused(GUEST)),
+    ("hostUsers", Use::Refused(GUEST)),
+    ("activeDeadlineSeconds", Use::Refused(UNSUPPORTED)),
+    ("affinity", Use::Refused(UNSUPPORTED)),
+    ("automountServiceAccountToken", Use::Refused("not supported: there are no service accounts")),
+    ("dnsConfig", Use::Refused(UNSUPPORTED)),
+    ("ephemeralContainers", Use::Refused(UNSUPPORTED)),
+    ("hostAliases", Use::Refused(UNSUPPORTED)),
+    ("hostnameOverride", Use::Refused(UNSUPPORTED)),
+    ("imagePullSecrets", Use::Refused(UNSUPPORTED)),
+    ("initContainers", Use::Refused(UNSUPPORTED)),
+    ("overhead", Use::Refused(UNSUPPORTED)),
+    ("priorityClassName", Use::Refused(UNSUPPORTED)),
+    ("readinessGates", Use::Refused(UNSUPPORTED)),
+    ("resourceClaims", Use::Refused(UNSUPPORTED)),
+    ("resources", Use::Refused("not supported by this version of Hearth; give each container its resources")),
+    ("runtimeClassName", Use::Refused(UNSUPPORTED)),
+    ("schedulingGates", Use::Refused(UNSUPPORTED)),
+    ("setHostnameAsFQDN", Use::Refused(UNSUPPORTED)),
+    ("shareProcessNamespace", Use::Refused(UNSUPPORTED)),
+    ("subdomain", Use::Refused(UNSUPPORTED)),
+    ("topologySpreadConstraints", Use::Refused(UNSUPPORTED)),
 ];
-const REFUSED_IN_CONTAINER: &[&str] = &["lifecycle", "volumeDevices", "resizePolicy", "restartPolicy"];
-const IGNORED_IN_CONTAINER: &[&str] = &["livenessProbe", "readinessProbe", "startupProbe"];
+
+/// The same for a container.
+const CONTAINER_FIELDS: &[(&str, Use)] = &[
+    ("args", Use::Acted),
+    ("command", Use::Acted),
+    ("env", Use::Acted),
+    ("envFrom", Use::Acted),
+    ("image", Use::Acted),
+    ("imagePullPolicy", Use::Acted),
+    ("name", Use::Acted),
+    ("ports", Use::Acted),
+    ("resources", Use::Acted),
+    ("securityContext", Use::Acted),
+    ("volumeMounts", Use::Acted),
+    ("workingDir", Use::Acted),
+    ("livenessProbe", Use::Warned(&[], NO_PROBES)),
+    ("readinessProbe", Use::Warned(&[], NO_PROBES)),
+    ("startupProbe", Use::Warned(&[], NO_PROBES)),
+    ("terminationMessagePath", Use::Warned(&["/dev/termination-log"], NO_MESSAGES)),
+    ("terminationMessagePolicy", Use::Warned(&["File"], NO_MESSAGES)),
+    ("lifecycle", Use::Refused(UNSUPPORTED)),
+    ("resizePolicy", Use::Refused(UNSUPPORTED)),
+    ("restartPolicy", Use::Refused(UNSUPPORTED)),
+    ("restartPolicyRules", Use::Refused(UNSUPPORTED)),
+    ("stdin", Use::Refused(NO_TERMINAL)),
+    ("stdinOnce", Use::Refused(NO_TERMINAL)),
+    ("tty", Use::Refused(NO_TERMINAL)),
+    ("volumeDevices", Use::Refused(UNSUPPORTED)),
+];
 const SOURCES: &[&str] = &["emptyDir", "configMap", "secret", "persistentVolumeClaim"];
 
 /// Validates a pod's spec.
 pub(super) fn spec(spec: &Value, path: &str, report: &mut Report) {
-    for field in REFUSED_IN_POD {
-        if set(spec, field) {
-            report.wrong(format!("{path}.{field}"), "not supported by this version of Hearth");
-        }
-    }
-    for field in ["hostNetwork", "hostPID", "hostIPC", "hostUsers"] {
-        if spec.get(field) == Some(&Value::Bool(true)) {
-            report.wrong(format!("{path}.{field}"), "refused: an app is a guest and has namespaces of its own");
-        }
-    }
+    classify(spec, POD_FIELDS, path, report);
     one_of(spec, "restartPolicy", &["Always", "OnFailure", "Never"], path, report);
     one_of(spec, "dnsPolicy", &["ClusterFirst", "Default"], path, report);
     let grace = spec.get("terminationGracePeriodSeconds").and_then(Value::as_i64);
     if grace.is_some_and(|seconds| !(0..=86_400).contains(&seconds)) {
         report.wrong(format!("{path}.terminationGracePeriodSeconds"), "must be from 0 to 86400");
     }
+    let hostname = text(spec, "hostname");
+    if !hostname.is_empty() {
+        report.name(&format!("{path}.hostname"), hostname, names::dns_label);
+    }
+    if let Some(selector) = spec.get("nodeSelector") {
+        super::labels(selector, &format!("{path}.nodeSelector"), report);
+    }
     security(spec, path, &["runAsUser", "runAsGroup", "runAsNonRoot", "seccompProfile"], report);
     let volumes = volumes(spec, path, report);
     containers(spec, path, &volumes, report);
+}
+
+/// Who names the device of a pod: placement, and it alone.
+pub(super) fn unplaced(spec: &Value, path: &str, report: &mut Report) {
+    if set(spec, "nodeName") {
+        report.wrong(format!("{path}.nodeName"), super::PLACED);
+    }
+}
+
+/// Holds what is set against what is known of each field.
+fn classify(owner: &Value, fields: &[(&str, Use)], path: &str, report: &mut Report) {
+    for (field, value) in owner.as_object().into_iter().flatten().filter(|(field, _)| set(owner, field)) {
+        let at = format!("{path}.{field}");
+        let known = fields.iter().find(|(name, _)| name == field).map(|(_, used)| *used);
+        let plain = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let among = |values: &[&str]| values.iter().any(|one| *one == plain);
+        match known.unwrap_or(Use::Refused(UNSUPPORTED)) {
+            Use::Acted => {}
+            Use::Only(values) if among(values) => {}
+            Use::Only(values) => {
+                let values = values.join(", ");
+                report.wrong(at, format!("{plain} is not supported; must be one of {values}, or left out"));
+            }
+            Use::Warned(values, _) if among(values) => {}
+            Use::Warned(_, why) => report.warn(&at, why),
+            Use::Refused(why) => report.wrong(at, why),
+        }
+    }
 }
 
 /// A pod's spec is fixed: a change of what runs is a new pod.
@@ -112,24 +213,7 @@ fn container(container: &Value, at: &str, volumes: &BTreeSet<&str>, report: &mut
     if text(container, "image").trim().is_empty() {
         report.wrong(format!("{at}.image"), "required");
     }
-    for field in REFUSED_IN_CONTAINER {
-        if set(container, field) {
-            report.wrong(format!("{at}.{field}"), "not supported by this version of Hearth");
-        }
-    }
-    for field in IGNORED_IN_CONTAINER {
-        if set(container, field) {
-            report.warn(
-                &format!("{at}.{field}"),
-                "not acted on by this version of Hearth: the container counts as ready when it runs",
-            );
-        }
-    }
-    for field in ["stdin", "tty", "stdinOnce"] {
-        if container.get(field) == Some(&Value::Bool(true)) {
-            report.wrong(format!("{at}.{field}"), "not supported by this version of Hearth; use exec -it");
-        }
-    }
+    classify(container, CONTAINER_FIELDS, at, report);
     one_of(container, "imagePullPolicy", &["IfNotPresent", "Never", "Always"], at, report);
     if !text(container, "workingDir").is_empty() && !text(container, "workingDir").starts_with('/') {
         report.wrong(format!("{at}.workingDir"), "must be an absolute path");
@@ -358,6 +442,7 @@ fn set(value: &Value, field: &str) -> bool {
     match value.get(field) {
         None | Some(Value::Null | Value::Bool(false)) => false,
         Some(Value::Array(list)) => !list.is_empty(),
+        Some(Value::Object(map)) => !map.is_empty(),
         Some(Value::String(text)) => !text.is_empty(),
         Some(_) => true,
     }
@@ -368,5 +453,86 @@ fn one_of(value: &Value, field: &str, words: &[&str], at: &str, report: &mut Rep
     if !word.is_empty() && !words.contains(&word) {
         report
             .wrong(format!("{at}.{field}"), format!("{word:?} is not supported; must be one of {}", words.join(", ")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::kinds;
+
+    /// A new version of Kubernetes' types brings new fields: each has to be thought of.
+    #[test]
+    fn every_field_of_the_schema_is_classified() {
+        let of = |schema: schemars::Schema| {
+            let schema = schema.to_value();
+            let properties = schema["properties"].as_object().expect("a struct");
+            properties.keys().cloned().collect::<BTreeSet<String>>()
+        };
+        for (fields, schema) in [
+            (POD_FIELDS, of(schemars::schema_for!(kinds::PodSpec))),
+            (CONTAINER_FIELDS, of(schemars::schema_for!(kinds::Container))),
+        ] {
+            let known: BTreeSet<String> = fields.iter().map(|(name, _)| (*name).to_owned()).collect();
+            assert_eq!(known.len(), fields.len(), "a field is there twice");
+            assert_eq!(known, schema);
+        }
+    }
+
+    fn checked(spec: &Value) -> (Vec<String>, Vec<String>) {
+        let mut report = Report::default();
+        self::spec(spec, "spec", &mut report);
+        (report.causes.iter().map(ToString::to_string).collect(), report.warnings)
+    }
+
+    /// As `kubectl get pod -o yaml` shows a pod that asked for nothing special.
+    #[test]
+    fn what_kubernetes_fills_in_is_accepted_without_a_word() {
+        let spec = json!({
+            "containers": [{"name": "a", "image": "x", "imagePullPolicy": "Always", "resources": {}, "stdin": false,
+                "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
+                "ports": [{"containerPort": 80, "protocol": "TCP"}]}],
+            "affinity": {}, "dnsPolicy": "ClusterFirst", "enableServiceLinks": true, "hostNetwork": false,
+            "automountServiceAccountToken": false, "nodeSelector": {"kubernetes.io/arch": "arm64"}, "os": {"name": "linux"},
+            "preemptionPolicy": "PreemptLowerPriority", "priority": 0, "restartPolicy": "Always",
+            "schedulerName": "default-scheduler", "securityContext": {}, "serviceAccount": "default",
+            "serviceAccountName": "default", "terminationGracePeriodSeconds": 30, "initContainers": [], "hostname": "web",
+            "tolerations": [{"effect": "NoExecute", "key": "node.kubernetes.io/not-ready", "operator": "Exists"}],
+        });
+        assert_eq!(checked(&spec), (vec![], vec![]));
+    }
+
+    #[test]
+    fn what_would_run_otherwise_than_asked_for_is_refused() {
+        for (field, value, expected) in [
+            ("resources", json!({"limits": {"cpu": "1"}}), "spec.resources: not supported"),
+            ("hostnameOverride", json!("x"), "spec.hostnameOverride: not supported"),
+            ("subdomain", json!("x"), "spec.subdomain: not supported"),
+            (
+                "schedulerName",
+                json!("mine"),
+                "spec.schedulerName: mine is not supported; must be one of default-scheduler",
+            ),
+            ("priority", json!(10), "spec.priority: 10 is not supported"),
+            ("os", json!({"name": "windows"}), "spec.os: {\"name\":\"windows\"} is not supported"),
+            ("serviceAccountName", json!("robot"), "spec.serviceAccountName: robot is not supported"),
+            ("hostname", json!("Not_a.label"), "spec.hostname: \"Not_a.label\": must be a lowercase"),
+            ("nodeSelector", json!({"a": "-"}), "spec.nodeSelector.a: \"-\": must be letters"),
+            ("ofTheFuture", json!(1), "spec.ofTheFuture: not supported"),
+        ] {
+            let mut spec = json!({"containers": [{"name": "a", "image": "x"}]});
+            spec[field] = value;
+            let (causes, _) = checked(&spec);
+            assert!(causes.len() == 1 && causes[0].starts_with(expected), "{expected}: {causes:?}");
+        }
+        let spec = json!({"containers": [{"name": "a", "image": "x", "restartPolicyRules": [{"action": "Restart"}],
+            "terminationMessagePolicy": "FallbackToLogsOnError"}]});
+        let (causes, warnings) = checked(&spec);
+        assert!(causes.len() == 1 && causes[0].starts_with("spec.containers[0].restartPolicyRules: not supported"));
+        assert!(
+            warnings.len() == 1 && warnings[0].starts_with("spec.containers[0].terminationMessagePolicy: not acted on")
+        );
     }
 }

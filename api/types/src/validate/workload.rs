@@ -3,15 +3,23 @@
 use serde_json::Value;
 
 use super::{Report, immutable, pod};
-use crate::{names, quantity, selector::LabelSelector};
+use crate::{names, quantity, selector::LabelSelector, store::CLAIM_ANNOTATIONS};
 
 /// Replicas of one workload at most: a region has room for 100,000 pods in all.
 pub(super) const MAX_REPLICAS: i64 = 10_000;
 /// The data of one ConfigMap or Secret in bytes at most, as in Kubernetes.
 pub(super) const MAX_CONFIG_BYTES: usize = 1 << 20;
 
+/// The longest name of a Deployment: its ReplicaSets have a hyphen and ten characters more. Names of pods are cut to fit.
+const MAX_DEPLOYMENT_NAME: usize = names::MAX_SUBDOMAIN - 11;
+
 pub(super) fn deployment(object: &Value, old: Option<&Value>, report: &mut Report) {
     workload(object, old, report);
+    let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    if name.len() > MAX_DEPLOYMENT_NAME {
+        let why = "names of its ReplicaSets are made of it";
+        report.wrong("metadata.name", format!("{} characters; at most {MAX_DEPLOYMENT_NAME}: {why}", name.len()));
+    }
     let strategy = object.pointer("/spec/strategy/type").and_then(Value::as_str).unwrap_or_default();
     if !matches!(strategy, "Recreate" | "RollingUpdate") {
         report.wrong(
@@ -31,6 +39,10 @@ fn workload(object: &Value, old: Option<&Value>, report: &mut Report) {
     if !(0..=MAX_REPLICAS).contains(&replicas) {
         report.wrong("spec.replicas", format!("must be from 0 to {MAX_REPLICAS}"));
     }
+    if let Some(labels) = spec.pointer("/selector/matchLabels") {
+        super::labels(labels, "spec.selector.matchLabels", report);
+    }
+    super::labels_and_annotations(&spec["template"]["metadata"], "spec.template.metadata", report);
     match LabelSelector::from_json(&spec["selector"]) {
         Err(why) => report.wrong("spec.selector", why),
         Ok(selector) if selector.is_empty() => {
@@ -49,9 +61,7 @@ fn workload(object: &Value, old: Option<&Value>, report: &mut Report) {
     if restart.is_some_and(|policy| policy != "Always") {
         report.wrong("spec.template.spec.restartPolicy", "must be Always: a Deployment keeps its pods running");
     }
-    if spec.pointer("/template/spec/nodeName").is_some() {
-        report.wrong("spec.template.spec.nodeName", super::PLACED);
-    }
+    pod::unplaced(&spec["template"]["spec"], "spec.template.spec", report);
     pod::spec(&spec["template"]["spec"], "spec.template.spec", report);
 }
 
@@ -76,6 +86,13 @@ pub(super) fn config(object: &Value, old: Option<&Value>, report: &mut Report) {
 }
 
 pub(super) fn claim(object: &Value, old: Option<&Value>, report: &mut Report) {
+    if old.is_none() {
+        let annotations = object.pointer("/metadata/annotations").and_then(Value::as_object).into_iter().flatten();
+        for (key, _) in annotations.filter(|(key, _)| CLAIM_ANNOTATIONS.contains(&key.as_str())) {
+            let why = "the region sets it, when the first pod that uses the claim is placed; leave it out";
+            report.wrong(format!("metadata.annotations.{key}"), why);
+        }
+    }
     let spec = &object["spec"];
     let size = spec.pointer("/resources/requests/storage").and_then(Value::as_str);
     match size.map(quantity::bytes) {

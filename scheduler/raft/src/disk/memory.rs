@@ -195,6 +195,14 @@ impl Inner {
         self.inodes.values().map(|inode| inode.current.len()).sum()
     }
 
+    fn room(&self) -> usize {
+        let room = self.faults.iter().find_map(|fault| match fault {
+            Fault::Full { capacity } => Some(capacity.saturating_sub(self.used())),
+            _ => None,
+        });
+        room.unwrap_or(usize::MAX)
+    }
+
     fn collect(&mut self) {
         let (names, durable, pending) = (&self.names, &self.durable_names, &self.pending_names);
         let named = |id: &u64| {
@@ -256,6 +264,10 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn free(&self, _: &Path) -> io::Result<u64> {
+        Ok(self.inner().room() as u64)
+    }
+
     fn lock(&self, dir: &Path) -> io::Result<Box<dyn Send + Sync>> {
         let mut inner = self.inner();
         if inner.locked.iter().any(|one| one == dir) {
@@ -286,11 +298,7 @@ impl DiskFile for MemoryFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut inner = self.disk.inner();
         inner.step()?;
-        let room = inner.faults.iter().find_map(|fault| match fault {
-            Fault::Full { capacity } => Some(capacity.saturating_sub(inner.used())),
-            _ => None,
-        });
-        let fits = room.unwrap_or(usize::MAX).min(bytes.len());
+        let fits = inner.room().min(bytes.len());
         if let Some(inode) = inner.inodes.get_mut(&self.id) {
             inode.current.extend_from_slice(&bytes[..fits]);
         }

@@ -34,6 +34,8 @@ pub trait Disk: Send + Sync + 'static {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// How many bytes can still be written in a directory.
+    fn free(&self, dir: &Path) -> io::Result<u64>;
     /// Takes a directory for this process, until the result is dropped; fails with `WouldBlock` where another has it.
     fn lock(&self, dir: &Path) -> io::Result<Box<dyn Send + Sync>>;
 }
@@ -49,13 +51,31 @@ pub trait DiskFile: Send {
 /// Replaces a small file as a whole: temporary file, sync, rename, sync of the directory. After a crash the file is the
 /// old one or the new one.
 pub(crate) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_whole(disk, path, |file| file.append(bytes)).map(drop)
+}
+
+/// Writes a file as a whole under its name, as [`replace`] does, and returns it, to be written on. Where that fails, nothing is
+/// left of it: on a full disk that room is needed.
+pub(crate) fn write_whole(
+    disk: &dyn Disk,
+    path: &Path,
+    write: impl FnOnce(&mut dyn DiskFile) -> io::Result<()>,
+) -> io::Result<Box<dyn DiskFile>> {
     let temporary = temporary_of(path);
-    let mut file = disk.create(&temporary)?;
-    file.append(bytes)?;
-    file.sync()?;
-    drop(file);
-    disk.rename(&temporary, path)?;
-    disk.sync_dir(path.parent().unwrap_or(Path::new("/")))
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let named = || {
+        let mut file = disk.create(&temporary)?;
+        write(&mut *file)?;
+        file.sync()?;
+        disk.rename(&temporary, path)?;
+        Ok(file)
+    };
+    let file = named().inspect_err(|_: &io::Error| {
+        // What cannot be removed now is removed at the next start.
+        let _ = disk.remove(&temporary).and_then(|()| disk.sync_dir(dir));
+    })?;
+    disk.sync_dir(dir)?;
+    Ok(file)
 }
 
 /// The name under which a file is written before it gets its own.

@@ -59,6 +59,11 @@ impl Disk for RealDisk {
         File::open(dir)?.sync_all()
     }
 
+    fn free(&self, dir: &Path) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(dir)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
     fn lock(&self, dir: &Path) -> io::Result<Box<dyn Send + Sync>> {
         let file = File::open(dir)?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;

@@ -7,9 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use super::record::{self, Damage, Record};
+use super::record::{self, Damage, Record, Unread};
 use crate::{
-    disk::{Disk, DiskFile, TEMPORARY, temporary_of},
+    disk::{self, Disk, DiskFile, TEMPORARY},
+    sealed,
     types::{Entry, LogId},
 };
 
@@ -47,10 +48,28 @@ pub enum LogError {
         why: String,
     },
     /// A file is missing.
-    #[error("the log is incomplete: {path} is missing; restore it, or restore the region from a backup", path = path.display())]
+    #[error(
+        "the log is incomplete: {path} is missing, and what was written there with it. Nothing was changed. Restore the file, or restore \
+         the region from a backup, or, where other servers have its data, remove this server's raft folder and join it anew",
+        path = path.display()
+    )]
     Missing {
         /// The file.
         path: PathBuf,
+    },
+    /// An entry is intact, and this program cannot read it.
+    #[error(
+        "the log has an entry that this program cannot read: {path}, at byte {offset}: {why}. Nothing was changed. Run the version of \
+         Hearth that wrote it, or a newer one",
+        path = path.display()
+    )]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The byte.
+        offset: usize,
+        /// What it is.
+        why: String,
     },
 }
 
@@ -85,6 +104,37 @@ pub(crate) struct LogFiles {
     synced: usize,
     purged: Option<LogId>,
     segment_bytes: usize,
+    newest: Newest,
+}
+
+/// The name of the file that says which segment is the newest.
+const NEWEST: &str = "log-newest";
+const NEWEST_MAGIC: [u8; 8] = *b"HEARTHNS";
+
+/// Which segment is the newest, in a file beside them: that the newest ones are missing can be told by nothing else. Written once
+/// a segment, after the segment and before anything is in it.
+struct Newest {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+}
+
+impl Newest {
+    fn read(&self) -> Result<Option<u64>, LogError> {
+        let damaged = |why: String| LogError::Damaged { path: self.path.clone(), offset: 0, why };
+        let bytes = match self.disk.read(&self.path) {
+            Ok(bytes) => bytes,
+            // A store of an older version: it has none.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("read", &self.path)(error)),
+        };
+        let content = sealed::open(NEWEST_MAGIC, &bytes).map_err(|error| damaged(error.to_string()))?;
+        let number = content.try_into().map_err(|_| damaged("it holds no number".into()))?;
+        Ok(Some(u64::from_le_bytes(number)))
+    }
+
+    fn save(&self, number: u64) -> io::Result<()> {
+        disk::replace(&*self.disk, &self.path, &sealed::seal(NEWEST_MAGIC, &number.to_le_bytes()))
+    }
 }
 
 impl LogFiles {
@@ -92,7 +142,14 @@ impl LogFiles {
     ///
     /// The last segment is rewritten: a process that could not sync it may have left pages in memory that read well and
     /// are not on disk.
-    pub(crate) fn open(disk: Arc<dyn Disk>, dir: &Path, segment_bytes: usize) -> Result<(Self, Loaded), LogError> {
+    ///
+    /// `used`: whether something else in the directory says that there was a log.
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        segment_bytes: usize,
+        used: bool,
+    ) -> Result<(Self, Loaded), LogError> {
         let mut numbers = Vec::new();
         for name in disk.list(dir).map_err(io_error("list", dir))? {
             if name.starts_with("log-") && name.ends_with(TEMPORARY) {
@@ -116,25 +173,35 @@ impl LogFiles {
                 disk.remove(&path).map_err(io_error("remove", &path))?;
                 break;
             }
-            let (max_index, end) = loaded
-                .add(&bytes, number, last)
-                .map_err(|Damage { offset, why }| LogError::Damaged { path: path.clone(), offset, why })?;
+            let (max_index, end) = loaded.add(&bytes, number, last).map_err(|damage| damage.of(&path))?;
             loaded.cut += bytes.len() - end;
             bytes.truncate(end);
             valid = bytes;
             segments.push_back(Segment { number, max_index });
         }
+        let newest = Newest { disk: Arc::clone(&disk), path: dir.join(NEWEST) };
+        let known = newest.read()?;
+        let found = segments.back().map_or(0, |last: &Segment| last.number);
+        // A log that was used has a segment. Before the first, there is no word of one, and nobody voted.
+        let least = known.unwrap_or(0).max(u64::from(used));
+        if found < least {
+            let missing = if found == 0 { least } else { found + 1 };
+            return Err(LogError::Missing { path: dir.join(name_of(missing)) });
+        }
         loaded.settle(dir)?;
-        let number = segments.back().map_or(1, |last| last.number);
+        let number = found.max(1);
         if segments.is_empty() {
             segments.push_back(Segment { number, max_index: None });
             valid = record::head(number).to_vec();
         }
         let path = dir.join(name_of(number));
-        let file = rewrite(&*disk, &path, &valid).map_err(io_error("write", &path))?;
+        let file = disk::write_whole(&*disk, &path, |file| file.append(&valid)).map_err(io_error("write", &path))?;
+        if known != Some(number) {
+            newest.save(number).map_err(io_error("write", &newest.path))?;
+        }
         let (dir, purged) = (dir.to_owned(), loaded.purged);
         let length = valid.len();
-        Ok((Self { disk, dir, segments, file, length, synced: length, purged, segment_bytes }, loaded))
+        Ok((Self { disk, dir, segments, file, length, synced: length, purged, segment_bytes, newest }, loaded))
     }
 
     /// Appends records as [`record`] made them, the highest index among them being `max_index`. Not durable until
@@ -195,6 +262,7 @@ impl LogFiles {
         file.append(&bytes)?;
         file.sync()?;
         self.disk.sync_dir(&self.dir)?;
+        self.newest.save(number)?;
         self.segments.push_back(Segment { number, max_index: None });
         (self.file, self.length, self.synced) = (file, bytes.len(), bytes.len());
         Ok(())
@@ -208,8 +276,10 @@ impl Loaded {
         let scan = record::scan(bytes, last)?;
         let mut max_index = None;
         for at in scan.payloads {
-            let damage = |why: String| Damage { offset: at.start - record::RECORD_HEAD, why };
-            match record::read_payload(&bytes[at.clone()]).map_err(damage)? {
+            let offset = at.start - record::RECORD_HEAD;
+            let damage = |why: String| Damage { offset, why, unreadable: false };
+            let read = record::read_payload(&bytes[at.clone()]);
+            match read.map_err(|Unread { why, unreadable }| Damage { offset, why, unreadable })? {
                 Record::Entry(entry) => {
                     max_index = max_index.max(Some(entry.log_id.index));
                     let index = entry.log_id.index;
@@ -253,15 +323,11 @@ impl Loaded {
     }
 }
 
-/// Writes a file anew under its name and returns it, to be written on.
-fn rewrite(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<Box<dyn DiskFile>> {
-    let temporary = temporary_of(path);
-    let mut file = disk.create(&temporary)?;
-    file.append(bytes)?;
-    file.sync()?;
-    disk.rename(&temporary, path)?;
-    disk.sync_dir(path.parent().unwrap_or(Path::new("/")))?;
-    Ok(file)
+impl Damage {
+    fn of(self, path: &Path) -> LogError {
+        let (path, Self { offset, why, unreadable }) = (path.to_owned(), self);
+        if unreadable { LogError::Unreadable { path, offset, why } } else { LogError::Damaged { path, offset, why } }
+    }
 }
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError {

@@ -73,16 +73,17 @@ impl Writer {
 }
 
 impl LogStore {
-    /// Opens or makes the log of a directory.
+    /// Opens or makes the log of a directory. `used`: whether something in it, other than log and vote, says that there was one.
     pub(crate) fn open(
         disk: &Arc<dyn Disk>,
         dir: &Path,
         segment_bytes: usize,
+        used: bool,
         health: &Health,
         metrics: &Metrics,
     ) -> Result<(Self, Writer), LogError> {
         let (vote_file, vote) = VoteFile::open(Arc::clone(disk), dir)?;
-        let (files, loaded) = LogFiles::open(Arc::clone(disk), dir, segment_bytes)?;
+        let (files, loaded) = LogFiles::open(Arc::clone(disk), dir, segment_bytes, used || vote.is_some())?;
         if loaded.cut > 0 {
             tracing::warn!(bytes = loaded.cut, "cut what a crash had left unfinished at the end of the log");
         }

@@ -61,6 +61,8 @@ pub(crate) struct Damage {
     pub(crate) offset: usize,
     /// What is wrong.
     pub(crate) why: String,
+    /// Whether the bytes are intact, and of another program.
+    pub(crate) unreadable: bool,
 }
 
 impl fmt::Display for Damage {
@@ -87,7 +89,7 @@ pub(crate) fn is_unfinished_head(bytes: &[u8]) -> bool {
 
 /// Checks the head of a segment.
 pub(crate) fn check_head(bytes: &[u8], number: u64) -> Result<(), Damage> {
-    let damage = |why: String| Err(Damage { offset: 0, why });
+    let damage = |why: String| Err(Damage { offset: 0, why, unreadable: false });
     if bytes.len() < HEAD || bytes[..8] != *MAGIC {
         return damage("this is no log segment".into());
     }
@@ -179,7 +181,7 @@ pub(crate) fn scan(bytes: &[u8], last: bool) -> Result<Scan, Damage> {
                 payloads.push(found.payload);
             }
             Err(bad) if last && bad.torn && !synced_past(bytes, at) => break,
-            Err(bad) => return Err(Damage { offset: at, why: bad.why.into() }),
+            Err(bad) => return Err(Damage { offset: at, why: bad.why.into(), unreadable: false }),
         }
     }
     Ok(Scan { payloads, valid: at.min(bytes.len()) })
@@ -240,10 +242,20 @@ fn synced_past(bytes: &[u8], at: usize) -> bool {
     (at + 1..bytes.len()).any(|other| read_record(bytes, other).is_ok_and(|found| found.synced > at))
 }
 
-/// Reads a payload.
-pub(crate) fn read_payload(payload: &[u8]) -> Result<Record, String> {
-    let (kind, rest) = payload.split_first().ok_or("a record is empty")?;
-    let cut_off = || "a record is too short for its kind".to_owned();
+/// Why a payload cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unread {
+    pub(crate) why: String,
+    /// Whether it is of another program, rather than damaged.
+    pub(crate) unreadable: bool,
+}
+
+/// Reads a payload. A command that this program cannot apply is an error: what comes after it stands on it.
+pub(crate) fn read_payload(payload: &[u8]) -> Result<Record, Unread> {
+    let damaged = |why: String| Unread { why, unreadable: false };
+    let newer = |why: String| Unread { why, unreadable: true };
+    let (kind, rest) = payload.split_first().ok_or_else(|| damaged("a record is empty".into()))?;
+    let cut_off = || damaged("a record is too short for its kind".into());
     if *kind == KIND_TRUNCATE && rest.is_empty() {
         return Ok(Record::TruncateAfter(None));
     }
@@ -254,13 +266,17 @@ pub(crate) fn read_payload(payload: &[u8]) -> Result<Record, String> {
         KIND_PURGE => return Ok(Record::Purge(log_id)),
         KIND_BLANK => Payload::Blank,
         KIND_COMMAND => {
-            let command = Arc::new(Command::decode(body));
-            Payload::Normal(Proposal { command, encoded: Bytes::new() })
+            let command = Command::decode(body);
+            if let Some(why) = command.unread() {
+                return Err(newer(why));
+            }
+            Payload::Normal(Proposal { command: Arc::new(command), encoded: Bytes::new() })
         }
         KIND_MEMBERSHIP => Payload::Membership(
-            serde_json::from_slice::<Membership<_, _>>(body).map_err(|error| format!("a membership: {error}"))?,
+            serde_json::from_slice::<Membership<_, _>>(body)
+                .map_err(|error| damaged(format!("a membership: {error}")))?,
         ),
-        other => return Err(format!("a record of the unknown kind {other}; a newer version wrote it")),
+        other => return Err(newer(format!("a record of the unknown kind {other}"))),
     };
     Ok(Record::Entry(Entry { log_id, payload }))
 }
@@ -282,6 +298,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use hearth_types::Timestamp;
     use proptest::prelude::*;
 
     use super::*;
@@ -292,7 +309,7 @@ mod tests {
 
     fn entry(index: u64, size: usize) -> Entry {
         // No zero bytes, as in JSON, so that only a real hole looks like one.
-        let command = Command::Unknown(vec![b'x'; size].into());
+        let command = Command::Initialize { incarnation: "x".repeat(size).as_str().into(), now: Timestamp(i64::MIN) };
         Entry { log_id: id(index), payload: Payload::Normal(Proposal::new(command)) }
     }
 
@@ -339,6 +356,18 @@ mod tests {
         assert!(matches!(read[3], Record::TruncateAfter(None)));
         assert!(matches!(read[4], Record::TruncateAfter(Some(after)) if after == id(2)));
         assert!(matches!(read[5], Record::Purge(upto) if upto == id(1)));
+    }
+
+    #[test]
+    fn a_command_of_a_newer_program_is_no_damage_and_is_not_passed_over() {
+        for body in [&[1, 77, 5][..], &[2, 2, 0], b""] {
+            let command = Command::Unknown(body.into());
+            let mut bytes = Vec::new();
+            push_entry(&mut bytes, &Entry { log_id: id(1), payload: Payload::Normal(Proposal::new(command)) });
+            let error = read_payload(&bytes[RECORD_HEAD..]).expect_err("unknown");
+            assert!(error.unreadable && error.why.contains("unknown to this server"), "{error:?}");
+        }
+        assert!(read_payload(&[99; 40]).expect_err("unknown").unreadable);
     }
 
     #[test]

@@ -5,10 +5,12 @@ mod snapshots;
 use std::{
     collections::HashMap,
     io,
+    ops::Range,
     sync::{
         Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::{Stream, StreamExt as _};
@@ -39,6 +41,19 @@ pub const SNAPSHOT_LOG_BYTES: u64 = 32 << 20;
 /// A snapshot is taken once this many entries were applied since the last one, however small: they are in memory, and a
 /// start applies them again.
 pub const SNAPSHOT_LOG_ENTRIES: u64 = 50_000;
+/// How long after a snapshot could not be written it is tried again: first after the start of the range, then after twice as long
+/// each time, at most after its end. The log has everything meanwhile.
+pub const SNAPSHOT_RETRY: Range<Duration> = Duration::from_secs(5)..Duration::from_mins(5);
+
+/// When snapshots are taken.
+pub(crate) struct SnapshotTiming {
+    /// See [`SNAPSHOT_LOG_BYTES`].
+    pub(crate) log_bytes: u64,
+    /// See [`SNAPSHOT_LOG_ENTRIES`].
+    pub(crate) log_entries: u64,
+    /// See [`SNAPSHOT_RETRY`].
+    pub(crate) retry: Range<Duration>,
+}
 
 /// What is replicated, and how far it got.
 pub(crate) struct Machine {
@@ -72,17 +87,19 @@ pub(crate) struct Shared {
     log_bytes: AtomicU64,
     log_entries: AtomicU64,
     last_snapshot_bytes: AtomicU64,
-    thresholds: (u64, u64),
+    timing: SnapshotTiming,
+    /// `true` once the store begins to close.
+    closing: watch::Sender<bool>,
     health: Health,
     pub(crate) metrics: Metrics,
 }
 
 impl Shared {
-    /// The state machine as the newest snapshot has it. `thresholds`: bytes and entries of the log between snapshots.
+    /// The state machine as the newest snapshot has it.
     pub(crate) fn new(
         snapshots: Snapshots,
         newest: Option<Newest>,
-        thresholds: (u64, u64),
+        timing: SnapshotTiming,
         health: Health,
         metrics: Metrics,
     ) -> Arc<Self> {
@@ -103,7 +120,8 @@ impl Shared {
             log_bytes: AtomicU64::new(0),
             log_entries: AtomicU64::new(0),
             last_snapshot_bytes: AtomicU64::new(bytes),
-            thresholds,
+            timing,
+            closing: watch::Sender::new(false),
             health,
             metrics,
         })
@@ -147,8 +165,8 @@ impl Shared {
     fn count(&self, entries: u64, bytes: u64) {
         let entries = self.log_entries.fetch_add(entries, Ordering::Relaxed) + entries;
         let bytes = self.log_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let (max_bytes, max_entries) = self.thresholds;
-        if entries >= max_entries || bytes >= max_bytes.max(self.last_snapshot_bytes.load(Ordering::Relaxed)) {
+        let SnapshotTiming { log_bytes: max_bytes, log_entries: max_entries, .. } = &self.timing;
+        if entries >= *max_entries || bytes >= (*max_bytes).max(self.last_snapshot_bytes.load(Ordering::Relaxed)) {
             // Counting begins anew here, since the snapshot will have all of it.
             self.log_entries.store(0, Ordering::Relaxed);
             self.log_bytes.store(0, Ordering::Relaxed);
@@ -166,6 +184,11 @@ impl Shared {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some((meta, file));
     }
 
+    /// Lets a snapshot that cannot be written be tried no more.
+    pub(crate) fn begin_closing(&self) {
+        self.closing.send_replace(true);
+    }
+
     /// Waits for the snapshot that is being written, and lets none begin after it. Blocks.
     ///
     /// Raft does not wait for its snapshot when it stops, but whoever opens the directory next removes what is unfinished.
@@ -179,13 +202,7 @@ impl Shared {
         if *closed {
             return Err(io::Error::other("the store is closed"));
         }
-        let written = self.snapshots.write(&meta, state);
-        let (file, bytes) = written.inspect_err(|error| {
-            self.health.fail(format!(
-                "writing a snapshot failed: {error}; make room or check the disk, then restart the server"
-            ));
-            self.metrics.failed.set(1);
-        })?;
+        let (file, bytes) = self.snapshots.write(&meta, state)?;
         self.metrics.snapshots.inc();
         self.set_current(meta.clone(), file.clone(), bytes);
         if let Err(error) = self.snapshots.prune() {
@@ -208,9 +225,16 @@ impl Machine {
     }
 
     /// Applies an entry and returns the answer; `touched` gathers the kinds whose objects changed.
-    fn apply(&mut self, log_id: LogId, payload: Payload, touched: &mut Vec<GroupKind>) -> Response {
+    ///
+    /// An entry that this program cannot apply is an error, and the state stays before it.
+    fn apply(&mut self, log_id: LogId, payload: Payload, touched: &mut Vec<GroupKind>) -> Result<Response, io::Error> {
+        if let Payload::Normal(proposal) = &payload
+            && let Some(why) = proposal.command.unread()
+        {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, format!("entry {}: {why}", log_id.index)));
+        }
         self.applied = Some(log_id);
-        match payload {
+        Ok(match payload {
             Payload::Blank => Response::Nothing,
             Payload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(log_id), membership);
@@ -230,7 +254,7 @@ impl Machine {
                 }
                 applied.response
             }
-        }
+        })
     }
 }
 
@@ -260,7 +284,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 for item in batch {
                     let (entry, responder) = item?;
                     bytes += payload_size(&entry.payload);
-                    let response = machine.apply(entry.log_id, entry.payload, &mut touched);
+                    let response = machine.apply(entry.log_id, entry.payload, &mut touched).inspect_err(|error| {
+                        shared.health.fail(format!("the store cannot go on at {error}; reads go on meanwhile"));
+                        shared.metrics.failed.set(1);
+                    })?;
                     answers.extend(responder.map(|responder| (responder, response)));
                 }
                 shared.metrics.applied_index.set(machine.applied.map_or(0, |id| id.index) as i64);
@@ -327,8 +354,26 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> Result<RaftSnapshot, io::Error> {
-        let (shared, meta, state) = (Arc::clone(&self.shared), self.meta.clone(), self.state.clone());
-        blocking(move || shared.write_snapshot(meta, &state)).await
+        let mut closing = self.shared.closing.subscribe();
+        let mut pause = self.shared.timing.retry.start;
+        loop {
+            let (shared, meta, state) = (Arc::clone(&self.shared), self.meta.clone(), self.state.clone());
+            let error = match blocking(move || shared.write_snapshot(meta, &state)).await {
+                Err(error) if !*closing.borrow() => error,
+                done => return done,
+            };
+            self.shared.metrics.snapshot_failures.inc();
+            let seconds = pause.as_secs_f32();
+            tracing::error!(
+                %error, "cannot write a snapshot, so the log grows: make room or check the disk; it is tried again in {seconds} s"
+            );
+            // An error would make Raft stop for good, and the log still takes writes.
+            let wait = closing.wait_for(|closing| *closing);
+            if tokio::time::timeout(pause, wait).await.is_ok() {
+                return Err(error);
+            }
+            pause = (pause * 2).min(self.shared.timing.retry.end);
+        }
     }
 }
 

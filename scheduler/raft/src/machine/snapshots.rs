@@ -13,7 +13,7 @@ use std::{
 use hearth_state::State;
 
 use crate::{
-    disk::{Disk, TEMPORARY, temporary_of},
+    disk::{self, Disk, TEMPORARY},
     sealed,
     types::SnapshotMeta,
 };
@@ -23,6 +23,8 @@ const MAGIC: [u8; 8] = *b"HEARTHSN";
 const KEPT: usize = 2;
 /// What is handed to the disk at once.
 const CHUNK: usize = 1 << 20;
+/// Bytes that a snapshot leaves free for the log: thousands of writes, until it is written and the log is cut.
+const LOG_ROOM: u64 = 4 << 20;
 
 /// Why the snapshots cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -136,20 +138,34 @@ impl Snapshots {
         let index = meta.last_log_id.map_or(0, |id| id.index);
         let number = self.sorted().ok().and_then(|all| all.last().map(|(order, _)| order.1 + 1)).unwrap_or(1);
         let path = self.dir.join(format!("snapshot-{index:020}-{number:010}.snap"));
-        let temporary = temporary_of(&path);
-        let mut file = self.disk.create(&temporary)?;
         let json = serde_json::to_vec(meta).map_err(io::Error::other)?;
         let head = sealed::seal(MAGIC, &json);
+        self.check_room(state)?;
         let mut size = 4 + head.len() as u64;
-        file.append(&(head.len() as u32).to_le_bytes())?;
-        file.append(&head)?;
-        let out = Appending { file: &mut *file, size: &mut size };
-        state.write_snapshot(io::BufWriter::with_capacity(CHUNK, out))?;
-        file.sync()?;
-        drop(file);
-        self.disk.rename(&temporary, &path)?;
-        self.disk.sync_dir(&self.dir)?;
+        disk::write_whole(&*self.disk, &path, |file| {
+            file.append(&(head.len() as u32).to_le_bytes())?;
+            file.append(&head)?;
+            let out = Appending { file, size: &mut size };
+            state.write_snapshot(io::BufWriter::with_capacity(CHUNK, out))
+        })?;
         Ok((SnapshotFile { disk: Arc::clone(&self.disk), path }, size))
+    }
+
+    /// Whether a snapshot fits beside the log that goes on meanwhile: one that fills the disk would stop the log.
+    fn check_room(&self, state: &State) -> io::Result<()> {
+        let mut counted = Counting(LOG_ROOM);
+        state.write_snapshot(&mut counted)?;
+        // A disk that does not say is tried.
+        let free = self.disk.free(&self.dir).unwrap_or(u64::MAX);
+        if free >= counted.0 {
+            return Ok(());
+        }
+        let why = format!(
+            "{free} bytes are free in {}, a snapshot and the log beside it need {}",
+            self.dir.display(),
+            counted.0
+        );
+        Err(io::Error::new(io::ErrorKind::StorageFull, why))
     }
 
     /// Removes all but the newest ones.
@@ -193,8 +209,22 @@ fn read(bytes: &[u8]) -> Result<(SnapshotMeta, State), String> {
     Ok((meta, state))
 }
 
+/// Counts the bytes that a snapshot would have.
+struct Counting(u64);
+
+impl io::Write for Counting {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 struct Appending<'a> {
-    file: &'a mut dyn crate::disk::DiskFile,
+    file: &'a mut dyn disk::DiskFile,
     size: &'a mut u64,
 }
 
@@ -215,7 +245,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::disk::MemoryDisk;
+    use crate::disk::{Fault, MemoryDisk};
 
     #[test]
     fn the_newest_intact_snapshot_counts() {
@@ -243,6 +273,28 @@ mod tests {
         assert_eq!((newest.file.path, newest.skipped.expect("told").0), (paths[1].clone(), paths[2].clone()));
         disk.tamper(&paths[1], |bytes| bytes.truncate(30));
         assert!(matches!(all.newest(), Err(SnapshotsError::Damaged { path, .. }) if path == paths[2]));
+    }
+
+    #[test]
+    fn a_snapshot_that_fails_leaves_nothing_behind() {
+        let disk = MemoryDisk::new();
+        let dir = Path::new("/raft");
+        let all = Snapshots::open(Arc::new(disk.clone()), dir).expect("opens");
+        let state = State::default();
+        // Not worth beginning.
+        disk.inject(Fault::Full { capacity: 1 << 20 });
+        let error = all.write(&SnapshotMeta::default(), &state).expect_err("no room");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(disk.changes(), 0);
+        // Begun, and failed at every later step but the last, which is of the directory.
+        disk.heal();
+        disk.inject(Fault::Sync { after: 0 });
+        all.write(&SnapshotMeta::default(), &state).expect_err("no sync");
+        assert_eq!(disk.list(dir).expect("listed"), Vec::<String>::new());
+        disk.inject(Fault::Full { capacity: 30 });
+        disk::replace(&disk, &dir.join("x"), &[7; 100]).expect_err("no room");
+        disk::replace(&disk, &dir.join("x"), &[7; 30]).expect("the room is free again");
+        assert_eq!(disk.list(dir).expect("listed"), ["x"]);
     }
 
     proptest! {

@@ -93,7 +93,7 @@ async fn a_closed_segment_cannot_be_torn_and_none_can_be_missing() {
     torn.tamper(&segments[1], |bytes| bytes.truncate(bytes.len() - 1));
     let error = memory(&torn, small(DIR.as_ref(), 1_000)).await.err().expect("refused");
     assert!(matches!(error, RaftStoreError::Log(LogError::Damaged { path, .. }) if path == segments[1]));
-    for (index, missing) in segments.iter().enumerate().take(segments.len() - 1) {
+    for (index, missing) in segments.iter().enumerate() {
         let disk = disk.after(hearth_raft::disk::Crash::KeepAll);
         disk.remove(missing).expect("removed");
         let error = memory(&disk, small(DIR.as_ref(), 1_000)).await.err().expect("refused");
@@ -102,6 +102,82 @@ async fn a_closed_segment_cannot_be_torn_and_none_can_be_missing() {
             RaftStoreError::Log(LogError::Damaged { .. }) if index == 0 => {}
             other => panic!("without segment {index}: {other:?}"),
         }
+    }
+}
+
+#[tokio::test]
+async fn the_newest_segments_or_all_of_them_cannot_be_missing_either() {
+    for snapshots in [false, true] {
+        let disk = MemoryDisk::new();
+        let mut config = small(DIR.as_ref(), if snapshots { 15 } else { 1_000 });
+        config.tuning.segment_bytes = 1_000;
+        let store = memory(&disk, config.clone()).await.expect("opens");
+        for number in 0..40 {
+            put(&store, &format!("o{number}"), &"x".repeat(200)).await.expect("written");
+        }
+        if snapshots {
+            crate::support::until("a snapshot", || !files(&disk, ".snap").is_empty()).await;
+        }
+        store.shutdown().await.expect("closes");
+        let segments = files(&disk, ".seg");
+        let newest = Path::new(DIR).join("log-newest");
+        for (kept, also) in
+            [(segments.len() - 1, &[][..]), (1, &[]), (0, &[]), (0, &["log-newest"]), (0, &["log-newest", "vote"])]
+        {
+            let disk = disk.after(hearth_raft::disk::Crash::KeepAll);
+            for path in &segments[kept..] {
+                disk.remove(path).expect("removed");
+            }
+            for name in also {
+                disk.remove(&Path::new(DIR).join(name)).expect("removed");
+            }
+            let before = disk.list(Path::new(DIR)).expect("listed");
+            let opened = memory(&disk, config.clone()).await;
+            if !snapshots && also.contains(&"vote") {
+                // Nothing tells this from a store that was never used.
+                opened.expect("opens").shutdown().await.expect("closes");
+                continue;
+            }
+            let Err(error) = opened else { panic!("{kept} segments and {also:?} were taken for all") };
+            let RaftStoreError::Log(LogError::Missing { path }) = &error else { panic!("{kept} {also:?}: {error:?}") };
+            assert!(kept == 0 || *path == segments[kept], "{error}");
+            assert!(error.to_string().contains("backup"), "{error}");
+            assert_eq!(disk.list(Path::new(DIR)).expect("listed"), before, "nothing was changed");
+        }
+        // A store of an older version has no such file, and gets one.
+        let old = disk.after(hearth_raft::disk::Crash::KeepAll);
+        old.remove(&newest).expect("removed");
+        memory(&old, config.clone()).await.expect("opens").shutdown().await.expect("closes");
+        assert_eq!(old.read(&newest).expect("made"), disk.read(&newest).expect("there"));
+        old.tamper(&newest, |bytes| bytes[13] ^= 1);
+        let error = memory(&old, config).await.err().expect("refused");
+        assert!(error.to_string().contains("log-newest"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_entry_of_a_newer_program_is_refused_and_not_passed_over() {
+    let disk = written(3).await;
+    let path = files(&disk, ".seg").remove(0);
+    let whole = disk.read(&path).expect("read");
+    // The command of the last entry: its format, then its kind. Intact, with checksums, as a newer program writes it.
+    let command = find(&whole, b"o2-2") - 3;
+    let start = command - 16 - 25;
+    for (at, byte) in [(command, 9), (command + 1, 77)] {
+        let disk = disk.after(hearth_raft::disk::Crash::KeepAll);
+        disk.tamper(&path, |bytes| {
+            bytes[at] = byte;
+            let payload = crc32c::crc32c(&bytes[start + 16..]);
+            bytes[start + 8..start + 12].copy_from_slice(&payload.to_le_bytes());
+            let head = crc32c::crc32c(&bytes[start..start + 12]);
+            bytes[start + 12..start + 16].copy_from_slice(&head.to_le_bytes());
+        });
+        let before = disk.read(&path).expect("read");
+        let Err(error) = memory(&disk, config(DIR.as_ref())).await else { panic!("it was passed over") };
+        let RaftStoreError::Log(LogError::Unreadable { path: found, offset, .. }) = &error else { panic!("{error:?}") };
+        assert_eq!((found, *offset), (&path, start), "{error}");
+        assert!(error.to_string().contains("Run the version"), "{error}");
+        assert_eq!(disk.read(&path).expect("read"), before, "nothing was changed");
     }
 }
 
@@ -131,10 +207,8 @@ async fn a_damaged_snapshot_is_replaced_by_the_one_before_only_if_the_log_reache
     for number in 0..45 {
         put(&store, "a", &number.to_string()).await.expect("written");
     }
-    crate::support::until("segments are dropped", || {
-        !files(&disk, ".seg")[0].ends_with("log-00000000000000000001.seg")
-    })
-    .await;
+    // Up to the newest snapshot, and not only to the one before.
+    crate::support::until("segments are dropped", || files(&disk, ".seg").len() <= 3).await;
     store.shutdown().await.expect("closes");
     let snapshots = files(&disk, ".snap");
     disk.tamper(snapshots.last().expect("there"), |bytes| bytes.truncate(40));

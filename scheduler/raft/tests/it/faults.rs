@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use hearth_raft::{
     RaftStore, RaftStoreError,
-    disk::{Crash, Fault, MemoryDisk},
+    disk::{Crash, Disk as _, Fault, MemoryDisk},
 };
 use hearth_types::{Reason, Status, store::Consistency};
 
-use crate::support::{PATIENCE, config, data, memory, open, put, small};
+use crate::support::{Fixed, PATIENCE, config, data, memory, open, put, small, until};
 
 /// Writes until it fails; returns how many were acknowledged.
 async fn write_until_refused(store: &RaftStore) -> (usize, Status) {
@@ -82,13 +82,49 @@ async fn after_a_failed_sync_nothing_is_acknowledged_until_a_restart() {
 }
 
 #[tokio::test]
-async fn a_snapshot_that_cannot_be_written_stops_the_store_and_loses_nothing() {
+async fn while_there_is_no_room_for_a_snapshot_the_log_goes_on_and_it_is_tried_again() {
+    let mut config = small("/raft".as_ref(), 30);
+    config.tuning.snapshot_retry = Duration::from_millis(1)..Duration::from_millis(20);
+    let disk = MemoryDisk::new();
+    let registry = prometheus::Registry::new();
+    let store = RaftStore::open_on(Arc::new(disk.clone()), config.clone(), &registry, Arc::new(Fixed));
+    let store = store.await.expect("opens");
+    let failures = || {
+        let families = registry.gather();
+        let family = families.iter().find(|family| family.name() == "hearth_store_snapshot_failures_total");
+        family.expect("there").get_metric()[0].get_counter().get_value()
+    };
+    let snapshots =
+        || disk.list("/raft".as_ref()).expect("listed").iter().filter(|name| name.ends_with(".snap")).count();
+    // Room for the log of many entries, not for a snapshot besides.
+    disk.inject(Fault::Full { capacity: 300_000 });
+    for number in 0..100 {
+        put(&store, &format!("o{number}"), &format!("{number}-{}", "x".repeat(700))).await.expect("the log goes on");
+    }
+    until("it was tried twice", || failures() >= 2.0).await;
+    assert_eq!((store.failure(), snapshots()), (None, 0));
+    disk.heal();
+    until("it is written once there is room", || snapshots() > 0).await;
+    put(&store, "late", "1").await.expect("goes on");
+    // Closing does not wait for a snapshot that cannot be written.
+    disk.inject(Fault::Full { capacity: 400_000 });
+    for number in 100..160 {
+        put(&store, &format!("o{number}"), &format!("{number}-{}", "x".repeat(700))).await.expect("the log goes on");
+    }
+    store.shutdown().await.expect("closes");
+    let store = memory(&disk, config).await.expect("opens");
+    check_all(&store, 160, Consistency::Linearizable).await;
+    store.shutdown().await.expect("closes");
+}
+
+#[tokio::test]
+async fn a_log_that_is_full_for_want_of_a_snapshot_stops_the_store_and_loses_nothing() {
     let disk = MemoryDisk::new();
     let store = memory(&disk, small("/raft".as_ref(), 30)).await.expect("opens");
-    // Room for the log of 30 entries, not for a snapshot besides.
-    disk.inject(Fault::Full { capacity: 40_000 });
-    let (acknowledged, _) = write_until_refused(&store).await;
-    assert!(acknowledged >= 25, "{acknowledged}");
+    disk.inject(Fault::Full { capacity: 60_000 });
+    let (acknowledged, refused) = write_until_refused(&store).await;
+    assert!(acknowledged >= 35, "{acknowledged}");
+    assert!(refused.message.contains("no space left in /raft"), "{refused}");
     check_all(&store, acknowledged, Consistency::Linearizable).await;
     store.shutdown().await.expect("closes");
     disk.heal();

@@ -44,9 +44,11 @@ pub(super) fn of_device(cache: &Cache, device: &str) -> BTreeMap<ObjectKey, Show
             (GroupKind::SECRET, &pod.secrets),
         ] {
             for name in names {
-                // A claim whose data is elsewhere is not this device's, whatever a pod says.
+                // A claim is this device's only where it is pinned to it, whatever a pod says.
+                let is_claim = kind == GroupKind::PERSISTENT_VOLUME_CLAIM;
                 let found = cache.object(kind.clone(), entry.object.namespace(), name);
-                found.filter(|found| found.claim_device().is_none_or(|at| at == device)).into_iter().for_each(&mut add);
+                let own = found.filter(|found| !is_claim || found.claim_device() == Some(device));
+                own.into_iter().for_each(&mut add);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use hearth_state::{Command, DUPLICATES_MAX_AGE, DUPLICATES_MAX_COUNT, Refusal, Response, State, apply};
 use hearth_types::{
-    GroupKind, Incarnation, ObjectKey, Revision, Timestamp, Uid,
+    GroupKind, Incarnation, ObjectKey, RequestId, Revision, Timestamp, Uid,
     object::MAX_OBJECT_BYTES,
     store::{Expect, Op, OpError, Query, WatchEvent},
 };
@@ -200,4 +200,75 @@ fn cluster_scoped_objects_have_no_namespace() {
     let mut region = Region::default();
     region.done(create(object(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "nas", "uid": "u"}}))));
     assert!(region.state.get(&ObjectKey::new(GroupKind::NODE, "", "nas")).is_some());
+}
+
+#[test]
+fn a_request_id_that_was_used_for_something_else_is_refused() {
+    let mut region = Region::default();
+    let id = |attempt: &str, content: u64| RequestId::from(attempt).with_content(content).as_str().to_owned();
+    let first = region.applied(txn(&id("r/c0", 1), true, vec![create(config("a", "1"))])).response;
+    // The same content again is answered as before, whatever the transaction that it would come to now.
+    assert_eq!(region.applied(txn(&id("r/c0", 1), true, vec![create(config("b", "1"))])).response, first);
+    let before = region.state.encode();
+    // Other content is refused, in whatever attempt.
+    for attempt in ["r/c0", "r/c1", "r/u0"] {
+        let applied = region.applied(txn(&id(attempt, 2), true, vec![create(config("b", "1"))]));
+        assert_eq!(applied.response, Response::Refused(Refusal::Reused), "{attempt}");
+    }
+    assert_eq!(region.state.encode(), before, "nothing was done, and nothing remembered");
+    // Another attempt of the same request, other requests, and ids without content are nobody's business.
+    for (name, other) in
+        [("c", id("r/u0", 1)), ("d", id("r2/c0", 2)), ("e", id("r/2/c0", 2)), ("f", "r/c0".into()), ("g", id("q", 2))]
+    {
+        let applied = region.applied(txn(&other, true, vec![create(config(name, "1"))]));
+        assert!(
+            matches!(&applied.response, Response::Txn(outcome) if outcome.outcomes[0].is_ok()),
+            "{other}: {applied:?}"
+        );
+    }
+    // What is remembered survives a snapshot.
+    let mut restored = Region::default();
+    restored.state = State::decode(&region.state.encode()).expect("intact");
+    let applied = restored.applied(txn(&id("r/c0", 2), true, vec![]));
+    assert_eq!(applied.response, Response::Refused(Refusal::Reused));
+}
+
+#[test]
+fn from_level_two_on_a_key_belongs_to_one_device() {
+    let key = |digit: &str| digit.repeat(64);
+    let device = |name: &str, keys: &[String]| {
+        object(json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Device", "spec": {"owner": "alice", "keys": keys},
+            "metadata": {"name": name, "uid": format!("uid-{name}")}}))
+    };
+    let mut region = Region::default();
+    // Before, entries are applied as they were acknowledged.
+    region.done(create(device("old-1", &[key("a")])));
+    region.done(create(device("old-2", &[key("a")])));
+    apply(&mut region.state, &Command::RaiseFeatureLevel { level: 2, now: Timestamp(1) });
+    // A pair from before can still be changed and taken apart.
+    region.done(update(device("old-1", &[key("a"), key("b")])));
+    region.done(update(device("old-2", &[])));
+    region.done(create(device("new", &[key("c"), key("d")])));
+    for (name, keys) in [("x", vec![key("a")]), ("x", vec![key("e"), key("D")]), ("new", vec![key("c"), key("b")])] {
+        let new = device(name, &keys);
+        let op = if name == "new" { update(new) } else { create(new) };
+        let error = region.one(op).expect_err("refused");
+        assert!(matches!(&error, OpError::Conflict { why, .. } if why.contains("belongs to the device")), "{error}");
+    }
+    // In one transaction too; and what was given up is free.
+    let both = region.txn(true, vec![create(device("y", &[key("f")])), create(device("z", &[key("f")]))]);
+    assert!(both.outcomes.iter().all(Result::is_err));
+    region.done(update(device("new", &[key("c")])));
+    region.done(create(device("x", &[key("d")])));
+    region.done(Op::Delete { key: ObjectKey::new(GroupKind::DEVICE, "", "x"), expect: Expect::default() });
+    region.done(create(device("x2", &[key("d")])));
+}
+
+#[test]
+fn what_this_program_cannot_apply_says_so() {
+    assert!(Command::decode(&[9, 2, 5]).unread().expect("unknown").contains("format 9, kind 2"));
+    let raise = |level| Command::RaiseFeatureLevel { level, now: Timestamp(1) };
+    assert_eq!(raise(hearth_state::FEATURE_LEVEL).unread(), None);
+    assert!(raise(hearth_state::FEATURE_LEVEL + 1).unread().expect("newer").contains("feature level"));
+    assert_eq!(Command::Txn(txn("r", true, vec![])).unread(), None);
 }

@@ -19,7 +19,7 @@ use hearth_types::{
     BoxFuture, Clock, DeviceKey, DeviceName, GroupKind, Object, ObjectKey, RequestId, Status, Timestamp, Uid,
     admission::{self, Context, DeletePlan, Part},
     identity::{CertificateSigner, Identity},
-    store::{Consistency, Expect, Op, Query, Store, Txn, list_all},
+    store::{CLAIM_DEVICE, Consistency, Expect, Op, Query, Store, Txn, list_all},
 };
 use serde_json::{Value, json};
 pub(crate) use store::MemoryStore;
@@ -133,9 +133,21 @@ impl Rig {
         outcome.outcomes.into_iter().next().expect("one").expect("done")
     }
 
-    pub(crate) async fn create(&self, object: Value) -> Object {
+    /// Creates an object. A pod's device and a claim's, which only `Bind` sets, are set as that leaves them.
+    pub(crate) async fn create(&self, mut object: Value) -> Object {
+        let mut bound = Vec::new();
+        for (parent, field) in [("/spec", "nodeName"), ("/metadata/annotations", CLAIM_DEVICE)] {
+            let parent_map = object.pointer_mut(parent).and_then(Value::as_object_mut);
+            bound.extend(parent_map.and_then(|map| map.remove(field)).map(|value| (parent, field, value)));
+        }
         let info = admission::kind_of(&object).expect("a kind");
-        let object = self.context(|context| admission::prepare_create(info, object, context)).expect("admitted").object;
+        let mut object =
+            self.context(|context| admission::prepare_create(info, object, context)).expect("admitted").object;
+        for (parent, field, value) in bound {
+            let mut with = object.value();
+            with.pointer_mut(parent).expect("the parent stays")[field] = value;
+            object = Object::from_value(with).expect("an object");
+        }
         self.write(Op::Create { object }).await
     }
 
