@@ -1,7 +1,6 @@
 //! `apply`: make objects be as manifests say, all of them or, where one is bad, none.
 
 use anyhow::{Result, anyhow, bail};
-use hearth_api::resources::MAX_APPLY_OBJECTS;
 use hearth_client::{Outcome, WriteOptions, Written};
 use hearth_types::{
     Reason, Status, admission,
@@ -24,6 +23,8 @@ use crate::{
     sources,
 };
 
+/// Objects that are applied at once: what the region takes in one request.
+const MAX_STEP_OBJECTS: usize = 400;
 /// Bytes of objects that are applied at once: well under what the region takes in one request (16 MiB), in which
 /// each object has a copy of what was applied.
 const MAX_STEP_BYTES: usize = 6 << 20;
@@ -68,7 +69,7 @@ fn steps(documents: &[Document]) -> Vec<&[Document]> {
     let (mut steps, mut begin, mut bytes) = (Vec::new(), 0, 0);
     for (at, document) in documents.iter().enumerate() {
         let size = canonical(&document.value).len();
-        if at > begin && (at - begin == MAX_APPLY_OBJECTS || bytes + size > MAX_STEP_BYTES) {
+        if at > begin && (at - begin == MAX_STEP_OBJECTS || bytes + size > MAX_STEP_BYTES) {
             steps.push(&documents[begin..at]);
             (begin, bytes) = (at, 0);
         }
@@ -199,8 +200,8 @@ mod tests {
     fn what_is_more_than_the_region_takes_is_applied_in_steps() {
         let document = |text: &str| Document { origin: "f".into(), value: json!({"data": {"x": text}}) };
         let sizes = |documents: &[Document]| steps(documents).iter().map(|step| step.len()).collect::<Vec<_>>();
-        assert_eq!(sizes(&vec![document("x"); MAX_APPLY_OBJECTS]), [MAX_APPLY_OBJECTS]);
-        assert_eq!(sizes(&vec![document("x"); MAX_APPLY_OBJECTS + 1]), [MAX_APPLY_OBJECTS, 1]);
+        assert_eq!(sizes(&vec![document("x"); MAX_STEP_OBJECTS]), [MAX_STEP_OBJECTS]);
+        assert_eq!(sizes(&vec![document("x"); MAX_STEP_OBJECTS + 1]), [MAX_STEP_OBJECTS, 1]);
         let large = document(&"x".repeat(MAX_STEP_BYTES / 2));
         assert_eq!(sizes(&[large.clone(), document("x"), large.clone(), large]), [2, 1, 1]);
     }
