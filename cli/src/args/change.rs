@@ -162,7 +162,7 @@ pub(crate) struct Patch {
 #[derive(Args, Debug)]
 pub(crate) struct Marks {
     /// A kind with names or KIND/NAME, then KEY=VALUE to set and KEY- to remove.
-    #[arg(required = true, num_args = 2.., value_name = "KIND NAME ... KEY=VALUE|KEY- ...", allow_hyphen_values = false)]
+    #[arg(required = true, value_name = "KIND NAME ... KEY=VALUE|KEY- ...")]
     pub(crate) words: Vec<String>,
     /// Every object with these labels.
     #[arg(short = 'l', long)]

@@ -131,7 +131,9 @@ mod tests {
     #[test]
     fn chosen_columns_show_fields_and_what_is_missing() {
         let Format::Columns(columns) =
-            "NAME:.metadata.name,IMAGES:spec.containers[*].image,BOTH:.m['a','b'],X:.x".parse().expect("columns")
+            "custom-columns=NAME:.metadata.name,IMAGES:spec.containers[*].image,BOTH:.m['a','b'],X:.x"
+                .parse()
+                .expect("columns")
         else {
             panic!("columns")
         };
