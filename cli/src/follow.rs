@@ -205,11 +205,12 @@ mod tests {
         .expect("an object")
     }
 
+    type List = Result<(Vec<Object>, Revision), Status>;
     type Watch = Result<Vec<Result<WatchEvent, Status>>, Status>;
 
     /// Answers lists and watches in the order in which they were put down; then it is forbidden.
     struct Script {
-        lists: Mutex<VecDeque<Result<(Vec<Object>, Revision), Status>>>,
+        lists: Mutex<VecDeque<List>>,
         watches: Mutex<VecDeque<(u64, Watch)>>,
     }
 

@@ -52,12 +52,11 @@ pub(crate) fn one(argument: &str) -> Result<Target<'_>> {
 
 /// The kind that a word means.
 pub(crate) fn kind(word: &str) -> Result<&'static KindInfo> {
-    registry::by_argument(word).ok_or_else(|| match suggestion(word) {
-        Some(near) => anyhow!("the region doesn't have a resource type {word:?}; did you mean {near:?}?"),
-        None => {
-            let known: Vec<_> = registry::all().iter().map(|info| info.plural).collect();
-            anyhow!("the region doesn't have a resource type {word:?}; it has {}", known.join(", "))
-        }
+    registry::by_argument(word).ok_or_else(|| {
+        let known: Vec<_> = registry::all().iter().map(|info| info.plural).collect();
+        let hint = suggestion(word)
+            .map_or_else(|| format!("it has {}", known.join(", ")), |near| format!("did you mean {near:?}?"));
+        anyhow!("the region doesn't have a resource type {word:?}; {hint}")
     })
 }
 

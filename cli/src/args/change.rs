@@ -137,6 +137,7 @@ pub(crate) enum PatchType {
 }
 
 #[derive(Args, Debug)]
+#[allow(clippy::struct_field_names)] // clap makes the flags of the names
 pub(crate) struct Patch {
     /// A kind with names, or KIND/NAME.
     #[arg(required = true, value_name = "KIND NAME ... | KIND/NAME ...")]

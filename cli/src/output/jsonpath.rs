@@ -508,7 +508,7 @@ mod tests {
             ("{.items[*]['metadata','n']}", r#"{"labels":{"hearth.dev/app":"web"},"name":"a"} 1 {"name":"b"} 20"#),
             (r#"{range .items[*]}{.metadata.name}{"\t"}{.n}{"\n"}{end}"#, "a\t1\nb\t20\n"),
             (r#"{.items[*].status.conditions[?(@.type=="Ready")].status}"#, "True False"),
-            (r#"{range .items[?(@.n>3)]}{.metadata.name}={$.kind}{end}!"#, "b=List!"),
+            ("{range .items[?(@.n>3)]}{.metadata.name}={$.kind}{end}!", "b=List!"),
             ("{.items[?(@.metadata.labels)].metadata.name}", "a"),
             (r"{.items[0].metadata.labels.hearth\.dev/app}", "web"),
             ("{.items[0].metadata.labels['hearth.dev/app']}", "web"),

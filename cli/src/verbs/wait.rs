@@ -120,22 +120,32 @@ async fn wait(
     absent: Absent,
     timeout: Duration,
 ) -> Result<Option<Object>> {
-    let mut last = None;
+    let mut seen = Seen::default();
     // Without time it is looked once.
     let once = timeout.is_zero();
-    let watching = follow(context, info, key, uid, awaited, absent, once, &mut last);
+    let watching = follow(context, info, key, uid, awaited, absent, once, &mut seen);
     let done = if once { Ok(watching.await) } else { tokio::time::timeout(timeout, watching).await };
     match done {
         Ok(Err(error)) => return Err(error),
-        Ok(Ok(true)) => return Ok(last),
+        Ok(Ok(true)) => return Ok(seen.last),
         Ok(Ok(false)) | Err(_) => {}
     }
-    let seen = match &last {
+    let told = match &seen.last {
+        _ if !seen.listed => ": the region did not answer".into(),
         None if *awaited == Awaited::Deleted => String::new(),
         None => ": there is no such object".into(),
         Some(object) => format!(": {}", state(object)),
     };
-    bail!("timed out waiting for the condition on {}/{}{seen}", info.plural, key.name)
+    bail!("timed out waiting for the condition on {}/{}{told}", info.plural, key.name)
+}
+
+/// What was seen of an object while it was waited for.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Whether the region answered at all.
+    listed: bool,
+    /// The object as it was last.
+    last: Option<Object>,
 }
 
 /// Looks, then watches; true once it holds, false if it was to be looked only once.
@@ -148,37 +158,37 @@ async fn follow(
     awaited: &Awaited,
     absent: Absent,
     once: bool,
-    last: &mut Option<Object>,
+    seen: &mut Seen,
 ) -> Result<bool> {
     let fields = format!("metadata.name={}", key.name);
     let selection = Selection { all_namespaces: false, labels: "", fields: &fields };
     if once {
         let (objects, _) = context.list_in(info, &key.namespace, &selection).await?;
-        *last = objects.into_iter().find(|object| uid.is_none_or(|uid| uid == object.uid()));
-        if last.is_none() && absent == Absent::Fail {
+        seen.listed = true;
+        seen.last = objects.into_iter().find(|object| uid.is_none_or(|uid| uid == object.uid()));
+        if seen.last.is_none() && absent == Absent::Fail {
             return Err(refusal(&Status::not_found(key)));
         }
-        return Ok(awaited.holds(last.as_ref().map(Object::value).as_ref()));
+        return Ok(awaited.holds(seen.last.as_ref().map(Object::value).as_ref()));
     }
     let changes = follow::anew(context.source(info, &key.namespace, &selection)?, true);
     pin_mut!(changes);
-    let mut listed = false;
     while let Some(change) = changes.next().await {
         match change? {
             // Another object of the same name is not the one that was meant.
             Change::Added(object) | Change::Modified(object) => {
-                *last = uid.is_none_or(|uid| uid == object.uid()).then_some(object);
+                seen.last = uid.is_none_or(|uid| uid == object.uid()).then_some(object);
             }
-            Change::Deleted(_) => *last = None,
-            Change::Listed => listed = true,
+            Change::Deleted(_) => seen.last = None,
+            Change::Listed => seen.listed = true,
         }
-        if !listed {
+        if !seen.listed {
             continue;
         }
-        if last.is_none() && absent == Absent::Fail {
+        if seen.last.is_none() && absent == Absent::Fail {
             return Err(refusal(&Status::not_found(key)));
         }
-        if awaited.holds(last.as_ref().map(Object::value).as_ref()) {
+        if awaited.holds(seen.last.as_ref().map(Object::value).as_ref()) {
             return Ok(true);
         }
     }

@@ -456,6 +456,9 @@ fn changes_are_watched_and_waited_for_across_a_restart_of_the_server() -> Result
     fails(i, "wait pod -n alice --for=delete", &["say which pods"])?;
     // No server in reach.
     instance.down()?;
+    let parts =
+        ["Warning: ", "cannot reach", "timed out waiting for the condition on pods/x: the region did not answer"];
+    fails(i, "wait pod/x -n alice --for=condition=Ready --timeout=500ms", &parts)?;
     fails(i, "get pods", &["error: ", "cannot reach"])
         .or_else(|_| fails(i, "get pods", &["Error from server (ServiceUnavailable)", "cannot reach"]))?;
     Ok(())

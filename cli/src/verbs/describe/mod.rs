@@ -29,13 +29,12 @@ pub(crate) async fn run(context: &Context, args: &Describe) -> Result<()> {
     let (mut first, mut errors) = (true, Vec::new());
     let targets = target::parse(&args.what)?;
     for target in &targets {
-        let objects = match target.name {
-            Some(name) => named(context, target.info, name).await,
-            None => {
-                let labels = args.selector.as_deref().unwrap_or_default();
-                let selection = Selection { all_namespaces: args.all_namespaces, labels, fields: "" };
-                context.list(target.info, &selection).await.map(|(objects, _)| objects)
-            }
+        let objects = if let Some(name) = target.name {
+            named(context, target.info, name).await
+        } else {
+            let labels = args.selector.as_deref().unwrap_or_default();
+            let selection = Selection { all_namespaces: args.all_namespaces, labels, fields: "" };
+            context.list(target.info, &selection).await.map(|(objects, _)| objects)
         };
         match objects {
             Ok(objects) => {
