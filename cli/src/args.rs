@@ -1,8 +1,19 @@
 //! The command line.
 
+mod change;
+mod view;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(crate) use change::{
+    Annotate, Apply, Cascade, Cordon, Create, Delete, DryRun, Edit, Files, Label, Marks, Patch, PatchType, Replace,
+    Scale, Taint,
+};
+pub(crate) use view::{
+    ApiResources, Completion, Describe, Events, Exec, Explain, Get, Logs, Rollout, RolloutStatus, Shell, Version, Wait,
+};
 
 /// Where everything is kept unless `--data-dir` says otherwise.
 pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/hearth";
@@ -49,6 +60,35 @@ pub(crate) enum Command {
     Wait(Wait),
     /// Show events, the newest last.
     Events(Events),
+    /// Create objects; fails where there is one of that name.
+    Create(Create),
+    /// Replace objects by what manifests say, whole.
+    Replace(Replace),
+    /// Change an object in your editor.
+    Edit(Edit),
+    /// Change fields of objects.
+    Patch(Patch),
+    /// Set labels of objects, or remove them.
+    Label(Label),
+    /// Set annotations of objects, or remove them.
+    Annotate(Annotate),
+    /// Set how many replicas run.
+    Scale(Scale),
+    /// Follow how a deployment is rolled out.
+    #[command(subcommand)]
+    Rollout(Rollout),
+    /// Place no more pods on a node.
+    Cordon(Cordon),
+    /// Place pods on a node again.
+    Uncordon(Cordon),
+    /// Set taints of nodes, or remove them.
+    Taint(Taint),
+    /// Show the kinds that there are.
+    ApiResources(ApiResources),
+    /// Show the fields of a kind.
+    Explain(Explain),
+    /// Print what completes this program's command lines in a shell.
+    Completion(Completion),
     /// Show the version of this program and of the region.
     Version(Version),
     /// Start a region and one device on this machine.
@@ -79,47 +119,6 @@ pub(crate) struct InDataDir {
     pub(crate) data_dir: PathBuf,
 }
 
-#[derive(Args, Debug)]
-pub(crate) struct Apply {
-    /// Manifest files or directories, or `-` for standard input.
-    #[arg(short = 'f', long = "filename", value_name = "FILE", required = true)]
-    pub(crate) filename: Vec<String>,
-    /// Go into subdirectories.
-    #[arg(short = 'R', long)]
-    pub(crate) recursive: bool,
-    /// Check everything and change nothing.
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Get {
-    /// Kinds and names: `pods`, `pods,installs`, `pod web-1 web-2`, `install/notes`, `all`.
-    #[arg(required = true, value_name = "KIND [NAME ...] | KIND/NAME ...")]
-    pub(crate) what: Vec<String>,
-    /// The form of the answer.
-    #[arg(short, long)]
-    pub(crate) output: Option<Output>,
-    /// Only objects with these labels: `app=web,tier!=db`.
-    #[arg(short = 'l', long)]
-    pub(crate) selector: Option<String>,
-    /// Only objects with these fields: `status.phase=Running`.
-    #[arg(long)]
-    pub(crate) field_selector: Option<String>,
-    /// In every namespace.
-    #[arg(short = 'A', long)]
-    pub(crate) all_namespaces: bool,
-    /// Go on showing changes.
-    #[arg(short, long)]
-    pub(crate) watch: bool,
-    /// Leave the headings out.
-    #[arg(long)]
-    pub(crate) no_headers: bool,
-    /// Show labels in a last column.
-    #[arg(long)]
-    pub(crate) show_labels: bool,
-}
-
 /// The form of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
@@ -127,136 +126,6 @@ pub(crate) enum Output {
     Json,
     Yaml,
     Name,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Describe {
-    /// A kind with names, or KIND/NAME.
-    #[arg(required = true, value_name = "KIND [NAME ...] | KIND/NAME ...")]
-    pub(crate) what: Vec<String>,
-    /// Only objects with these labels.
-    #[arg(short = 'l', long)]
-    pub(crate) selector: Option<String>,
-    /// In every namespace.
-    #[arg(short = 'A', long)]
-    pub(crate) all_namespaces: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Delete {
-    /// A kind with names, or KIND/NAME.
-    #[arg(value_name = "KIND [NAME ...] | KIND/NAME ...")]
-    pub(crate) what: Vec<String>,
-    /// Delete what these manifests name.
-    #[arg(short = 'f', long = "filename", value_name = "FILE")]
-    pub(crate) filename: Vec<String>,
-    /// Every object with these labels.
-    #[arg(short = 'l', long)]
-    pub(crate) selector: Option<String>,
-    /// Every object of the kind in the namespace.
-    #[arg(long)]
-    pub(crate) all: bool,
-    /// Seconds a pod gets to stop; 0 removes it from the region without waiting for its device.
-    #[arg(long, value_name = "SECONDS")]
-    pub(crate) grace_period: Option<i64>,
-    /// Whether to wait until the objects are gone.
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
-    pub(crate) wait: bool,
-    /// How long to wait.
-    #[arg(long, default_value = "2m", value_parser = duration)]
-    pub(crate) timeout: std::time::Duration,
-    /// Succeed where there is no such object.
-    #[arg(long)]
-    pub(crate) ignore_not_found: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Logs {
-    /// A pod, `deployment/NAME` or `install/NAME`.
-    #[arg(value_name = "POD | KIND/NAME")]
-    pub(crate) pod: String,
-    /// The container, where the pod has several.
-    #[arg(short, long)]
-    pub(crate) container: Option<String>,
-    /// Go on as more is printed.
-    #[arg(short, long)]
-    pub(crate) follow: bool,
-    /// Only the last lines.
-    #[arg(long, value_name = "LINES")]
-    pub(crate) tail: Option<u32>,
-    /// Of the attempt before this one.
-    #[arg(short, long)]
-    pub(crate) previous: bool,
-    /// With the time of each line.
-    #[arg(long)]
-    pub(crate) timestamps: bool,
-    /// Only what is younger: `10m`.
-    #[arg(long, value_parser = duration)]
-    pub(crate) since: Option<std::time::Duration>,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Exec {
-    /// A pod, `deployment/NAME` or `install/NAME`.
-    #[arg(value_name = "POD | KIND/NAME")]
-    pub(crate) pod: String,
-    /// The container, where the pod has several.
-    #[arg(short, long)]
-    pub(crate) container: Option<String>,
-    /// Pass standard input on.
-    #[arg(short = 'i', long)]
-    pub(crate) stdin: bool,
-    /// With a terminal.
-    #[arg(short = 't', long)]
-    pub(crate) tty: bool,
-    /// The command, after `--`.
-    #[arg(last = true, required = true)]
-    pub(crate) command: Vec<String>,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Wait {
-    /// A kind with names, or KIND/NAME.
-    #[arg(required = true, value_name = "KIND [NAME ...] | KIND/NAME ...")]
-    pub(crate) what: Vec<String>,
-    /// `condition=Ready`, `condition=Ready=False`, `jsonpath={.status.phase}=Running`, `delete`, `create`.
-    #[arg(long = "for", value_name = "CONDITION")]
-    pub(crate) condition: String,
-    /// How long to wait.
-    #[arg(long, default_value = "30s", value_parser = duration)]
-    pub(crate) timeout: std::time::Duration,
-    /// Every object with these labels.
-    #[arg(short = 'l', long)]
-    pub(crate) selector: Option<String>,
-    /// Every object of the kind in the namespace.
-    #[arg(long)]
-    pub(crate) all: bool,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Events {
-    /// Only those of one object: KIND/NAME.
-    #[arg(long = "for", value_name = "KIND/NAME")]
-    pub(crate) regarding: Option<String>,
-    /// In every namespace.
-    #[arg(short = 'A', long)]
-    pub(crate) all_namespaces: bool,
-    /// Go on as more happens.
-    #[arg(short, long)]
-    pub(crate) watch: bool,
-    /// The form of the answer.
-    #[arg(short, long)]
-    pub(crate) output: Option<Output>,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct Version {
-    /// Only of this program; does not ask the region.
-    #[arg(long)]
-    pub(crate) client: bool,
-    /// The form of the answer.
-    #[arg(short, long)]
-    pub(crate) output: Option<Output>,
 }
 
 /// Where a server listens. Port 0 picks one anew at each start.
@@ -375,16 +244,37 @@ pub(crate) struct Join {
 pub(crate) enum Token {
     /// Make a token by which one device can join.
     Create(TokenCreate),
+    /// List the tokens, without their secrets.
+    Ls(TokenLs),
+    /// Delete a token, so that nobody joins by it any more.
+    Delete(TokenDelete),
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct TokenCreate {
-    /// Whose device it will be; without it, the device says.
-    #[arg(long, value_name = "NAME")]
+    /// Whose device it will be.
+    #[arg(long, value_name = "NAME", required_unless_present = "any_owner")]
     pub(crate) owner: Option<String>,
+    /// The joining device says whose it is: whoever has the token chooses any owner.
+    #[arg(long, conflicts_with = "owner")]
+    pub(crate) any_owner: bool,
     /// How long it can be used.
     #[arg(long, default_value = "1h", value_parser = duration)]
     pub(crate) valid: std::time::Duration,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TokenLs {
+    /// The form of the answer: json or yaml.
+    #[arg(short, long)]
+    pub(crate) output: Option<Output>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TokenDelete {
+    /// The token's id, from `hearth token ls`.
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -455,32 +345,48 @@ pub(crate) struct ImageBuild {
     pub(crate) arch: Option<String>,
 }
 
-/// Reads `90s`, `5m`, `2h`, `1d`, `1h30m`, or plain seconds.
+/// Reads `500ms`, `90s`, `1.5h`, `1h30m`, `1d`, or plain seconds.
 pub(crate) fn duration(text: &str) -> Result<std::time::Duration, String> {
-    const WHY: &str = "a duration such as 90s, 5m, 1h30m or 1d";
-    let (mut total, mut number) = (0_u64, String::new());
-    for c in text.chars() {
-        if c.is_ascii_digit() {
-            number.push(c);
-            continue;
-        }
-        let unit = match c {
-            's' => 1,
-            'm' => 60,
-            'h' => 3600,
-            'd' => 86_400,
+    const WHY: &str = "a duration such as 500ms, 90s, 5m, 1h30m or 1d";
+    let mut total = std::time::Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let (number, after) = rest.split_at(digits);
+        let letters = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(letters);
+        let seconds = match unit {
+            "ms" => 0.001,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            "d" => 86_400.0,
+            // A number without a unit stands alone.
+            "" if digits == text.len() => 1.0,
             _ => return Err(WHY.into()),
         };
-        let amount: u64 = number.parse().map_err(|_| WHY)?;
-        total = amount.checked_mul(unit).and_then(|seconds| total.checked_add(seconds)).ok_or(WHY)?;
-        number.clear();
+        let amount: f64 = number.parse().map_err(|_| WHY)?;
+        let part = std::time::Duration::try_from_secs_f64(amount * seconds).map_err(|_| WHY)?;
+        total = total.checked_add(part).ok_or(WHY)?;
+        rest = after;
     }
-    if !number.is_empty() {
-        total = total.checked_add(number.parse().map_err(|_| WHY)?).ok_or(WHY)?;
-    } else if text.is_empty() {
-        return Err(WHY.into());
+    if text.is_empty() { Err(WHY.into()) } else { Ok(total) }
+}
+
+/// What kubectl takes a negative timeout for.
+const A_WEEK: std::time::Duration = std::time::Duration::from_hours(7 * 24);
+
+/// Reads how long to wait: a negative time is a week, as kubectl has it.
+pub(crate) fn timeout(text: &str) -> Result<std::time::Duration, String> {
+    match text.strip_prefix('-') {
+        Some(positive) => duration(positive).map(|_| A_WEEK),
+        None => duration(text),
     }
-    Ok(std::time::Duration::from_secs(total))
+}
+
+/// Reads how long a deletion is waited for: none given means a week, as kubectl has it.
+pub(crate) fn deletion_timeout(text: &str) -> Result<std::time::Duration, String> {
+    timeout(text).map(|time| if time.is_zero() { A_WEEK } else { time })
 }
 
 #[cfg(test)]
@@ -499,7 +405,12 @@ mod tests {
         for (text, seconds) in [("90s", 90), ("5m", 300), ("1h30m", 5400), ("1d", 86_400), ("7", 7), ("0s", 0)] {
             assert_eq!(duration(text), Ok(std::time::Duration::from_secs(seconds)), "{text}");
         }
-        for text in ["", "s", "5x", "-1s", "99999999999999999999d"] {
+        assert_eq!(duration("1m500ms"), Ok(std::time::Duration::from_millis(60_500)));
+        assert_eq!(duration("1.5h"), Ok(std::time::Duration::from_secs(5400)));
+        assert_eq!(timeout("-1s"), Ok(A_WEEK));
+        assert_eq!(timeout("0"), Ok(std::time::Duration::ZERO));
+        assert_eq!(deletion_timeout("0s"), Ok(A_WEEK));
+        for text in ["", "s", "5x", "-1s", "1h5", "5 m", "1..2s", "99999999999999999999d"] {
             assert!(duration(text).is_err(), "{text}");
         }
     }

@@ -5,9 +5,11 @@ use std::{path::PathBuf, sync::OnceLock};
 use anyhow::{Result, anyhow};
 use futures_util::Stream;
 use hearth_client::{Client, Config};
-use hearth_types::{Clock as _, Object, ObjectKey, Revision, Status, Timestamp, registry::KindInfo, store::WatchEvent};
+use hearth_types::{
+    Clock as _, Object, ObjectKey, Reason, Revision, Status, Timestamp, registry::KindInfo, store::WatchEvent,
+};
 
-use crate::{args::DEFAULT_DATA_DIR, roles::SystemClock};
+use crate::{args::DEFAULT_DATA_DIR, follow::Remote, roles::SystemClock};
 
 /// The namespace of who names none.
 const DEFAULT_NAMESPACE: &str = "default";
@@ -70,6 +72,25 @@ impl Context {
     /// The key of a named object in the namespace.
     pub(crate) fn key(&self, info: &KindInfo, name: &str) -> ObjectKey {
         ObjectKey::new(info.group_kind(), if info.is_namespaced() { self.namespace() } else { "" }, name)
+    }
+
+    /// The namespace of the command line, which objects of manifests must be in.
+    pub(crate) fn asked_namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
+    /// One object, if there is one.
+    pub(crate) async fn find(&self, key: &ObjectKey) -> Result<Option<Object>> {
+        match self.client()?.get(key).await {
+            Ok(object) => Ok(Some(object)),
+            Err(status) if status.reason == Reason::NotFound => Ok(None),
+            Err(status) => Err(refusal(&status)),
+        }
+    }
+
+    /// Where the objects of a namespace (or all, as the selection says) come from, to be followed.
+    pub(crate) fn source(&self, info: &KindInfo, namespace: &str, selection: &Selection<'_>) -> Result<Remote> {
+        Ok(Remote { client: self.client()?.clone(), selection: Self::selection(info, namespace, selection) })
     }
 
     /// One object.

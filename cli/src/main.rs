@@ -3,6 +3,7 @@
 mod args;
 mod context;
 mod data_dir;
+mod follow;
 mod logging;
 mod output;
 mod roles;
@@ -16,7 +17,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 
 use crate::{
-    args::{Cli, Command, Image, Token},
+    args::{Cli, Command, Image, Rollout, Token},
     context::Context,
     logging::log_to_stderr,
 };
@@ -26,13 +27,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
-            // A refusal by the region reads as kubectl's; everything else begins with `error:`.
-            let text = format!("{error:#}");
-            output::note(&if text.starts_with("from server") {
-                format!("Error {text}")
-            } else {
-                format!("error: {text}")
-            });
+            output::failure(&error);
             ExitCode::FAILURE
         }
     }
@@ -59,6 +54,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Image(Image::Import(args)) => verbs::image::import(&args)?,
         Command::Image(Image::Build(args)) => verbs::image::build(&args)?,
         Command::Image(Image::Ls(args)) => verbs::image::list(&args)?,
+        Command::ApiResources(args) => verbs::api_resources::run(&args),
+        Command::Explain(args) => verbs::explain::run(&args)?,
+        Command::Completion(args) => verbs::completion::run(&args),
         client => {
             log_to_stderr(cli.log_format, "error");
             return single_threaded()?.block_on(client_verb(&context, client));
@@ -77,14 +75,30 @@ async fn client_verb(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Exec(args) => return verbs::exec::run(context, &args).await,
         Command::Wait(args) => verbs::wait::run(context, &args).await?,
         Command::Events(args) => verbs::events::run(context, &args).await?,
+        Command::Create(args) => verbs::create::create(context, &args).await?,
+        Command::Replace(args) => verbs::create::replace(context, &args).await?,
+        Command::Edit(args) => verbs::edit::run(context, &args).await?,
+        Command::Patch(args) => verbs::patch::run(context, &args).await?,
+        Command::Label(args) => verbs::label::label(context, &args).await?,
+        Command::Annotate(args) => verbs::label::annotate(context, &args).await?,
+        Command::Scale(args) => verbs::scale::run(context, &args).await?,
+        Command::Rollout(Rollout::Status(args)) => verbs::rollout::status(context, &args).await?,
+        Command::Cordon(args) => verbs::cordon::run(context, &args, true).await?,
+        Command::Uncordon(args) => verbs::cordon::run(context, &args, false).await?,
+        Command::Taint(args) => verbs::taint::run(context, &args).await?,
         Command::Version(args) => verbs::version::run(context, &args).await?,
         Command::Join(args) => verbs::join::run(&args).await?,
         Command::Token(Token::Create(args)) => verbs::token::create(context, &args).await?,
+        Command::Token(Token::Ls(args)) => verbs::token::list(context, &args).await?,
+        Command::Token(Token::Delete(args)) => verbs::token::delete(context, &args).await?,
         Command::Up(_)
         | Command::Down(_)
         | Command::Status(_)
         | Command::Server(_)
         | Command::Agent(_)
+        | Command::ApiResources(_)
+        | Command::Explain(_)
+        | Command::Completion(_)
         | Command::Image(_) => {
             unreachable!("handled before")
         }

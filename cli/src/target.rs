@@ -5,6 +5,8 @@ use hearth_types::registry::{self, KindInfo};
 
 /// What `all` stands for: what an owner runs.
 const ALL: [&str; 5] = ["Install", "Deployment", "ReplicaSet", "Pod", "Route"];
+/// Letters of a word that are compared at most: no kind has a longer name.
+const MAX_WORD: usize = 40;
 
 /// A kind, and one object of it or all.
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +54,39 @@ pub(crate) fn one(argument: &str) -> Result<Target<'_>> {
 pub(crate) fn kind(word: &str) -> Result<&'static KindInfo> {
     registry::by_argument(word).ok_or_else(|| {
         let known: Vec<_> = registry::all().iter().map(|info| info.plural).collect();
-        anyhow!("the region has no resource type {word:?}; it has {}", known.join(", "))
+        let hint = suggestion(word)
+            .map_or_else(|| format!("it has {}", known.join(", ")), |near| format!("did you mean {near:?}?"));
+        anyhow!("the region doesn't have a resource type {word:?}; {hint}")
     })
+}
+
+/// The name of a kind that was probably meant: one or two letters off.
+fn suggestion(word: &str) -> Option<String> {
+    let word = word.to_lowercase();
+    let names = registry::all().iter().flat_map(|info| [info.plural.to_owned(), info.kind.to_lowercase()]);
+    // A short word is near to everything.
+    let allowed = if word.len() < 5 { 1 } else { 2 };
+    names
+        .map(|name| (distance(&name, &word), name))
+        .filter(|(distance, _)| *distance <= allowed)
+        .min()
+        .map(|(_, name)| name)
+}
+
+/// How many letters have to be put in, taken out or changed (Levenshtein).
+fn distance(left: &str, right: &str) -> usize {
+    let right: Vec<char> = right.chars().take(MAX_WORD).collect();
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (i, a) in left.chars().take(MAX_WORD).enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in right.iter().enumerate() {
+            let change = diagonal + usize::from(a != *b);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[right.len()]
 }
 
 fn all() -> Vec<&'static KindInfo> {
@@ -80,6 +113,19 @@ mod tests {
         assert_eq!(read("pod/a install/b").expect("two"), [named("pods", "a"), named("installs", "b")]);
         assert_eq!(read("pods,routes").expect("two").len(), 2);
         assert_eq!(read("all").expect("five").len(), ALL.len());
+        for (wrong, near) in [("pds", "pods"), ("deploymnets", "deployments"), ("Instal", "install"), ("servicess", "")]
+        {
+            let error = read(wrong).expect_err(wrong).to_string();
+            assert!(error.contains(&format!("resource type {wrong:?}")), "{error}");
+            assert!(
+                if near.is_empty() {
+                    error.contains("it has")
+                } else {
+                    error.contains(&format!("did you mean {near:?}"))
+                },
+                "{error}"
+            );
+        }
         for bad in ["jobs", "pod/", "pod/a/b", "pod a/b"] {
             assert!(read(bad).is_err(), "{bad}");
         }

@@ -118,7 +118,7 @@ impl Status {
     /// It changed since it was read.
     pub fn conflict(key: &ObjectKey, why: &str) -> Self {
         let what = resource_of(key);
-        let text = format!("operation cannot be fulfilled on {what} \"{}\": {why}", key.name);
+        let text = format!("Operation cannot be fulfilled on {what} \"{}\": {why}", key.name);
         Self { object: Some(Box::new(key.clone())), ..Self::new(Reason::Conflict, text) }
     }
 

@@ -7,25 +7,30 @@ use serde_json::Value;
 const GAP: usize = 3;
 
 /// What of a kind's table to show.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Style {
     pub(crate) wide: bool,
     pub(crate) namespace: bool,
     pub(crate) labels: bool,
+    /// Labels that have columns of their own.
+    pub(crate) label_columns: Vec<String>,
     /// Prefix names with their kind, as `get` does for several kinds at once.
     pub(crate) kind_in_name: bool,
 }
 
 /// The headings of a kind's table.
-pub(crate) fn headings(info: &KindInfo, style: Style) -> Vec<String> {
+pub(crate) fn headings(info: &KindInfo, style: &Style) -> Vec<String> {
     let columns =
         info.columns().iter().filter(|column| style.wide || !column.wide).map(|column| column.name.to_owned());
     let namespace = (style.namespace && info.is_namespaced()).then(|| "NAMESPACE".to_owned());
-    namespace.into_iter().chain(columns).chain(style.labels.then(|| "LABELS".to_owned())).collect()
+    // A label's heading is its name without the prefix, as kubectl has it.
+    let label = |key: &String| key.rsplit('/').next().unwrap_or(key).to_uppercase();
+    let labels = style.label_columns.iter().map(label);
+    namespace.into_iter().chain(columns).chain(labels).chain(style.labels.then(|| "LABELS".to_owned())).collect()
 }
 
 /// An object's row.
-pub(crate) fn row(info: &KindInfo, object: &Value, now: Timestamp, style: Style) -> Vec<String> {
+pub(crate) fn row(info: &KindInfo, object: &Value, now: Timestamp, style: &Style) -> Vec<String> {
     let columns = info.columns().iter().filter(|column| style.wide || !column.wide);
     let cells = columns.map(|column| {
         let cell = (column.cell)(object, now);
@@ -33,7 +38,10 @@ pub(crate) fn row(info: &KindInfo, object: &Value, now: Timestamp, style: Style)
     });
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
     let namespace = (style.namespace && info.is_namespaced()).then_some(namespace);
-    namespace.into_iter().chain(cells).chain(style.labels.then(|| labels(object))).map(|cell| one_line(&cell)).collect()
+    let label = |key: &String| object["metadata"]["labels"][key].as_str().unwrap_or_default().to_owned();
+    let chosen = style.label_columns.iter().map(label);
+    let all = style.labels.then(|| labels(object));
+    namespace.into_iter().chain(cells).chain(chosen).chain(all).map(|cell| one_line(&cell)).collect()
 }
 
 fn labels(object: &Value) -> String {

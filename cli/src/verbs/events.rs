@@ -1,67 +1,60 @@
 //! `events`: what happened, the newest last.
 
 use anyhow::Result;
-use futures_util::StreamExt as _;
-use hearth_types::{Object, registry::KindInfo, selector::text_at, store::WatchEvent};
+use futures_util::{StreamExt as _, pin_mut};
+use hearth_types::{Object, selector::text_at};
 use serde_json::Value;
 
 use crate::{
-    args::{Events, Output},
-    context::{Context, Selection, now},
+    args::Events,
+    context::{Context, Selection},
+    follow::{self, Change},
     output::{
         self,
-        table::{self, Style},
+        format::Format,
+        printer::{Printer, Section},
+        table::Style,
     },
     target,
 };
 
+/// Where events of cluster-scoped objects are, as in Kubernetes.
+pub(crate) const CLUSTER_EVENTS: &str = "default";
+
 /// Runs the verb.
 pub(crate) async fn run(context: &Context, args: &Events) -> Result<()> {
     let info = target::kind("events")?;
+    let mut namespace = context.namespace();
     let fields = match args.regarding.as_deref() {
         Some(text) => {
             let target = target::one(text)?;
+            if !target.info.is_namespaced() {
+                namespace = CLUSTER_EVENTS;
+            }
             format!("involvedObject.kind={},involvedObject.name={}", target.info.kind, target.name.unwrap_or_default())
         }
         None => String::new(),
     };
     let selection = Selection { all_namespaces: args.all_namespaces, labels: "", fields: &fields };
-    let (objects, revision) = context.list(info, &selection).await?;
-    let events = sorted(&objects);
-    if let Some(output @ (Output::Json | Output::Yaml)) = args.output {
-        output::documents(&events, true, output)?;
-    } else if events.is_empty() && !args.watch {
-        let place = if args.all_namespaces { String::new() } else { format!(" in {} namespace", context.namespace()) };
-        output::note(&format!("No events found{place}."));
-    } else {
-        let style = style(args);
-        let rows = std::iter::once(table::headings(info, style))
-            .chain(events.iter().map(|event| table::row(info, event, now(), style)));
-        let rows: Vec<_> = rows.collect();
-        output::lines(&table::layout(&rows));
-        if args.watch {
-            return follow(context, info, &selection, revision, style, &table::widths(&rows)).await;
+    let (objects, revision) = context.list_in(info, namespace, &selection).await?;
+    let style = Style { wide: args.output == Some(Format::Wide), namespace: args.all_namespaces, ..Style::default() };
+    let mut printer = Printer::new(args.output.clone(), style, args.no_headers);
+    let section = Section { info, objects: sorted(&objects) };
+    if !args.watch {
+        if objects.is_empty() && Format::is_table(args.output.as_ref()) {
+            let place = if args.all_namespaces { String::new() } else { format!(" in {namespace} namespace") };
+            output::note(&format!("No events found{place}."));
+            return Ok(());
         }
+        return printer.all(&[section], false);
     }
-    Ok(())
-}
-
-fn style(args: &Events) -> Style {
-    Style { wide: args.output == Some(Output::Wide), namespace: args.all_namespaces, ..Style::default() }
-}
-
-async fn follow(
-    context: &Context,
-    info: &'static KindInfo,
-    selection: &Selection<'_>,
-    revision: hearth_types::Revision,
-    style: Style,
-    widths: &[usize],
-) -> Result<()> {
-    let mut events = context.watch(info, selection, revision).await?;
-    while let Some(event) = events.next().await {
-        if let WatchEvent::Added(object) | WatchEvent::Modified(object) = event? {
-            output::line(&table::line(&table::row(info, &object.value(), now(), style), widths));
+    printer.begin(&[section])?;
+    let changes = follow::after(context.source(info, namespace, &selection)?, &objects, revision, true);
+    pin_mut!(changes);
+    while let Some(change) = changes.next().await {
+        // Events that grow old and go are no news.
+        if let Change::Added(object) | Change::Modified(object) = change? {
+            printer.object(info, &object.value())?;
         }
     }
     Ok(())

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::pod_of::pod_of;
+use super::pod_of::{container_of, pod_of};
 use crate::{
     args::Exec,
     context::{Context, refusal},
@@ -36,10 +36,11 @@ pub(crate) async fn run(context: &Context, args: &Exec) -> Result<ExitCode> {
         output::note("Unable to use a TTY - input is not a terminal");
     }
     let (sender, receiver) = mpsc::channel(QUEUE);
+    let pod = pod_of(context, &args.pod).await?;
     let start = ExecStart {
-        namespace: context.namespace().to_owned(),
-        pod: pod_of(context, &args.pod).await?,
-        container: args.container.clone().unwrap_or_default(),
+        namespace: pod.namespace().to_owned(),
+        pod: pod.name().to_owned(),
+        container: container_of(&pod, args.container.as_deref())?,
         command: args.command.clone(),
         stdin: args.stdin,
         tty,
@@ -52,11 +53,18 @@ pub(crate) async fn run(context: &Context, args: &Exec) -> Result<ExitCode> {
         forward_stdin(sender.clone());
     }
     let mut resized = signal(SignalKind::window_change()).context("cannot listen for SIGWINCH")?;
+    let mut resize = false;
     loop {
         tokio::select! {
-            Some(()) = resized.recv(), if tty => {
+            Some(()) = resized.recv(), if tty => resize = true,
+            // Never awaited alone: while the way to the command is full, its output goes on being drained, or both
+            // sides would wait for each other. Of several changes of size the last is told.
+            permit = sender.reserve(), if resize => {
+                resize = false;
                 // The command may just have ended.
-                let _ = sender.send(message(Input::Resize(window_size()))).await;
+                if let Ok(permit) = permit {
+                    permit.send(message(Input::Resize(window_size())));
+                }
             }
             output = outputs.next() => {
                 let output = output.context("the connection ended before the command did")?.map_err(|status| refusal(&status))?;

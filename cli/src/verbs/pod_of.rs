@@ -1,44 +1,80 @@
-//! Which pod `logs` and `exec` mean: a pod, or one of those behind a Deployment or Install.
+//! Which pod and container `logs` and `exec` mean: a pod, or one of those behind a Deployment or Install.
 
 use anyhow::{Result, bail};
-use hearth_types::{kinds::labels, selector::LabelSelector};
+use hearth_types::{Object, kinds::labels, selector::LabelSelector};
 use serde_json::Value;
 
 use crate::{
     context::{Context, Selection},
+    output,
     target::{self, Target},
 };
 
-/// The name of the pod, given `NAME`, `pod/NAME` or `KIND/NAME`.
-pub(crate) async fn pod_of(context: &Context, argument: &str) -> Result<String> {
+/// The annotation of a pod that names the container that is meant where none is.
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+
+/// The pod, given `NAME`, `pod/NAME` or `KIND/NAME`.
+pub(crate) async fn pod_of(context: &Context, argument: &str) -> Result<Object> {
+    let pods = target::kind("pods")?;
     if !argument.contains('/') {
-        return Ok(argument.to_owned());
+        return context.get(pods, argument).await;
     }
     let target = target::one(argument)?;
     let name = target.name.unwrap_or_default();
-    let selector = match target.info.kind {
-        "Pod" => return Ok(name.to_owned()),
-        "Install" => {
-            context.get(target.info, name).await?;
-            format!("{}={name}", labels::INSTALL)
-        }
-        "Deployment" | "ReplicaSet" => {
-            let object = context.get(target.info, name).await?.value();
-            LabelSelector::from_json(&object["spec"]["selector"]).map_err(anyhow::Error::msg)?.to_string()
-        }
-        other => bail!("{other} has no pods; name a pod, a Deployment or an Install"),
-    };
-    first_of(context, &target, &selector).await
-}
-
-async fn first_of(context: &Context, target: &Target<'_>, selector: &str) -> Result<String> {
-    let (pods, _) =
-        context.list(target::kind("pods")?, &Selection { labels: selector, ..Selection::default() }).await?;
+    if target.info.kind == "Pod" {
+        return context.get(pods, name).await;
+    }
+    let selector = selector_of(context, &target).await?;
+    let (pods, _) = context.list(pods, &Selection { labels: &selector, ..Selection::default() }).await?;
     // A running one first, then the newest.
     let rank = |pod: &Value| (pod["status"]["phase"] == "Running", pod["metadata"]["creationTimestamp"].to_string());
-    let newest = pods.iter().max_by_key(|pod| rank(&pod.value()));
-    match newest {
-        Some(pod) => Ok(pod.name().to_owned()),
-        None => bail!("{} has no pods", target.info.display_name(target.name.unwrap_or_default())),
+    match pods.into_iter().max_by_key(|pod| rank(&pod.value())) {
+        Some(pod) => Ok(pod),
+        None => bail!("{} has no pods", target.info.display_name(name)),
     }
+}
+
+/// The label selector of the pods behind an object.
+async fn selector_of(context: &Context, target: &Target<'_>) -> Result<String> {
+    let name = target.name.unwrap_or_default();
+    match target.info.kind {
+        "Install" => {
+            context.get(target.info, name).await?;
+            Ok(format!("{}={name}", labels::INSTALL))
+        }
+        "Deployment" | "ReplicaSet" => pods_selector(&context.get(target.info, name).await?.value()),
+        other => bail!("{other} has no pods; name a pod, a Deployment or an Install"),
+    }
+}
+
+/// The label selector of the pods of a Deployment or ReplicaSet.
+pub(crate) fn pods_selector(object: &Value) -> Result<String> {
+    Ok(LabelSelector::from_json(&object["spec"]["selector"]).map_err(anyhow::Error::msg)?.to_string())
+}
+
+/// The names of a pod's containers.
+pub(crate) fn containers(pod: &Value) -> Vec<String> {
+    let list = pod.pointer("/spec/containers").and_then(Value::as_array).into_iter().flatten();
+    list.filter_map(|container| container["name"].as_str().map(str::to_owned)).collect()
+}
+
+/// The container that is meant: the one named, else the default, which is told where there are several.
+pub(crate) fn container_of(pod: &Object, wanted: Option<&str>) -> Result<String> {
+    let value = pod.value();
+    let names = containers(&value);
+    if let Some(wanted) = wanted {
+        if !names.iter().any(|name| name == wanted) {
+            bail!("container {wanted} is not valid for pod {}; it has: {}", pod.name(), names.join(", "));
+        }
+        return Ok(wanted.to_owned());
+    }
+    let annotated = value["metadata"]["annotations"][DEFAULT_CONTAINER].as_str();
+    if let Some(annotated) = annotated.filter(|annotated| names.iter().any(|name| name == annotated)) {
+        return Ok(annotated.to_owned());
+    }
+    let Some(first) = names.first() else { bail!("pod {} has no containers", pod.name()) };
+    if names.len() > 1 {
+        output::note(&format!("Defaulted container {first:?} out of: {}", names.join(", ")));
+    }
+    Ok(first.clone())
 }

@@ -1,20 +1,64 @@
-//! `token create`: what an operator hands to a new device.
+//! `token`: what an operator hands to a new device.
 
 use anyhow::Result;
+use hearth_types::Timestamp;
+use serde_json::json;
 
 use crate::{
-    args::TokenCreate,
-    context::{Context, refusal},
-    output,
+    args::{Output, TokenCreate, TokenDelete, TokenLs},
+    context::{Context, now, refusal},
+    output::{self, table},
 };
 
-/// Runs the verb. The token goes to stdout alone, so that it can be passed on.
+/// Makes a token. It goes to stdout alone, so that it can be passed on.
 pub(crate) async fn create(context: &Context, args: &TokenCreate) -> Result<()> {
-    let owner = args.owner.as_deref().unwrap_or_default();
-    let made = context.client()?.create_token(owner, args.valid).await.map_err(|status| refusal(&status))?;
+    let client = context.client()?;
+    let made = match &args.owner {
+        Some(owner) => client.create_token(owner, args.valid).await,
+        None => client.create_token_for_any_owner(args.valid).await,
+    };
+    let made = made.map_err(|status| refusal(&status))?;
     output::line(&made.token);
-    let expires = hearth_types::Timestamp(made.expires_millis).seconds();
-    let whose = if owner.is_empty() { String::new() } else { format!(" for a device of {owner}") };
+    let expires = Timestamp(made.expires_millis).seconds();
+    let whose = args.owner.as_ref().map(|owner| format!(" of {owner}")).unwrap_or_default();
     output::note(&format!("good for one device{whose}, until {expires}; use it there with: hearth join TOKEN"));
+    Ok(())
+}
+
+/// Lists the tokens.
+pub(crate) async fn list(context: &Context, args: &TokenLs) -> Result<()> {
+    let tokens = context.client()?.list_tokens().await.map_err(|status| refusal(&status))?;
+    let time = |millis: i64| Timestamp(millis).seconds().to_string();
+    if let Some(output @ (Output::Json | Output::Yaml)) = args.output {
+        let values: Vec<_> = tokens
+            .iter()
+            .map(|one| {
+                json!({"id": one.id, "owner": one.owner, "created": time(one.created_millis),
+                    "expires": time(one.expires_millis), "usedByDevice": one.used_by_device, "usedByKey": one.used_by_key})
+            })
+            .collect();
+        return output::documents(&values, true, output);
+    }
+    let mut rows = vec![["ID", "OWNER", "STATE", "EXPIRES"].map(str::to_owned).to_vec()];
+    for one in &tokens {
+        let state = if !one.used_by_device.is_empty() {
+            format!("used by {}", one.used_by_device)
+        } else if one.expires_millis <= now().0 {
+            "expired".to_owned()
+        } else {
+            "unused".to_owned()
+        };
+        let owner = if one.owner.is_empty() { "<any>".to_owned() } else { one.owner.clone() };
+        let row = [one.id.clone(), owner, state, time(one.expires_millis)];
+        rows.push(row.iter().map(|cell| table::one_line(cell)).collect());
+    }
+    output::lines(&table::layout(&rows));
+    Ok(())
+}
+
+/// Deletes a token.
+pub(crate) async fn delete(context: &Context, args: &TokenDelete) -> Result<()> {
+    context.client()?.delete_token(&args.id).await.map_err(|status| refusal(&status))?;
+    output::line(&format!("token {:?} deleted", args.id));
     Ok(())
 }

@@ -3,47 +3,97 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use futures_util::StreamExt as _;
-use hearth_types::{Object, Uid, registry::KindInfo, store::WatchEvent};
+use futures_util::{StreamExt as _, pin_mut};
+use hearth_types::{Object, ObjectKey, Status, Uid, registry::KindInfo};
+use tokio::time::Instant;
 
 pub(crate) use super::wait_condition::Awaited;
 use crate::{
     args::Wait,
-    context::{Context, Selection},
+    context::{Context, Selection, refusal},
+    follow::{self, Change},
     output, target,
 };
 
 /// Runs the verb.
 pub(crate) async fn run(context: &Context, args: &Wait) -> Result<()> {
     let awaited = Awaited::parse(&args.condition)?;
-    let deadline = tokio::time::Instant::now() + args.timeout;
-    let mut matched = 0;
+    let deadline = Instant::now() + args.timeout;
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let (mut met, mut errors) = (0, Vec::new());
     for target in target::parse(&args.what)? {
-        let names: Vec<String> = match target.name {
-            Some(name) => vec![name.to_owned()],
+        let keys = match target.name {
+            Some(_) if args.all_namespaces => {
+                bail!("a resource cannot be retrieved by name across all namespaces")
+            }
+            Some(_) if args.selector.is_some() || args.all => {
+                bail!("name cannot be provided when a selector or --all is specified")
+            }
+            Some(name) => vec![context.key(target.info, name)],
             None if args.all || args.selector.is_some() => {
-                let selection = Selection {
-                    all_namespaces: false,
-                    labels: args.selector.as_deref().unwrap_or_default(),
-                    fields: "",
-                };
-                context.list(target.info, &selection).await?.0.iter().map(|object| object.name().to_owned()).collect()
+                selected(context, args, target.info, &awaited, left()).await?
             }
             None => bail!("say which {}: names, a label selector (-l), or --all", target.info.plural),
         };
-        for name in &names {
-            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            let namespace = if target.info.is_namespaced() { context.namespace() } else { "" };
-            until(context, target.info, namespace, Some((name, None)), &awaited, left).await?;
-            let verb = if awaited == Awaited::Deleted { "deleted" } else { "condition met" };
-            output::line(&format!("{} {verb}", target.info.display_name(name)));
-            matched += 1;
+        for key in &keys {
+            // What is waited for may come up or go; everything else needs the object.
+            let absent = match awaited {
+                Awaited::Deleted | Awaited::Created => Absent::Wait,
+                _ => Absent::Fail,
+            };
+            match wait(context, target.info, key, None, &awaited, absent, left()).await {
+                Ok(_) => {
+                    let verb = if awaited == Awaited::Deleted { "deleted" } else { "condition met" };
+                    output::line(&format!("{} {verb}", target.info.display_name(&key.name)));
+                    met += 1;
+                }
+                Err(error) => errors.push(error),
+            }
         }
     }
-    if matched == 0 {
+    output::failures(&errors)?;
+    if met == 0 && awaited != Awaited::Deleted {
         bail!("no matching resources found")
     }
     Ok(())
+}
+
+/// The objects that a selector means; for `create`, as soon as there is one.
+async fn selected(
+    context: &Context,
+    args: &Wait,
+    info: &'static KindInfo,
+    awaited: &Awaited,
+    timeout: Duration,
+) -> Result<Vec<ObjectKey>> {
+    let labels = args.selector.as_deref().unwrap_or_default();
+    let selection = Selection { all_namespaces: args.all_namespaces, labels, fields: "" };
+    if *awaited != Awaited::Created {
+        let (objects, _) = context.list(info, &selection).await?;
+        return Ok(objects.iter().map(|object| object.key().clone()).collect());
+    }
+    let changes = follow::anew(context.source(info, context.namespace(), &selection)?, true);
+    pin_mut!(changes);
+    let first = async {
+        while let Some(change) = changes.next().await {
+            if let Change::Added(object) = change? {
+                return Ok(vec![object.key().clone()]);
+            }
+        }
+        Ok(Vec::new())
+    };
+    tokio::time::timeout(timeout, first)
+        .await
+        .unwrap_or_else(|_| bail!("timed out waiting for the condition: no {} came", info.plural))
+}
+
+/// What it means that there is no such object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Absent {
+    /// It may come.
+    Wait,
+    /// It is a mistake.
+    Fail,
 }
 
 /// Waits until something is true of an object, and returns it as it then is. For a bounded time: on
@@ -56,60 +106,89 @@ pub(crate) async fn until(
     awaited: &Awaited,
     timeout: Duration,
 ) -> Result<Option<Object>> {
-    let mut last: Option<Object> = None;
     let (name, uid) = selected.unwrap_or_default();
-    let watching = async {
-        loop {
-            match follow(context, info, namespace, name, uid.as_ref(), awaited, &mut last).await {
-                Ok(true) => return Ok(last.take()),
-                Ok(false) => {}
-                Err(error) => return Err(error),
-            }
-        }
-    };
-    if let Ok(done) = tokio::time::timeout(timeout, watching).await {
-        done
-    } else {
-        let what = info.display_name(name);
-        let seen = match &last {
-            None if *awaited == Awaited::Deleted => String::new(),
-            None => "; there is no such object".into(),
-            Some(object) => format!("; {}", state(object)),
-        };
-        bail!("timed out after {} s waiting for {what}{seen}", timeout.as_secs())
-    }
+    let key = ObjectKey::new(info.group_kind(), namespace, name);
+    wait(context, info, &key, uid.as_ref(), awaited, Absent::Wait, timeout).await
 }
 
-/// Looks, then watches; true once it holds, false where the watch has to be made anew.
+async fn wait(
+    context: &Context,
+    info: &'static KindInfo,
+    key: &ObjectKey,
+    uid: Option<&Uid>,
+    awaited: &Awaited,
+    absent: Absent,
+    timeout: Duration,
+) -> Result<Option<Object>> {
+    let mut seen = Seen::default();
+    // Without time it is looked once.
+    let once = timeout.is_zero();
+    let watching = follow(context, info, key, uid, awaited, absent, once, &mut seen);
+    let done = if once { Ok(watching.await) } else { tokio::time::timeout(timeout, watching).await };
+    match done {
+        Ok(Err(error)) => return Err(error),
+        Ok(Ok(true)) => return Ok(seen.last),
+        Ok(Ok(false)) | Err(_) => {}
+    }
+    let told = match &seen.last {
+        _ if !seen.listed => ": the region did not answer".into(),
+        None if *awaited == Awaited::Deleted => String::new(),
+        None => ": there is no such object".into(),
+        Some(object) => format!(": {}", state(object)),
+    };
+    bail!("timed out waiting for the condition on {}/{}{told}", info.plural, key.name)
+}
+
+/// What was seen of an object while it was waited for.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Whether the region answered at all.
+    listed: bool,
+    /// The object as it was last.
+    last: Option<Object>,
+}
+
+/// Looks, then watches; true once it holds, false if it was to be looked only once.
+#[allow(clippy::too_many_arguments)] // the whole question, and where to leave what was seen
 async fn follow(
     context: &Context,
     info: &'static KindInfo,
-    namespace: &str,
-    name: &str,
+    key: &ObjectKey,
     uid: Option<&Uid>,
     awaited: &Awaited,
-    last: &mut Option<Object>,
+    absent: Absent,
+    once: bool,
+    seen: &mut Seen,
 ) -> Result<bool> {
-    let fields = format!("metadata.name={name}");
+    let fields = format!("metadata.name={}", key.name);
     let selection = Selection { all_namespaces: false, labels: "", fields: &fields };
-    let (objects, revision) = context.list_in(info, namespace, &selection).await?;
-    // Another object of the same name is not the one that was meant.
-    *last = objects.into_iter().find(|object| uid.is_none_or(|uid| uid == object.uid()));
-    let holds = |object: Option<&Object>| awaited.holds(object.map(Object::value).as_ref());
-    if holds(last.as_ref()) {
-        return Ok(true);
-    }
-    let mut events = context.watch_in(info, namespace, &selection, revision).await?;
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                *last = uid.is_none_or(|uid| uid == object.uid()).then_some(object);
-            }
-            Ok(WatchEvent::Deleted(_)) => *last = None,
-            Ok(WatchEvent::Bookmark(_)) => continue,
-            Err(_) => return Ok(false),
+    if once {
+        let (objects, _) = context.list_in(info, &key.namespace, &selection).await?;
+        seen.listed = true;
+        seen.last = objects.into_iter().find(|object| uid.is_none_or(|uid| uid == object.uid()));
+        if seen.last.is_none() && absent == Absent::Fail {
+            return Err(refusal(&Status::not_found(key)));
         }
-        if holds(last.as_ref()) {
+        return Ok(awaited.holds(seen.last.as_ref().map(Object::value).as_ref()));
+    }
+    let changes = follow::anew(context.source(info, &key.namespace, &selection)?, true);
+    pin_mut!(changes);
+    while let Some(change) = changes.next().await {
+        match change? {
+            // Another object of the same name is not the one that was meant.
+            Change::Added(object) | Change::Modified(object) => {
+                seen.last = uid.is_none_or(|uid| uid == object.uid()).then_some(object);
+            }
+            Change::Deleted(_) => seen.last = None,
+            Change::Listed => seen.listed = true,
+        }
+        if !seen.listed {
+            continue;
+        }
+        if seen.last.is_none() && absent == Absent::Fail {
+            return Err(refusal(&Status::not_found(key)));
+        }
+        if awaited.holds(seen.last.as_ref().map(Object::value).as_ref()) {
             return Ok(true);
         }
     }
@@ -128,5 +207,11 @@ pub(crate) fn state(object: &Object) -> String {
             format!("{} is {} ({}){message}", text("type"), text("status"), text("reason"))
         })
         .collect();
-    if unmet.is_empty() { "it says nothing of itself yet".into() } else { unmet.join("; ") }
+    if !unmet.is_empty() {
+        return unmet.join("; ");
+    }
+    match value.pointer("/status/phase").and_then(serde_json::Value::as_str) {
+        Some(phase) => format!("its phase is {phase}"),
+        None => "it says nothing of that yet".into(),
+    }
 }

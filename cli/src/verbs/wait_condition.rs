@@ -1,11 +1,13 @@
 //! What `wait --for` waits for.
 
 use anyhow::{Result, bail};
-use hearth_types::{condition, selector::text_at};
+use hearth_types::condition;
 use serde_json::Value;
 
+use crate::output::jsonpath::{self, Path};
+
 /// Something that can be true of an object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Awaited {
     /// A condition has a status.
     Condition {
@@ -16,8 +18,8 @@ pub(crate) enum Awaited {
     },
     /// A field has a value, or any where there is none.
     Field {
-        /// The dotted path.
-        path: String,
+        /// The way to it.
+        path: Path,
         /// The value.
         value: Option<String>,
     },
@@ -44,20 +46,8 @@ impl Awaited {
             return Ok(Self::Condition { r#type: r#type.into(), status: status.into() });
         }
         if let Some(rest) = text.strip_prefix("jsonpath=") {
-            let rest = &rest.replace('\'', "");
-            let (path, value) = match rest.split_once('}') {
-                Some((path, "")) => (path, None),
-                Some((path, value)) => match value.strip_prefix('=') {
-                    Some(value) => (path, Some(value.trim_matches('"').to_owned())),
-                    None => bail!("--for jsonpath={rest:?}: after '}}' comes =VALUE"),
-                },
-                None => bail!("--for jsonpath takes {{.path.to.field}} or {{.path.to.field}}=VALUE"),
-            };
-            let Some(path) = path.strip_prefix("{.") else { bail!("--for jsonpath: the path begins with {{.") };
-            if path.is_empty() || path.contains(['[', ' ', '@', '*']) {
-                bail!("--for jsonpath: only plain paths of fields, as {{.status.phase}}");
-            }
-            return Ok(Self::Field { path: path.into(), value });
+            let (path, value) = field(rest)?;
+            return Ok(Self::Field { path, value });
         }
         bail!("--for {text:?}: must be condition=TYPE[=STATUS], jsonpath={{.path}}[=VALUE], delete or create");
     }
@@ -78,11 +68,40 @@ impl Awaited {
                     .is_some_and(|found| format!("{:?}", found.status).eq_ignore_ascii_case(status) && !stale(&found))
             }
             (Self::Field { path, value }, Some(object)) => {
-                let found = text_at(object, path);
-                value.as_ref().map_or(!found.is_empty(), |value| *value == found)
+                let found = path.values(object);
+                match value {
+                    // Present and not null: an empty text is a value.
+                    None => found.iter().any(|found| !found.is_null()),
+                    Some(value) => matches!(found.as_slice(), [one] if jsonpath::text(one) == *value),
+                }
             }
         }
     }
+}
+
+/// Reads `{.path}`, `{.path}=VALUE`, or the same without braces; quotes around either are the shell's.
+fn field(text: &str) -> Result<(Path, Option<String>)> {
+    let unquoted = |text: &str| {
+        let text = text.trim();
+        let within = |quote: char| text.strip_prefix(quote).and_then(|text| text.strip_suffix(quote));
+        within('\'').or_else(|| within('"')).unwrap_or(text).to_owned()
+    };
+    let end = match text.rfind('}') {
+        Some(close) => text[close..].find('=').map(|at| close + at),
+        None => text.find('='),
+    };
+    let (path, value) = match end {
+        Some(at) => (&text[..at], Some(unquoted(&text[at + 1..]))),
+        None => (text, None),
+    };
+    let path = unquoted(path);
+    if path.trim_matches(['{', '}', '.', ' ']).is_empty() {
+        bail!("--for jsonpath= needs a path, as jsonpath={{.status.phase}}=Running");
+    }
+    if value.as_deref() == Some("") {
+        bail!("--for jsonpath={text}: the value after = is missing");
+    }
+    Ok((Path::parse(&path)?, value))
 }
 
 #[cfg(test)]
@@ -105,13 +124,19 @@ mod tests {
             ("jsonpath='{.status.phase}'=Pending", false),
             ("jsonpath={.status.phase}", true),
             ("jsonpath={.status.reason}", false),
+            ("jsonpath=.status.phase=Running", true),
+            (r#"jsonpath={.status.phase}="Running""#, true),
+            (r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}=True"#, true),
+            (r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}=False"#, false),
+            ("jsonpath={.status.conditions[*].status}=True", false),
+            ("jsonpath={.metadata.generation}=2", true),
             ("delete", false),
             ("create", true),
         ] {
             assert_eq!(Awaited::parse(text).expect(text).holds(Some(&pod)), expected, "{text}");
         }
         assert!(Awaited::Deleted.holds(None));
-        for bad in ["Ready", "condition=", "jsonpath=.x", "jsonpath={.x[0]}", "jsonpath={.x}y"] {
+        for bad in ["Ready", "condition=", "jsonpath=", "jsonpath={.x[}", "jsonpath={.x}y", "jsonpath={.x}="] {
             assert!(Awaited::parse(bad).is_err(), "{bad}");
         }
     }

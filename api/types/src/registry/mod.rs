@@ -7,6 +7,7 @@ mod schema;
 use serde_json::Value;
 
 pub use columns::{Cell, Column};
+pub use schema::SchemaView;
 
 use crate::{GroupKind, Timestamp, status::Cause};
 
@@ -83,6 +84,11 @@ impl KindInfo {
     /// The cells of an object's row; `now` is for ages.
     pub fn row(&self, object: &Value, now: Timestamp) -> Vec<String> {
         self.columns().iter().map(|column| (column.cell)(object, now)).collect()
+    }
+
+    /// The kind's schema, to be walked.
+    pub fn schema(&self) -> SchemaView {
+        schema::view(self.schema)
     }
 
     /// Holds an object against the kind's schema: unknown fields, wrong types, missing fields, each with its path.
@@ -213,6 +219,21 @@ mod tests {
             ]
         );
         assert_eq!(object.pointer("/spec/template/spec/containers/0/resources/limits/cpu"), Some(&json!("2")));
+    }
+
+    #[test]
+    fn a_schema_can_be_walked() {
+        let pod = by_argument("pod").expect("a kind").schema();
+        let containers = pod.field("spec").and_then(|spec| spec.field("containers")).expect("a field");
+        assert_eq!(containers.type_name(), "[]Container");
+        assert_eq!(containers.field("name").map(SchemaView::type_name), Some("string".into()));
+        assert!(containers.fields().iter().any(|(name, _, required)| *name == "name" && *required));
+        let labels = pod.field("metadata").and_then(|meta| meta.field("labels")).expect("a field");
+        assert_eq!((labels.type_name().as_str(), labels.is_struct()), ("map[string]string", false));
+        assert!(pod.field("nonsense").is_none());
+        for info in all() {
+            assert!(info.schema().is_struct(), "{}", info.kind);
+        }
     }
 
     #[test]

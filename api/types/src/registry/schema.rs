@@ -87,6 +87,91 @@ impl Shapes {
     }
 }
 
+/// A part of a kind's schema, to be walked from the kind down.
+#[derive(Clone, Copy, Debug)]
+pub struct SchemaView(&'static Shape);
+
+/// Anything.
+static ANY: Shape = Shape::Any;
+
+/// The schema of the kind `root`.
+pub(super) fn view(root: &str) -> SchemaView {
+    SchemaView(SHAPES.roots.get(root).unwrap_or(&ANY))
+}
+
+impl SchemaView {
+    fn shape(self) -> &'static Shape {
+        match self.0 {
+            Shape::Named(name) => SHAPES.named.get(name).unwrap_or(&ANY),
+            other => other,
+        }
+    }
+
+    /// What its fields are in: of a list or map, that of its items.
+    fn inner(self) -> &'static Shape {
+        match self.shape() {
+            Shape::List(item) | Shape::Map(item) => Self(item).inner(),
+            other => other,
+        }
+    }
+
+    /// A field; of a list or map, one of its items.
+    pub fn field(self, name: &str) -> Option<Self> {
+        match self.inner() {
+            Shape::Struct(fields) => fields.known.get(name).map(Self),
+            _ => None,
+        }
+    }
+
+    /// The fields, each with its name and whether it is required; of a list or map, those of its items.
+    pub fn fields(self) -> Vec<(&'static str, Self, bool)> {
+        let Shape::Struct(fields) = self.inner() else { return Vec::new() };
+        let known = fields.known.iter();
+        known.map(|(name, shape)| (&**name, Self(shape), fields.required.contains(name))).collect()
+    }
+
+    /// What an item of this list or map looks like.
+    pub fn item(self) -> Option<Self> {
+        match self.shape() {
+            Shape::List(item) | Shape::Map(item) => Some(Self(item)),
+            _ => None,
+        }
+    }
+
+    /// Whether it has fields of its own, which the schema names. A map has keys that people choose.
+    pub fn is_struct(self) -> bool {
+        matches!(self.shape(), Shape::Struct(_))
+    }
+
+    /// The words that it may be; empty where it is free.
+    pub fn words(self) -> Vec<&'static str> {
+        match self.shape() {
+            Shape::OneOf(words) => words.iter().map(|word| &**word).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Its type as `kubectl explain` writes it: `string`, `[]Container`, `map[string]string`.
+    pub fn type_name(self) -> String {
+        if let Shape::Named(name) = self.0 {
+            // The types of Kubernetes have the names of their packages in front.
+            return name.rsplit('.').next().unwrap_or(name).to_owned();
+        }
+        match self.0 {
+            Shape::List(item) => format!("[]{}", Self(item).type_name()),
+            Shape::Map(item) => format!("map[string]{}", Self(item).type_name()),
+            Shape::Any | Shape::Struct(_) | Shape::Named(_) => "Object".into(),
+            Shape::Text | Shape::OneOf(_) => "string".into(),
+            Shape::Base64 => "string, base64".into(),
+            Shape::Boolean => "boolean".into(),
+            Shape::Number => "number".into(),
+            Shape::Integer { .. } => "integer".into(),
+            Shape::IntOrText => "IntOrString".into(),
+            Shape::Quantity => "Quantity".into(),
+        }
+    }
+}
+
 fn boil(schema: &Value) -> Shape {
     if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
         let name = reference.rsplit('/').next().unwrap_or_default();
