@@ -18,9 +18,10 @@ use crate::{
     error::StartError,
     model::{ContainerSpec, IdMap, Mount},
     sys::{self, MountAttr},
+    trash,
 };
 
-/// How layers get to overlayfs.
+/// How layers get to overlayfs. Which of them this kernel has is probed once: see [`crate::features::layer_paths`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LayerPath {
     /// As descriptors of detached idmapped mounts (6.15).
@@ -86,29 +87,82 @@ pub(crate) fn mount_overlay(
             .map_err(|e| StartError::RootFs { reason: format!("layer {}: {e}", layer.display()) })?;
         layers.push(fd);
     }
-    let mut writable = Vec::new();
-    DirBuilder::new().recursive(true).mode(0o700).create(&spec.scratch).map_err(rootfs("make the writable layer"))?;
-    for sub in ["upper", "work"] {
-        let path = spec.scratch.join(sub);
-        DirBuilder::new().mode(0o755).create(&path).map_err(rootfs("make the writable layer"))?;
-        chown(&path, Some(map.host_base), Some(map.host_base)).map_err(rootfs("chown the writable layer"))?;
-        let opened = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(&path);
-        writable.push(opened.map_err(rootfs("open the writable layer"))?);
-    }
-    let mut last = None;
-    for way in ways {
+    in_turn(ways, |way| {
+        let writable = fresh_layer(&spec.scratch, map)?;
         let made = match way {
             LayerPath::Detached => {
                 detached_overlay(&layers, &writable).and_then(|overlay| sys::move_mount(overlay.as_fd(), &target))
             }
             LayerPath::Attached => attached_overlay(&layers, &writable, dir),
         };
-        match made {
+        made.map_err(rootfs("mount the overlay"))
+    })
+}
+
+/// Tries one way after the other. Should all fail, the first error is told: the first way is the one that was probed
+/// to work, so that its error is the cause.
+fn in_turn(
+    ways: &[LayerPath],
+    mut attempt: impl FnMut(LayerPath) -> Result<(), StartError>,
+) -> Result<(), StartError> {
+    let mut first = None;
+    for way in ways {
+        match attempt(*way) {
             Ok(()) => return Ok(()),
-            Err(e) => last = Some(e),
+            Err(e) => first = first.or(Some(e)),
         }
     }
-    Err(rootfs("mount the overlay")(last.unwrap_or_else(|| io::ErrorKind::Unsupported.into())))
+    Err(first.unwrap_or_else(|| StartError::RootFs { reason: "mount the overlay: no way is known".to_owned() }))
+}
+
+/// Clears away the writable layer that a start of this attempt left when it was cut off: by a power cut, or with its
+/// shim.
+///
+/// # Assumptions
+/// Nobody uses it: the shim starts an attempt once, gives no directory to two containers, and what lived in the
+/// attempt's cgroup was killed. Called in the shim's mount namespace, since a helper leaves its own for another root.
+pub(super) fn clear_stale(scratch: &Path) -> Result<(), StartError> {
+    let mut stale = Vec::new();
+    for sub in ["upper", "work"] {
+        let path = scratch.join(sub);
+        stale.extend(trash::set_aside(&path).map_err(rootfs("clear a stale writable layer"))?);
+    }
+    trash::delete_apart(&stale);
+    Ok(())
+}
+
+/// Empty upper and work directories of an attempt, opened. A mount that failed may have left a mark in its work directory,
+/// with which the kernel refuses the next one, so that each gets new ones.
+fn fresh_layer(scratch: &Path, map: IdMap) -> Result<Vec<File>, StartError> {
+    let failed = || rootfs("make the writable layer");
+    DirBuilder::new().recursive(true).mode(0o700).create(scratch).map_err(failed())?;
+    let mut writable = Vec::new();
+    for sub in ["upper", "work"] {
+        let path = scratch.join(sub);
+        match fs::remove_dir_all(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(rootfs("clear a failed mount")(e)),
+            _ => {}
+        }
+        DirBuilder::new().mode(0o755).create(&path).map_err(failed())?;
+        chown(&path, Some(map.host_base), Some(map.host_base)).map_err(rootfs("chown the writable layer"))?;
+        let opened = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(&path);
+        writable.push(opened.map_err(rootfs("open the writable layer"))?);
+    }
+    Ok(writable)
+}
+
+/// Mounts an overlay with the options of containers over a layer of an empty file system at `base`, by descriptor of a
+/// detached idmapped mount, and lets go of it: whether this kernel has [`LayerPath::Detached`].
+pub(crate) fn probe_detached(base: &Path, userns: BorrowedFd<'_>) -> io::Result<()> {
+    let mut writable = Vec::new();
+    for sub in ["lower", "upper", "work"] {
+        fs::create_dir(base.join(sub))?;
+    }
+    for sub in ["upper", "work"] {
+        writable.push(File::open(base.join(sub))?);
+    }
+    let layer = idmapped(&base.join("lower"), userns, sys::MOUNT_ATTR_RDONLY)?;
+    detached_overlay(&[layer], &writable).map(drop)
 }
 
 fn fd_path(fd: &impl AsRawFd) -> String {
@@ -308,23 +362,89 @@ mod tests {
     fn both_ways_of_handing_over_layers_give_the_same_root() {
         for way in [LayerPath::Detached, LayerPath::Attached] {
             let base = tempfile::tempdir().expect("temporary directory");
-            let child = sys::fork_child(|| i32::from(try_way(way, base.path()).is_err())).expect("forks");
-            let mut status = 0;
-            // SAFETY: waits for our own child.
-            unsafe { libc::waitpid(child.as_raw(), &raw mut status, 0) };
+            let status = in_child(|| try_way(way, base.path()));
             let offered = way == LayerPath::Attached || crate::features::probe_kernel().overlay_detached_idmapped;
             assert_eq!(status == 0, offered, "{way:?}: {status}");
             assert!(!base.path().join("lower0/new").exists(), "layers are not written to");
         }
     }
 
-    fn try_way(way: LayerPath, base: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    /// Kernels 6.13 and 6.14 take layers as descriptors and refuse detached ones only after they marked the work directory.
+    #[test]
+    fn a_way_that_fails_late_does_not_spoil_the_next() {
+        let base = tempfile::tempdir().expect("temporary directory");
+        let result = in_child(|| {
+            let (layer, userns) = (base.path().join("lower"), crate::features::probe_userns()?);
+            own_mounts()?;
+            fs::create_dir(&layer)?;
+            let scratch = base.path().join("scratch");
+            let map = IdMap { host_base: 65_536, size: 65_536 };
+            let dir = base.path().join("c");
+            fs::create_dir_all(dir.join("rootfs"))?;
+            let layers = || idmapped(&layer, userns.as_fd(), sys::MOUNT_ATTR_RDONLY).map(|fd| vec![fd]);
+            // The mark is what spoils it, or this test would show nothing.
+            let writable = fresh_layer(&scratch, map)?;
+            attached_overlay(&layers()?, &writable, &dir)?;
+            umount2(&dir.join("rootfs"), MntFlags::MNT_DETACH)?;
+            assert!(scratch.join("work/work/incompat/volatile").exists(), "a volatile overlay leaves its mark");
+            fs::remove_dir(dir.join("l0"))?;
+            assert!(attached_overlay(&layers()?, &writable, &dir).is_err(), "the kernel refuses a marked directory");
+            umount2(&dir.join("l0"), MntFlags::MNT_DETACH)?;
+            fs::remove_dir(dir.join("l0"))?;
+            in_turn(&[LayerPath::Detached, LayerPath::Attached], |way| {
+                let writable = fresh_layer(&scratch, map)?;
+                let made = layers().and_then(|layers| attached_overlay(&layers, &writable, &dir));
+                made.map_err(rootfs("mount the overlay"))?;
+                if way == LayerPath::Attached {
+                    return Ok(());
+                }
+                umount2(&dir.join("rootfs"), MntFlags::MNT_DETACH).expect("is mounted");
+                fs::remove_dir(dir.join("l0")).expect("is there");
+                Err(StartError::RootFs { reason: "late".to_owned() })
+            })?;
+            fs::write(dir.join("rootfs/new"), "")?;
+            assert!(scratch.join("upper/new").exists());
+            Ok(())
+        });
+        assert_eq!(result, 0);
+    }
+
+    #[test]
+    fn the_error_of_the_first_way_is_told() {
+        let error = in_turn(&[LayerPath::Detached, LayerPath::Attached], |way| {
+            Err(StartError::RootFs { reason: format!("{way:?}") })
+        });
+        assert_eq!(error, Err(StartError::RootFs { reason: "Detached".to_owned() }));
+    }
+
+    type Tried = Result<(), Box<dyn std::error::Error>>;
+
+    /// Runs in a process of its own, since namespaces are changed; its exit code.
+    fn in_child(body: impl FnOnce() -> Tried) -> i32 {
+        let child = sys::fork_child(|| match body() {
+            Ok(()) => 0,
+            Err(e) => {
+                eprintln!("{e}");
+                1
+            }
+        });
+        let mut status = 0;
+        // SAFETY: waits for our own child.
+        unsafe { libc::waitpid(child.expect("forks").as_raw(), &raw mut status, 0) };
+        status
+    }
+
+    fn own_mounts() -> Tried {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        Ok(())
+    }
+
+    fn try_way(way: LayerPath, base: &Path) -> Tried {
         use std::os::unix::fs::MetadataExt;
         let map = IdMap { host_base: 65_536, size: 65_536 };
         let userns = crate::features::probe_userns()?;
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
+        own_mounts()?;
         let mut spec: ContainerSpec = serde_json::from_value(serde_json::json!({
             "name": "c", "attempt": 0, "layers": [], "scratch": base.join("scratch"), "args": [], "env": [], "cwd": "",
             "user": "", "run_as_user": null, "run_as_group": null, "mounts": [], "capabilities": [],

@@ -25,6 +25,7 @@ crate::tests![
     too_much_memory_is_an_oom_kill,
     the_number_of_processes_is_limited,
     output_becomes_cri_lines_and_logs_rotate,
+    a_flood_of_output_loses_nothing_and_waits,
     signals_reach_the_first_process,
     an_exit_is_an_event_and_a_record,
     a_removed_container_leaves_nothing_and_can_start_again,
@@ -328,6 +329,32 @@ async fn output_becomes_cri_lines_and_logs_rotate(ctx: Ctx) {
     let numbers: Vec<u32> = text.lines().map(|l| l.parse().expect("a whole number on each line")).collect();
     assert_eq!(numbers.last(), Some(&20000));
     assert!(numbers.windows(2).all(|w| w[1] == w[0] + 1), "no line is lost at a rotation");
+    pod.destroy().await;
+}
+
+async fn a_flood_of_output_loses_nothing_and_waits(ctx: Ctx) {
+    // What may be written at once, what the pipe holds, and more than a second of the rate.
+    const BYTES: usize = (4 << 20) + (64 << 10) + (96 << 10);
+    let pod = ctx.pod().await;
+    let mut spec = pod.spec("bytes", &format!("head -c {BYTES} /dev/zero | tr '\\0' x"));
+    spec.log = LogPolicy { max_bytes: 64 << 20, max_files: 2 };
+    let (state, out, _) = pod.run(spec).await;
+    assert_eq!((exit_code(&state), out.trim_end().len()), (Some(0), BYTES));
+    let ContainerState::Exited { started_at, finished_at, .. } = state else { panic!("ended") };
+    let took = finished_at.duration_since(started_at).expect("time goes on");
+    assert!(took > Duration::from_secs(1), "the program waits for its log: {took:?}");
+
+    let mut spec = pod.spec("lines", "exec yes ''");
+    spec.log = LogPolicy { max_bytes: 64 << 20, max_files: 2 };
+    let log = spec.log_path.clone();
+    pod.pod.start_container(spec).await.expect("starts");
+    let lines = || fs::read(&log).unwrap_or_default().iter().filter(|b| **b == b'\n').count();
+    until("what may be written at once is", || lines() >= 20_000).await;
+    let (begun, before) = (std::time::Instant::now(), lines());
+    until("some time has passed", || begun.elapsed() > Duration::from_millis(1500)).await;
+    let (more, seconds) = (lines() - before, begun.elapsed().as_secs_f64());
+    // A thousand a second, and a turn at either end.
+    assert!(more > 0 && (more as f64) < 1000.0 * seconds + 300.0, "{more} lines in {seconds} s");
     pod.destroy().await;
 }
 
