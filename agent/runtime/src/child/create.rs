@@ -24,7 +24,7 @@ use super::{
     caps, invalid,
     launch::{DEFAULT_PATH, Launch},
     oci,
-    rootfs::{self, Root},
+    rootfs::{self, Mounted, Root},
     user::{self, Ids},
 };
 use crate::{
@@ -177,12 +177,16 @@ fn prepare_root(sandbox: &Sandbox, spec: &ContainerSpec, dir: &Path) -> Result<(
         root.make_etc_file(name)
             .map_err(|e| StartError::RootFs { reason: format!("put /etc/{name} in place: {e}") })?;
     }
+    let mut mounted = Vec::new();
     for (n, volume) in spec.mounts.iter().enumerate() {
-        root.check_target(&volume.target).map_err(|e| StartError::Mount {
+        let failed = |e: std::io::Error| StartError::Mount {
             source_path: volume.source.clone(),
             target: volume.target.clone(),
             reason: e.to_string(),
-        })?;
+        };
+        root.check_target(&volume.target).map_err(failed)?;
+        let target = root.check_nested(&volume.target, &mounted).map_err(failed)?;
+        mounted.push(Mounted::new(target, volume).map_err(failed)?);
         if volume.kind == MountKind::IdmappedBind {
             rootfs::attach_volume(volume, sandbox.userns(), &dir.join(format!("v{n}")))?;
         }

@@ -2,7 +2,8 @@
 //! before libcontainer mounts onto it.
 
 use std::{
-    ffi::CString,
+    collections::VecDeque,
+    ffi::{CString, OsString},
     fs::{self, DirBuilder, File},
     io,
     os::{
@@ -16,7 +17,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::{
     error::StartError,
-    model::{ContainerSpec, IdMap, Mount},
+    model::{ContainerSpec, IdMap, Mount, MountKind},
     sys::{self, MountAttr},
     trash,
 };
@@ -34,6 +35,8 @@ pub(crate) enum LayerPath {
 /// since a writable layer is new for each attempt, so that nobody waits for its pages to reach the disk.
 const OVERLAY_OPTIONS: [(&str, &str); 4] =
     [("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off"), ("volatile", "")];
+/// Most links that the way to a mount's target may have, as in the kernel.
+const MAX_LINKS: usize = 40;
 /// Longest option string of mount(2): a page, with its end.
 const MAX_MOUNT_OPTIONS: usize = 4095;
 
@@ -242,6 +245,49 @@ pub(crate) fn attach(source: &Path, at: &Path, attrs: u64) -> io::Result<()> {
     sys::move_mount(fd.as_fd(), at)
 }
 
+/// A mount as later ones find it.
+#[derive(Debug)]
+pub(crate) struct Mounted {
+    /// Where it will be, without links.
+    pub(crate) target: PathBuf,
+    /// What is in it, if that is a directory of the host.
+    pub(crate) volume: Option<OwnedFd>,
+}
+
+impl Mounted {
+    pub(crate) fn new(target: PathBuf, mount: &Mount) -> io::Result<Self> {
+        let volume = match mount.kind {
+            MountKind::IdmappedBind => {
+                Some(fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&mount.source)?.into())
+            }
+            MountKind::Tmpfs { .. } => None,
+        };
+        Ok(Self { target, volume })
+    }
+}
+
+/// The names in a path, and its steps up.
+fn names(path: &Path) -> impl Iterator<Item = OsString> + '_ {
+    path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    })
+}
+
+/// Where a link below `root` leads; none for what is no link, or not there.
+fn read_link_in(root: BorrowedFd<'_>, path: &Path) -> io::Result<Option<PathBuf>> {
+    let fd = match sys::open_in_root(root, path, libc::O_PATH | libc::O_NOFOLLOW) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        other => other?,
+    };
+    let file = File::from(fd);
+    if !file.metadata()?.is_symlink() {
+        return Ok(None);
+    }
+    Ok(Some(nix::fcntl::readlinkat(Some(file.as_raw_fd()), "")?.into()))
+}
+
 /// The root file system while it is prepared; every path is looked up with links held inside it.
 pub(crate) struct Root<'a> {
     pub(crate) fd: OwnedFd,
@@ -299,6 +345,57 @@ impl<'a> Root<'a> {
         let (fd, rest) = self.deepest(target)?;
         let real = self.inside(&fd)?.join(rest);
         check_target(&real).map_err(|e| io::Error::new(io::ErrorKind::PermissionDenied, format!("links lead to {e}")))
+    }
+
+    /// Where `target` will be once the mounts before it are there, and whether a mount may go there.
+    ///
+    /// What lies below a volume is not in the root yet, and a link in it may lead anywhere in the root: to `/proc`, say.
+    /// So below a volume no link is followed, but refused. What is below another kind of mount is empty as it begins.
+    ///
+    /// # Caveats
+    /// A container that shares the volume can make a link after this. It then leads somewhere in this container's own
+    /// root, whose files are the pod's.
+    pub(crate) fn check_nested(&self, target: &Path, before: &[Mounted]) -> io::Result<PathBuf> {
+        let mut pending: VecDeque<OsString> = names(target).collect();
+        let (mut at, mut hops) = (PathBuf::from("/"), 0);
+        while let Some(name) = pending.pop_front() {
+            if name == ".." {
+                at.pop();
+                continue;
+            }
+            let next = at.join(&name);
+            let covering = before.iter().rev().find(|m| next.starts_with(&m.target));
+            let (root, inside) = match covering {
+                None => (Some(self.fd.as_fd()), next.strip_prefix("/").unwrap_or(&next)),
+                Some(m) => (m.volume.as_ref().map(AsFd::as_fd), next.strip_prefix(&m.target).unwrap_or(&next)),
+            };
+            let link = match root {
+                Some(root) if !inside.as_os_str().is_empty() => read_link_in(root, inside)?,
+                // The mount itself, or nothing is known to be in it.
+                _ => None,
+            };
+            match (link, covering) {
+                (None, _) => at = next,
+                (Some(_), Some(m)) => {
+                    let text = format!("{} is a link in the volume at {}", next.display(), m.target.display());
+                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+                }
+                (Some(link), None) => {
+                    hops += 1;
+                    if hops > MAX_LINKS {
+                        return Err(io::Error::from_raw_os_error(libc::ELOOP));
+                    }
+                    if link.is_absolute() {
+                        at = PathBuf::from("/");
+                    }
+                    for name in names(&link).collect::<Vec<_>>().into_iter().rev() {
+                        pending.push_front(name);
+                    }
+                }
+            }
+        }
+        check_target(&at).map_err(|e| io::Error::new(io::ErrorKind::PermissionDenied, format!("links lead to {e}")))?;
+        Ok(at)
     }
 
     /// Makes a directory and its parents, owned by the container's root.

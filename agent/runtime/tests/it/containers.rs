@@ -20,6 +20,7 @@ crate::tests![
     read_only_volumes_and_roots_cannot_be_written,
     a_tmpfs_has_its_size,
     mount_targets_do_not_escape_through_links_of_the_image,
+    mounts_do_not_go_through_links_of_a_volume,
     a_dangling_resolv_conf_of_the_image_is_replaced,
     upper_layers_hide_lower_ones,
     too_much_memory_is_an_oom_kill,
@@ -253,6 +254,53 @@ async fn mount_targets_do_not_escape_through_links_of_the_image(ctx: Ctx) {
     assert_eq!(fs::read_dir(&outside).expect("dir").count(), 0, "nothing was made outside");
     assert!(!PathBuf::from("/landed").exists());
     pod.output(spec("hosts", "/data", "grep -q notes-0 /etc/hosts")).await;
+    pod.destroy().await;
+}
+
+async fn mounts_do_not_go_through_links_of_a_volume(ctx: Ctx) {
+    let pod = ctx.pod().await;
+    let (image, data, other) = (pod.dir().join("image"), pod.dir().join("data"), pod.dir().join("other"));
+    for dir in [&image.join("real"), &data.join("plain"), &other] {
+        fs::create_dir_all(dir).expect("makes a directory");
+    }
+    fs::write(other.join("mark"), "other").expect("writes");
+    for (link, to) in [("proc", "/proc"), ("up", ".."), ("inside", "plain"), ("bin", "/bin")] {
+        symlink(to, data.join(link)).expect("links");
+    }
+    // Links of the image that lead through the volume's, which is not there yet when they are looked at.
+    for (link, to) in [("to-data", "/data"), ("to-proc", "/data/proc"), ("round", "/round")] {
+        symlink(to, image.join(link)).expect("links");
+    }
+    let spec = |name: &str, first: &str, target: &str, script: &str| {
+        let mut spec = pod.spec(name, script);
+        spec.layers.push(image.clone());
+        spec.mounts = vec![volume(data.clone(), first, false), volume(other.clone(), target, false)];
+        spec
+    };
+    let refused = [
+        ("/data", "/data/proc"),
+        ("/data", "/data/proc/self"),
+        ("/data", "/data/up/x"),
+        ("/data", "/data/inside/x"),
+        ("/data", "/data/bin"),
+        ("/data", "/to-data/proc"),
+        ("/to-data", "/data/proc"),
+        ("/data", "/to-proc"),
+        ("/data", "/to-proc/self"),
+        ("/data", "/round/x"),
+    ];
+    for (first, target) in refused {
+        let error = start_error(&pod, spec("refused", first, target, "true")).await;
+        assert!(matches!(error, StartError::Mount { .. }), "{first}, {target}: {error:?}");
+    }
+    for (n, (first, target)) in
+        [("/data", "/data/plain"), ("/data", "/data/new/deep"), ("/real", "/real/plain"), ("/data", "/real")]
+            .into_iter()
+            .enumerate()
+    {
+        let script = format!("cat {target}/mark && test -d {first}/plain && test -d /proc/self");
+        assert_eq!(pod.output(spec(&format!("c{n}"), first, target, &script)).await, "other", "{first}, {target}");
+    }
     pod.destroy().await;
 }
 
