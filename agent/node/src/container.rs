@@ -301,7 +301,9 @@ mod tests {
         let of = |limits: Value| -> PodLimits {
             let containers = limits.as_array().expect("a list").iter();
             let containers: Vec<Container> = containers
-                .map(|one| serde_json::from_value(json!({"name": "c", "resources": {"limits": one}})).expect("a container"))
+                .map(|one| {
+                    serde_json::from_value(json!({"name": "c", "resources": {"limits": one}})).expect("a container")
+                })
                 .collect();
             pod_limits(&containers)
         };

@@ -179,8 +179,7 @@ impl Service {
         );
         if self.desired.is_known() {
             let stored = self.stored.keys().cloned();
-            let keep =
-                pods.iter().map(|pod| pod.uid().to_string()).chain(alive.keys().cloned()).chain(stored);
+            let keep = pods.iter().map(|pod| pod.uid().to_string()).chain(alive.keys().cloned()).chain(stored);
             let keep = keep.chain(silent.iter().cloned()).collect();
             if let Err(error) = self.shared.network.retain(&keep).await {
                 tracing::error!(error = chain(&error), "networks of pods that are gone cannot be removed");

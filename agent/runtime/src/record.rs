@@ -22,7 +22,9 @@ const MAX_RECORD_BYTES: u64 = 64 << 10;
 #[non_exhaustive]
 pub enum RecordError {
     /// A newer release wrote it and may mean what this one does not know of: it is left alone, with all that it names.
-    #[error("{path:?} is of version {theirs}, this release knows {VERSION}: use the release that wrote it, or a later one")]
+    #[error(
+        "{path:?} is of version {theirs}, this release knows {VERSION}: use the release that wrote it, or a later one"
+    )]
     Newer {
         /// File.
         path: PathBuf,

@@ -20,7 +20,8 @@ pub(crate) fn set_aside(path: &Path) -> io::Result<Option<PathBuf>> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     for _ in 0..MAX_TRIES {
-        let mut aside = format!("{PREFIX}{}.{}.", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)).into_bytes();
+        let mut aside =
+            format!("{PREFIX}{}.{}.", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)).into_bytes();
         aside.extend_from_slice(name.as_bytes());
         let aside = path.with_file_name(std::ffi::OsString::from_vec(aside));
         match fs::rename(path, &aside) {

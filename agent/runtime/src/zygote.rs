@@ -110,7 +110,9 @@ pub fn fork_zygote(config: &ZygoteConfig) -> Result<Zygote, RuntimeError> {
     drop(theirs);
     let pidfd = sys::pidfd_open(pid.as_raw()).map_err(|e| RuntimeError::io("open a pidfd of the zygote", e))?;
     match wire::recv_message(ours.as_fd(), &mut Vec::new()) {
-        Ok(Some(ForkReply { outcome: ForkOutcome::Forked { .. }, .. })) => Ok(Zygote { socket: ours, pidfd, pid, config }),
+        Ok(Some(ForkReply { outcome: ForkOutcome::Forked { .. }, .. })) => {
+            Ok(Zygote { socket: ours, pidfd, pid, config })
+        }
         Ok(Some(ForkReply { outcome: ForkOutcome::Failed { reason }, .. })) => {
             Err(RuntimeError::io("prepare the zygote", io::Error::other(reason)))
         }

@@ -102,7 +102,11 @@ fn each_controller_is_used_where_it_is() {
         }
         let cgroups = Cgroups { hierarchies };
         assert_eq!(cgroups.is_v2(), v2, "{host}");
-        assert_eq!(cgroups.working().map(|h| h.mount.as_path()).collect::<Vec<_>>(), working.iter().map(Path::new).collect::<Vec<_>>(), "{host}");
+        assert_eq!(
+            cgroups.working().map(|h| h.mount.as_path()).collect::<Vec<_>>(),
+            working.iter().map(Path::new).collect::<Vec<_>>(),
+            "{host}"
+        );
         assert_eq!(NEEDED.map(|c| cgroups.with(c).map(|h| h.mount.to_str().expect("text"))), homes, "{host}");
         assert_eq!(cgroups.own_view(Path::new("x")).is_some(), v2, "{host}: only a whole view is shown");
     }

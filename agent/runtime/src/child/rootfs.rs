@@ -104,10 +104,7 @@ pub(crate) fn mount_overlay(
 
 /// Tries one way after the other. Should all fail, the first error is told: the first way is the one that was probed
 /// to work, so that its error is the cause.
-fn in_turn(
-    ways: &[LayerPath],
-    mut attempt: impl FnMut(LayerPath) -> Result<(), StartError>,
-) -> Result<(), StartError> {
+fn in_turn(ways: &[LayerPath], mut attempt: impl FnMut(LayerPath) -> Result<(), StartError>) -> Result<(), StartError> {
     let mut first = None;
     for way in ways {
         match attempt(*way) {

@@ -80,7 +80,9 @@ impl Shim {
             Request::Keep if self.conn(conn).is_some_and(|c| c.role == Role::Maker) => {
                 self.conns.retain(|c| c.id != conn);
             }
-            Request::Setup(_) | Request::Keep => self.answer(conn, &Reply::Refused { reason: "the pod is set up already".to_owned() }),
+            Request::Setup(_) | Request::Keep => {
+                self.answer(conn, &Reply::Refused { reason: "the pod is set up already".to_owned() })
+            }
             Request::Start(spec) => {
                 if let Err(e) = self.start(conn, *spec) {
                     self.answer(conn, &Reply::StartFailed(e));

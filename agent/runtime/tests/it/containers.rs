@@ -299,7 +299,7 @@ async fn mounts_do_not_go_through_links_of_a_volume(ctx: Ctx) {
             .enumerate()
     {
         let script = format!("cat {target}/mark && test -d {first}/plain && test -d /proc/self");
-        assert_eq!(pod.output(spec(&format!("c{n}"), first, target, &script)).await, "other", "{first}, {target}");
+        assert_eq!(pod.output(spec(&format!("c{n}"), first, target, &script)).await, "other\n", "{first}, {target}");
     }
     pod.destroy().await;
 }
@@ -396,7 +396,7 @@ async fn a_flood_of_output_loses_nothing_and_waits(ctx: Ctx) {
     spec.log = LogPolicy { max_bytes: 64 << 20, max_files: 2 };
     let log = spec.log_path.clone();
     pod.pod.start_container(spec).await.expect("starts");
-    let lines = || fs::read(&log).unwrap_or_default().iter().filter(|b| **b == b'\n').count();
+    let lines = || fs::read_to_string(&log).unwrap_or_default().lines().count();
     until("what may be written at once is", || lines() >= 20_000).await;
     let (begun, before) = (std::time::Instant::now(), lines());
     until("some time has passed", || begun.elapsed() > Duration::from_millis(1500)).await;

@@ -82,7 +82,11 @@ async fn a_shim_that_does_not_answer_keeps_no_other_from_being_adopted(_: Ctx) {
     kill(first.shim, Signal::SIGSTOP);
     let second = Agent::start(&instance);
     kill(first.shim, Signal::SIGCONT);
-    assert!(second.says.contains(&format!("failed [{UID}: no answer within 10 s, handle of {}]", first.shim)), "{}", second.says);
+    assert!(
+        second.says.contains(&format!("failed [{UID}: no answer within 10 s, handle of {}]", first.shim)),
+        "{}",
+        second.says
+    );
     assert!(second.says.contains("adopted [second]"), "{}", second.says);
     assert!(first.container_pids().iter().all(|pid| alive(*pid)), "nothing was done to its containers");
     drop(second);

@@ -192,7 +192,8 @@ async fn processes_are_in_the_cgroups_of_their_container(ctx: Ctx) {
 async fn an_instance_as_a_whole_leaves_the_host_a_part(ctx: Ctx) {
     let read = |v1: &str, v2: &str| {
         let dirs = ctx.instance.cgroup_dirs();
-        let found = dirs.iter().find_map(|d| fs::read_to_string(d.join(v1)).or_else(|_| fs::read_to_string(d.join(v2))).ok());
+        let found =
+            dirs.iter().find_map(|d| fs::read_to_string(d.join(v1)).or_else(|_| fs::read_to_string(d.join(v2))).ok());
         found.expect("the controller is there").trim().parse::<u64>().expect("a number, not max")
     };
     let meminfo = fs::read_to_string("/proc/meminfo").expect("is there");
@@ -201,7 +202,8 @@ async fn an_instance_as_a_whole_leaves_the_host_a_part(ctx: Ctx) {
     let memory = read("memory.limit_in_bytes", "memory.max");
     assert!(memory >= total / 2 && memory <= total - total / 10, "{memory} of {total}");
     let pids = read("pids.max", "pids.max");
-    let most = fs::read_to_string("/proc/sys/kernel/pid_max").expect("is there").trim().parse::<u64>().expect("a number");
+    let most =
+        fs::read_to_string("/proc/sys/kernel/pid_max").expect("is there").trim().parse::<u64>().expect("a number");
     assert!(pids > 100 && pids < most, "{pids} of {most}");
     // Shims are within it, and so are all pods.
     let pod = ctx.pod().await;
