@@ -210,7 +210,7 @@ impl Agent {
         match runtime.sweep_scratch(shared.paths.scratch(), alive).await {
             Ok(0) => {}
             Ok(pods) => tracing::info!(pods, "deleting writable layers that pods left which do not live any more"),
-            Err(error) => tracing::error!(error = files::chain(&error), "stale writable layers cannot be deleted"),
+            Err(error) => tracing::error!(error = chain(&error), "stale writable layers cannot be deleted"),
         }
 
         let mut tasks = JoinSet::new();

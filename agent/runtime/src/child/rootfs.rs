@@ -431,6 +431,8 @@ impl<'a> Root<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]
@@ -518,7 +520,7 @@ mod tests {
         let child = sys::fork_child(|| match body() {
             Ok(()) => 0,
             Err(e) => {
-                eprintln!("{e}");
+                let _ = writeln!(io::stderr(), "{e}");
                 1
             }
         });

@@ -13,6 +13,7 @@ use crate::{
 crate::tests![
     a_writable_layer_that_a_power_cut_left_is_made_anew,
     a_pod_that_is_given_up_halfway_leaves_nothing,
+    a_shim_that_is_killed_while_it_makes_its_pod_leaves_nothing,
     an_agent_killed_while_it_makes_a_pod_leaves_nothing,
     a_shim_that_does_not_answer_keeps_no_other_from_being_adopted,
     a_record_of_a_newer_release_is_not_cleared,
@@ -40,17 +41,49 @@ async fn a_writable_layer_that_a_power_cut_left_is_made_anew(ctx: Ctx) {
     pod.destroy().await;
 }
 
+/// Pids of this pod's shim and its helpers.
+fn shims(instance: &Instance, uid: &str) -> Vec<u32> {
+    let title = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let dirs = instance.cgroup_dirs();
+    let texts = dirs.iter().map(|dir| fs::read_to_string(dir.join("shims/cgroup.procs")).unwrap_or_default());
+    let mut pids: Vec<u32> = texts.flat_map(|text| text.lines().flat_map(str::parse).collect::<Vec<_>>()).collect();
+    pids.retain(|pid| title(*pid).trim_end_matches('\0').ends_with(&format!(" {uid}")));
+    pids
+}
+
 /// Whether a shim of this pod lives, its directory or a cgroup of it is there.
 fn is_left(instance: &Instance, uid: &str) -> bool {
-    let cgroups = instance.cgroup_dirs();
-    let title = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let shims = cgroups.iter().flat_map(|dir| {
-        let text = fs::read_to_string(dir.join("shims/cgroup.procs")).unwrap_or_default();
-        text.lines().map(str::to_owned).collect::<Vec<_>>()
-    });
     instance.dir.path().join("run/pods").join(uid).exists()
-        || cgroups.iter().any(|dir| dir.join(uid).exists())
-        || shims.into_iter().any(|pid| title(&pid).trim_end_matches('\0').ends_with(&format!(" {uid}")))
+        || instance.cgroup_dirs().iter().any(|dir| dir.join(uid).exists())
+        || !shims(instance, uid).is_empty()
+}
+
+async fn a_shim_that_is_killed_while_it_makes_its_pod_leaves_nothing(ctx: Ctx) {
+    let map = IdMap { host_base: 601 * IDS_PER_POD, size: IDS_PER_POD };
+    for _ in 0..10 {
+        let instance = std::sync::Arc::clone(&ctx.instance);
+        let killer = tokio::task::spawn_blocking(move || {
+            let begun = std::time::Instant::now();
+            while begun.elapsed() < BOUND {
+                if let Some(pid) = shims(&instance, "dies").first() {
+                    return kill(*pid, Signal::SIGKILL);
+                }
+            }
+        });
+        match ctx.runtime.create_pod(sandbox("dies", map)).await {
+            // Killed a moment too late.
+            Ok(pod) => {
+                killer.await.expect("joins");
+                pod.destroy().await.expect("destroys what the shim left");
+            }
+            Err(error) => {
+                assert!(!ctx.instance.dir.path().join("run/pods/dies").exists(), "after {error}");
+                killer.await.expect("joins");
+                // A child that held the namespaces for it goes when it finds its shim gone.
+                until("nothing is left", || !is_left(&ctx.instance, "dies")).await;
+            }
+        }
+    }
 }
 
 async fn a_pod_that_is_given_up_halfway_leaves_nothing(ctx: Ctx) {
