@@ -307,9 +307,9 @@ impl Runtime {
     pub async fn sweep_scratch(&self, scratch: PathBuf, keep: HashSet<String>) -> Result<usize, RuntimeError> {
         let aside = blocking("sweep writable layers", move || pods::set_aside_stale(&scratch, &keep)).await?;
         let count = aside.len();
-        // Nobody waits for it; it dies with the agent, and the next one goes on.
-        drop(tokio::task::spawn_blocking(move || trash::delete(&aside)));
-        Ok(count)
+        // A thread of its own, for which no runtime waits as it ends: it dies with the agent, and the next one goes on.
+        let sweep = std::thread::Builder::new().name("sweep".to_owned()).spawn(move || trash::delete(&aside));
+        sweep.map(|_| count).map_err(|e| RuntimeError::io("make a thread that deletes writable layers", e))
     }
 
     /// Deletes what is left of a pod without a shim: processes, cgroups, writable layers, records.
