@@ -212,6 +212,13 @@ impl Agent {
         let tunnel_config = DeviceTunnelConfig::new(identity.seed(), move |key| allowed.has(key));
         let (tunnel, streams) = DeviceTunnel::start(tunnel_config, &config.registry).map_err(AgentError::Tunnel)?;
         let adopted = runtime.adopt().await.map_err(AgentError::Runtime)?;
+        let alive = adopted.pods.iter().map(|pod| pod.uid().to_owned());
+        let alive = alive.chain(adopted.failed.iter().map(|failed| failed.uid.clone())).collect();
+        match runtime.sweep_scratch(shared.paths.scratch(), alive).await {
+            Ok(0) => {}
+            Ok(pods) => tracing::info!(pods, "deleting writable layers that pods left which do not live any more"),
+            Err(error) => tracing::error!(error = chain(&error), "stale writable layers cannot be deleted"),
+        }
 
         let mut tasks = JoinSet::new();
         let (manager, service) = manager::new(Arc::clone(&shared), ingress.clone(), desired);

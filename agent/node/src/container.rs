@@ -9,7 +9,7 @@ use std::{
 use hearth_image::Image;
 use hearth_network::PodAddresses;
 use hearth_pod::Failure;
-use hearth_runtime::{ContainerSpec, Limits, LogPolicy, Mount, MountKind};
+use hearth_runtime::{ContainerSpec, Limits, LogPolicy, Mount, MountKind, PodLimits};
 use hearth_types::{
     kinds::{Container, Pod, Quantity},
     quantity,
@@ -194,6 +194,17 @@ fn limits(container: &Container) -> Result<Limits, Failure> {
     })
 }
 
+/// Limits of the pod as a whole: of what every container has a limit, the sum, which counts also what they share and what
+/// is left of those that ended. A container without one leaves the pod without.
+pub(crate) fn pod_limits(containers: &[Container]) -> PodLimits {
+    let limits: Vec<Option<Limits>> = containers.iter().map(|one| limits(one).ok()).collect();
+    let sum = |limit: fn(&Limits) -> Option<u64>| {
+        let each = limits.iter().map(|one| one.as_ref().and_then(limit));
+        each.reduce(|a, b| a?.checked_add(b?)).flatten()
+    };
+    PodLimits { memory_bytes: sum(|one| one.memory_bytes), cpu_millis: sum(|one| one.cpu_millis), pids: Some(POD_PIDS) }
+}
+
 fn capabilities(container: &Container) -> Vec<String> {
     let context = container.security_context.as_ref().and_then(|context| context.capabilities.as_ref());
     let list = |list: Option<&Vec<String>>| list.cloned().unwrap_or_default();
@@ -282,6 +293,29 @@ mod tests {
                 ..ImageConfig::default()
             },
             layers: vec!["/layers/a".into()],
+        }
+    }
+
+    #[test]
+    fn a_pod_is_limited_where_all_its_containers_are() {
+        let of = |limits: Value| -> PodLimits {
+            let containers = limits.as_array().expect("a list").iter();
+            let containers: Vec<Container> = containers
+                .map(|one| {
+                    serde_json::from_value(json!({"name": "c", "resources": {"limits": one}})).expect("a container")
+                })
+                .collect();
+            pod_limits(&containers)
+        };
+        for (limits, memory_bytes, cpu_millis) in [
+            (json!([{"memory": "64Mi", "cpu": "500m"}]), Some(64 << 20), Some(500)),
+            (json!([{"memory": "64Mi", "cpu": "500m"}, {"memory": "32Mi", "cpu": "1"}]), Some(96 << 20), Some(1500)),
+            (json!([{"memory": "64Mi"}, {"cpu": "1"}]), None, None),
+            (json!([{"memory": "64Mi"}, {"memory": "1Gi", "cpu": "1"}]), Some(1088 << 20), None),
+            (json!([{}, {}]), None, None),
+        ] {
+            let expected = PodLimits { memory_bytes, cpu_millis, pids: Some(POD_PIDS) };
+            assert_eq!(of(limits.clone()), expected, "{limits}");
         }
     }
 

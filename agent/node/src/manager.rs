@@ -174,14 +174,27 @@ impl Service {
         self.dead = adopted.dead.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
         let mut alive: HashMap<String, hearth_runtime::Pod> =
             adopted.pods.into_iter().map(|pod| (pod.uid().to_owned(), pod)).collect();
+        let mut silent = HashSet::new();
+        for failed in adopted.failed {
+            tracing::error!(
+                uid = failed.uid,
+                error = chain(&failed.error),
+                "a pod of the agent before cannot be taken over: it is left as it is"
+            );
+            // What ran is taken to run until its shim answers.
+            alive.extend(failed.pod.map(|pod| (failed.uid.clone(), pod)));
+            silent.insert(failed.uid);
+        }
         for (uid, pod) in &alive {
             if let Err(error) = self.shared.ids.claim(uid, pod.id_map()) {
                 tracing::error!(error = chain(&error), "the user ids of a living pod cannot be written down");
             }
         }
         self.publish();
-        let pods: Vec<Object> =
+        let mut pods: Vec<Object> =
             self.desired.objects().values().filter(|o| *o.kind() == GroupKind::POD).cloned().collect();
+        // Last, since it takes until they are known not to answer.
+        pods.sort_by_key(|pod| silent.contains(pod.uid().as_str()));
         tracing::info!(
             pods = pods.len(),
             alive = alive.len(),
@@ -190,8 +203,8 @@ impl Service {
         );
         if self.desired.is_known() {
             let stored = self.stored.keys().cloned();
-            let keep =
-                pods.iter().map(|pod| pod.uid().to_string()).chain(alive.keys().cloned()).chain(stored).collect();
+            let keep = pods.iter().map(|pod| pod.uid().to_string()).chain(alive.keys().cloned()).chain(stored);
+            let keep = keep.chain(silent.iter().cloned()).collect();
             if let Err(error) = self.shared.network.retain(&keep).await {
                 tracing::error!(error = chain(&error), "networks of pods that are gone cannot be removed");
             }

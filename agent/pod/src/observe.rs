@@ -67,9 +67,11 @@ impl PodMachine {
         }
     }
 
-    /// A later word may shorten the grace and never lengthens it.
+    /// A later word may shorten the grace and never lengthens it; nor does an agent that starts again.
     pub(crate) fn stop(&mut self, grace: Duration, now: Timestamp) {
         let wanted = now.plus(grace);
+        let wanted = self.record.kill_at.map_or(wanted, |before| before.min(wanted));
+        self.record.kill_at = Some(wanted);
         self.intent = match self.intent {
             Intent::Stop { deadline, grace: before } => {
                 Intent::Stop { grace: grace.min(before), deadline: wanted.min(deadline) }
@@ -121,6 +123,10 @@ impl PodMachine {
                 if !ended {
                     begin_attempt(record, attempt, one.facts.clone());
                     record.stage = Stage::Running { started_at };
+                    if self.intent == Intent::Run {
+                        // It is wanted again: the time that was set for its end is of the past.
+                        self.record.kill_at = None;
+                    }
                     if self.actions.lost {
                         // The sandbox went while it was started, and this container with it.
                         record.ended(Exit::unknown(Some(started_at), now));

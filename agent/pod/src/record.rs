@@ -158,12 +158,22 @@ pub struct Record {
     pub(crate) conditions: BTreeMap<String, (bool, Timestamp)>,
     /// How it ended for good, where it did.
     pub ended: Option<Phase>,
+    /// When its containers are killed, once it was told to stop: an agent that starts again does not begin the grace anew.
+    #[serde(default)]
+    pub(crate) kill_at: Option<Timestamp>,
 }
 
 impl Record {
     /// Of a pod that was just seen first.
     pub(crate) fn new(now: Timestamp) -> Self {
-        Self { start_time: now, addresses: None, containers: BTreeMap::new(), conditions: BTreeMap::new(), ended: None }
+        Self {
+            start_time: now,
+            addresses: None,
+            containers: BTreeMap::new(),
+            conditions: BTreeMap::new(),
+            ended: None,
+            kill_at: None,
+        }
     }
 }
 

@@ -361,6 +361,58 @@ fn an_adopted_pod_restarts_nothing_that_runs() {
     assert_eq!(after.status(), before.status(), "nothing changed but the agent");
 }
 
+/// The machine of an agent that starts again, with the container still running.
+fn again(before: &Device, spec: PodView, now: Timestamp) -> Device {
+    let record = serde_json::from_value(serde_json::to_value(before.pod.record()).unwrap()).unwrap();
+    let running = FoundContainer { name: "web".into(), attempt: 0, state: FoundState::Running(T0) };
+    Device { pod: PodMachine::new(spec, Some(record), Found::Alive(vec![running]), now), log: Vec::new() }
+}
+
+#[test]
+fn an_agent_that_keeps_starting_again_does_not_put_off_the_kill() {
+    let spec = view("Always", &["web"]);
+    let mut marked = spec.clone();
+    marked.deletion = Some(Duration::from_secs(30));
+    let kill = Command::Kill { container: "web".into() };
+    for vanishes in [false, true] {
+        let stop = || if vanishes { Event::Vanished(Duration::from_secs(30)) } else { deleted(spec.clone(), 30) };
+        let known = if vanishes { spec.clone() } else { marked.clone() };
+        let mut device = Device::new(spec.clone());
+        device.run(Event::Tick, T0);
+        device.run(stop(), at(10));
+        // It crashes every 12 seconds.
+        for now in [22, 34] {
+            device = again(&device, known.clone(), at(now));
+            let mut commands = device.run(Event::Tick, at(now));
+            commands.extend(device.run(stop(), at(now)));
+            assert!(commands.contains(&Command::Signal { container: "web".into() }), "{commands:?}");
+            assert!(!commands.contains(&kill), "{commands:?}");
+            assert_eq!(device.pod.next_wake(), Some(at(40)));
+        }
+        device = again(&device, known, at(46));
+        let mut commands = device.run(Event::Tick, at(46));
+        commands.extend(device.run(stop(), at(46)));
+        assert!(commands.contains(&kill), "vanishes {vanishes}: {commands:?}");
+    }
+}
+
+#[test]
+fn a_pod_that_was_wanted_again_and_started_gets_its_whole_grace() {
+    let spec = view("Always", &["web"]);
+    let mut device = Device::new(spec.clone());
+    device.run(Event::Tick, T0);
+    device.run(deleted(spec.clone(), 5), at(10));
+    // As after a region was rebuilt: the mark is gone, and the container was started anew.
+    let record = serde_json::from_value(serde_json::to_value(device.pod.record()).unwrap()).unwrap();
+    let pod = PodMachine::new(spec.clone(), Some(record), Found::Nothing, at(1000));
+    device = Device { pod, log: Vec::new() };
+    device.run(Event::Tick, at(1000));
+    assert_eq!(starts(&device.run(Event::Tick, at(1100))).len() + starts(&device.log).len(), 1);
+    let commands = device.run(deleted(spec, 5), at(2000));
+    assert!(commands.contains(&Command::Signal { container: "web".into() }), "{commands:?}");
+    assert!(!commands.contains(&Command::Kill { container: "web".into() }), "{commands:?}");
+}
+
 #[test]
 fn what_was_lost_in_a_reboot_is_unknown_and_starts_again() {
     for (policy, phase) in [("Always", "Running"), ("OnFailure", "Running"), ("Never", "Failed")] {

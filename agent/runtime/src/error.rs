@@ -176,6 +176,15 @@ pub enum RuntimeError {
         /// Ours.
         ours: u32,
     },
+    /// A record on disk cannot be used.
+    #[error("pod {uid}: its record is not this agent's to clear")]
+    Record {
+        /// Pod.
+        uid: String,
+        /// Why.
+        #[source]
+        source: crate::record::RecordError,
+    },
     /// The shim sent or got something that is not the protocol.
     #[error("protocol with the shim of pod {uid}: {reason}")]
     Protocol {

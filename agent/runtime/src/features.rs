@@ -4,12 +4,14 @@ use std::{
     fs, io,
     os::fd::{AsFd, OwnedFd},
     path::Path,
+    sync::OnceLock,
 };
 
 use nix::sched::{CloneFlags, unshare};
 
 use crate::{
     cgroup::Cgroups,
+    child::rootfs::{self, LayerPath},
     sys::{self, MountAttr},
 };
 
@@ -65,6 +67,22 @@ pub fn probe_kernel() -> KernelFeatures {
         seccomp: actions.split_whitespace().any(|a| a == "errno"),
         pidfd: found & PIDFD != 0,
     }
+}
+
+/// How layers are handed to overlayfs here, the best way first.
+static LAYER_PATHS: OnceLock<&[LayerPath]> = OnceLock::new();
+
+/// Finds out how layers are handed to overlayfs, for this process and all that are forked from it.
+pub(crate) fn preload_layer_paths() {
+    layer_paths();
+}
+
+/// The ways to try, in this order: only those that the kernel has, as probed once.
+pub(crate) fn layer_paths() -> &'static [LayerPath] {
+    LAYER_PATHS.get_or_init(|| {
+        let found = probe_in_child().unwrap_or(0);
+        if found & DETACHED != 0 { &[LayerPath::Detached, LayerPath::Attached] } else { &[LayerPath::Attached] }
+    })
 }
 
 fn probe_in_child() -> io::Result<i32> {
@@ -135,26 +153,28 @@ fn probe_mounts(userns: &OwnedFd) -> io::Result<i32> {
     if idmap(Path::new("/")).is_ok() {
         found |= IDMAP;
     }
-    // Any directory will do: the mount is seen by this child only.
-    let base = Path::new("/proc");
-    nix::mount::mount(Some("probe"), base, Some("tmpfs"), nix::mount::MsFlags::empty(), none)?;
-    for dir in ["lower", "upper", "work"] {
-        fs::create_dir(base.join(dir))?;
-    }
-    let overlay = |layer: &OwnedFd| -> io::Result<()> {
+    // Any directory but /proc will do, which is needed to name descriptors: the mounts are seen by this child only.
+    let base = Path::new("/dev");
+    let fresh = || nix::mount::mount(Some("probe"), base, Some("tmpfs"), nix::mount::MsFlags::empty(), none);
+    let layer_fds = || -> io::Result<()> {
+        for dir in ["lower", "upper", "work"] {
+            fs::create_dir(base.join(dir))?;
+        }
+        let layer = fs::File::open(base.join("lower"))?;
         let fs = sys::FsContext::open(c"overlay")?;
         fs.set_fd(c"lowerdir+", layer.as_fd())?;
-        fs.set(c"upperdir", c"/proc/upper")?;
-        fs.set(c"workdir", c"/proc/work")?;
+        fs.set(c"upperdir", c"/dev/upper")?;
+        fs.set(c"workdir", c"/dev/work")?;
         fs.mount(0).map(drop)
     };
-    let plain = OwnedFd::from(fs::File::open(base.join("lower"))?);
-    if overlay(&plain).is_ok() {
+    fresh()?;
+    if layer_fds().is_ok() {
         found |= LAYER_FDS;
     }
-    if let Ok(layer) = idmap(&base.join("lower")) {
+    fresh()?;
+    if idmap(base).is_ok() {
         found |= IDMAP;
-        if overlay(&layer).is_ok() {
+        if rootfs::probe_detached(base, userns.as_fd()).is_ok() {
             found |= DETACHED;
         }
     }

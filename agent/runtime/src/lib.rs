@@ -22,6 +22,7 @@ mod seccomp;
 mod shim;
 mod sys;
 mod title;
+mod trash;
 mod wire;
 mod zygote;
 
@@ -30,4 +31,5 @@ pub use error::{RuntimeError, StartError};
 pub use features::{KernelFeatures, probe_kernel};
 pub use model::*;
 pub use pods::teardown;
+pub use record::RecordError;
 pub use zygote::{Zygote, ZygoteConfig, fork_zygote};

@@ -246,6 +246,19 @@ pub struct Adopted {
     pub pods: Vec<crate::Pod>,
     /// Pods whose shim died. Their directory stays until [`Runtime::forget`](crate::Runtime::forget).
     pub dead: Vec<DeadPod>,
+    /// Pods that could not be adopted, and why. Nothing was done to them: their containers may run.
+    pub failed: Vec<UnadoptedPod>,
+}
+
+/// A pod of the agent before that could not be adopted.
+#[derive(Debug)]
+pub struct UnadoptedPod {
+    /// Unique id of the pod.
+    pub uid: String,
+    /// Why.
+    pub error: crate::RuntimeError,
+    /// A handle where its shim lives: it may answer later.
+    pub pod: Option<crate::Pod>,
 }
 
 /// What `teardown` removed.

@@ -2,7 +2,9 @@
 //! all of an instance.
 
 use std::{
+    collections::HashSet,
     fs, io,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -12,7 +14,8 @@ use crate::{
     cgroup::Cgroups,
     error::RuntimeError,
     model::TeardownReport,
-    record::ContainerRecord,
+    record::{ContainerRecord, PodRecord, RecordError, started},
+    sys, trash,
     zygote::{check_instance, instance_cgroup, pods_dir},
 };
 
@@ -49,12 +52,65 @@ pub(crate) fn kill_dead(instance: &str, uid: &str) -> Result<(), RuntimeError> {
     cgroups.remove(&cgroup).map(drop).map_err(|e| RuntimeError::io("remove the pod's cgroup", e))
 }
 
-/// Clears a pod whose shim is gone.
+/// Records of a pod's containers.
+///
+/// # Errors
+/// One of a newer release.
+pub(crate) fn container_records(uid: &str, pod_dir: &Path) -> Result<Vec<ContainerRecord>, RuntimeError> {
+    ContainerRecord::read_all(pod_dir).map_err(|source| RuntimeError::Record { uid: uid.to_owned(), source })
+}
+
+/// The same, and the pod's own is checked.
+fn known_records(uid: &str, pod_dir: &Path) -> Result<Vec<ContainerRecord>, RuntimeError> {
+    match PodRecord::read(pod_dir) {
+        Err(source @ RecordError::Newer { .. }) => Err(RuntimeError::Record { uid: uid.to_owned(), source }),
+        _ => container_records(uid, pod_dir),
+    }
+}
+
+/// The shim that wrote the record, if it lives.
+pub(crate) fn living_shim(instance: &str, record: &PodRecord) -> Option<OwnedFd> {
+    if record.shim_pid == 0 {
+        return None;
+    }
+    let pidfd = sys::pidfd_open(record.shim_pid as i32).ok()?;
+    let shims = instance_cgroup(instance).join("shims");
+    let same = started(record.shim_pid) == Some(record.shim_started)
+        && crate::cgroup::is_member(&shims, record.shim_pid as i32);
+    same.then_some(pidfd)
+}
+
+/// Clears a pod whose shim is gone, or does not answer: such a one is killed, or it would go on without its pod.
 pub(crate) fn clear_dead(run_dir: &Path, instance: &str, uid: &str) -> Result<(), RuntimeError> {
     let cgroups = Cgroups::find().map_err(|e| RuntimeError::io("find cgroups", e))?;
     let pod_dir = pods_dir(run_dir).join(uid);
-    let scratches: Vec<_> = ContainerRecord::read_all(&pod_dir).into_iter().map(|r| r.scratch).collect();
+    let scratches: Vec<_> = known_records(uid, &pod_dir)?.into_iter().map(|r| r.scratch).collect();
+    if let Some(shim) = PodRecord::read(&pod_dir).ok().and_then(|record| living_shim(instance, &record)) {
+        let _ = sys::pidfd_send_signal(shim.as_fd(), libc::SIGKILL);
+    }
     clear(&cgroups, &instance_cgroup(instance).join(uid), &pod_dir, &scratches)
+}
+
+/// Renames away what is in the directory of writable layers and belongs to no pod of `keep`.
+pub(crate) fn set_aside_stale(scratch: &Path, keep: &HashSet<String>) -> Result<Vec<PathBuf>, RuntimeError> {
+    let failed = |e| RuntimeError::io(format!("sweep {}", scratch.display()), e);
+    let entries = match fs::read_dir(scratch) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let mut aside = Vec::new();
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| keep.contains(name)) {
+            continue;
+        }
+        if name.to_string_lossy().starts_with(trash::PREFIX) {
+            aside.push(entry.path());
+        } else {
+            aside.extend(trash::set_aside(&entry.path()).map_err(failed)?);
+        }
+    }
+    Ok(aside)
 }
 
 /// Kills and removes everything of an instance: containers, shims, zygote, cgroups, mounts, writable layers and
@@ -64,9 +120,12 @@ pub(crate) fn clear_dead(run_dir: &Path, instance: &str, uid: &str) -> Result<()
 /// Idempotent. Touches nothing of other instances: processes are found by their cgroup. Logs, images and volumes stay.
 ///
 /// # Errors
-/// The first step that failed; call it again.
+/// The first step that failed; call it again. A record of a newer release, before anything is touched.
 pub fn teardown(run_dir: &Path, instance: &str) -> Result<TeardownReport, RuntimeError> {
     check_instance(instance)?;
+    for entry in fs::read_dir(pods_dir(run_dir)).into_iter().flatten().flatten() {
+        known_records(&entry.file_name().to_string_lossy(), &entry.path())?;
+    }
     let mut report = TeardownReport::default();
     let cgroups = Cgroups::find().map_err(|e| RuntimeError::io("find cgroups", e))?;
     let root = instance_cgroup(instance);
@@ -82,7 +141,7 @@ pub fn teardown(run_dir: &Path, instance: &str) -> Result<TeardownReport, Runtim
     report.mounts = detach_below(&run_dir)?;
     let pods = pods_dir(&run_dir);
     for entry in fs::read_dir(&pods).into_iter().flatten().flatten() {
-        for record in ContainerRecord::read_all(&entry.path()) {
+        for record in known_records(&entry.file_name().to_string_lossy(), &entry.path())? {
             remove_dir(&record.scratch)?;
         }
         remove_dir(&entry.path())?;
@@ -107,4 +166,25 @@ fn detach_below(dir: &Path) -> Result<usize, RuntimeError> {
             .map_err(|e| RuntimeError::io(format!("unmount {}", point.display()), e))?;
     }
     Ok(points.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writable_layers_of_pods_that_do_not_live_are_swept() {
+        let scratch = tempfile::tempdir().expect("temporary directory");
+        for dir in ["alive/c/0/upper", "cut-off/c/3/upper", ".gone.7.0.cut-off/x"] {
+            fs::create_dir_all(scratch.path().join(dir)).expect("makes a directory");
+        }
+        let keep = HashSet::from(["alive".to_owned()]);
+        let aside = set_aside_stale(scratch.path(), &keep).expect("sweeps");
+        assert_eq!(aside.len(), 2, "{aside:?}");
+        assert!(!scratch.path().join("cut-off").exists(), "the next start finds nothing of it");
+        trash::delete(&aside);
+        let left: Vec<_> = fs::read_dir(scratch.path()).expect("lists").flatten().map(|e| e.file_name()).collect();
+        assert_eq!(left, ["alive"]);
+        assert!(set_aside_stale(&scratch.path().join("none"), &keep).expect("nothing is there").is_empty());
+    }
 }

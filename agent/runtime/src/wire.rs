@@ -59,6 +59,8 @@ pub(crate) struct PodConfig {
 pub(crate) enum Request {
     /// First on the connection that the shim was born with.
     Setup(Box<PodConfig>),
+    /// On that connection too: the pod is wanted. If it ends without this, the shim removes the pod again.
+    Keep,
     Start(Box<ContainerSpec>),
     Status,
     Subscribe,
@@ -97,11 +99,21 @@ pub(crate) enum Reply {
 /// From agent to zygote, with the network namespace and the shim's end of its first connection.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ForkShim {
+    /// Names the request, for an answer may come after nobody waits for it any more.
+    pub(crate) id: u64,
     pub(crate) uid: String,
 }
 
+/// From zygote to agent.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum ForkReply {
+pub(crate) struct ForkReply {
+    /// Of the request; 0 is the zygote's word that it is ready.
+    pub(crate) id: u64,
+    pub(crate) outcome: ForkOutcome,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ForkOutcome {
     Forked { pid: i32 },
     Failed { reason: String },
 }

@@ -14,10 +14,10 @@ use std::{
 use nix::unistd::Pid;
 
 use crate::{
-    cgroup::Cgroups,
+    cgroup::{Ceiling, Cgroups},
     error::{RuntimeError, because},
-    seccomp, shim, sys, title,
-    wire::{self, ForkReply, ForkShim},
+    features, seccomp, shim, sys, title,
+    wire::{self, ForkOutcome, ForkReply, ForkShim},
 };
 
 /// Longest name of an instance in bytes: host objects have short names (links: 15).
@@ -73,7 +73,7 @@ pub struct Zygote {
 /// Forks the zygote.
 ///
 /// # Flow
-/// Compiles the seccomp profile, forks, and waits until the child has left the caller's session, cgroups and
+/// Compiles the seccomp profile, probes the kernel, forks, and waits until the child has left the caller's session, cgroups and
 /// descriptors.
 ///
 /// # Guarantees
@@ -92,6 +92,7 @@ pub fn fork_zygote(config: &ZygoteConfig) -> Result<Zygote, RuntimeError> {
         return Err(RuntimeError::NotSingleThreaded { threads });
     }
     seccomp::preload().map_err(RuntimeError::Seccomp)?;
+    features::preload_layer_paths();
     let pods = config.pods_dir();
     DirBuilder::new()
         .recursive(true)
@@ -109,8 +110,12 @@ pub fn fork_zygote(config: &ZygoteConfig) -> Result<Zygote, RuntimeError> {
     drop(theirs);
     let pidfd = sys::pidfd_open(pid.as_raw()).map_err(|e| RuntimeError::io("open a pidfd of the zygote", e))?;
     match wire::recv_message(ours.as_fd(), &mut Vec::new()) {
-        Ok(Some(ForkReply::Forked { .. })) => Ok(Zygote { socket: ours, pidfd, pid, config }),
-        Ok(Some(ForkReply::Failed { reason })) => Err(RuntimeError::io("prepare the zygote", io::Error::other(reason))),
+        Ok(Some(ForkReply { outcome: ForkOutcome::Forked { .. }, .. })) => {
+            Ok(Zygote { socket: ours, pidfd, pid, config })
+        }
+        Ok(Some(ForkReply { outcome: ForkOutcome::Failed { reason }, .. })) => {
+            Err(RuntimeError::io("prepare the zygote", io::Error::other(reason)))
+        }
         Ok(None) => Err(RuntimeError::ZygoteGone),
         Err(e) => Err(RuntimeError::io("hear from the zygote", e)),
     }
@@ -119,31 +124,29 @@ pub fn fork_zygote(config: &ZygoteConfig) -> Result<Zygote, RuntimeError> {
 /// The zygote's life.
 fn serve(config: &ZygoteConfig, socket: std::os::fd::BorrowedFd<'_>) -> i32 {
     let ready = match settle(config, socket) {
-        Ok(()) => ForkReply::Forked { pid: 0 },
-        Err(e) => ForkReply::Failed { reason: e.to_string() },
+        Ok(()) => ForkOutcome::Forked { pid: 0 },
+        Err(e) => ForkOutcome::Failed { reason: e.to_string() },
     };
-    if wire::send_message(socket, &ready, &[]).is_err() || matches!(ready, ForkReply::Failed { .. }) {
+    let failed = matches!(ready, ForkOutcome::Failed { .. });
+    if wire::send_message(socket, &ForkReply { id: 0, outcome: ready }, &[]).is_err() || failed {
         return 1;
     }
     loop {
         let mut fds = Vec::new();
         let request: ForkShim = match wire::recv_message(socket, &mut fds) {
             Ok(Some(request)) => request,
-            // The agent is gone; the next one brings its own zygote.
-            Ok(None) => return 0,
-            Err(e) => {
-                let _ = wire::send_message(socket, &ForkReply::Failed { reason: because("request", e) }, &[]);
-                continue;
-            }
+            // The agent is gone; the next one brings its own zygote. What cannot be read cannot be answered: the agent
+            // hears that this one is gone and executes itself again.
+            Ok(None) | Err(_) => return 0,
         };
-        let reply = match <[OwnedFd; 2]>::try_from(fds) {
+        let outcome = match <[OwnedFd; 2]>::try_from(fds) {
             Ok([netns, conn]) => match sys::fork_child(|| shim::run(config, &request.uid, netns, conn)) {
-                Ok(pid) => ForkReply::Forked { pid: pid.as_raw() },
-                Err(e) => ForkReply::Failed { reason: because("fork", e) },
+                Ok(pid) => ForkOutcome::Forked { pid: pid.as_raw() },
+                Err(e) => ForkOutcome::Failed { reason: because("fork", e) },
             },
-            Err(fds) => ForkReply::Failed { reason: format!("{} descriptors instead of two", fds.len()) },
+            Err(fds) => ForkOutcome::Failed { reason: format!("{} descriptors instead of two", fds.len()) },
         };
-        if wire::send_message(socket, &reply, &[]).is_err() {
+        if wire::send_message(socket, &ForkReply { id: request.id, outcome }, &[]).is_err() {
             return 0;
         }
     }
@@ -166,6 +169,8 @@ fn settle(config: &ZygoteConfig, socket: std::os::fd::BorrowedFd<'_>) -> io::Res
         libc::signal(libc::SIGCHLD, libc::SIG_IGN);
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
     }
+    // Or the first process of a container would have them: libcontainer leaves them be where the image names no groups.
+    nix::unistd::setgroups(&[])?;
     std::env::set_current_dir("/")?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     // A program that crashes writes no image of its memory onto the owner's flash, unless it raises its limit.
@@ -176,6 +181,8 @@ fn settle(config: &ZygoteConfig, socket: std::os::fd::BorrowedFd<'_>) -> io::Res
     let cgroups = Cgroups::find().map_err(step("find cgroups"))?;
     let shims = config.cgroup().join("shims");
     cgroups.settle(&shims).map_err(step("enter the cgroup of shims"))?;
+    let ceiling = Ceiling::of_host().map_err(step("find out what the host has"))?;
+    cgroups.limit_instance(&config.cgroup(), ceiling).map_err(step("limit the instance"))?;
     // Containers go before shims when memory is short. Refused without CAP_SYS_RESOURCE, which is no reason to stop.
     let _ = fs::write("/proc/self/oom_score_adj", "-900");
     Ok(())

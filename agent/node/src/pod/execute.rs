@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 use hearth_image::{Image, ImageError};
 use hearth_network::{EgressPolicy, PodAddresses, PodNetwork};
 use hearth_pod::{Failure, StartFailure};
-use hearth_runtime::{ContainerStatus, PodLimits, PodSandbox, RuntimeError, StartError};
+use hearth_runtime::{ContainerStatus, PodSandbox, RuntimeError, StartError};
 use hearth_types::{
     GroupKind, ObjectKey,
     kinds::{INTERNET_ANNOTATION, PersistentVolumeClaim, Pod, Volume},
@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::{
     claims::claims_of,
     config::Configs,
-    container::{self, Ingredients, POD_PIDS, Places},
+    container::{self, Ingredients, Places},
     files::chain,
     shared::{Shared, blocking},
 };
@@ -177,6 +177,7 @@ impl Site {
         let hostname = hostname.unwrap_or_else(|| self.places.pod.clone());
         // The kernel takes 64 bytes (`__NEW_UTS_LEN`), and a label has 63.
         let hostname = crate::reporter::clip(&hostname, 63).trim_end_matches(['-', '.']).to_owned();
+        let containers = self.pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
         let PodNetwork { addresses, netns } = network;
         let sandbox = PodSandbox {
             uid: self.uid().to_owned(),
@@ -187,7 +188,7 @@ impl Site {
             resolv_conf: container::resolv_conf(&addresses),
             hosts: container::hosts(&hostname, &addresses),
             hostname,
-            limits: PodLimits { pids: Some(POD_PIDS), ..PodLimits::default() },
+            limits: container::pod_limits(containers),
         };
         let _slot = self.shared.slots.acquire().await;
         self.shared.runtime.create_pod(sandbox).await.map_err(|error| failed(&error))

@@ -1,10 +1,11 @@
 //! Cgroups of an instance, on every hierarchy the host has: version 2, version 1, or both (hybrid).
 //!
 //! Layout on each: `hearth-<instance>/shims` (zygote and shims), `hearth-<instance>/<pod uid>/<container>.<attempt>`.
-//! On a hybrid host containers are in the hierarchies of version 1 only, since no controller is in the other. All is done
-//! here and nothing by libcontainer, which enforces no device list on version 2, and whose way of moving a process costs
+//! Each controller is used where it is. On a hybrid host containers are in the hierarchies of version 1, and in that of
+//! version 2 only if something of theirs is there. All is done here and nothing by libcontainer, which enforces no device list on version 2, and whose way of moving a process costs
 //! a grace period of the kernel (5 to 13 ms) twice.
 
+mod ceiling;
 mod devices;
 
 use std::{
@@ -15,12 +16,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(crate) use self::ceiling::Ceiling;
 use crate::{
     error::RuntimeError,
     model::{Limits, PodLimits},
     sys,
 };
 
+/// Controllers that limit containers: where they are is where containers go. Others may be mounted for purposes of their
+/// own (a VPN's net_cls, a session manager's names) and change nothing.
+const NEEDED: [&str; 3] = ["cpu", "memory", "pids"];
 /// Period of the CPU quota in microseconds, the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 /// Least CPU weight of version 1 (shares) and what one CPU is.
@@ -38,6 +43,12 @@ pub(crate) struct Hierarchy {
     /// Controllers of a version 1 hierarchy; of version 2 those that the root offers.
     pub(crate) controllers: Vec<String>,
     pub(crate) v2: bool,
+}
+
+impl Hierarchy {
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|c| c == controller)
+    }
 }
 
 /// All hierarchies of the host.
@@ -91,9 +102,10 @@ impl Cgroups {
         Ok(Self { hierarchies })
     }
 
-    /// Only version 2 is there.
+    /// No controller that containers need is of version 1, and version 2 is there.
     pub(crate) fn is_v2(&self) -> bool {
-        self.hierarchies.iter().all(|h| h.v2)
+        let needed_v1 = |h: &Hierarchy| !h.v2 && NEEDED.iter().any(|c| h.has(c));
+        self.hierarchies.iter().any(|h| h.v2) && !self.hierarchies.iter().any(needed_v1)
     }
 
     /// All controllers that can be used, sorted.
@@ -103,7 +115,7 @@ impl Cgroups {
     }
 
     fn with(&self, controller: &str) -> Option<&Hierarchy> {
-        self.working().find(|h| h.controllers.iter().any(|c| c == controller))
+        self.working().find(|h| h.has(controller))
     }
 
     fn need(&self, controller: &str) -> io::Result<&Hierarchy> {
@@ -118,7 +130,13 @@ impl Cgroups {
     /// The hierarchies that containers are in.
     fn working(&self) -> impl Iterator<Item = &Hierarchy> {
         let pure = self.is_v2();
-        self.hierarchies.iter().filter(move |h| h.v2 == pure)
+        // Without a devices controller of version 1 it is version 2 that denies devices.
+        let denies = !self.hierarchies.iter().any(|h| !h.v2 && h.has("devices"));
+        self.hierarchies.iter().filter(move |h| match (h.v2, pure) {
+            (true, true) | (false, false) => true,
+            (true, false) => denies || NEEDED.iter().any(|c| h.has(c)),
+            (false, true) => false,
+        })
     }
 
     /// Makes `rel` and its parents for containers.
@@ -147,7 +165,7 @@ impl Cgroups {
 
     /// The directory that shows a container its own limits, where that is a single one.
     pub(crate) fn own_view(&self, rel: &Path) -> Option<PathBuf> {
-        self.working().find(|h| h.v2).map(|h| h.mount.join(rel))
+        self.working().find(|h| h.v2 && self.is_v2()).map(|h| h.mount.join(rel))
     }
 
     /// Limits of a container.
@@ -204,7 +222,7 @@ impl Cgroups {
 
     /// Denies all devices but the harmless ones; an error means that they are not denied.
     pub(crate) fn deny_devices(&self, rel: &Path) -> io::Result<()> {
-        if let Some(h) = self.working().find(|h| !h.v2 && h.controllers.iter().any(|c| c == "devices")) {
+        if let Some(h) = self.working().find(|h| !h.v2 && h.has("devices")) {
             return devices::deny_v1(&h.mount.join(rel));
         }
         let h = self.hierarchies.iter().find(|h| h.v2).ok_or(io::ErrorKind::Unsupported)?;
@@ -275,7 +293,7 @@ fn make(h: &Hierarchy, rel: &Path) -> io::Result<()> {
             Err(e) => return Err(io::Error::new(e.kind(), format!("make {}: {e}", dir.display()))),
             Ok(()) => {}
         }
-        if !h.v2 && h.controllers.iter().any(|c| c == "cpuset") {
+        if !h.v2 && h.has("cpuset") {
             inherit_cpuset(&dir)?;
         }
     }
@@ -303,16 +321,20 @@ fn inherit_cpuset(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Kills a process if it still is in `rel`: its pid may by now be another's.
-fn kill_member(rel: &Path, pid: i32) {
-    let Ok(pidfd) = sys::pidfd_open(pid) else { return };
-    let member = fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| {
+/// Whether a process is in `rel` or below.
+pub(crate) fn is_member(rel: &Path, pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| {
         text.lines().filter_map(|l| l.splitn(3, ':').nth(2)).any(|path| {
             let path = Path::new(path.strip_prefix('/').unwrap_or(path));
             path.starts_with(rel)
         })
-    });
-    if member {
+    })
+}
+
+/// Kills a process if it still is in `rel`: its pid may by now be another's.
+fn kill_member(rel: &Path, pid: i32) {
+    let Ok(pidfd) = sys::pidfd_open(pid) else { return };
+    if is_member(rel, pid) {
         let _ = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
     }
 }

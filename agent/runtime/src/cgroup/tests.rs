@@ -25,6 +25,93 @@ fn hierarchies_are_found_once_each_whatever_the_mix() {
     );
 }
 
+/// Mountinfo, controllers of the hierarchy of version 2, whether it is a pure one, where containers are, where each
+/// needed controller is.
+type Host = (&'static str, &'static str, &'static str, bool, &'static [&'static str], [Option<&'static str>; 3]);
+
+const HOSTS: [Host; 7] = [
+    (
+        "version 2",
+        "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw",
+        "cpuset cpu io memory hugetlb pids",
+        true,
+        &["/sys/fs/cgroup"],
+        [Some("/sys/fs/cgroup"); 3],
+    ),
+    (
+        "version 2 and the net_cls of a VPN",
+        "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n\
+         99 23 0:50 / /opt/mullvad/net_cls rw - cgroup net_cls rw,net_cls",
+        "cpuset cpu io memory pids",
+        true,
+        &["/sys/fs/cgroup"],
+        [Some("/sys/fs/cgroup"); 3],
+    ),
+    (
+        "version 2 and the names of elogind",
+        "31 23 0:27 / /sys/fs/cgroup/elogind rw - cgroup cgroup rw,xattr,name=elogind\n\
+         30 23 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw",
+        "cpu memory pids",
+        true,
+        &["/sys/fs/cgroup/unified"],
+        [Some("/sys/fs/cgroup/unified"); 3],
+    ),
+    (
+        "hybrid",
+        "31 23 0:27 / /c/cpu rw - cgroup cgroup rw,cpu,cpuacct\n32 23 0:28 / /c/memory rw - cgroup cgroup rw,memory\n\
+         33 23 0:29 / /c/pids rw - cgroup cgroup rw,pids\n34 23 0:30 / /c/devices rw - cgroup cgroup rw,devices\n\
+         35 23 0:31 / /c/unified rw - cgroup2 cgroup2 rw",
+        "hugetlb",
+        false,
+        &["/c/cpu", "/c/memory", "/c/pids", "/c/devices"],
+        [Some("/c/cpu"), Some("/c/memory"), Some("/c/pids")],
+    ),
+    (
+        "hybrid, with memory in version 2 and devices denied there",
+        "31 23 0:27 / /c/cpu rw - cgroup cgroup rw,cpu,cpuacct\n33 23 0:29 / /c/pids rw - cgroup cgroup rw,pids\n\
+         35 23 0:31 / /c/unified rw - cgroup2 cgroup2 rw",
+        "memory",
+        false,
+        &["/c/cpu", "/c/pids", "/c/unified"],
+        [Some("/c/cpu"), Some("/c/unified"), Some("/c/pids")],
+    ),
+    (
+        "version 1, without memory",
+        "31 23 0:27 / /c/cpu rw - cgroup cgroup rw,cpu\n33 23 0:29 / /c/pids rw - cgroup cgroup rw,pids",
+        "",
+        false,
+        &["/c/cpu", "/c/pids"],
+        [Some("/c/cpu"), None, Some("/c/pids")],
+    ),
+    (
+        "version 2, without memory (a Raspberry Pi as delivered)",
+        "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw",
+        "cpuset cpu io pids",
+        true,
+        &["/sys/fs/cgroup"],
+        [Some("/sys/fs/cgroup"), None, Some("/sys/fs/cgroup")],
+    ),
+];
+
+#[test]
+fn each_controller_is_used_where_it_is() {
+    for (host, mounts, controllers, v2, working, homes) in HOSTS {
+        let mut hierarchies = parse_mountinfo(mounts);
+        for h in hierarchies.iter_mut().filter(|h| h.v2) {
+            h.controllers = controllers.split_whitespace().map(String::from).collect();
+        }
+        let cgroups = Cgroups { hierarchies };
+        assert_eq!(cgroups.is_v2(), v2, "{host}");
+        assert_eq!(
+            cgroups.working().map(|h| h.mount.as_path()).collect::<Vec<_>>(),
+            working.iter().map(Path::new).collect::<Vec<_>>(),
+            "{host}"
+        );
+        assert_eq!(NEEDED.map(|c| cgroups.with(c).map(|h| h.mount.to_str().expect("text"))), homes, "{host}");
+        assert_eq!(cgroups.own_view(Path::new("x")).is_some(), v2, "{host}: only a whole view is shown");
+    }
+}
+
 struct Dir<'a>(&'a Cgroups, PathBuf);
 impl Drop for Dir<'_> {
     fn drop(&mut self) {

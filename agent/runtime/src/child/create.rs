@@ -24,11 +24,12 @@ use super::{
     caps, invalid,
     launch::{DEFAULT_PATH, Launch},
     oci,
-    rootfs::{self, LayerPath, Root},
+    rootfs::{self, Mounted, Root},
     user::{self, Ids},
 };
 use crate::{
     error::{StartError, because},
+    features,
     model::{ContainerSpec, MountKind},
     shim::{Sandbox, container_id},
     sys,
@@ -92,6 +93,11 @@ fn make(
     let id = container_id(&spec.name, spec.attempt);
     let cgroup = sandbox.cgroup.join(&id);
     let no_cgroup = |e: std::io::Error| StartError::Cgroup { reason: e.to_string() };
+    if spec.scratch.exists() {
+        // Of a start of this attempt that was cut off; what is left of it must not use the layer that is made anew.
+        sandbox.cgroups.kill(&cgroup).map_err(|e| StartError::Cgroup { reason: e.to_string() })?;
+        rootfs::clear_stale(&spec.scratch)?;
+    }
     sandbox.cgroups.create(&cgroup).map_err(no_cgroup)?;
     sandbox.cgroups.limit_container(&cgroup, &spec.limits).map_err(no_cgroup)?;
     sandbox.cgroups.deny_devices(&cgroup).map_err(isolation("deny devices"))?;
@@ -164,19 +170,23 @@ fn start(
 fn prepare_root(sandbox: &Sandbox, spec: &ContainerSpec, dir: &Path) -> Result<(Ids, caps::CapSet), StartError> {
     let map = sandbox.config.id_map;
     fs::create_dir(dir).map_err(isolation("make the container's directory"))?;
-    rootfs::mount_overlay(spec, dir, map, sandbox.userns(), &[LayerPath::Detached, LayerPath::Attached])?;
+    rootfs::mount_overlay(spec, dir, map, sandbox.userns(), features::layer_paths())?;
     let path = dir.join("rootfs");
     let root = Root::open(&path, map).map_err(isolation("open the root"))?;
     for name in ["resolv.conf", "hosts", "hostname"] {
         root.make_etc_file(name)
             .map_err(|e| StartError::RootFs { reason: format!("put /etc/{name} in place: {e}") })?;
     }
+    let mut mounted = Vec::new();
     for (n, volume) in spec.mounts.iter().enumerate() {
-        root.check_target(&volume.target).map_err(|e| StartError::Mount {
+        let failed = |e: std::io::Error| StartError::Mount {
             source_path: volume.source.clone(),
             target: volume.target.clone(),
             reason: e.to_string(),
-        })?;
+        };
+        root.check_target(&volume.target).map_err(failed)?;
+        let target = root.check_nested(&volume.target, &mounted).map_err(failed)?;
+        mounted.push(Mounted::new(target, volume).map_err(failed)?);
         if volume.kind == MountKind::IdmappedBind {
             rootfs::attach_volume(volume, sandbox.userns(), &dir.join(format!("v{n}")))?;
         }

@@ -15,6 +15,7 @@ use super::{
     caps,
     create::ExecContext,
     launch::Launch,
+    oci::OOM_SCORE_ADJ,
     user::{self, Ids},
 };
 use crate::{
@@ -58,6 +59,9 @@ fn join(
     // The pid is that of the shim's unreaped child, so it is nobody else's.
     let pidfd = sys::pidfd_open(pid).map_err(not_running)?;
     sandbox.cgroups.enter(&sandbox.cgroup.join(id)).map_err(|e| StartError::Cgroup { reason: e.to_string() })?;
+    // The shim's own is so low that the kernel would spare the command and kill the app for it.
+    fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ.to_string())
+        .map_err(isolation("let the kernel kill the command for want of memory"))?;
     // Processes of the container may look at this one once it is among them.
     sys::prctl(libc::PR_SET_DUMPABLE, 0).map_err(isolation("hide from the container"))?;
     let mut keep: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();

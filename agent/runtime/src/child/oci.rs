@@ -34,8 +34,8 @@ const MASKED: [&str; 12] = [
 ];
 /// Read-only, as in Docker.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-/// Containers go before shims when memory is short.
-const OOM_SCORE_ADJ: i32 = 100;
+/// Containers, and commands in them, go before shims when memory is short.
+pub(super) const OOM_SCORE_ADJ: i32 = 100;
 
 /// What the specification is made of, as it is found in the helper's small root.
 pub(super) struct Parts<'a> {

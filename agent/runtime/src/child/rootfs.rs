@@ -2,7 +2,8 @@
 //! before libcontainer mounts onto it.
 
 use std::{
-    ffi::CString,
+    collections::VecDeque,
+    ffi::{CString, OsString},
     fs::{self, DirBuilder, File},
     io,
     os::{
@@ -16,11 +17,12 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::{
     error::StartError,
-    model::{ContainerSpec, IdMap, Mount},
+    model::{ContainerSpec, IdMap, Mount, MountKind},
     sys::{self, MountAttr},
+    trash,
 };
 
-/// How layers get to overlayfs.
+/// How layers get to overlayfs. Which of them this kernel has is probed once: see [`crate::features::layer_paths`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LayerPath {
     /// As descriptors of detached idmapped mounts (6.15).
@@ -33,6 +35,8 @@ pub(crate) enum LayerPath {
 /// since a writable layer is new for each attempt, so that nobody waits for its pages to reach the disk.
 const OVERLAY_OPTIONS: [(&str, &str); 4] =
     [("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off"), ("volatile", "")];
+/// Most links that the way to a mount's target may have, as in the kernel.
+const MAX_LINKS: usize = 40;
 /// Longest option string of mount(2): a page, with its end.
 const MAX_MOUNT_OPTIONS: usize = 4095;
 
@@ -86,29 +90,79 @@ pub(crate) fn mount_overlay(
             .map_err(|e| StartError::RootFs { reason: format!("layer {}: {e}", layer.display()) })?;
         layers.push(fd);
     }
-    let mut writable = Vec::new();
-    DirBuilder::new().recursive(true).mode(0o700).create(&spec.scratch).map_err(rootfs("make the writable layer"))?;
-    for sub in ["upper", "work"] {
-        let path = spec.scratch.join(sub);
-        DirBuilder::new().mode(0o755).create(&path).map_err(rootfs("make the writable layer"))?;
-        chown(&path, Some(map.host_base), Some(map.host_base)).map_err(rootfs("chown the writable layer"))?;
-        let opened = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(&path);
-        writable.push(opened.map_err(rootfs("open the writable layer"))?);
-    }
-    let mut last = None;
-    for way in ways {
+    in_turn(ways, |way| {
+        let writable = fresh_layer(&spec.scratch, map)?;
         let made = match way {
             LayerPath::Detached => {
                 detached_overlay(&layers, &writable).and_then(|overlay| sys::move_mount(overlay.as_fd(), &target))
             }
             LayerPath::Attached => attached_overlay(&layers, &writable, dir),
         };
-        match made {
+        made.map_err(rootfs("mount the overlay"))
+    })
+}
+
+/// Tries one way after the other. Should all fail, the first error is told: the first way is the one that was probed
+/// to work, so that its error is the cause.
+fn in_turn(ways: &[LayerPath], mut attempt: impl FnMut(LayerPath) -> Result<(), StartError>) -> Result<(), StartError> {
+    let mut first = None;
+    for way in ways {
+        match attempt(*way) {
             Ok(()) => return Ok(()),
-            Err(e) => last = Some(e),
+            Err(e) => first = first.or(Some(e)),
         }
     }
-    Err(rootfs("mount the overlay")(last.unwrap_or_else(|| io::ErrorKind::Unsupported.into())))
+    Err(first.unwrap_or_else(|| StartError::RootFs { reason: "mount the overlay: no way is known".to_owned() }))
+}
+
+/// Clears away the writable layer that a start of this attempt left when it was cut off: by a power cut, or with its
+/// shim.
+///
+/// # Assumptions
+/// Nobody uses it: the shim starts an attempt once, gives no directory to two containers, and what lived in the
+/// attempt's cgroup was killed. Called in the shim's mount namespace, since a helper leaves its own for another root.
+pub(super) fn clear_stale(scratch: &Path) -> Result<(), StartError> {
+    let mut stale = Vec::new();
+    for sub in ["upper", "work"] {
+        let path = scratch.join(sub);
+        stale.extend(trash::set_aside(&path).map_err(rootfs("clear a stale writable layer"))?);
+    }
+    trash::delete_apart(&stale);
+    Ok(())
+}
+
+/// Empty upper and work directories of an attempt, opened. A mount that failed may have left a mark in its work directory,
+/// with which the kernel refuses the next one, so that each gets new ones.
+fn fresh_layer(scratch: &Path, map: IdMap) -> Result<Vec<File>, StartError> {
+    let failed = || rootfs("make the writable layer");
+    DirBuilder::new().recursive(true).mode(0o700).create(scratch).map_err(failed())?;
+    let mut writable = Vec::new();
+    for sub in ["upper", "work"] {
+        let path = scratch.join(sub);
+        match fs::remove_dir_all(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(rootfs("clear a failed mount")(e)),
+            _ => {}
+        }
+        DirBuilder::new().mode(0o755).create(&path).map_err(failed())?;
+        chown(&path, Some(map.host_base), Some(map.host_base)).map_err(rootfs("chown the writable layer"))?;
+        let opened = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(&path);
+        writable.push(opened.map_err(rootfs("open the writable layer"))?);
+    }
+    Ok(writable)
+}
+
+/// Mounts an overlay with the options of containers over a layer of an empty file system at `base`, by descriptor of a
+/// detached idmapped mount, and lets go of it: whether this kernel has [`LayerPath::Detached`].
+pub(crate) fn probe_detached(base: &Path, userns: BorrowedFd<'_>) -> io::Result<()> {
+    let mut writable = Vec::new();
+    for sub in ["lower", "upper", "work"] {
+        fs::create_dir(base.join(sub))?;
+    }
+    for sub in ["upper", "work"] {
+        writable.push(File::open(base.join(sub))?);
+    }
+    let layer = idmapped(&base.join("lower"), userns, sys::MOUNT_ATTR_RDONLY)?;
+    detached_overlay(&[layer], &writable).map(drop)
 }
 
 fn fd_path(fd: &impl AsRawFd) -> String {
@@ -188,6 +242,49 @@ pub(crate) fn attach(source: &Path, at: &Path, attrs: u64) -> io::Result<()> {
     sys::move_mount(fd.as_fd(), at)
 }
 
+/// A mount as later ones find it.
+#[derive(Debug)]
+pub(crate) struct Mounted {
+    /// Where it will be, without links.
+    pub(crate) target: PathBuf,
+    /// What is in it, if that is a directory of the host.
+    pub(crate) volume: Option<OwnedFd>,
+}
+
+impl Mounted {
+    pub(crate) fn new(target: PathBuf, mount: &Mount) -> io::Result<Self> {
+        let volume = match mount.kind {
+            MountKind::IdmappedBind => {
+                Some(fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&mount.source)?.into())
+            }
+            MountKind::Tmpfs { .. } => None,
+        };
+        Ok(Self { target, volume })
+    }
+}
+
+/// The names in a path, and its steps up.
+fn names(path: &Path) -> impl Iterator<Item = OsString> + '_ {
+    path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    })
+}
+
+/// Where a link below `root` leads; none for what is no link, or not there.
+fn read_link_in(root: BorrowedFd<'_>, path: &Path) -> io::Result<Option<PathBuf>> {
+    let fd = match sys::open_in_root(root, path, libc::O_PATH | libc::O_NOFOLLOW) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        other => other?,
+    };
+    let file = File::from(fd);
+    if !file.metadata()?.is_symlink() {
+        return Ok(None);
+    }
+    Ok(Some(nix::fcntl::readlinkat(Some(file.as_raw_fd()), "")?.into()))
+}
+
 /// The root file system while it is prepared; every path is looked up with links held inside it.
 pub(crate) struct Root<'a> {
     pub(crate) fd: OwnedFd,
@@ -247,6 +344,57 @@ impl<'a> Root<'a> {
         check_target(&real).map_err(|e| io::Error::new(io::ErrorKind::PermissionDenied, format!("links lead to {e}")))
     }
 
+    /// Where `target` will be once the mounts before it are there, and whether a mount may go there.
+    ///
+    /// What lies below a volume is not in the root yet, and a link in it may lead anywhere in the root: to `/proc`, say.
+    /// So below a volume no link is followed, but refused. What is below another kind of mount is empty as it begins.
+    ///
+    /// # Caveats
+    /// A container that shares the volume can make a link after this. It then leads somewhere in this container's own
+    /// root, whose files are the pod's.
+    pub(crate) fn check_nested(&self, target: &Path, before: &[Mounted]) -> io::Result<PathBuf> {
+        let mut pending: VecDeque<OsString> = names(target).collect();
+        let (mut at, mut hops) = (PathBuf::from("/"), 0);
+        while let Some(name) = pending.pop_front() {
+            if name == ".." {
+                at.pop();
+                continue;
+            }
+            let next = at.join(&name);
+            let covering = before.iter().rev().find(|m| next.starts_with(&m.target));
+            let (root, inside) = match covering {
+                None => (Some(self.fd.as_fd()), next.strip_prefix("/").unwrap_or(&next)),
+                Some(m) => (m.volume.as_ref().map(AsFd::as_fd), next.strip_prefix(&m.target).unwrap_or(&next)),
+            };
+            let link = match root {
+                Some(root) if !inside.as_os_str().is_empty() => read_link_in(root, inside)?,
+                // The mount itself, or nothing is known to be in it.
+                _ => None,
+            };
+            match (link, covering) {
+                (None, _) => at = next,
+                (Some(_), Some(m)) => {
+                    let text = format!("{} is a link in the volume at {}", next.display(), m.target.display());
+                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+                }
+                (Some(link), None) => {
+                    hops += 1;
+                    if hops > MAX_LINKS {
+                        return Err(io::Error::from_raw_os_error(libc::ELOOP));
+                    }
+                    if link.is_absolute() {
+                        at = PathBuf::from("/");
+                    }
+                    for name in names(&link).collect::<Vec<_>>().into_iter().rev() {
+                        pending.push_front(name);
+                    }
+                }
+            }
+        }
+        check_target(&at).map_err(|e| io::Error::new(io::ErrorKind::PermissionDenied, format!("links lead to {e}")))?;
+        Ok(at)
+    }
+
     /// Makes a directory and its parents, owned by the container's root.
     pub(crate) fn make_dir(&self, path: &Path) -> io::Result<()> {
         let (fd, rest) = self.deepest(path)?;
@@ -283,6 +431,8 @@ impl<'a> Root<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]
@@ -308,23 +458,89 @@ mod tests {
     fn both_ways_of_handing_over_layers_give_the_same_root() {
         for way in [LayerPath::Detached, LayerPath::Attached] {
             let base = tempfile::tempdir().expect("temporary directory");
-            let child = sys::fork_child(|| i32::from(try_way(way, base.path()).is_err())).expect("forks");
-            let mut status = 0;
-            // SAFETY: waits for our own child.
-            unsafe { libc::waitpid(child.as_raw(), &raw mut status, 0) };
+            let status = in_child(|| try_way(way, base.path()));
             let offered = way == LayerPath::Attached || crate::features::probe_kernel().overlay_detached_idmapped;
             assert_eq!(status == 0, offered, "{way:?}: {status}");
             assert!(!base.path().join("lower0/new").exists(), "layers are not written to");
         }
     }
 
-    fn try_way(way: LayerPath, base: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    /// Kernels 6.13 and 6.14 take layers as descriptors and refuse detached ones only after they marked the work directory.
+    #[test]
+    fn a_way_that_fails_late_does_not_spoil_the_next() {
+        let base = tempfile::tempdir().expect("temporary directory");
+        let result = in_child(|| {
+            let (layer, userns) = (base.path().join("lower"), crate::features::probe_userns()?);
+            own_mounts()?;
+            fs::create_dir(&layer)?;
+            let scratch = base.path().join("scratch");
+            let map = IdMap { host_base: 65_536, size: 65_536 };
+            let dir = base.path().join("c");
+            fs::create_dir_all(dir.join("rootfs"))?;
+            let layers = || idmapped(&layer, userns.as_fd(), sys::MOUNT_ATTR_RDONLY).map(|fd| vec![fd]);
+            // The mark is what spoils it, or this test would show nothing.
+            let writable = fresh_layer(&scratch, map)?;
+            attached_overlay(&layers()?, &writable, &dir)?;
+            umount2(&dir.join("rootfs"), MntFlags::MNT_DETACH)?;
+            assert!(scratch.join("work/work/incompat/volatile").exists(), "a volatile overlay leaves its mark");
+            fs::remove_dir(dir.join("l0"))?;
+            assert!(attached_overlay(&layers()?, &writable, &dir).is_err(), "the kernel refuses a marked directory");
+            umount2(&dir.join("l0"), MntFlags::MNT_DETACH)?;
+            fs::remove_dir(dir.join("l0"))?;
+            in_turn(&[LayerPath::Detached, LayerPath::Attached], |way| {
+                let writable = fresh_layer(&scratch, map)?;
+                let made = layers().and_then(|layers| attached_overlay(&layers, &writable, &dir));
+                made.map_err(rootfs("mount the overlay"))?;
+                if way == LayerPath::Attached {
+                    return Ok(());
+                }
+                umount2(&dir.join("rootfs"), MntFlags::MNT_DETACH).expect("is mounted");
+                fs::remove_dir(dir.join("l0")).expect("is there");
+                Err(StartError::RootFs { reason: "late".to_owned() })
+            })?;
+            fs::write(dir.join("rootfs/new"), "")?;
+            assert!(scratch.join("upper/new").exists());
+            Ok(())
+        });
+        assert_eq!(result, 0);
+    }
+
+    #[test]
+    fn the_error_of_the_first_way_is_told() {
+        let error = in_turn(&[LayerPath::Detached, LayerPath::Attached], |way| {
+            Err(StartError::RootFs { reason: format!("{way:?}") })
+        });
+        assert_eq!(error, Err(StartError::RootFs { reason: "Detached".to_owned() }));
+    }
+
+    type Tried = Result<(), Box<dyn std::error::Error>>;
+
+    /// Runs in a process of its own, since namespaces are changed; its exit code.
+    fn in_child(body: impl FnOnce() -> Tried) -> i32 {
+        let child = sys::fork_child(|| match body() {
+            Ok(()) => 0,
+            Err(e) => {
+                let _ = writeln!(io::stderr(), "{e}");
+                1
+            }
+        });
+        let mut status = 0;
+        // SAFETY: waits for our own child.
+        unsafe { libc::waitpid(child.expect("forks").as_raw(), &raw mut status, 0) };
+        status
+    }
+
+    fn own_mounts() -> Tried {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        Ok(())
+    }
+
+    fn try_way(way: LayerPath, base: &Path) -> Tried {
         use std::os::unix::fs::MetadataExt;
         let map = IdMap { host_base: 65_536, size: 65_536 };
         let userns = crate::features::probe_userns()?;
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
+        own_mounts()?;
         let mut spec: ContainerSpec = serde_json::from_value(serde_json::json!({
             "name": "c", "attempt": 0, "layers": [], "scratch": base.join("scratch"), "args": [], "env": [], "cwd": "",
             "user": "", "run_as_user": null, "run_as_group": null, "mounts": [], "capabilities": [],

@@ -5,6 +5,7 @@ mod exec;
 mod pod;
 
 use std::{
+    collections::HashSet,
     fs,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::PathBuf,
@@ -12,7 +13,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{io::unix::AsyncFd, sync::Mutex, time::timeout};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::Mutex,
+    time::{Instant, timeout, timeout_at},
+};
 
 use self::connection::Connection;
 pub use self::{
@@ -22,10 +27,11 @@ pub use self::{
 use crate::{
     child,
     error::{RuntimeError, because},
-    model::{Adopted, ContainerState, DeadPod, PodSandbox},
+    model::{Adopted, ContainerState, DeadPod, PodSandbox, UnadoptedPod},
     pods,
-    record::{ContainerRecord, PodRecord},
-    wire::{self, ForkReply, ForkShim, PodConfig, Reply, Request},
+    record::{PodRecord, RecordError},
+    sys, trash,
+    wire::{self, ForkOutcome, ForkReply, ForkShim, PodConfig, Reply, Request},
     zygote::{Zygote, ZygoteConfig},
 };
 
@@ -33,6 +39,11 @@ use crate::{
 const FORK_BOUND: Duration = Duration::from_secs(30);
 /// How long a shim may take to make its pod.
 const SETUP_BOUND: Duration = Duration::from_mins(1);
+/// How long a killed shim may take to go: longer only where it hangs in the kernel.
+const KILL_BOUND: Duration = Duration::from_secs(10);
+/// How long one pod may take to be adopted: the agent's start waits for the slowest, and a shim answers within a
+/// millisecond unless the machine is in trouble.
+const ADOPT_BOUND: Duration = Duration::from_secs(10);
 /// Longest uid of a pod in bytes; it names a directory and a cgroup.
 const MAX_UID: usize = 63;
 /// Longest host name, as sethostname(2).
@@ -48,7 +59,22 @@ struct Inner {
     pid: i32,
     pidfd: AsyncFd<OwnedFd>,
     /// One request at a time: fork takes half a millisecond.
-    socket: Mutex<AsyncFd<OwnedFd>>,
+    socket: Mutex<ZygoteSocket>,
+}
+
+#[derive(Debug)]
+struct ZygoteSocket {
+    fd: AsyncFd<OwnedFd>,
+    /// Id of the last request.
+    last: u64,
+}
+
+/// A shim as the zygote forked it.
+#[derive(Debug)]
+struct Forked {
+    pid: i32,
+    /// None if it ended at once.
+    pidfd: Option<OwnedFd>,
 }
 
 /// Runs blocking work of this crate off the async threads.
@@ -77,7 +103,7 @@ impl Runtime {
             config,
             pid: pid.as_raw(),
             pidfd: watch(pidfd)?,
-            socket: Mutex::new(watch(socket)?),
+            socket: Mutex::new(ZygoteSocket { fd: watch(socket)?, last: 0 }),
         })))
     }
 
@@ -103,7 +129,8 @@ impl Runtime {
     /// Makes a pod: a shim with its namespaces, and no container yet.
     ///
     /// # Guarantees
-    /// After an error nothing is left of it.
+    /// After an error nothing is left of it, unless its shim hangs in the kernel, which the error then says. Nor is
+    /// anything left where this future is dropped or the agent dies meanwhile: the shim then ends by itself.
     ///
     /// # Errors
     /// [`RuntimeError::BadSandbox`], [`RuntimeError::ZygoteGone`], or [`RuntimeError::CreatePod`] with the step that
@@ -111,45 +138,89 @@ impl Runtime {
     pub async fn create_pod(&self, sandbox: PodSandbox) -> Result<Pod, RuntimeError> {
         check_sandbox(&sandbox)?;
         let PodSandbox { uid, namespace, name, hostname, netns, id_map, resolv_conf, hosts, limits } = sandbox;
+        if self.pod_dir(&uid).exists() {
+            let reason = "a pod of this uid is there already: destroy or forget it first".to_owned();
+            return Err(RuntimeError::CreatePod { uid, reason });
+        }
         let (ours, theirs) = wire::stream_pair().map_err(|e| RuntimeError::io("make a socket pair", e))?;
-        self.fork_shim(&uid, &netns, theirs).await?;
-        let mut conn = Connection::from_fd(&uid, ours).await?;
-        let (record_namespace, record_name) = (namespace.clone(), name.clone());
+        let shim = self.fork_shim(&uid, &netns, theirs).await?;
         let config = PodConfig { uid: uid.clone(), namespace, name, hostname, id_map, resolv_conf, hosts, limits };
-        conn.send(&Request::Setup(Box::new(config)), &[]).await?;
+        match self.set_up(ours, config).await {
+            Ok(pod) => Ok(pod),
+            Err(e) => match self.abandon(&uid, shim).await {
+                Ok(()) => Err(e),
+                Err(left) => {
+                    Err(RuntimeError::CreatePod { uid, reason: format!("{e}; and what was made of it stays: {left}") })
+                }
+            },
+        }
+    }
+
+    /// Tells a new shim what its pod is, and takes it over.
+    async fn set_up(&self, ours: OwnedFd, config: PodConfig) -> Result<Pod, RuntimeError> {
+        let uid = config.uid.clone();
+        let mut maker = Connection::from_fd(&uid, ours).await?;
+        maker.send(&Request::Setup(Box::new(config)), &[]).await?;
         let failed = |reason: String| RuntimeError::CreatePod { uid: uid.clone(), reason };
-        match timeout(SETUP_BOUND, conn.receive::<Reply>()).await {
+        match timeout(SETUP_BOUND, maker.receive::<Reply>()).await {
             Ok(Ok(Reply::Done)) => {}
             Ok(Ok(Reply::Refused { reason })) => return Err(failed(reason)),
             Ok(Ok(other)) => return Err(failed(format!("unexpected answer {other:?}"))),
             Ok(Err(e)) => return Err(failed(because("the shim ended", e))),
             Err(_) => return Err(failed(format!("not made within {} s", SETUP_BOUND.as_secs()))),
         }
-        let record = PodRecord::new(&uid, &record_namespace, &record_name, id_map);
-        Pod::open(self.pod_dir(&uid), self.0.config.clone(), record).await
+        let record = PodRecord::read(&self.pod_dir(&uid)).map_err(|e| failed(because("read its record", e)))?;
+        let pod = Pod::open(self.pod_dir(&uid), self.0.config.clone(), record).await?;
+        // Until this is said the shim takes the end of the connection as the end of the pod.
+        maker.send(&Request::Keep, &[]).await?;
+        Ok(pod)
     }
 
-    async fn fork_shim(&self, uid: &str, netns: &OwnedFd, conn: OwnedFd) -> Result<(), RuntimeError> {
-        let request = ForkShim { uid: uid.to_owned() };
+    /// Ends a shim whose pod did not come about, and removes what it made. Its pod is ours to remove: there was none of
+    /// this uid before, and none is there if another one answers now.
+    async fn abandon(&self, uid: &str, shim: Forked) -> Result<(), RuntimeError> {
+        if let Some(pidfd) = shim.pidfd {
+            let _ = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+            if timeout(KILL_BOUND, watch(pidfd)?.readable()).await.is_err() {
+                let reason = format!("its shim (pid {}) hangs in the kernel", shim.pid);
+                return Err(RuntimeError::CreatePod { uid: uid.to_owned(), reason });
+            }
+        }
+        let pod_dir = self.pod_dir(uid);
+        if !pod_dir.exists() || !matches!(Connection::open(uid, &pod_dir).await, Err(RuntimeError::ShimGone { .. })) {
+            return Ok(());
+        }
+        self.forget(uid).await
+    }
+
+    async fn fork_shim(&self, uid: &str, netns: &OwnedFd, conn: OwnedFd) -> Result<Forked, RuntimeError> {
+        let mut socket = self.0.socket.lock().await;
+        socket.last += 1;
+        let request = ForkShim { id: socket.last, uid: uid.to_owned() };
         let fds = [netns.as_raw_fd(), conn.as_raw_fd()];
-        let socket = self.0.socket.lock().await;
         let io = |e: std::io::Error| match e.kind() {
             std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => RuntimeError::ZygoteGone,
             _ => RuntimeError::io("speak with the zygote", e),
         };
-        socket
-            .async_io(tokio::io::Interest::WRITABLE, |s| wire::send_message(s.as_fd(), &request, &fds))
-            .await
-            .map_err(io)?;
-        let receive = socket
-            .async_io(tokio::io::Interest::READABLE, |s| wire::recv_message::<ForkReply>(s.as_fd(), &mut Vec::new()));
-        match timeout(FORK_BOUND, receive).await {
-            Ok(Ok(Some(ForkReply::Forked { .. }))) => Ok(()),
-            Ok(Ok(Some(ForkReply::Failed { reason }))) => Err(RuntimeError::CreatePod { uid: uid.to_owned(), reason }),
-            Ok(Ok(None)) => Err(RuntimeError::ZygoteGone),
-            Ok(Err(e)) => Err(io(e)),
-            Err(_) => {
-                Err(RuntimeError::CreatePod { uid: uid.to_owned(), reason: "the zygote does not answer".to_owned() })
+        let failed = |reason: String| RuntimeError::CreatePod { uid: uid.to_owned(), reason };
+        let late = |_| failed("the zygote does not answer".to_owned());
+        let deadline = Instant::now() + FORK_BOUND;
+        let send = socket.fd.async_io(tokio::io::Interest::WRITABLE, |s| wire::send_message(s.as_fd(), &request, &fds));
+        timeout_at(deadline, send).await.map_err(late)?.map_err(io)?;
+        loop {
+            let receive = socket.fd.async_io(tokio::io::Interest::READABLE, |s| {
+                wire::recv_message::<ForkReply>(s.as_fd(), &mut Vec::new())
+            });
+            let reply = timeout_at(deadline, receive).await.map_err(late)?.map_err(io)?;
+            match reply.ok_or(RuntimeError::ZygoteGone)? {
+                // Nobody waits for it any more: its shim has ended with its connection.
+                ForkReply { id, .. } if id != request.id => {}
+                ForkReply { outcome: ForkOutcome::Forked { pid }, .. } => {
+                    // The zygote does not wait for its children, so it may be gone. Nobody else's pid is it within the
+                    // microseconds since it was forked: the kernel gives pids out in turn.
+                    return Ok(Forked { pid, pidfd: sys::pidfd_open(pid).ok() });
+                }
+                ForkReply { outcome: ForkOutcome::Failed { reason }, .. } => return Err(failed(reason)),
             }
         }
     }
@@ -158,7 +229,11 @@ impl Runtime {
     ///
     /// # Guarantees
     /// Of a pod in [`Adopted::dead`] no process and no cgroup is left; its record stays until [`Runtime::forget`], so
-    /// that an agent that dies before it acted on it hears of it again.
+    /// that an agent that dies before it acted on it hears of it again. One pod that cannot be adopted keeps no other
+    /// from it: it is in [`Adopted::failed`], and nothing was done to it.
+    ///
+    /// # Errors
+    /// The directory of pods cannot be listed.
     pub async fn adopt(&self) -> Result<Adopted, RuntimeError> {
         let mut found = tokio::task::JoinSet::new();
         let dir = self.0.config.pods_dir();
@@ -166,39 +241,75 @@ impl Runtime {
         for entry in entries.flatten() {
             let Ok(uid) = entry.file_name().into_string() else { continue };
             let runtime = self.clone();
-            found.spawn(async move { runtime.adopt_one(uid).await });
+            found.spawn(async move {
+                let adopted = runtime.adopt_one(uid.clone()).await;
+                adopted.unwrap_or_else(|error| Found::Failed(runtime.unadopted(uid, error)))
+            });
         }
         let mut adopted = Adopted::default();
         while let Some(joined) = found.join_next().await {
-            match joined.map_err(|e| RuntimeError::io("adopt pods", std::io::Error::other(e)))?? {
+            match joined.map_err(|e| RuntimeError::io("adopt pods", std::io::Error::other(e)))? {
                 Found::Alive(pod) => adopted.pods.push(pod),
                 Found::Dead(dead) => adopted.dead.push(dead),
+                Found::Failed(failed) => adopted.failed.push(failed),
             }
         }
         adopted.pods.sort_by(|a, b| a.uid().cmp(b.uid()));
         adopted.dead.sort_by(|a, b| a.uid.cmp(&b.uid));
+        adopted.failed.sort_by(|a, b| a.uid.cmp(&b.uid));
         Ok(adopted)
     }
 
     async fn adopt_one(&self, uid: String) -> Result<Found, RuntimeError> {
         let pod_dir = self.pod_dir(&uid);
-        let record = PodRecord::read(&pod_dir);
-        if let Ok(record) = &record {
-            match Pod::open(pod_dir.clone(), self.0.config.clone(), record.clone()).await {
-                Ok(pod) => return Ok(Found::Alive(pod)),
-                Err(RuntimeError::ShimGone { .. }) => {}
+        let record = match PodRecord::read(&pod_dir) {
+            Ok(record) => Some(record),
+            Err(e @ RecordError::Newer { .. }) => return Err(RuntimeError::Record { uid, source: e }),
+            // Cut off while it was made, or damaged: there is nothing to go on with.
+            Err(RecordError::Unreadable(_)) => None,
+        };
+        if let Some(record) = &record {
+            let open = Pod::open(pod_dir.clone(), self.0.config.clone(), record.clone());
+            match timeout(ADOPT_BOUND, open).await {
+                Ok(Ok(pod)) => return Ok(Found::Alive(pod)),
+                Ok(Err(RuntimeError::ShimGone { .. })) => {}
                 // A shim that is there but cannot be spoken with keeps its pod; somebody has to look.
-                Err(e) => return Err(e),
+                Ok(Err(e)) => return Err(e),
+                Err(_) => {
+                    let reason = format!("no answer within {} s", ADOPT_BOUND.as_secs());
+                    return Err(RuntimeError::Protocol { uid, reason });
+                }
             }
         }
         let (namespace, name) = record.map(|r| (r.namespace, r.name)).unwrap_or_default();
         let instance = self.0.config.instance.clone();
         blocking("clear a dead pod", move || {
+            let records = pods::container_records(&uid, &pod_dir)?;
             pods::kill_dead(&instance, &uid)?;
-            let containers = ContainerRecord::read_all(&pod_dir).into_iter().map(|r| ended(r.status)).collect();
+            let containers = records.into_iter().map(|r| ended(r.status)).collect();
             Ok(Found::Dead(DeadPod { uid, namespace, name, containers }))
         })
         .await
+    }
+
+    /// A pod that could not be adopted; with a handle if its shim lives, so that it can be asked again.
+    fn unadopted(&self, uid: String, error: RuntimeError) -> UnadoptedPod {
+        let record = PodRecord::read(&self.pod_dir(&uid)).ok();
+        let pod = record.and_then(|record| Pod::unheard(self.pod_dir(&uid), self.0.config.clone(), record));
+        UnadoptedPod { uid, error, pod }
+    }
+
+    /// Deletes what starts and pods that were cut off left in the directory of writable layers, which has one of each
+    /// pod by its uid: all but that of the pods of `keep`. Returns how many pods it was of.
+    ///
+    /// # Assumptions
+    /// No pod is made or started meanwhile; pods that are not in `keep` have no processes.
+    pub async fn sweep_scratch(&self, scratch: PathBuf, keep: HashSet<String>) -> Result<usize, RuntimeError> {
+        let aside = blocking("sweep writable layers", move || pods::set_aside_stale(&scratch, &keep)).await?;
+        let count = aside.len();
+        // A thread of its own, for which no runtime waits as it ends: it dies with the agent, and the next one goes on.
+        let sweep = std::thread::Builder::new().name("sweep".to_owned()).spawn(move || trash::delete(&aside));
+        sweep.map(|_| count).map_err(|e| RuntimeError::io("make a thread that deletes writable layers", e))
     }
 
     /// Deletes what is left of a pod without a shim: processes, cgroups, writable layers, records.
@@ -212,6 +323,7 @@ impl Runtime {
 enum Found {
     Alive(Pod),
     Dead(DeadPod),
+    Failed(UnadoptedPod),
 }
 
 /// A container that ran when its shim died: nobody knows how it ended.
@@ -240,4 +352,38 @@ fn check_sandbox(sandbox: &PodSandbox) -> Result<(), RuntimeError> {
         return Err(RuntimeError::BadSandbox { field: "hostname", reason });
     }
     child::check_id_map(sandbox.id_map).map_err(|e| RuntimeError::BadSandbox { field: "id_map", reason: e.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_came_too_late_is_not_taken_for_the_next() {
+        let (ours, theirs) = wire::packet_pair().expect("pairs");
+        let own = std::process::id() as i32;
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let config = ZygoteConfig {
+            run_dir: dir.path().to_path_buf(),
+            instance: "late".to_owned(),
+            data_dir: dir.path().to_path_buf(),
+        };
+        let pidfd = sys::pidfd_open(own).expect("this process lives");
+        let zygote = Zygote { socket: ours, pidfd, pid: nix::unistd::Pid::from_raw(own), config };
+        let runtime = Runtime::new(zygote).expect("starts");
+        let say = move |id, outcome| wire::send_message(theirs.as_fd(), &ForkReply { id, outcome }, &[]);
+        // Of a request that was given up before this one.
+        say(0, ForkOutcome::Failed { reason: "of another".to_owned() }).expect("sends");
+        say(1, ForkOutcome::Forked { pid: own }).expect("sends");
+        say(1, ForkOutcome::Failed { reason: "of the first".to_owned() }).expect("sends");
+        say(2, ForkOutcome::Failed { reason: "of the second".to_owned() }).expect("sends");
+        let netns = || fs::File::open("/dev/null").expect("is there").into();
+        let fork = async |uid| {
+            let (_, conn) = wire::stream_pair().expect("pairs");
+            runtime.fork_shim(uid, &netns(), conn).await
+        };
+        assert_eq!(fork("a").await.expect("its own answer").pid, own);
+        let error = fork("b").await.expect_err("its own answer");
+        assert_eq!(error.to_string(), "pod b: of the second");
+    }
 }

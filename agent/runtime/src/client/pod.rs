@@ -26,7 +26,7 @@ use crate::{
 
 /// How long the shim may take to answer what it answers at once.
 const ANSWER_BOUND: Duration = Duration::from_secs(30);
-/// How long what runs in helpers may take: a start (60 s) and its removal, or the deletion of a large layer.
+/// How long what runs in helpers may take: a start (60 s), or killing what is slow to go (20 s), and a removal.
 const WORK_BOUND: Duration = Duration::from_mins(3);
 
 /// Handle of a pod, through its shim; cheap to clone. Dropping it changes nothing.
@@ -51,6 +51,12 @@ impl Pod {
         let gone = |_| RuntimeError::ShimGone { uid: record.uid.clone() };
         let shim = sys::pidfd_open(shim_pid as i32).map_err(gone)?;
         Ok(Self(Arc::new(Inner { dir, config, record, shim_pid, shim, events: Mutex::new(Some(events)) })))
+    }
+
+    /// A handle of a pod whose shim lives and could not be spoken with; none if no such process lives.
+    pub(super) fn unheard(dir: PathBuf, config: ZygoteConfig, record: PodRecord) -> Option<Self> {
+        let shim = pods::living_shim(&config.instance, &record)?;
+        Some(Self(Arc::new(Inner { dir, config, shim_pid: record.shim_pid, shim, record, events: Mutex::new(None) })))
     }
 
     /// Unique id.

@@ -18,6 +18,8 @@ const MAX_PENDING: usize = 256 << 10;
 pub(crate) enum Role {
     /// Its request is still to come.
     Fresh,
+    /// The one that the shim was born with, until the agent has said that it wants the pod.
+    Maker,
     /// Waits for the helper of this number.
     Waiting(u64),
     /// Gets all events.

@@ -4,10 +4,11 @@ use std::{
     io::{self, Read},
     os::fd::{AsRawFd, OwnedFd},
     path::PathBuf,
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use super::{
+    budget::Budget,
     log::{LogWriter, Stream},
     setup::Sandbox,
 };
@@ -47,6 +48,7 @@ pub(super) struct Container {
     /// Its first process was reaped.
     pub(super) exit: Option<Exit>,
     log: LogWriter,
+    budget: Budget,
     /// Read ends: stdout, stderr; none at their end.
     pipes: [Option<io::PipeReader>; 2],
 }
@@ -76,6 +78,7 @@ impl Container {
             pid: None,
             exit: None,
             log,
+            budget: Budget::new(Instant::now()),
             pipes: [Some(out_r), Some(err_r)],
         };
         Ok((container, [out_w.into(), err_w.into()]))
@@ -103,31 +106,47 @@ impl Container {
         self.pipes.iter().enumerate().filter_map(|(n, p)| p.as_ref().map(|p| (n, p.as_raw_fd())))
     }
 
-    /// Takes what a pipe holds, one turn of it.
-    pub(super) fn drain(&mut self, n: usize) {
-        self.drain_up_to(n, TURN_BYTES);
+    /// When its pipes may be read.
+    pub(super) fn reads_at(&self) -> Instant {
+        self.budget.ready_at()
     }
 
-    fn drain_up_to(&mut self, n: usize, bound: usize) {
+    /// Takes what a pipe holds, one turn of it, and no more than the container may log by now.
+    pub(super) fn drain(&mut self, n: usize) {
+        let now = Instant::now();
+        let allowed = self.budget.allowed(now).min(TURN_BYTES);
+        if allowed == 0 {
+            return;
+        }
+        let (written, lines) = self.log.totals();
+        let read = self.drain_up_to(n, allowed);
+        let (written, lines) = (self.log.totals().0 - written, self.log.totals().1 - lines);
+        self.budget.spend(read, written, lines, now);
+    }
+
+    /// Returns how many bytes it took.
+    fn drain_up_to(&mut self, n: usize, bound: usize) -> usize {
         let stream = [Stream::Stdout, Stream::Stderr][n];
-        let Some(pipe) = &mut self.pipes[n] else { return };
+        let Some(pipe) = &mut self.pipes[n] else { return 0 };
         let mut buf = [0; 16 << 10];
         let mut taken = 0;
         while taken < bound {
-            match pipe.read(&mut buf) {
+            let room = buf.len().min(bound - taken);
+            match pipe.read(&mut buf[..room]) {
                 Ok(0) => {
                     self.log.end(stream, SystemTime::now());
                     self.pipes[n] = None;
-                    return;
+                    return taken;
                 }
                 Ok(len) => {
                     self.log.take(stream, SystemTime::now(), &buf[..len]);
                     taken += len;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
+                Err(_) => return taken,
             }
         }
+        taken
     }
 
     /// The first process was reaped and the start is over: writes the end of the logs and the record of the exit.

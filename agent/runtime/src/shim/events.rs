@@ -29,7 +29,7 @@ impl Shim {
             return;
         }
         let Ok(open) = conn.read() else { return self.drop_conn(id) };
-        if role == Role::Fresh {
+        if matches!(role, Role::Fresh | Role::Maker) {
             match wire::take_frame(&mut conn.inbuf) {
                 Ok(Some(request)) => {
                     let fds = std::mem::take(&mut conn.fds);
@@ -65,15 +65,24 @@ impl Shim {
 
     fn drop_conn(&mut self, id: u64) {
         let Some(conn) = self.conn(id) else { return };
-        if let Role::Exec(exec) = conn.role {
-            self.kill_exec(exec);
-        }
+        let role = conn.role;
         self.conns.retain(|c| c.id != id);
+        match role {
+            Role::Exec(exec) => self.kill_exec(exec),
+            // Who asked for the pod is gone without having got it, and nobody else knows of it.
+            Role::Maker => self.destroy(None),
+            _ => {}
+        }
     }
 
     fn request(&mut self, conn: u64, request: Request, fds: Vec<OwnedFd>) {
         match request {
-            Request::Setup(_) => self.answer(conn, &Reply::Refused { reason: "the pod is set up already".to_owned() }),
+            Request::Keep if self.conn(conn).is_some_and(|c| c.role == Role::Maker) => {
+                self.conns.retain(|c| c.id != conn);
+            }
+            Request::Setup(_) | Request::Keep => {
+                self.answer(conn, &Reply::Refused { reason: "the pod is set up already".to_owned() })
+            }
             Request::Start(spec) => {
                 if let Err(e) = self.start(conn, *spec) {
                     self.answer(conn, &Reply::StartFailed(e));
@@ -99,21 +108,23 @@ impl Shim {
                     self.answer(conn, &Reply::StartFailed(e));
                 }
             }
-            Request::Destroy => self.destroy(conn),
+            Request::Destroy => self.destroy(Some(conn)),
         }
     }
 
     fn start(&mut self, conn: u64, spec: ContainerSpec) -> Result<(), StartError> {
         child::check_container(&spec, &self.sandbox.config)?;
-        if self.draining {
-            return Err(StartError::Isolation { reason: "the pod is ending".to_owned() });
-        }
+        self.check_going_on()?;
         let taken = |c: &Container| c.name == spec.name && (c.attempt == spec.attempt || c.alive().is_some());
         if self.containers.iter().any(taken) {
             return Err(StartError::Exists { name: spec.name, attempt: spec.attempt });
         }
         if self.containers.len() >= MAX_CONTAINERS {
             return Err(StartError::TooMany { what: "containers".to_owned(), limit: MAX_CONTAINERS });
+        }
+        if let Some(other) = self.containers.iter().find(|c| c.scratch == spec.scratch) {
+            let reason = format!("{} is that of container {}", spec.scratch.display(), other.id());
+            return Err(StartError::Invalid { field: "scratch".to_owned(), reason });
         }
         let id = self.id();
         let (container, [stdout, stderr]) = Container::new(&spec, id).map_err(|e| StartError::Invalid {
@@ -127,6 +138,13 @@ impl Shim {
         self.helpers.push(helper?);
         self.containers.push(container);
         self.wait_for(conn, id);
+        Ok(())
+    }
+
+    fn check_going_on(&self) -> Result<(), StartError> {
+        if self.draining || self.ending {
+            return Err(StartError::Isolation { reason: "the pod is ending".to_owned() });
+        }
         Ok(())
     }
 
@@ -154,6 +172,9 @@ impl Shim {
         if !self.containers.iter().any(|c| c.name == name) {
             return self.answer(conn, &Reply::NoSuchContainer);
         }
+        if self.ending {
+            return self.answer(conn, &Reply::Refused { reason: "the pod is being destroyed".to_owned() });
+        }
         if self.containers.iter().any(|c| c.name == name && !matches!(c.phase, Phase::Exited(_))) {
             return self.answer(conn, &Reply::StillRunning);
         }
@@ -176,6 +197,7 @@ impl Shim {
         let invalid =
             |field: &str, reason: &str| StartError::Invalid { field: field.to_owned(), reason: reason.to_owned() };
         child::check_exec(spec)?;
+        self.check_going_on()?;
         let expected = if spec.terminal.is_some() { 0 } else { 2 + usize::from(spec.stdin) };
         if fds.len() != expected {
             return Err(invalid("streams", "descriptors do not match the specification"));
@@ -211,19 +233,53 @@ impl Shim {
         }
     }
 
-    /// Kills and removes everything, then ends. Nothing else is served meanwhile.
-    fn destroy(&mut self, conn: u64) {
+    /// Has a helper kill and remove everything, and ends when it has; `conn` gets the answer. Requests that ask are
+    /// answered meanwhile, since killed processes may take long to go.
+    fn destroy(&mut self, conn: Option<u64>) {
+        let refuse = |shim: &mut Self, reason: String| {
+            if let Some(conn) = conn {
+                shim.answer(conn, &Reply::Refused { reason });
+            }
+        };
+        if self.ending {
+            return refuse(self, "the pod is being destroyed already".to_owned());
+        }
         for h in &self.helpers {
             // SAFETY: plain integers; the pid is our unreaped child's.
             unsafe { libc::kill(h.pid, libc::SIGKILL) };
         }
-        let s = &self.sandbox;
-        let reply = match crate::pods::clear(&s.cgroups, &s.cgroup, &s.pod_dir, &self.containers_to_clear()) {
-            Ok(()) => Reply::Done,
-            Err(e) => Reply::Refused { reason: e.to_string() },
-        };
-        self.destroyed = matches!(reply, Reply::Done);
-        self.answer(conn, &reply);
+        let id = self.id();
+        let (sandbox, scratches) = (&self.sandbox, self.containers_to_clear());
+        let task = Task::Destroy { conn };
+        match fork_helper(id, task, |channel| child::remove::run_all(sandbox, &scratches, channel)) {
+            Ok(helper) => {
+                self.ending = true;
+                self.helpers.push(helper);
+                if let Some(conn) = conn {
+                    self.wait_for(conn, id);
+                }
+            }
+            Err(e) => refuse(self, e.to_string()),
+        }
+    }
+
+    /// The helper that was to remove the pod is gone.
+    pub(super) fn destroy_over(&mut self, conn: Option<u64>, removed: Result<(), String>) {
+        self.ending = false;
+        let removed = removed.and_then(|()| {
+            // Mounted in the shim's own namespace only.
+            let _ = nix::mount::umount2(&self.sandbox.mnt, nix::mount::MntFlags::MNT_DETACH);
+            crate::pods::remove_dir(&self.sandbox.pod_dir).map_err(|e| e.to_string())
+        });
+        if let Err(reason) = &removed {
+            super::complain(&format!("destroy the pod: {reason}"));
+        }
+        // Nobody would ask again for a pod that nobody got: what is left of it is found by the next agent.
+        self.destroyed = removed.is_ok() || conn.is_none();
+        if let Some(conn) = conn {
+            let reply = removed.map_or_else(|reason| Reply::Refused { reason }, |()| Reply::Done);
+            self.answer(conn, &reply);
+        }
     }
 
     fn containers_to_clear(&self) -> Vec<std::path::PathBuf> {

@@ -31,6 +31,20 @@ pub(super) enum Task {
         conn: u64,
         reply: Reply,
     },
+    /// The whole pod; nobody may be waiting for it.
+    Destroy {
+        conn: Option<u64>,
+    },
+}
+
+impl Task {
+    /// Removals have no deadline: given up halfway, they would only have to be done again.
+    fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Start { .. } | Self::Exec { .. } => Some(Instant::now() + START_BOUND),
+            Self::Remove { .. } | Self::Destroy { .. } => None,
+        }
+    }
 }
 
 /// A child at work.
@@ -71,7 +85,7 @@ pub(super) fn fork_helper(id: u64, task: Task, work: impl FnOnce(OwnedFd) -> i32
         id,
         pid: pid.as_raw(),
         channel: Some(ours),
-        deadline: Some(Instant::now() + START_BOUND),
+        deadline: task.deadline(),
         reaped: false,
         task,
         created: false,
@@ -84,6 +98,11 @@ pub(super) fn fork_helper(id: u64, task: Task, work: impl FnOnce(OwnedFd) -> i32
 impl Shim {
     /// Starts the removal of containers (id and writable layer) and answers when it is over.
     pub(super) fn fork_removal(&mut self, id: u64, conn: u64, reply: Reply, gone: &[(String, PathBuf)]) {
+        if self.ending {
+            // It goes with the pod.
+            self.removal_over(id, false);
+            return self.answer(conn, &reply);
+        }
         let sandbox = &self.sandbox;
         let task = Task::Remove { conn, reply };
         match fork_helper(id, task, |channel| child::remove::run(sandbox, gone, channel)) {
@@ -164,6 +183,11 @@ impl Shim {
             Task::Start { conn } => self.settle_start(*conn, &helper),
             Task::Exec { conn } => self.settle_exec(*conn, &helper),
             Task::Remove { .. } => self.settle_removal(helper),
+            Task::Destroy { conn } => {
+                let interrupted = || "the removal was interrupted".to_owned();
+                let failed = || Err(helper.failed.as_ref().map_or_else(interrupted, ToString::to_string));
+                self.destroy_over(*conn, if helper.done { Ok(()) } else { failed() });
+            }
         }
         if self.helpers.is_empty() {
             self.unclaimed.clear();

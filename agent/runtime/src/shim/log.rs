@@ -27,6 +27,8 @@ pub(crate) struct LogWriter {
     /// None after a failure; opened again with the next line.
     file: Option<File>,
     size: u64,
+    /// Bytes and entries it was given to write since it was opened.
+    totals: (usize, usize),
     /// Beginnings of lines whose end is still to come: stdout, stderr.
     partial: [Vec<u8>; 2],
 }
@@ -36,7 +38,8 @@ impl LogWriter {
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir)?;
         }
-        let mut log = Self { path: path.to_path_buf(), policy, file: None, size: 0, partial: [Vec::new(), Vec::new()] };
+        let partial = [Vec::new(), Vec::new()];
+        let mut log = Self { path: path.to_path_buf(), policy, file: None, size: 0, totals: (0, 0), partial };
         log.reopen()?;
         Ok(log)
     }
@@ -48,18 +51,23 @@ impl LogWriter {
         Ok(())
     }
 
+    /// Bytes and entries that were to be written since it was opened.
+    pub(crate) fn totals(&self) -> (usize, usize) {
+        self.totals
+    }
+
     /// Takes output of the container.
     ///
     /// # Guarantees
     /// Entries are whole: a disk that is full loses entries but does not stop the container.
     pub(crate) fn take(&mut self, stream: Stream, now: SystemTime, mut bytes: &[u8]) {
-        let mut out = Vec::new();
+        let mut out = Entries::new(stream, now);
         let mut held = std::mem::take(&mut self.partial[stream as usize]);
         while !bytes.is_empty() {
             let room = &bytes[..bytes.len().min(MAX_LINE - held.len())];
             if let Some(end) = room.iter().position(|b| *b == b'\n') {
                 held.extend_from_slice(&bytes[..end]);
-                entry(&mut out, stream, now, true, &held);
+                out.push(true, &held);
                 held.clear();
                 bytes = &bytes[end + 1..];
             } else {
@@ -68,7 +76,7 @@ impl LogWriter {
                 // A line of just this length is a full one: look whether its end comes next.
                 if held.len() == MAX_LINE {
                     let full = bytes.first() == Some(&b'\n');
-                    entry(&mut out, stream, now, full, &held);
+                    out.push(full, &held);
                     held.clear();
                     bytes = &bytes[usize::from(full)..];
                 }
@@ -84,13 +92,15 @@ impl LogWriter {
     pub(crate) fn end(&mut self, stream: Stream, now: SystemTime) {
         let held = std::mem::take(&mut self.partial[stream as usize]);
         if !held.is_empty() {
-            let mut out = Vec::new();
-            entry(&mut out, stream, now, true, &held);
+            let mut out = Entries::new(stream, now);
+            out.push(true, &held);
             self.write(&out);
         }
     }
 
-    fn write(&mut self, out: &[u8]) {
+    fn write(&mut self, entries: &Entries) {
+        let out = entries.text.as_slice();
+        self.totals = (self.totals.0 + out.len(), self.totals.1 + entries.count);
         if out.is_empty() || (self.file.is_none() && self.reopen().is_err()) {
             return;
         }
@@ -123,17 +133,30 @@ impl LogWriter {
     }
 }
 
-fn entry(out: &mut Vec<u8>, stream: Stream, now: SystemTime, full: bool, text: &[u8]) {
-    let stream = match stream {
-        Stream::Stdout => "stdout",
-        Stream::Stderr => "stderr",
-    };
-    let tag = if full { 'F' } else { 'P' };
-    let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    out.extend_from_slice(rfc3339(since).as_bytes());
-    out.extend_from_slice(format!(" {stream} {tag} ").as_bytes());
-    out.extend_from_slice(text);
-    out.push(b'\n');
+/// Entries that are written at once, and so have one time.
+struct Entries {
+    head: String,
+    text: Vec<u8>,
+    count: usize,
+}
+
+impl Entries {
+    fn new(stream: Stream, now: SystemTime) -> Self {
+        let stream = match stream {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        };
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        Self { head: format!("{} {stream} ", rfc3339(since)), text: Vec::new(), count: 0 }
+    }
+
+    fn push(&mut self, full: bool, text: &[u8]) {
+        self.text.extend_from_slice(self.head.as_bytes());
+        self.text.extend_from_slice(if full { b"F " } else { b"P " });
+        self.text.extend_from_slice(text);
+        self.text.push(b'\n');
+        self.count += 1;
+    }
 }
 
 /// RFC 3339 with nanoseconds, UTC. The date from days as in Howard Hinnant's `civil_from_days`.

@@ -4,6 +4,7 @@
 //! forked for it, its helpers, which report over a socket: the end of the stream says that all who held it executed a
 //! program or are gone.
 
+mod budget;
 mod conn;
 mod container;
 mod events;
@@ -59,6 +60,8 @@ pub(super) struct Shim {
     unclaimed: Vec<(i32, sys::Exit)>,
     /// Told to end (SIGTERM, as at a shutdown of the host): does so when no container runs.
     draining: bool,
+    /// A helper removes the pod.
+    ending: bool,
     destroyed: bool,
 }
 
@@ -132,18 +135,21 @@ fn begin(zygote: &ZygoteConfig, uid: &str, netns: &OwnedFd, mut first: Conn, sig
     if let Ok(log) = log {
         let _ = nix::unistd::dup2(log.as_raw_fd(), 2);
     }
+    // Should the agent be gone, the end of this connection says so.
     let _ = first.push(&Reply::Done, None);
+    first.role = Role::Maker;
     Some(Shim {
         sandbox,
         listener,
         signals,
-        conns: Vec::new(),
+        conns: vec![first],
         containers: Vec::new(),
         helpers: Vec::new(),
         execs: Vec::new(),
         next_id: 1,
         unclaimed: Vec::new(),
         draining: false,
+        ending: false,
         destroyed: false,
     })
 }
@@ -216,8 +222,10 @@ impl Shim {
                 add(Source::Helper(h.id), fd.as_raw_fd(), PollFlags::POLLIN);
             }
         }
+        let now = Instant::now();
         for (n, c) in self.containers.iter().enumerate() {
-            for (pipe, fd) in c.pipe_fds() {
+            // A container that is over its rate waits: its pipe is not looked at.
+            for (pipe, fd) in c.pipe_fds().filter(|_| c.reads_at() <= now) {
                 add(Source::Log(n, pipe), fd, PollFlags::POLLIN);
             }
         }
@@ -232,8 +240,9 @@ impl Shim {
         if self.conns.len() < MAX_CONNS {
             add(Source::Listener, self.listener.as_raw_fd(), PollFlags::POLLIN);
         }
-        let now = Instant::now();
-        let deadline = self.helpers.iter().filter_map(|h| h.deadline).min();
+        let logs = self.containers.iter().filter(|c| c.pipe_fds().next().is_some()).map(Container::reads_at);
+        let deadlines = self.helpers.iter().filter_map(|h| h.deadline);
+        let deadline = deadlines.chain(logs.filter(|at| *at > now)).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |d| {
             // One more, or the loop would turn during the last millisecond.
             PollTimeout::try_from(d.saturating_duration_since(now) + Duration::from_millis(1))

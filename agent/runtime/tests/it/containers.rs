@@ -20,11 +20,13 @@ crate::tests![
     read_only_volumes_and_roots_cannot_be_written,
     a_tmpfs_has_its_size,
     mount_targets_do_not_escape_through_links_of_the_image,
+    mounts_do_not_go_through_links_of_a_volume,
     a_dangling_resolv_conf_of_the_image_is_replaced,
     upper_layers_hide_lower_ones,
     too_much_memory_is_an_oom_kill,
     the_number_of_processes_is_limited,
     output_becomes_cri_lines_and_logs_rotate,
+    a_flood_of_output_loses_nothing_and_waits,
     signals_reach_the_first_process,
     an_exit_is_an_event_and_a_record,
     a_removed_container_leaves_nothing_and_can_start_again,
@@ -255,6 +257,53 @@ async fn mount_targets_do_not_escape_through_links_of_the_image(ctx: Ctx) {
     pod.destroy().await;
 }
 
+async fn mounts_do_not_go_through_links_of_a_volume(ctx: Ctx) {
+    let pod = ctx.pod().await;
+    let (image, data, other) = (pod.dir().join("image"), pod.dir().join("data"), pod.dir().join("other"));
+    for dir in [&image.join("real"), &data.join("plain"), &other] {
+        fs::create_dir_all(dir).expect("makes a directory");
+    }
+    fs::write(other.join("mark"), "other").expect("writes");
+    for (link, to) in [("proc", "/proc"), ("up", ".."), ("inside", "plain"), ("bin", "/bin")] {
+        symlink(to, data.join(link)).expect("links");
+    }
+    // Links of the image that lead through the volume's, which is not there yet when they are looked at.
+    for (link, to) in [("to-data", "/data"), ("to-proc", "/data/proc"), ("round", "/round")] {
+        symlink(to, image.join(link)).expect("links");
+    }
+    let spec = |name: &str, first: &str, target: &str, script: &str| {
+        let mut spec = pod.spec(name, script);
+        spec.layers.push(image.clone());
+        spec.mounts = vec![volume(data.clone(), first, false), volume(other.clone(), target, false)];
+        spec
+    };
+    let refused = [
+        ("/data", "/data/proc"),
+        ("/data", "/data/proc/self"),
+        ("/data", "/data/up/x"),
+        ("/data", "/data/inside/x"),
+        ("/data", "/data/bin"),
+        ("/data", "/to-data/proc"),
+        ("/to-data", "/data/proc"),
+        ("/data", "/to-proc"),
+        ("/data", "/to-proc/self"),
+        ("/data", "/round/x"),
+    ];
+    for (first, target) in refused {
+        let error = start_error(&pod, spec("refused", first, target, "true")).await;
+        assert!(matches!(error, StartError::Mount { .. }), "{first}, {target}: {error:?}");
+    }
+    for (n, (first, target)) in
+        [("/data", "/data/plain"), ("/data", "/data/new/deep"), ("/real", "/real/plain"), ("/data", "/real")]
+            .into_iter()
+            .enumerate()
+    {
+        let script = format!("cat {target}/mark && test -d {first}/plain && test -d /proc/self");
+        assert_eq!(pod.output(spec(&format!("c{n}"), first, target, &script)).await, "other\n", "{first}, {target}");
+    }
+    pod.destroy().await;
+}
+
 async fn a_dangling_resolv_conf_of_the_image_is_replaced(ctx: Ctx) {
     let pod = ctx.pod().await;
     let debian = pod.dir().join("debian");
@@ -328,6 +377,32 @@ async fn output_becomes_cri_lines_and_logs_rotate(ctx: Ctx) {
     let numbers: Vec<u32> = text.lines().map(|l| l.parse().expect("a whole number on each line")).collect();
     assert_eq!(numbers.last(), Some(&20000));
     assert!(numbers.windows(2).all(|w| w[1] == w[0] + 1), "no line is lost at a rotation");
+    pod.destroy().await;
+}
+
+async fn a_flood_of_output_loses_nothing_and_waits(ctx: Ctx) {
+    // What may be written at once, what the pipe holds, and more than a second of the rate.
+    const BYTES: usize = (4 << 20) + (64 << 10) + (96 << 10);
+    let pod = ctx.pod().await;
+    let mut spec = pod.spec("bytes", &format!("head -c {BYTES} /dev/zero | tr '\\0' x"));
+    spec.log = LogPolicy { max_bytes: 64 << 20, max_files: 2 };
+    let (state, out, _) = pod.run(spec).await;
+    assert_eq!((exit_code(&state), out.trim_end().len()), (Some(0), BYTES));
+    let ContainerState::Exited { started_at, finished_at, .. } = state else { panic!("ended") };
+    let took = finished_at.duration_since(started_at).expect("time goes on");
+    assert!(took > Duration::from_secs(1), "the program waits for its log: {took:?}");
+
+    let mut spec = pod.spec("lines", "exec yes ''");
+    spec.log = LogPolicy { max_bytes: 64 << 20, max_files: 2 };
+    let log = spec.log_path.clone();
+    pod.pod.start_container(spec).await.expect("starts");
+    let lines = || fs::read_to_string(&log).unwrap_or_default().lines().count();
+    until("what may be written at once is", || lines() >= 20_000).await;
+    let (begun, before) = (std::time::Instant::now(), lines());
+    until("some time has passed", || begun.elapsed() > Duration::from_millis(1500)).await;
+    let (more, seconds) = (lines() - before, begun.elapsed().as_secs_f64());
+    // A thousand a second, and a turn at either end.
+    assert!(more > 0 && (more as f64) < 1000.0 * seconds + 300.0, "{more} lines in {seconds} s");
     pod.destroy().await;
 }
 

@@ -2,7 +2,7 @@
 
 use std::{os::fd::OwnedFd, time::Duration};
 
-use hearth_runtime::{ExecIo, RuntimeError, StartError, WindowSize};
+use hearth_runtime::{ContainerState, ExecIo, RuntimeError, StartError, WindowSize};
 use tokio::{
     io::{AsyncWriteExt, unix::AsyncFd},
     time::timeout,
@@ -18,6 +18,7 @@ crate::tests![
     a_command_without_its_client_is_killed,
     a_command_says_why_it_did_not_start,
     a_command_ends_with_its_container,
+    a_command_goes_as_soon_as_its_container_when_memory_is_short,
 ];
 
 async fn a_command_has_its_exit_code_and_streams(ctx: Ctx) {
@@ -175,5 +176,15 @@ async fn a_command_ends_with_its_container(ctx: Ctx) {
     until("the command runs", || upper.exists()).await;
     pod.pod.signal("c", libc::SIGKILL).await.expect("signals");
     assert_eq!(timeout(BOUND, exec.wait()).await.expect("in time").expect("ends"), 137);
+    pod.destroy().await;
+}
+
+async fn a_command_goes_as_soon_as_its_container_when_memory_is_short(ctx: Ctx) {
+    let pod = ctx.pod().await;
+    let status = pod.pod.start_container(pod.spec("c", "sleep 100")).await.expect("starts");
+    let ContainerState::Running { pid, .. } = status.state else { panic!("runs") };
+    let container = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("lives");
+    let (_, command, err) = exec(&pod.pod, exec_spec("c", "cat /proc/self/oom_score_adj")).await;
+    assert_eq!((command.as_str(), container.as_str()), ("100\n", "100\n"), "{err}");
     pod.destroy().await;
 }

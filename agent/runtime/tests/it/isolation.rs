@@ -10,10 +10,12 @@ crate::tests![
     a_container_has_no_privileges,
     capabilities_are_those_asked_for,
     every_pod_has_its_own_ids,
+    no_supplementary_group_of_the_agent_is_kept,
     no_file_descriptor_signal_or_path_of_the_host_is_inherited,
     kernel_interfaces_are_masked_or_read_only,
     devices_are_the_standard_ones,
     processes_are_in_the_cgroups_of_their_container,
+    an_instance_as_a_whole_leaves_the_host_a_part,
     the_network_is_the_pods_and_cannot_be_changed,
     the_network_namespace_can_be_had_from_the_pod,
 ];
@@ -80,6 +82,23 @@ async fn every_pod_has_its_own_ids(ctx: Ctx) {
     assert_ne!(a.map.host_base, b.map.host_base);
     a.destroy().await;
     b.destroy().await;
+}
+
+async fn no_supplementary_group_of_the_agent_is_kept(ctx: Ctx) {
+    let groups = |pid: u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("lives");
+        let line = status.lines().find_map(|l| l.strip_prefix("Groups:")).expect("is told");
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(groups(std::process::id()), crate::AGENT_GROUPS.map(|g| g.to_string()), "this agent has some");
+    let pod = ctx.pod().await;
+    assert_eq!(groups(ctx.runtime.zygote_pid()), [""; 0]);
+    assert_eq!(groups(pod.pod.shim_pid()), [""; 0]);
+    // The image names no groups of root.
+    let status = pod.pod.start_container(pod.spec("c", "sleep 100")).await.expect("starts");
+    let ContainerState::Running { pid, .. } = status.state else { panic!("runs") };
+    assert_eq!(groups(pid), [""; 0]);
+    pod.destroy().await;
 }
 
 async fn no_file_descriptor_signal_or_path_of_the_host_is_inherited(ctx: Ctx) {
@@ -167,6 +186,30 @@ async fn processes_are_in_the_cgroups_of_their_container(ctx: Ctx) {
         let (found, value) = found.expect("the controller is there");
         assert_eq!(found.trim(), value, "{v1}");
     }
+    pod.destroy().await;
+}
+
+async fn an_instance_as_a_whole_leaves_the_host_a_part(ctx: Ctx) {
+    let read = |v1: &str, v2: &str| {
+        let dirs = ctx.instance.cgroup_dirs();
+        let found =
+            dirs.iter().find_map(|d| fs::read_to_string(d.join(v1)).or_else(|_| fs::read_to_string(d.join(v2))).ok());
+        found.expect("the controller is there").trim().parse::<u64>().expect("a number, not max")
+    };
+    let meminfo = fs::read_to_string("/proc/meminfo").expect("is there");
+    let total = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")).expect("is told");
+    let total = total.trim().parse::<u64>().expect("a number") * 1024;
+    let memory = read("memory.limit_in_bytes", "memory.max");
+    assert!(memory >= total / 2 && memory <= total - total / 10, "{memory} of {total}");
+    let pids = read("pids.max", "pids.max");
+    let most =
+        fs::read_to_string("/proc/sys/kernel/pid_max").expect("is there").trim().parse::<u64>().expect("a number");
+    assert!(pids > 100 && pids < most, "{pids} of {most}");
+    // Shims are within it, and so are all pods.
+    let pod = ctx.pod().await;
+    let path = format!("/hearth-{}/", ctx.instance.name);
+    let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", pod.pod.shim_pid())).expect("lives");
+    assert!(cgroup.lines().all(|l| l.contains(&path)), "{cgroup}");
     pod.destroy().await;
 }
 

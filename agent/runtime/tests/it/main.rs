@@ -6,6 +6,7 @@
 #![allow(clippy::assigning_clones)] // `spec.user = ...` reads better than `clone_into`
 
 mod containers;
+mod cutoff;
 mod exec;
 mod isolation;
 mod support;
@@ -27,6 +28,8 @@ macro_rules! tests {
     };
 }
 
+/// Supplementary groups of the agent under test, as a login gives root; none is a container's.
+pub const AGENT_GROUPS: [u32; 2] = [0, 4711];
 /// No test takes longer.
 const TEST_BOUND: Duration = Duration::from_mins(2);
 
@@ -35,10 +38,11 @@ fn main() {
         return survive::driver(dir.as_ref());
     }
     let args = Arguments::from_args();
-    let all: Vec<_> = [containers::TESTS, exec::TESTS, isolation::TESTS, survive::TESTS].concat();
+    let all: Vec<_> = [containers::TESTS, cutoff::TESTS, exec::TESTS, isolation::TESTS, survive::TESTS].concat();
     if args.list {
         libtest_mimic::run(&args, all.iter().map(|(name, _)| Trial::test(*name, || Ok(()))).collect()).exit();
     }
+    nix::unistd::setgroups(&AGENT_GROUPS.map(nix::unistd::Gid::from_raw)).expect("root may");
     let instance = Arc::new(Instance::new("main"));
     let zygote = hearth_runtime::fork_zygote(&instance.config()).expect("the zygote is forked; are you root?");
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("tokio starts");

@@ -22,18 +22,40 @@ crate::tests![
     the_zygote_is_not_forked_beside_other_threads,
 ];
 
-const UID: &str = "survivor";
+pub const UID: &str = "survivor";
 const LONG: &str = "trap 'echo stopped; exit 6' TERM; n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done";
 
 /// An agent: adopts what is there, or makes a pod of two containers; says what it has; waits to be killed.
 #[tokio::main(flavor = "current_thread")]
 async fn drive(dir: &Path, zygote: hearth_runtime::Zygote) {
     let runtime = Runtime::new(zygote).expect("starts");
+    let map = IdMap { host_base: 500 * IDS_PER_POD, size: IDS_PER_POD };
+    if let Ok(ms) = std::env::var("HEARTH_TEST_DIES_AFTER_MS") {
+        let half = std::time::Duration::from_millis(ms.parse().expect("a number"));
+        if let Ok(made) = tokio::time::timeout(half, runtime.create_pod(sandbox(UID, map))).await {
+            made.expect("makes a pod").destroy().await.expect("destroys");
+        }
+        kill_9(std::process::id());
+    }
     let adopted = runtime.adopt().await.expect("adopts");
-    let pod = match adopted.pods.into_iter().next() {
+    if !adopted.failed.is_empty() {
+        let failed = adopted.failed.iter().map(|f| {
+            let error = f.error.to_string();
+            let (_, error) = error.split_once(": ").expect("the pod, then what is wrong");
+            format!("{}: {error}, handle of {}", f.uid, f.pod.as_ref().map_or(0, hearth_runtime::Pod::shim_pid))
+        });
+        let adopted: Vec<_> = adopted.pods.iter().map(hearth_runtime::Pod::uid).collect();
+        let failed = failed.collect::<Vec<_>>().join("; ");
+        println!("{} 0 failed [{failed}] adopted [{}]", runtime.zygote_pid(), adopted.join(" "));
+        return runtime.zygote_exited().await;
+    }
+    if std::env::var("HEARTH_TEST_SECOND").is_ok() {
+        let map = IdMap { host_base: 501 * IDS_PER_POD, ..map };
+        runtime.create_pod(sandbox("second", map)).await.expect("makes a pod");
+    }
+    let pod = match adopted.pods.into_iter().find(|pod| pod.uid() == UID) {
         Some(pod) => pod,
         None if adopted.dead.is_empty() => {
-            let map = IdMap { host_base: 500 * IDS_PER_POD, size: IDS_PER_POD };
             let pod = runtime.create_pod(sandbox(UID, map)).await.expect("makes a pod");
             let layer = dir.join("layer");
             pod.start_container(spec(dir, &layer, "long", LONG)).await.expect("starts");
@@ -61,31 +83,37 @@ pub fn driver(dir: &Path) {
     panic!("cannot execute itself: {error}");
 }
 
-struct Agent {
-    child: Child,
+pub struct Agent {
+    pub child: Child,
     out: BufReader<ChildStdout>,
     zygote: u32,
-    shim: u32,
-    says: String,
+    pub shim: u32,
+    pub says: String,
 }
 
 impl Agent {
-    fn start(instance: &Instance) -> Self {
-        let exe = std::env::current_exe().expect("this binary");
-        let mut child = Command::new(exe)
-            .env("HEARTH_TEST_DRIVER", instance.dir.path())
-            .env("HEARTH_TEST_INSTANCE", &instance.name)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("starts an agent");
-        let out = BufReader::new(child.stdout.take().expect("piped"));
-        let mut agent = Self { child, out, zygote: 0, shim: 0, says: String::new() };
+    pub fn start(instance: &Instance) -> Self {
+        let mut agent = Self::spawn(instance, &[]);
         agent.listen();
         agent
     }
 
+    /// Does not wait until it is ready.
+    pub fn spawn(instance: &Instance, env: &[(&str, &str)]) -> Self {
+        let exe = std::env::current_exe().expect("this binary");
+        let mut child = Command::new(exe)
+            .env("HEARTH_TEST_DRIVER", instance.dir.path())
+            .env("HEARTH_TEST_INSTANCE", &instance.name)
+            .envs(env.iter().copied())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts an agent");
+        let out = BufReader::new(child.stdout.take().expect("piped"));
+        Self { child, out, zygote: 0, shim: 0, says: String::new() }
+    }
+
     /// Waits until it is ready, for the first time or after it executed itself.
-    fn listen(&mut self) {
+    pub fn listen(&mut self) {
         self.says.clear();
         self.out.read_line(&mut self.says).expect("reads");
         let mut words = self.says.split(' ').map(|w| w.trim().parse().unwrap_or(0));
@@ -94,11 +122,11 @@ impl Agent {
     }
 
     /// Pids that its containers have on the host.
-    fn container_pids(&self) -> Vec<u32> {
+    pub fn container_pids(&self) -> Vec<u32> {
         self.says.split("pid: ").skip(1).filter_map(|t| t.split([',', ' ']).next()?.parse().ok()).collect()
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.child.kill().expect("our child");
         self.child.wait().expect("our child");
     }
@@ -111,7 +139,7 @@ impl Drop for Agent {
     }
 }
 
-fn kill(pid: u32, signal: Signal) {
+pub fn kill(pid: u32, signal: Signal) {
     // The zygote follows its agent by itself, so it may be gone already.
     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal);
 }
