@@ -35,12 +35,15 @@
 //! only those that the host is on, or has a direct route to, are kept from pods. A NAT64 prefix of the network's own is not
 //! known. Forwarding is enabled for the whole host (IPv6 knows nothing finer) and stays so.
 
+mod denied;
 mod dns;
 mod error;
 mod firewall;
 mod host;
+mod inner;
 mod names;
 mod netlink;
+mod notice;
 mod pod;
 mod prefix;
 mod service;
@@ -53,6 +56,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 pub use error::NetworkError;
+pub use notice::Notice;
 pub use service::Network;
 pub use teardown::{TeardownReport, teardown};
 
@@ -66,6 +70,9 @@ pub struct NetworkConfig {
     pub state_dir: PathBuf,
     /// The host's resolver configuration, usually `/etc/resolv.conf`: pods' questions go to the name servers in it.
     pub resolv_conf: PathBuf,
+    /// The zone of the region, whose names the relay answers as they are, also where it ends in a name that stays in the home
+    /// (`hearth.internal`).
+    pub zone: Option<String>,
 }
 
 /// What a pod may reach.
