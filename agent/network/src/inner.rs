@@ -44,6 +44,15 @@ const ICMP_ANSWERS: [u8; 2] = [0, 3];
 /// Destination unreachable, packet too big, echo reply (RFC 4443).
 const ICMPV6_ANSWERS: [u8; 3] = [1, 2, 129];
 
+/// Whether a namespace may have a table already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Namespace {
+    /// Made just now.
+    New,
+    /// Of a pod that is alive. Replacing costs some 15 ms, in which the kernel waits for readers of the old table.
+    Old,
+}
+
 /// What the table is made from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Inner<'a> {
@@ -54,13 +63,17 @@ pub(crate) struct Inner<'a> {
 }
 
 impl Inner<'_> {
-    /// Puts the table in place, or in the place of an older one. `socket` is one of the pod's namespace for nf_tables.
-    pub(crate) fn install(&self, socket: &Socket) -> Result<(), NetworkError> {
-        self.transaction().commit(socket).map_err(|(doing, error)| NetworkError::netlink(doing, error))
+    /// Puts the table in place: in a new namespace, or in the place of an older one. `socket` is one of the pod's namespace for
+    /// nf_tables.
+    pub(crate) fn install(&self, socket: &Socket, namespace: Namespace) -> Result<(), NetworkError> {
+        self.transaction(namespace).commit(socket).map_err(|(doing, error)| NetworkError::netlink(doing, error))
     }
 
-    fn transaction(&self) -> Transaction {
-        let mut t = Transaction::replacing(TABLE);
+    fn transaction(&self, namespace: Namespace) -> Transaction {
+        let mut t = match namespace {
+            Namespace::New => Transaction::making(TABLE),
+            Namespace::Old => Transaction::replacing(TABLE),
+        };
         t.chain(REFUSE);
         t.chain(TO_GATEWAY);
         t.output_chain(OUTPUT);

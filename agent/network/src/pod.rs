@@ -16,7 +16,7 @@ use rustix::net::netdevice::name_to_index;
 
 use crate::denied::Denied;
 use crate::host::{self, must, set_sysctl};
-use crate::inner::Inner;
+use crate::inner::{Inner, Namespace};
 use crate::names::{GROUP_INTERNET, GROUP_ISOLATED, Instance, host_mac, pod_mac};
 use crate::netlink::Batch;
 use crate::netlink::route::{self, AddressUse, VethPair};
@@ -64,7 +64,7 @@ pub(crate) fn create(plan: &Plan) -> Result<OwnedFd, NetworkError> {
         .map_err(|e| NetworkError::Namespace { step: "make a network namespace", source: e.into() })?;
     let netns = host::open_netns(Path::new(host::THREAD_NETNS))?;
     let pod = host::route_socket()?;
-    prepare_namespace(plan)?;
+    prepare_namespace(plan, Namespace::New)?;
     host::enter(&host_netns)?;
     let made = add_link(plan, &host, &netns).and_then(|()| configure(plan, &host, &pod, false));
     if made.is_err() {
@@ -82,7 +82,7 @@ pub(crate) fn take_over(plan: &Plan, netns: OwnedFd) -> Result<OwnedFd, NetworkE
     let host_index = name_to_index(&host, &plan.link()).ok();
     host::enter(&netns)?;
     let pod = host::route_socket()?;
-    prepare_namespace(plan)?;
+    prepare_namespace(plan, Namespace::Old)?;
     host::enter(&host_netns)?;
     let peer = host::links(&pod)?.into_iter().find(|l| l.name == POD_LINK);
     let whole = matches!((host_index, &peer), (Some(index), Some(peer)) if peer.peer == Some(index));
@@ -114,12 +114,12 @@ pub(crate) fn remove(host: &Socket, link: &str) -> Result<(), NetworkError> {
 
 /// Firewall and parameters of a pod's namespace, which the calling thread is in, before it has a link. Processes of a pod have
 /// no capability over it, so they are set from outside.
-fn prepare_namespace(plan: &Plan) -> Result<(), NetworkError> {
+fn prepare_namespace(plan: &Plan, namespace: Namespace) -> Result<(), NetworkError> {
     let tables = Socket::open(Protocol::Netfilter, 0)
         .map_err(|e| NetworkError::netlink("open a socket for the pod's firewall", e))?;
     let gateway6 = plan.ipv6.map(|(_, gateway)| gateway);
     let inner = Inner { gateway4: plan.gateway4, gateway6, internet: plan.policy.internet, denied: &plan.denied };
-    inner.install(&tables)?;
+    inner.install(&tables, namespace)?;
     // Ports below 1024 and ping need no privilege inside a pod, as with other container engines.
     set_sysctl("ipv4/ip_unprivileged_port_start", "0")?;
     set_sysctl("ipv4/ping_group_range", "0 2147483647")?;

@@ -194,13 +194,19 @@ pub(crate) struct Transaction {
 }
 
 impl Transaction {
-    /// Begins with an empty table, in the place of an older one.
-    pub(crate) fn replacing(table: &'static str) -> Self {
+    /// Begins with an empty table where there is none.
+    pub(crate) fn making(table: &'static str) -> Self {
         let mut batch = Batch::new();
         batch.push("begin a firewall transaction", NFNL_MSG_BATCH_BEGIN, 0, &BATCH, |_| {});
         let mut transaction = Self { batch, table };
-        // Deleting what is not there is an error, so it is made first.
         transaction.command("make the pod's firewall", NFT_MSG_NEWTABLE, NLM_F_CREATE, |_| {});
+        transaction
+    }
+
+    /// Begins with an empty table, in the place of an older one if there is one.
+    pub(crate) fn replacing(table: &'static str) -> Self {
+        // Deleting what is not there is an error, so it is made first.
+        let mut transaction = Self::making(table);
         transaction.command("remove the pod's old firewall", NFT_MSG_DELTABLE, 0, |_| {});
         transaction.command("make the pod's firewall", NFT_MSG_NEWTABLE, NLM_F_CREATE, |_| {});
         transaction
