@@ -169,7 +169,9 @@ impl Firewall {
         s.push_str("  }\n");
         // The host became a router for its pods' sake only: nobody on its networks is to be routed by it. What came to be
         // since (containers, virtual machines) goes on: replies to it, and what its port forwarding lets in.
-        s.push_str("  chain stranger {\n    ct state established,related return\n    ct status dnat return\n    drop\n  }\n");
+        s.push_str(
+            "  chain stranger {\n    ct state established,related return\n    ct status dnat return\n    drop\n  }\n",
+        );
         s.push_str("  chain to_pod {\n");
         let _ = writeln!(s, "    meta oifgroup != {GROUP_INTERNET} drop");
         s.push_str("    ct state established ct direction reply accept\n");

@@ -94,7 +94,14 @@ impl VolumeStore {
             drop(turn);
             // Whoever was turned away while we had the lock had thrown its own away before: so it is seen here.
             let fresh = |(trash, stuck)| remove::has_fresh(trash, stuck);
-            if !trashes.iter().map(PathBuf::as_path).zip(&stuck).map(fresh).collect::<Result<Vec<_>, _>>()?.contains(&true) {
+            if !trashes
+                .iter()
+                .map(PathBuf::as_path)
+                .zip(&stuck)
+                .map(fresh)
+                .collect::<Result<Vec<_>, _>>()?
+                .contains(&true)
+            {
                 return first;
             }
         }

@@ -155,7 +155,9 @@ impl Disk {
 
     /// A directory with other things in it is somebody's, and no place for a store.
     fn refuse_foreign_content(&self) -> Result<(), ImageError> {
-        let known = |name: &str| matches!(name, "in-use.json" | "lock" | "tmp" | "images" | "layers" | "current" | "index-1.json");
+        let known = |name: &str| {
+            matches!(name, "in-use.json" | "lock" | "tmp" | "images" | "layers" | "current" | "index-1.json")
+        };
         for entry in std::fs::read_dir(&self.root).map_err(|error| ImageError::io("list", &self.root, error))? {
             let name = entry.map_err(|error| ImageError::io("list", &self.root, error))?.file_name();
             if !name.to_str().is_some_and(known) {

@@ -123,7 +123,11 @@ fn kill_9_in_the_middle_of_a_collection_leaves_whole_images_and_the_next_goes_on
         let images: Vec<_> = (0..IMAGES)
             .map(|n| {
                 let tar = tarball(&[file("n", &n.to_string())]);
-                let image = layout.add_image(&[(base.clone(), diff_id), (gzip(&tar), Digest::of(&tar))], "amd64", &serde_json::json!({}));
+                let image = layout.add_image(
+                    &[(base.clone(), diff_id), (gzip(&tar), Digest::of(&tar))],
+                    "amd64",
+                    &serde_json::json!({}),
+                );
                 with_name(image, &format!("app-{n}:1"))
             })
             .collect();

@@ -329,9 +329,58 @@ mod tests {
         ] {
             assert_eq!(leads(&[public.clone(), (kind, data)]), Ok(false));
         }
-        for (kind, data) in [(1, vec![1, 2, 3]), (1, vec![]), (28, octets("1.2.3.4")), (65, service(4, &[10, 0, 0])), (65, vec![0])] {
+        for (kind, data) in
+            [(1, vec![1, 2, 3]), (1, vec![]), (28, octets("1.2.3.4")), (65, service(4, &[10, 0, 0])), (65, vec![0])]
+        {
             assert_eq!(leads(&[(kind, data.clone())]), Err(Malformed), "{kind} {data:?}");
         }
+    }
+
+    /// What the relay does with a packet of a pod, and with one that comes back.
+    fn relay(query: &[u8], answer: &[u8]) -> Option<Result<bool, Malformed>> {
+        let query = Query::parse(query).ok()?;
+        let _ = NamePolicy::new(Some("hearth.internal")).judge(&query, &denied());
+        let answer = query.accept(0x1234, answer.to_vec())?;
+        Some(leads_home(&answer, query.question_end(), &denied()))
+    }
+
+    /// Every file of the corpus, as it is, and cut and changed everywhere.
+    #[test]
+    fn packets_of_the_corpus_are_judged_as_they_are_called() {
+        let plain = query("example.com", 1);
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/dns");
+        let mut files = 0;
+        for path in std::fs::read_dir(directory).unwrap() {
+            let path = path.unwrap().path();
+            let (name, bytes) = (path.file_stem().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap());
+            match name.split_once('-').unwrap() {
+                ("query", rest) => {
+                    let passes = matches!(rest, "plain" | "edns" | "root");
+                    assert_eq!(Query::parse(&bytes).is_ok(), passes, "{name}");
+                }
+                (_, rest) => {
+                    let expected = match rest {
+                        "plain" | "no-question" | "svcb-target-pointer" => Some(Ok(false)),
+                        // Pointers are not followed, so where they lead does not matter.
+                        "pointer-forward" => Some(Ok(false)),
+                        "private" | "mixed" | "glue-private" | "svcb-hint" | "mapped" => Some(Ok(true)),
+                        "no-question-with-records" => None,
+                        _ => Some(Err(Malformed)),
+                    };
+                    assert_eq!(relay(&plain, &bytes), expected, "{name}");
+                }
+            }
+            for at in 0..bytes.len() {
+                let _ = (relay(&bytes[..at], &bytes), relay(&plain, &bytes[..at]));
+                for byte in [0, 1, 0x3f, 0x40, 0xc0, 0xff] {
+                    let mut changed = bytes.clone();
+                    changed[at] = byte;
+                    let _ = (relay(&changed, &bytes), relay(&plain, &changed));
+                }
+            }
+            files += 1;
+        }
+        assert!(files > 30);
     }
 
     proptest! {

@@ -138,9 +138,15 @@ pub(crate) enum Step<'a> {
     /// Loads `meta` key.
     Meta(Meta),
     /// Loads bytes of the packet: from the network header, or the transport header.
-    Network { offset: u32, len: u32 },
+    Network {
+        offset: u32,
+        len: u32,
+    },
     /// See above.
-    Transport { offset: u32, len: u32 },
+    Transport {
+        offset: u32,
+        len: u32,
+    },
     /// Clears bits of the one byte that was loaded.
     Mask(u8),
     Equals(&'a [u8]),
@@ -378,10 +384,17 @@ mod tests {
         batch.push("x", NFT_MSG_DELCHAIN, 0, &[NFPROTO_INET, 0, 0x12, 0x34], |a| {
             a.str(NFTA_TABLE_NAME, "hearth-abcd").str(NFTA_CHAIN_NAME, "forwarded");
         });
-        batch.push("x", message(8), 0, &[2, 0, 0, 7], |a| { a.str(NFTA_TABLE_NAME, "filter"); });
-        batch.push("x", NFT_MSG_NEWGEN, 0, &[0, 0, 0, 7], |a| { a.be32(NFTA_GEN_ID, 7); });
-        batch.push("x", 24, 0, &[2, 0, 0, 7], |a| { a.str(1, "a route"); });
-        let read: Vec<_> = messages(batch.bytes()).map(|m| (change(m.kind, m.payload), parse_generation(m.payload))).collect();
+        batch.push("x", message(8), 0, &[2, 0, 0, 7], |a| {
+            a.str(NFTA_TABLE_NAME, "filter");
+        });
+        batch.push("x", NFT_MSG_NEWGEN, 0, &[0, 0, 0, 7], |a| {
+            a.be32(NFTA_GEN_ID, 7);
+        });
+        batch.push("x", 24, 0, &[2, 0, 0, 7], |a| {
+            a.str(1, "a route");
+        });
+        let read: Vec<_> =
+            messages(batch.bytes()).map(|m| (change(m.kind, m.payload), parse_generation(m.payload))).collect();
         let first = Change { table: "hearth-abcd", generation: 0x1234, is_structure: true };
         let second = Change { table: "filter", generation: 7, is_structure: false };
         assert_eq!(read.iter().map(|(c, _)| *c).collect::<Vec<_>>(), [Some(first), Some(second), None, None]);

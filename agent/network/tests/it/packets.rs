@@ -33,13 +33,15 @@ fn observe(netns: &OwnedFd, link: Option<&str>, sender: &SyncSender<Vec<u8>>) {
             let index = rustix::net::netdevice::name_to_index(&v4[0], link).unwrap();
             for group in GROUPS4 {
                 let group: Ipv4Addr = group.parse().unwrap();
-                v4.iter().for_each(|s| {
-                    sockopt::set_ip_add_membership_with_ifindex(s, &group, &Ipv4Addr::UNSPECIFIED, index).unwrap();
-                });
+                for socket in &v4 {
+                    sockopt::set_ip_add_membership_with_ifindex(socket, &group, &Ipv4Addr::UNSPECIFIED, index).unwrap();
+                }
             }
             for group in GROUPS6 {
                 let group: Ipv6Addr = group.parse().unwrap();
-                v6.iter().for_each(|s| sockopt::set_ipv6_add_membership(s, &group, index).unwrap());
+                for socket in &v6 {
+                    sockopt::set_ipv6_add_membership(socket, &group, index).unwrap();
+                }
             }
         }
         v4.into_iter().chain(v6)
@@ -113,7 +115,8 @@ impl Test {
         observe(&scene.world.host.fd(), Some(&link), &sender);
         observe(&scene.two.netns, None, &sender);
 
-        let on_link = GROUPS6.iter().chain([&LINK_LOCAL]).map(|a| SocketAddrV6::new(a.parse().unwrap(), UDP_SINK, 0, index));
+        let on_link =
+            GROUPS6.iter().chain([&LINK_LOCAL]).map(|a| SocketAddrV6::new(a.parse().unwrap(), UDP_SINK, 0, index));
         let groups4 = GROUPS4.iter().chain([&"255.255.255.255"]).map(|a| SocketAddr::new(ip(a), UDP_SINK));
         let single = scene.denied().into_iter().map(|a| SocketAddr::new(a, UDP_SINK));
         let places: Vec<SocketAddr> = single.chain(groups4).chain(on_link.map(SocketAddr::V6)).collect();
@@ -129,7 +132,9 @@ impl Test {
                 send(*to, *kind, &format!("<{round}:{n}>"));
             }
             for to in honest {
-                [Kind::Udp, Kind::Ping].iter().for_each(|kind| send(to, *kind, &format!("<{round}:honest {to} {kind:?}>")));
+                for kind in [Kind::Udp, Kind::Ping] {
+                    send(to, kind, &format!("<{round}:honest {to} {kind:?}>"));
+                }
             }
         });
         let mut marks = BTreeSet::new();
