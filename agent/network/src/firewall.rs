@@ -17,7 +17,10 @@ use crate::prefix::Prefix;
 /// Connections that one pod may have in the host's table, whose room (65,536 on a device with 1 GiB) it shares with the host and
 /// all other pods: far more than an app needs, and a sixteenth of that.
 const MAX_CONNECTIONS_A_POD: u32 = 4096;
-/// Pods whose connections are counted: as many as there can be.
+/// Questions to the name relay that one pod may send by UDP in a second, and at once: what is over never reaches the relay's
+/// socket, whose room the pods share. A busy mail server asks some 100 a second.
+const MAX_QUESTIONS_A_SECOND: u32 = 500;
+/// Pods that are counted: as many as there can be.
 const MAX_COUNTED_PODS: usize = crate::store::MAX_PODS;
 
 /// Longest piece of `nft`'s complaints that is passed on, in bytes.
@@ -60,13 +63,13 @@ pub(crate) struct Strangers {
 impl Firewall {
     /// The script that puts the table in the place of any older one of this instance, in one transaction.
     ///
-    /// `count` says whether connections are counted: not every kernel can (`CONFIG_NFT_CONNLIMIT`).
+    /// `count` says whether connections and questions are counted: not every kernel can (`CONFIG_NFT_CONNLIMIT`, `CONFIG_NFT_LIMIT`).
     pub(crate) fn script(&self, home: &Home, count: bool) -> String {
         let table = self.instance.table();
         let mut s = format!("table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
         Self::sets(&mut s, home, count);
         self.source_check(&mut s);
-        self.host_chains(&mut s);
+        self.host_chains(&mut s, count);
         self.forward_chains(&mut s, count);
         self.nat_chains(&mut s);
         s.push_str("}\n");
@@ -108,6 +111,8 @@ impl Firewall {
         let _ = writeln!(s, "  set uplinks {{ type ifname;{body} }}");
         if count {
             let _ = writeln!(s, "  set connections {{ type ifname; size {MAX_COUNTED_PODS}; flags dynamic; }}");
+            let _ =
+                writeln!(s, "  set questions {{ type ifname; size {MAX_COUNTED_PODS}; flags dynamic; timeout 1m; }}");
         }
     }
 
@@ -127,7 +132,7 @@ impl Firewall {
     /// What pods may say to the host: replies, and questions to the name relay. Anything addressed to the host arrives at
     /// the input hook whichever of its addresses was used. And what the host says to pods: nothing to groups, since mDNS
     /// and the like would tell them about the home.
-    fn host_chains(&self, s: &mut String) {
+    fn host_chains(&self, s: &mut String, count: bool) {
         let (pod, port) = (self.pod_links(), self.relay_port);
         let gateways = || [Some(self.gateway4), self.pods6.map(|(_, g)| g)].into_iter().flatten();
         s.push_str("  chain to_host {\n    type filter hook input priority filter; policy accept;\n");
@@ -139,6 +144,11 @@ impl Firewall {
         s.push_str("  chain pod_to_host {\n");
         s.push_str("    ct state established ct direction reply accept\n");
         icmp_errors(s);
+        if count {
+            let over =
+                format!("limit rate over {MAX_QUESTIONS_A_SECOND}/second burst {MAX_QUESTIONS_A_SECOND} packets");
+            let _ = writeln!(s, "    udp dport {port} update @questions {{ iifname {over} }} drop");
+        }
         for gateway in gateways() {
             for protocol in ["udp", "tcp"] {
                 let to = format!("{} daddr {gateway} {protocol} dport {port}", family(gateway));
@@ -371,9 +381,11 @@ mod tests {
 
     #[test]
     fn connections_are_counted_only_where_the_kernel_can() {
-        assert!(script(&firewall(53)).contains("ct count over 4096"));
+        for counted in ["ct count over 4096", "limit rate over 500/second"] {
+            assert!(script(&firewall(53)).contains(counted));
+        }
         let without = firewall(53).script(&Home::default(), false);
-        assert!(!without.contains("ct count") && !without.contains("connections"));
+        assert!(!without.contains("ct count") && !without.contains("connections") && !without.contains("questions"));
     }
 
     #[test]

@@ -58,7 +58,8 @@ impl fmt::Display for Notice {
                 "the host's network {host} overlaps the pods' {pods}; stop all pods and start again to move the pods"
             ),
             Self::ConnectionsNotCounted => f.write_str(
-                "this kernel cannot count connections (CONFIG_NFT_CONNLIMIT): one pod may use up the host's connection table",
+                "this kernel cannot count connections (CONFIG_NFT_CONNLIMIT, CONFIG_NFT_LIMIT): one pod may use up the host's connection \
+                 table or the name relay",
             ),
         }
     }

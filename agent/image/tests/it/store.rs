@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use hearth_image::{Digest, ImageError, ImageStore, ImportOptions, Platform};
+use hearth_image::{Digest, Garbage, ImageError, ImageStore, ImportOptions, Platform};
 use serde_json::json;
 
 use crate::support::*;
@@ -159,8 +159,8 @@ fn a_collection_without_anything_to_do_looks_at_nothing_and_waits_for_nobody() {
     fs::write(&record, "").unwrap();
     let more = HashSet::from([digest, Digest::of(b"another")]);
     for in_use in [&used, &more] {
-        assert_eq!(place.store.collect_garbage(in_use).unwrap(), Default::default());
-        assert_eq!(place.store.try_collect_garbage(in_use).unwrap(), Some(Default::default()));
+        assert_eq!(place.store.collect_garbage(in_use).unwrap(), Garbage::default());
+        assert_eq!(place.store.try_collect_garbage(in_use).unwrap(), Some(Garbage::default()));
     }
     fs::write(&record, good).unwrap();
     // There is something to do, and somebody is at work.

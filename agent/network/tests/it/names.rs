@@ -326,6 +326,9 @@ fn one_pod_that_floods_does_not_silence_another() {
                 }
             });
             assert!(is_answered(&quiet));
+            // Most of it never came as far as the relay's socket.
+            let counted = world.host.sh(&format!("nft list set inet {} questions", site.table()));
+            assert!(counted.contains(&loud.addresses.link), "{counted}");
         });
         network.stop().await;
     });
