@@ -360,9 +360,8 @@ mod tests {
                 }
                 (_, rest) => {
                     let expected = match rest {
-                        "plain" | "no-question" | "svcb-target-pointer" => Some(Ok(false)),
                         // Pointers are not followed, so where they lead does not matter.
-                        "pointer-forward" => Some(Ok(false)),
+                        "plain" | "no-question" | "svcb-target-pointer" | "pointer-forward" => Some(Ok(false)),
                         "private" | "mixed" | "glue-private" | "svcb-hint" | "mapped" => Some(Ok(true)),
                         "no-question-with-records" => None,
                         _ => Some(Err(Malformed)),
