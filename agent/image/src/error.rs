@@ -49,6 +49,17 @@ pub enum ImageError {
         /// What was asked for, normalised.
         reference: String,
     },
+    /// Pods run from the image, or are to.
+    #[error(
+        "image {reference:?} ({digest}) is in use by pods of this device: delete what runs from it first, or force its removal, after \
+         which it has to be imported again before they can be started anew"
+    )]
+    InUse {
+        /// What was asked for, normalised.
+        reference: String,
+        /// Its manifest.
+        digest: Digest,
+    },
     /// The text is not an image reference.
     #[error("{0}")]
     Reference(ReferenceError),

@@ -30,4 +30,4 @@ pub use limits::Limits;
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
 pub use spec::ImageConfig;
-pub use store::{Garbage, Image, ImageRecord, ImageStore, ImportOptions};
+pub use store::{Garbage, Hold, Image, ImageRecord, ImageStore, ImportOptions};

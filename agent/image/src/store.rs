@@ -7,6 +7,7 @@
 //! images/<manifest hex>.json     what an image is: configuration, layers, platform
 //! layers/<diff id hex>/fs        an unpacked layer (for the rare other names see `inherit`)
 //! layers/<diff id hex>/layer.json
+//! in-use.json                    images that pods use, as the agent said last
 //! tmp/                           imports and removals under way
 //! ```
 //!
@@ -20,20 +21,26 @@
 
 mod disk;
 mod import;
+mod uses;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Digest, ImageConfig, ImageError, Limits, Platform, Reference};
-use disk::Disk;
+use disk::{Disk, Lock};
+pub use uses::Hold;
+use uses::{Collected, Holds};
 
 /// The images of one device, in one directory. Cheap to clone; all methods may be called from any thread and process at once.
 #[derive(Debug, Clone)]
 pub struct ImageStore {
     disk: Disk,
     limits: Limits,
+    holds: Holds,
+    collected: Arc<Mutex<Option<Collected>>>,
 }
 
 /// How to import.
@@ -96,7 +103,7 @@ impl ImageStore {
     /// one is under way in another process.
     pub fn open(root: &Path) -> Result<Self, ImageError> {
         let disk = Disk::open(root)?;
-        Ok(Self { disk, limits: Limits::default() })
+        Ok(Self { disk, limits: Limits::default(), holds: Holds::default(), collected: Arc::default() })
     }
 
     /// The same store with other bounds on what it imports.
@@ -140,53 +147,128 @@ impl ImageStore {
         Ok(Image { reference: shown, manifest_digest: digest, config: image.config, layers })
     }
 
+    /// As [`Self::resolve`], and holds the image: no collection of this process takes its layers away while the caller has the hold.
+    pub fn resolve_and_hold(&self, reference: &str) -> Result<(Image, Hold), ImageError> {
+        let hold = self.holds.hold(self.resolve(reference)?.manifest_digest);
+        // Again: it may have been collected in between, or its name have moved on, and then another one is held.
+        let image = self.resolve(reference)?;
+        let hold = if hold.is_of(&image.manifest_digest) { hold } else { self.holds.hold(image.manifest_digest) };
+        Ok((image, hold))
+    }
+
+    /// Writes down which images pods run from or are about to: until this is said again, [`Self::remove`] refuses to take away the last
+    /// name of one of them, also in another process. Nothing is written where nothing changed.
+    pub fn note_in_use(&self, in_use: &HashSet<Digest>) -> Result<(), ImageError> {
+        self.disk.note_in_use(in_use)
+    }
+
     /// Removes a name; for a digest, all names of that image. Its layers stay until [`Self::collect_garbage`].
+    ///
+    /// # Errors
+    /// [`ImageError::InUse`] where it is the last name of an image that pods use: they could not be started again.
     pub fn remove(&self, reference: &str) -> Result<(), ImageError> {
+        self.remove_names(reference, false)
+    }
+
+    /// As [`Self::remove`], whether pods use it or not: those that run go on, and their layers are kept as long.
+    pub fn force_remove(&self, reference: &str) -> Result<(), ImageError> {
+        self.remove_names(reference, true)
+    }
+
+    fn remove_names(&self, reference: &str, force: bool) -> Result<(), ImageError> {
         let parsed: Reference = reference.parse().map_err(ImageError::Reference)?;
         let lock = self.disk.lock()?;
         let mut index = self.disk.index()?;
         let before = index.names.len();
-        match &parsed {
-            Reference::Tag { .. } => drop(index.names.remove(&parsed)),
+        let removed = match &parsed {
+            Reference::Tag { .. } => index.names.remove(&parsed),
             Reference::Digest { digest, .. } => {
                 let found = self.disk.image_by_digest(digest)?.map(|(digest, _)| digest);
                 index.names.retain(|_, had| Some(*had) != found);
+                found.filter(|_| index.names.len() < before)
             }
-        }
-        if index.names.len() == before {
-            return Err(ImageError::NotFound { reference: parsed.to_string() });
+        };
+        let Some(digest) = removed else { return Err(ImageError::NotFound { reference: parsed.to_string() }) };
+        let is_last = !index.names.values().any(|other| *other == digest);
+        if is_last && !force && self.disk.in_use()?.contains(&digest) {
+            return Err(ImageError::InUse { reference: parsed.to_string(), digest });
         }
         self.disk.replace_index(&lock, index)
     }
 
     /// Removes the images that have no name and whose manifest digest is not in `in_use`, and the layers that only they had.
     ///
-    /// The caller names every image that a pod runs from or is about to run from.
+    /// The caller names every image that a pod runs from or is about to run from; those on [`Hold`] are kept too. Waits for an import that
+    /// is under way: see [`Self::try_collect_garbage`].
+    ///
+    /// # Guarantees
+    /// Where names and use are as after this process's last collection, it costs one system call. Interrupted at any moment, every image
+    /// that is left is whole, and the next collection goes on.
+    ///
+    /// # Assumptions
+    /// Only the process that runs pods collects: it alone knows what is held.
     pub fn collect_garbage(&self, in_use: &HashSet<Digest>) -> Result<Garbage, ImageError> {
-        let lock = self.disk.lock()?;
-        self.disk.clean(&lock)?;
+        if self.has_nothing_to_collect(in_use)? {
+            return Ok(Garbage::default());
+        }
+        self.collect(&self.disk.lock()?, in_use)
+    }
+
+    /// As [`Self::collect_garbage`]; `None` where an import or a removal is under way, for which it does not wait.
+    pub fn try_collect_garbage(&self, in_use: &HashSet<Digest>) -> Result<Option<Garbage>, ImageError> {
+        if self.has_nothing_to_collect(in_use)? {
+            return Ok(Some(Garbage::default()));
+        }
+        self.disk.try_lock()?.map(|lock| self.collect(&lock, in_use)).transpose()
+    }
+
+    fn has_nothing_to_collect(&self, in_use: &HashSet<Digest>) -> Result<bool, ImageError> {
+        let collected = self.collected.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(collected) = collected.as_ref() else { return Ok(false) };
+        let needed = |held: &dyn Fn(&Digest) -> bool| collected.kept.iter().all(|d| in_use.contains(d) || held(d));
+        Ok(self.disk.generation()? == collected.generation && self.holds.still(needed))
+    }
+
+    fn collect(&self, lock: &Lock, in_use: &HashSet<Digest>) -> Result<Garbage, ImageError> {
+        self.disk.clean(lock)?;
+        let generation = self.disk.generation()?;
+        // Renames only: nobody who looks an image up waits for files to be removed.
+        let (garbage, kept) = self.holds.still(|held| self.discard_unused(lock, &|d| in_use.contains(d) || held(d)))?;
+        self.disk.clean(lock)?;
+        *self.collected.lock().unwrap_or_else(PoisonError::into_inner) = Some(Collected { generation, kept });
+        Ok(garbage)
+    }
+
+    /// Moves away what is not needed; also the images that have no name and are needed all the same.
+    fn discard_unused(
+        &self,
+        lock: &Lock,
+        is_used: &dyn Fn(&Digest) -> bool,
+    ) -> Result<(Garbage, HashSet<Digest>), ImageError> {
         let named: HashSet<Digest> = self.disk.index()?.names.into_values().collect();
-        let (mut live_layers, mut dead_images) = (HashSet::new(), Vec::new());
+        let (mut live_layers, mut dead_images, mut kept) = (HashSet::new(), Vec::new(), HashSet::new());
         for digest in self.disk.images()? {
-            if named.contains(&digest) || in_use.contains(&digest) {
-                live_layers.extend(self.disk.image(&digest)?.layers);
-            } else {
-                dead_images.push(digest);
+            if !named.contains(&digest) {
+                if !is_used(&digest) {
+                    dead_images.push(digest);
+                    continue;
+                }
+                kept.insert(digest);
             }
+            live_layers.extend(self.disk.image(&digest)?.layers);
         }
         let mut garbage = Garbage::default();
         // Images first: no record ever names a layer that is gone.
         for digest in &dead_images {
-            self.disk.discard(&lock, &self.disk.image_path(digest))?;
+            self.disk.discard(lock, &self.disk.image_path(digest))?;
             garbage.images += 1;
         }
         for digest in self.disk.layers()?.into_iter().filter(|digest| !live_layers.contains(digest)) {
             garbage.bytes += self.disk.layer(&digest).map_or(0, |layer| layer.bytes);
-            self.disk.discard(&lock, &self.disk.layer_path(&digest))?;
+            self.disk.discard(lock, &self.disk.layer_path(&digest))?;
             garbage.layers += 1;
         }
-        self.disk.clean(&lock)?;
-        Ok(garbage)
+        Ok((garbage, kept))
     }
 
     /// A number that grows whenever an import finishes or a name is removed. One system call: to be asked for often.

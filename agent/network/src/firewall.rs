@@ -10,36 +10,18 @@ use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 use crate::NetworkError;
+use crate::denied::{DENIED4, GLOBAL6, denied6};
 use crate::names::{GROUP_INTERNET, Instance};
 use crate::prefix::Prefix;
 
-/// IPv4 that is not the public internet: IANA's special-purpose registry (RFC 6890 and its updates), multicast, class E.
-const DENIED4: [&str; 16] = [
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.0.2.0/24",
-    "192.88.99.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "198.51.100.0/24",
-    "203.0.113.0/24",
-    "224.0.0.0/4",
-    "240.0.0.0/5",
-    "248.0.0.0/5",
-];
-
-/// The only IPv6 that can be the public internet: global unicast (RFC 4291) and NAT64's well-known prefix (RFC 6052), the
-/// internet of IPv6-only homes. Unique local, link-local, multicast, mapped and compatible addresses are outside.
-const GLOBAL6: [&str; 2] = ["2000::/3", "64:ff9b::/96"];
-
-/// What of it is not: protocol assignments with Teredo (RFC 2928, RFC 4380), documentation (RFC 3849, RFC 9637), and 6to4
-/// (RFC 3056), whose addresses embed IPv4 ones.
-const DENIED6: [&str; 4] = ["2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"];
+/// Connections that one pod may have in the host's table, whose room (65,536 on a device with 1 GiB) it shares with the host and
+/// all other pods: far more than an app needs, and a sixteenth of that.
+const MAX_CONNECTIONS_A_POD: u32 = 4096;
+/// Questions to the name relay that one pod may send by UDP in a second, and at once: what is over never reaches the relay's
+/// socket, whose room the pods share. A busy mail server asks some 100 a second.
+const MAX_QUESTIONS_A_SECOND: u32 = 500;
+/// Pods that are counted: as many as there can be.
+const MAX_COUNTED_PODS: usize = crate::store::MAX_PODS;
 
 /// Longest piece of `nft`'s complaints that is passed on, in bytes.
 const MAX_STDERR: usize = 2000;
@@ -58,38 +40,61 @@ pub(crate) struct Firewall {
     pub(crate) pods6: Option<(Prefix, IpAddr)>,
     /// Where the name relay listens on the gateway addresses: 53, or another port where 53 was taken.
     pub(crate) relay_port: u16,
+    /// The families whose forwarding this instance enabled, on a host that forwarded nothing before.
+    pub(crate) strangers: Strangers,
+}
+
+/// What the host is to the rules, and changes while the agent runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Home {
+    /// The prefixes of its neighbours, and what else is denied by request.
+    pub(crate) denied: BTreeSet<Prefix>,
+    /// The links that lead to its neighbours and to the internet.
+    pub(crate) uplinks: BTreeSet<String>,
+}
+
+/// Whether packets of others, which the host forwards only because of us, are to be dropped; by family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Strangers {
+    pub(crate) drop4: bool,
+    pub(crate) drop6: bool,
 }
 
 impl Firewall {
     /// The script that puts the table in the place of any older one of this instance, in one transaction.
-    pub(crate) fn script(&self, on_link: &BTreeSet<Prefix>) -> String {
+    ///
+    /// `count` says whether connections and questions are counted: not every kernel can (`CONFIG_NFT_CONNLIMIT`, `CONFIG_NFT_LIMIT`).
+    pub(crate) fn script(&self, home: &Home, count: bool) -> String {
         let table = self.instance.table();
         let mut s = format!("table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
-        Self::sets(&mut s, on_link);
+        Self::sets(&mut s, home, count);
         self.source_check(&mut s);
-        self.host_chains(&mut s);
-        self.forward_chains(&mut s);
+        self.host_chains(&mut s, count);
+        self.forward_chains(&mut s, count);
         self.nat_chains(&mut s);
         s.push_str("}\n");
         s
     }
 
-    /// The script that replaces the prefixes of the host's neighbours, in one transaction.
-    pub(crate) fn on_link_script(&self, on_link: &BTreeSet<Prefix>) -> String {
+    /// The script that replaces what is known of the host, in one transaction.
+    pub(crate) fn home_script(&self, home: &Home) -> String {
         let table = self.instance.table();
         let mut s = String::new();
         for (set, v4) in [("lan4", true), ("lan6", false)] {
             let _ = writeln!(s, "flush set inet {table} {set}");
-            if let Some(elements) = elements(on_link, v4) {
+            if let Some(elements) = elements(&home.denied, v4) {
                 let _ = writeln!(s, "add element inet {table} {set} {{ {elements} }}");
             }
+        }
+        let _ = writeln!(s, "flush set inet {table} uplinks");
+        if let Some(links) = links(home) {
+            let _ = writeln!(s, "add element inet {table} uplinks {{ {links} }}");
         }
         s
     }
 
-    fn sets(s: &mut String, on_link: &BTreeSet<Prefix>) {
-        let nat64 = DENIED4.iter().filter_map(|d| nat64(d));
-        let denied6: Vec<String> = DENIED6.iter().map(ToString::to_string).chain(nat64).collect();
+    fn sets(s: &mut String, home: &Home, count: bool) {
+        let denied6: Vec<String> = denied6().collect();
         for (name, kind, body) in [
             ("denied4", "ipv4_addr", DENIED4.join(", ")),
             ("global6", "ipv6_addr", GLOBAL6.join(", ")),
@@ -99,8 +104,15 @@ impl Firewall {
         }
         // The host's neighbours by global address: an IPv6 LAN is not told from the internet by its addresses.
         for (name, kind, v4) in [("lan4", "ipv4_addr", true), ("lan6", "ipv6_addr", false)] {
-            let body = elements(on_link, v4).map(|e| format!(" elements = {{ {e} }};")).unwrap_or_default();
+            let body = elements(&home.denied, v4).map(|e| format!(" elements = {{ {e} }};")).unwrap_or_default();
             let _ = writeln!(s, "  set {name} {{ type {kind}; flags interval; auto-merge;{body} }}");
+        }
+        let body = links(home).map(|links| format!(" elements = {{ {links} }};")).unwrap_or_default();
+        let _ = writeln!(s, "  set uplinks {{ type ifname;{body} }}");
+        if count {
+            let _ = writeln!(s, "  set connections {{ type ifname; size {MAX_COUNTED_PODS}; flags dynamic; }}");
+            let _ =
+                writeln!(s, "  set questions {{ type ifname; size {MAX_COUNTED_PODS}; flags dynamic; timeout 1m; }}");
         }
     }
 
@@ -120,7 +132,7 @@ impl Firewall {
     /// What pods may say to the host: replies, and questions to the name relay. Anything addressed to the host arrives at
     /// the input hook whichever of its addresses was used. And what the host says to pods: nothing to groups, since mDNS
     /// and the like would tell them about the home.
-    fn host_chains(&self, s: &mut String) {
+    fn host_chains(&self, s: &mut String, count: bool) {
         let (pod, port) = (self.pod_links(), self.relay_port);
         let gateways = || [Some(self.gateway4), self.pods6.map(|(_, g)| g)].into_iter().flatten();
         s.push_str("  chain to_host {\n    type filter hook input priority filter; policy accept;\n");
@@ -132,6 +144,11 @@ impl Firewall {
         s.push_str("  chain pod_to_host {\n");
         s.push_str("    ct state established ct direction reply accept\n");
         icmp_errors(s);
+        if count {
+            let over =
+                format!("limit rate over {MAX_QUESTIONS_A_SECOND}/second burst {MAX_QUESTIONS_A_SECOND} packets");
+            let _ = writeln!(s, "    udp dport {port} update @questions {{ iifname {over} }} drop");
+        }
         for gateway in gateways() {
             for protocol in ["udp", "tcp"] {
                 let to = format!("{} daddr {gateway} {protocol} dport {port}", family(gateway));
@@ -145,14 +162,26 @@ impl Firewall {
     }
 
     /// What is forwarded from and to pods: connections that pods open to the internet, and their replies.
-    fn forward_chains(&self, s: &mut String) {
+    fn forward_chains(&self, s: &mut String, count: bool) {
         let pod = self.pod_links();
         let refuse = "reject with icmpx type admin-prohibited";
         s.push_str("  chain forwarded {\n    type filter hook forward priority filter; policy accept;\n");
         // Also to pods of other instances.
         let _ = writeln!(s, "    iifname {pod} oifname \"hearth-*\" {refuse}");
         let _ = writeln!(s, "    oifname {pod} jump to_pod");
-        let _ = writeln!(s, "    iifname {pod} jump from_pod\n  }}");
+        let _ = writeln!(s, "    iifname {pod} jump from_pod");
+        for (drops, family) in [(self.strangers.drop4, "ipv4"), (self.strangers.drop6, "ipv6")] {
+            if drops {
+                let not_pods = "iifname @uplinks oifname != \"hearth-*\"";
+                let _ = writeln!(s, "    {not_pods} meta nfproto {family} jump stranger");
+            }
+        }
+        s.push_str("  }\n");
+        // The host became a router for its pods' sake only: nobody on its networks is to be routed by it. What came to be
+        // since (containers, virtual machines) goes on: replies to it, and what its port forwarding lets in.
+        s.push_str(
+            "  chain stranger {\n    ct state established,related return\n    ct status dnat return\n    drop\n  }\n",
+        );
         s.push_str("  chain to_pod {\n");
         let _ = writeln!(s, "    meta oifgroup != {GROUP_INTERNET} drop");
         s.push_str("    ct state established ct direction reply accept\n");
@@ -174,7 +203,12 @@ impl Firewall {
         ] {
             let _ = writeln!(s, "    {rule} {refuse}");
         }
-        s.push_str("    ct state invalid drop\n  }\n");
+        s.push_str("    ct state invalid drop\n");
+        if count {
+            let over = format!("iifname ct count over {MAX_CONNECTIONS_A_POD}");
+            let _ = writeln!(s, "    ct state new add @connections {{ {over} }} {refuse}");
+        }
+        s.push_str("  }\n");
     }
 
     fn nat_chains(&self, s: &mut String) {
@@ -222,14 +256,9 @@ fn elements(prefixes: &BTreeSet<Prefix>, v4: bool) -> Option<String> {
     (!of_family.is_empty()).then(|| of_family.join(", "))
 }
 
-/// The NAT64 form of an IPv4 prefix (RFC 6052 section 2.2).
-fn nat64(prefix: &str) -> Option<String> {
-    let prefix: Prefix = prefix.parse().ok()?;
-    let IpAddr::V4(v4) = prefix.address() else { return None };
-    let [a, b, c, d] = v4.octets();
-    let embedded =
-        std::net::Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
-    Prefix::new(embedded.into(), 96 + prefix.len()).map(|p| p.to_string())
+fn links(home: &Home) -> Option<String> {
+    let quoted: Vec<String> = home.uplinks.iter().map(|link| format!("\"{link}\"")).collect();
+    (!quoted.is_empty()).then(|| quoted.join(", "))
 }
 
 /// Deletes the instance's table; false where there was none.
@@ -315,38 +344,48 @@ mod tests {
             gateway4: "10.64.128.1".parse().unwrap(),
             pods6: Some(("fd00:1:2:3::/64".parse().unwrap(), "fd00:1:2:3::1".parse().unwrap())),
             relay_port,
+            strangers: Strangers::default(),
         }
     }
 
-    #[test]
-    fn every_denied_prefix_is_canonical() {
-        for prefix in DENIED4.iter().chain(&DENIED6).chain(&GLOBAL6) {
-            assert!(prefix.parse::<Prefix>().is_ok(), "{prefix}");
-        }
-    }
-
-    #[test]
-    fn private_addresses_are_denied_in_their_nat64_form_too() {
-        assert_eq!(nat64("10.0.0.0/8").unwrap(), "64:ff9b::a00:0/104");
-        assert_eq!(nat64("192.168.0.0/16").unwrap(), "64:ff9b::c0a8:0/112");
-        let script = firewall(53).script(&BTreeSet::new());
-        assert!(script.contains("64:ff9b::a9fe:0/112"));
+    fn script(firewall: &Firewall) -> String {
+        firewall.script(&Home::default(), true)
     }
 
     #[test]
     fn the_relay_is_translated_only_where_port_53_was_taken() {
-        assert!(!firewall(53).script(&BTreeSet::new()).contains("dnat ip"));
-        let script = firewall(1053).script(&BTreeSet::new());
+        assert!(!script(&firewall(53)).contains("dnat ip"));
+        let script = script(&firewall(1053));
         assert!(script.contains("ip6 daddr fd00:1:2:3::1 tcp dport 53 dnat ip6 to [fd00:1:2:3::1]:1053"));
         assert!(script.contains("ip daddr 10.64.128.1 udp dport 1053 accept"));
     }
 
     #[test]
     fn empty_sets_have_no_elements() {
-        let script = firewall(53).on_link_script(&BTreeSet::from(["198.51.100.0/24".parse().unwrap()]));
+        let denied = BTreeSet::from(["198.51.100.0/24".parse().unwrap()]);
+        let script = firewall(53).home_script(&Home { denied, uplinks: BTreeSet::new() });
         assert!(script.contains("add element inet hearth-abcd lan4 { 198.51.100.0/24 }"));
         assert!(!script.contains("add element inet hearth-abcd lan6"));
         assert!(script.contains("flush set inet hearth-abcd lan6"));
+        assert!(!script.contains("add element inet hearth-abcd uplinks"));
+    }
+
+    #[test]
+    fn strangers_are_dropped_only_where_they_are_routed_for_our_sake() {
+        let mut firewall = firewall(53);
+        assert!(!script(&firewall).contains("jump stranger"));
+        firewall.strangers.drop6 = true;
+        assert_eq!(script(&firewall).matches("jump stranger").count(), 1);
+        assert!(script(&firewall).contains("meta nfproto ipv6 jump stranger"));
+    }
+
+    #[test]
+    fn connections_are_counted_only_where_the_kernel_can() {
+        for counted in ["ct count over 4096", "limit rate over 500/second"] {
+            assert!(script(&firewall(53)).contains(counted));
+        }
+        let without = firewall(53).script(&Home::default(), false);
+        assert!(!without.contains("ct count") && !without.contains("connections") && !without.contains("questions"));
     }
 
     #[test]

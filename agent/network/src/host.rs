@@ -124,6 +124,19 @@ pub(crate) fn has_ipv6() -> bool {
     sysctl("ipv6/conf/all/disable_ipv6").is_ok_and(|v| v == "0")
 }
 
+/// Which families the host forwards already.
+pub(crate) fn forwards() -> Result<(bool, bool), NetworkError> {
+    let v6 = sysctl("ipv6/conf/all/forwarding").is_ok_and(|v| v == "1");
+    Ok((sysctl("ipv4/ip_forward")? == "1", v6))
+}
+
+/// Names the time since the machine started: kernel parameters last as long.
+pub(crate) fn boot_id() -> Result<String, NetworkError> {
+    let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
+    let text = fs::read_to_string(&path).map_err(|source| NetworkError::Sysctl { verb: "read", path, source })?;
+    Ok(text.trim().to_owned())
+}
+
 /// Lets the host forward packets, and keeps its own IPv6 address and default route while doing so.
 ///
 /// # Caveats
@@ -202,6 +215,25 @@ impl Survey {
             .chain(routes.map(|r| r.prefix))
             .filter(|p| p.len() > 0)
             .collect()
+    }
+
+    /// The links that have the host's neighbours on them, or a router: hardware, and what has a route by a router. Bridges and
+    /// links of containers and virtual machines are not among them, unless the host itself lives on such a bridge.
+    pub(crate) fn uplinks(&self) -> BTreeSet<String> {
+        let routed: BTreeSet<u32> = self.routes.iter().filter(|r| r.via_router).filter_map(|r| r.index).collect();
+        let is_hardware = |name: &str| Path::new("/sys/class/net").join(name).join("device").exists();
+        let links = self.links.iter().filter(|l| !l.name.starts_with("hearth-"));
+        // Names with a quote or the like could break out of the rules; the kernel forbids only slashes and spaces.
+        let plain = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:@".contains(&b));
+        links
+            .filter(|l| plain(&l.name) && (routed.contains(&l.index) || is_hardware(&l.name)))
+            .map(|l| l.name.clone())
+            .collect()
+    }
+
+    /// Whether a pod of `instance` may be alive: a link goes with the namespace of its pod.
+    pub(crate) fn has_pods(&self, instance: &Instance) -> bool {
+        self.links.iter().any(|l| instance.link_index(&l.name).is_some())
     }
 
     /// The prefixes of the host's neighbours; links of pods are not neighbours.

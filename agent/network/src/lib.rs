@@ -7,20 +7,31 @@
 //!
 //! # What a pod may reach
 //! The public internet, masqueraded, unless its policy denies that; the name relay at its gateway, port 53; and it may reply
-//! to connections from the host. Nothing else: not the host (whichever address is used), not other pods of any instance, not
-//! private, shared, link-local, multicast or reserved ranges of IPv4 and IPv6, not the neighbours of the host by their global
-//! IPv6 addresses, and none of these in their 6to4, Teredo or NAT64 form. Only TCP, UDP and ICMP. It speaks from its own
-//! addresses only. Nobody but the host may open a connection to it.
+//! to TCP connections and pings from the host. Nothing else: not the host (whichever address is used), not other pods of any
+//! instance, not private, shared, link-local, multicast or reserved ranges of IPv4 and IPv6, not the home of the host by its
+//! global IPv6 addresses (the /56 around each of its networks), not what [`Network::deny`] names, and none of these in their
+//! 6to4, Teredo or NAT64 form. Only TCP, UDP and ICMP, and a bounded number of connections. It speaks from its own addresses
+//! only. Nobody but the host may open a connection to it. The relay does not tell it about the home either: names that are
+//! never the public internet's do not exist for it, and answers that lead into the home are empty.
 //!
-//! What is refused is refused audibly (ICMP "administratively prohibited"), so that programs fail at once instead of
-//! hanging; forged sources are dropped silently.
+//! What is refused is refused audibly (a TCP reset, or ICMP "administratively prohibited"), so that programs fail at once
+//! instead of hanging; forged sources are dropped silently.
+//!
+//! # Two firewalls
+//! The host's table `inet hearth-<instance>` knows connections, sources and neighbours. A second, small table is inside of
+//! each pod's namespace, where neither the pod nor whoever flushes the host's rules reaches it: it alone keeps a pod from all
+//! denied ranges and from the host, whether the agent runs or not.
 //!
 //! # Beside other firewalls
 //! A packet must be accepted by every firewall on the host. Where docker has enabled forwarding it sets the policy of
 //! `ip filter FORWARD` to drop, and pods have no internet until that chain (`DOCKER-USER`) accepts what comes from and goes
 //! to `hearth-<instance>-*`; ufw and firewalld likewise, also for port 53 at the input hook. [`Network::notices`] names
-//! such chains of nftables (not those of the old iptables-legacy). Nothing that others accept weakens the rules here. A
-//! firewall of ours that somebody flushes is put back at once while the agent runs.
+//! such chains of nftables (not those of the old iptables-legacy). Nothing that others accept weakens the rules here. Whatever
+//! somebody changes in our table (flushes it, deletes or adds a rule or an element) is put back at once while the agent runs.
+//!
+//! Pods need a host that forwards packets. Where this instance had to enable that, it drops what arrives by the host's uplinks
+//! and is neither for a pod, nor part of a known connection, nor let in by a port forwarding: the host does not become a
+//! router for its LAN. Where the host forwarded before, nothing of others is touched.
 //!
 //! # Beside network managers
 //! systemd-networkd and NetworkManager leave foreign veth links alone. A dhcpcd that manages every link gives the host's side
@@ -28,19 +39,23 @@
 //! rule before the main table) takes the host's way to its pods too, and source checks then drop what pods send.
 //!
 //! # Limits
-//! While the agent is down nobody watches: the firewall stays, but does not learn of new neighbours, nor come back when it
-//! is flushed.
+//! While the agent is down nobody watches: the firewalls stay, but do not learn of new neighbours, and the host's does not
+//! come back when it is flushed; then pods are not masqueraded either, so mostly have no internet. The table inside of a pod
+//! knows the home as it was when the pod was attached or adopted last, and keeps no connections: UDP that the host sends to a
+//! pod gets no answer.
 //!
-//! The firewall knows the host's neighbours, not the whole site: where a home has several IPv6 networks behind its router,
-//! only those that the host is on, or has a direct route to, are kept from pods. A NAT64 prefix of the network's own is not
-//! known. Forwarding is enabled for the whole host (IPv6 knows nothing finer) and stays so.
+//! An IPv6 home larger than a /56 is known by the networks that the host is on, and a NAT64 prefix of the network's own is
+//! not known. Forwarding is enabled for the whole host and stays so after a teardown.
 
+mod denied;
 mod dns;
 mod error;
 mod firewall;
 mod host;
+mod inner;
 mod names;
 mod netlink;
+mod notice;
 mod pod;
 mod prefix;
 mod service;
@@ -53,6 +68,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 pub use error::NetworkError;
+pub use notice::Notice;
 pub use service::Network;
 pub use teardown::{TeardownReport, teardown};
 
@@ -66,6 +82,9 @@ pub struct NetworkConfig {
     pub state_dir: PathBuf,
     /// The host's resolver configuration, usually `/etc/resolv.conf`: pods' questions go to the name servers in it.
     pub resolv_conf: PathBuf,
+    /// The zone of the region, whose names the relay answers as they are, also where it ends in a name that stays in the home
+    /// (`hearth.internal`).
+    pub zone: Option<String>,
 }
 
 /// What a pod may reach.

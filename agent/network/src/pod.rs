@@ -8,16 +8,19 @@ use std::fs;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::net::netdevice::name_to_index;
 
+use crate::denied::Denied;
 use crate::host::{self, must, set_sysctl};
+use crate::inner::{Inner, Namespace};
 use crate::names::{GROUP_INTERNET, GROUP_ISOLATED, Instance, host_mac, pod_mac};
 use crate::netlink::Batch;
 use crate::netlink::route::{self, AddressUse, VethPair};
-use crate::netlink::socket::Socket;
+use crate::netlink::socket::{Protocol, Socket};
 use crate::prefix::Prefix;
 use crate::{EgressPolicy, NetworkError};
 
@@ -38,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) gateway4: IpAddr,
     /// The pod's address and its gateway's, where the host has IPv6.
     pub(crate) ipv6: Option<(IpAddr, IpAddr)>,
+    /// What is denied to pods at this time.
+    pub(crate) denied: Arc<Denied>,
 }
 
 impl Plan {
@@ -59,7 +64,7 @@ pub(crate) fn create(plan: &Plan) -> Result<OwnedFd, NetworkError> {
         .map_err(|e| NetworkError::Namespace { step: "make a network namespace", source: e.into() })?;
     let netns = host::open_netns(Path::new(host::THREAD_NETNS))?;
     let pod = host::route_socket()?;
-    prepare_namespace(plan.ipv6.is_some())?;
+    prepare_namespace(plan, Namespace::New)?;
     host::enter(&host_netns)?;
     let made = add_link(plan, &host, &netns).and_then(|()| configure(plan, &host, &pod, false));
     if made.is_err() {
@@ -77,7 +82,7 @@ pub(crate) fn take_over(plan: &Plan, netns: OwnedFd) -> Result<OwnedFd, NetworkE
     let host_index = name_to_index(&host, &plan.link()).ok();
     host::enter(&netns)?;
     let pod = host::route_socket()?;
-    prepare_namespace(plan.ipv6.is_some())?;
+    prepare_namespace(plan, Namespace::Old)?;
     host::enter(&host_netns)?;
     let peer = host::links(&pod)?.into_iter().find(|l| l.name == POD_LINK);
     let whole = matches!((host_index, &peer), (Some(index), Some(peer)) if peer.peer == Some(index));
@@ -107,12 +112,18 @@ pub(crate) fn remove(host: &Socket, link: &str) -> Result<(), NetworkError> {
     host::delete(host, &batch).map(drop)
 }
 
-/// Parameters of a pod's namespace. Processes of a pod have no capability over it, so they are set from outside.
-fn prepare_namespace(ipv6: bool) -> Result<(), NetworkError> {
+/// Firewall and parameters of a pod's namespace, which the calling thread is in, before it has a link. Processes of a pod have
+/// no capability over it, so they are set from outside.
+fn prepare_namespace(plan: &Plan, namespace: Namespace) -> Result<(), NetworkError> {
+    let tables = Socket::open(Protocol::Netfilter, 0)
+        .map_err(|e| NetworkError::netlink("open a socket for the pod's firewall", e))?;
+    let gateway6 = plan.ipv6.map(|(_, gateway)| gateway);
+    let inner = Inner { gateway4: plan.gateway4, gateway6, internet: plan.policy.internet, denied: &plan.denied };
+    inner.install(&tables, namespace)?;
     // Ports below 1024 and ping need no privilege inside a pod, as with other container engines.
     set_sysctl("ipv4/ip_unprivileged_port_start", "0")?;
     set_sysctl("ipv4/ping_group_range", "0 2147483647")?;
-    if ipv6 {
+    if plan.ipv6.is_some() {
         // No addresses but those given: the peer is a router that sends no advertisements.
         set_sysctl("ipv6/conf/default/addr_gen_mode", "1")?;
         set_sysctl("ipv6/conf/default/accept_ra", "0")?;

@@ -14,6 +14,9 @@ const WIDEST_LAN4: u8 = 8;
 /// The same for IPv6: a LAN is a /64, a routed site at most a /32.
 const WIDEST_LAN6: u8 = 20;
 
+/// A home's provider delegates it a /56 of IPv6 (RFC 6177, RIPE-690), of which the network that the host is on is one of 256.
+const HOME6: u8 = 56;
+
 /// An IP prefix in canonical form: no bits set after its length.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct Prefix {
@@ -46,6 +49,16 @@ impl Prefix {
 
     pub(crate) fn overlaps(self, other: Self) -> bool {
         if self.len <= other.len { self.contains(other.address) } else { other.contains(self.address) }
+    }
+
+    /// First and last address, as numbers.
+    pub(crate) fn range(self) -> (u128, u128) {
+        let (width, first) = match self.address {
+            IpAddr::V4(a) => (32, u128::from(a.to_bits())),
+            IpAddr::V6(a) => (128, a.to_bits()),
+        };
+        let all = if width == 128 { u128::MAX } else { (1 << width) - 1 };
+        (first, first | (all & !mask(width, self.len)))
     }
 
     /// Whether this names one host only.
@@ -134,7 +147,19 @@ pub(crate) fn on_link(neighbourhoods: impl IntoIterator<Item = Neighbourhood>) -
         .map(|n| n.prefix)
         .filter(|p| p.len() >= if p.address().is_ipv4() { WIDEST_LAN4 } else { WIDEST_LAN6 })
         .filter(|p| !already_denied(*p))
+        .map(home_of)
         .collect()
+}
+
+/// The home that a prefix is of: for global IPv6 what the provider delegated, so that pods are kept from the home's other
+/// networks too.
+pub(crate) fn home_of(prefix: Prefix) -> Prefix {
+    match prefix.address {
+        IpAddr::V6(a) if a.segments()[0] & 0xe000 == 0x2000 && prefix.len > HOME6 => {
+            Prefix::new(prefix.address, HOME6).unwrap_or(prefix)
+        }
+        _ => prefix,
+    }
 }
 
 /// Whether the static rules deny the prefix anyway: link-local and multicast routes need no element of their own.
@@ -195,7 +220,9 @@ mod tests {
     fn lans_are_on_link_and_tunnels_to_everywhere_are_not() {
         let n = |text: &str, shared_link, is_address| Neighbourhood { prefix: p(text), shared_link, is_address };
         let found = on_link([
-            n("2001:db8:1::/64", true, true),
+            n("2001:db8:1:42::/64", true, true),
+            n("2001:db8:2::/48", true, true),
+            n("fd00:0:0:7::/64", true, true),
             n("198.51.100.0/24", true, false),
             n("8.0.0.0/7", false, false),
             n("128.0.0.0/1", true, false),
@@ -205,7 +232,9 @@ mod tests {
             n("fe80::/64", true, false),
             n("ff00::/8", true, false),
         ]);
-        assert_eq!(found, BTreeSet::from([p("2001:db8:1::/64"), p("198.51.100.0/24"), p("203.0.114.9/32")]));
+        let v6 = ["2001:db8:1::/56", "2001:db8:2::/48", "fd00:0:0:7::/64"];
+        let v4 = ["198.51.100.0/24", "203.0.114.9/32"];
+        assert_eq!(found, v6.into_iter().chain(v4).map(p).collect());
     }
 
     #[test]

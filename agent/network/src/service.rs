@@ -1,6 +1,6 @@
 //! The handle that the agent holds.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,15 +9,15 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinSet;
 
 use crate::dns::relay::Sockets;
-use crate::firewall::{self, Firewall};
+use crate::firewall::{Firewall, Strangers};
 use crate::host::{self, Host, Survey};
 use crate::names::{GATEWAY_INDEX, Instance, check_uid};
 use crate::netlink::{Batch, route};
 use crate::pod::{self, Plan};
-use crate::prefix::{Prefix, choose4, nth, unique_local};
-use crate::store::{Allocations, Prefixes, Store};
+use crate::prefix::{Prefix, choose4, home_of, nth, unique_local};
+use crate::store::{Allocations, Forwarding, Prefixes, Store};
 use crate::watch::{self, Ears, Guard};
-use crate::{EgressPolicy, NetworkConfig, NetworkError, PodAddresses, PodNetwork};
+use crate::{EgressPolicy, NetworkConfig, NetworkError, Notice, PodAddresses, PodNetwork};
 
 /// Tries to claim an IPv4 prefix while another instance claims the same at the same time.
 const CLAIM_ATTEMPTS: u32 = 8;
@@ -36,7 +36,7 @@ struct Inner {
     store: Store,
     prefixes: Prefixes,
     ipv6: bool,
-    notices: Vec<String>,
+    guard: Arc<Guard>,
     allocations: Mutex<Allocations>,
     busy: KeyedLocks,
     /// Relay and watchers; aborted when dropped.
@@ -51,7 +51,7 @@ struct Foundation {
     ipv6: bool,
     sockets: Sockets,
     ears: Ears,
-    notices: Vec<String>,
+    strangers: Strangers,
 }
 
 impl Network {
@@ -68,10 +68,7 @@ impl Network {
             let (instance, dir) = (instance.clone(), config.state_dir.clone());
             host.run("prepare the pod network", move || prepare(&instance, &dir)).await?
         };
-        let Foundation { store, prefixes, allocations, ipv6, sockets, ears, notices } = foundation;
-        for notice in &notices {
-            tracing::warn!("{notice}");
-        }
+        let Foundation { store, prefixes, allocations, ipv6, sockets, ears, strangers } = foundation;
 
         let guard = Guard::new(Firewall {
             instance: instance.clone(),
@@ -79,15 +76,19 @@ impl Network {
             gateway4: nth(prefixes.ipv4, GATEWAY_INDEX),
             pods6: ipv6.then(|| (prefixes.ipv6, nth(prefixes.ipv6, GATEWAY_INDEX))),
             relay_port: sockets.port,
+            strangers,
         });
         guard.install(&host).await?;
         // Only now, with the firewall in place, may the host forward anything.
         host.run("enable forwarding", move || host::enable_forwarding(ipv6)).await?;
 
-        let mut tasks = sockets.serve(config.resolv_conf)?;
+        guard.look_around(&host).await?;
+
+        let pods = [Some(prefixes.ipv4), ipv6.then_some(prefixes.ipv6)].into_iter().flatten().collect();
+        let mut tasks = sockets.serve(config.resolv_conf, config.zone.as_deref(), pods, guard.denied().clone())?;
         let (routes, tables) = watch::register(ears)?;
         tasks.spawn(Arc::clone(&guard).watch_routes(host.clone(), routes));
-        tasks.spawn(guard.watch_tables(host.clone(), tables));
+        tasks.spawn(Arc::clone(&guard).watch_tables(host.clone(), tables));
 
         let inner = Inner {
             instance,
@@ -95,7 +96,7 @@ impl Network {
             store,
             prefixes,
             ipv6,
-            notices,
+            guard,
             allocations: Mutex::new(allocations),
             busy: KeyedLocks::default(),
             tasks: Mutex::new(tasks),
@@ -173,10 +174,21 @@ impl Network {
         self.inner.ipv6
     }
 
-    /// What on this host may keep pods from the network, for a person to read: for example, another program's firewall
-    /// whose default is to drop. Found at start.
-    pub fn notices(&self) -> &[String] {
-        &self.inner.notices
+    /// What on this host may keep pods from the network: for example, another program's firewall whose default is to drop.
+    /// Kept current as firewalls, addresses and routes change, and cheap to ask.
+    pub fn notices(&self) -> Arc<[Notice]> {
+        self.inner.guard.notices()
+    }
+
+    /// Keeps pods from these addresses too, in the place of those of an earlier call: those under which the internet sees this
+    /// home, behind which its router may answer. Of a global IPv6 address it is the whole home, a /56.
+    ///
+    /// Holds at once for the host's firewall and the name relay, and for the one inside of a pod from its next attachment or
+    /// adoption on.
+    pub async fn deny(&self, addresses: &BTreeSet<IpAddr>) -> Result<(), NetworkError> {
+        let host_prefix = |a: &IpAddr| Prefix::new(*a, if a.is_ipv4() { 32 } else { 128 });
+        let prefixes = addresses.iter().filter_map(host_prefix).map(home_of).collect();
+        self.inner.guard.request(&self.inner.host, prefixes).await
     }
 
     /// Stops the name relay and the watch over the firewall, and returns when they have ended and their port is free. Pods
@@ -302,6 +314,7 @@ impl Inner {
             ipv4: nth(ipv4, index),
             gateway4: nth(ipv4, GATEWAY_INDEX),
             ipv6: self.ipv6.then(|| (nth(ipv6, index), nth(ipv6, GATEWAY_INDEX))),
+            denied: self.guard.denied().get(),
         }
     }
 
@@ -339,13 +352,29 @@ fn prepare(instance: &Instance, dir: &std::path::Path) -> Result<Foundation, Net
     let store = Store::open(dir)?;
     let allocations = store.allocations()?;
     let ipv6 = host::has_ipv6();
-    let prefixes = claim_prefixes(instance, &store, allocations.is_empty(), ipv6)?;
+    // Allocations say nothing about it: they outlive pods and reboots.
+    let no_pods = !Survey::take()?.has_pods(instance);
+    let prefixes = claim_prefixes(instance, &store, no_pods, ipv6)?;
     let mut gateways = vec![nth(prefixes.ipv4, GATEWAY_INDEX)];
     gateways.extend(ipv6.then(|| nth(prefixes.ipv6, GATEWAY_INDEX)));
     let sockets = Sockets::bind(&gateways)?;
     let ears = Ears::open()?;
-    let notices = notices(instance, &prefixes, ipv6)?;
-    Ok(Foundation { store, prefixes, allocations, ipv6, sockets, ears, notices })
+    let strangers = note_forwarding(&store, ipv6)?;
+    Ok(Foundation { store, prefixes, allocations, ipv6, sockets, ears, strangers })
+}
+
+/// Which families the host is about to forward, or forwards since this machine started, for our sake only. Written down before
+/// it is enabled: afterwards nobody could tell.
+fn note_forwarding(store: &Store, ipv6: bool) -> Result<Strangers, NetworkError> {
+    let (forwards4, forwards6) = host::forwards()?;
+    let before = store.forwarding(&host::boot_id()?);
+    let ours4 = before.ours4 || !forwards4;
+    let ours6 = ipv6 && (before.ours6 || !forwards6);
+    let now = Forwarding { ours4, ours6, ..before.clone() };
+    if now != before {
+        store.save_forwarding(&now)?;
+    }
+    Ok(Strangers { drop4: ours4, drop6: ours6 })
 }
 
 /// The prefixes that were kept, or new ones: at the first start, and where the host meanwhile uses them and no pod does.
@@ -401,28 +430,6 @@ fn drop_other_claims(
         }
     }
     host::delete(socket, &batch).map(drop)
-}
-
-fn notices(instance: &Instance, prefixes: &Prefixes, ipv6: bool) -> Result<Vec<String>, NetworkError> {
-    let mut notices = Vec::new();
-    for chain in firewall::foreign_drop_policies(instance)? {
-        notices.push(format!(
-            "the firewall chain `{chain}` of another program drops what it does not know, which may cut pods off: allow \
-             forwarding and UDP and TCP port 53 from links \"{}*\" there (docker: chain DOCKER-USER)",
-            instance.link_prefix()
-        ));
-    }
-    if !ipv6 {
-        notices.push("IPv6 is disabled on this host: pods have IPv4 only".to_owned());
-    }
-    let taken = Survey::take()?.taken(instance);
-    if let Some(other) = taken.iter().find(|t| t.overlaps(prefixes.ipv4)) {
-        notices.push(format!(
-            "the host's network {other} overlaps the pods' {}; stop all pods and start again to move the pods",
-            prefixes.ipv4
-        ));
-    }
-    Ok(notices)
 }
 
 /// One lock a pod, for as long as somebody wants it.

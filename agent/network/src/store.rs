@@ -21,6 +21,7 @@ const MAX_FILE_BYTES: u64 = 2 * 1024 * 1024;
 pub(crate) const MAX_PODS: usize = 4096;
 const VERSION: u32 = 1;
 const PREFIXES: (&str, &str) = ("prefixes.json", "hearth-network-prefixes");
+const FORWARDING: (&str, &str) = ("forwarding.json", "hearth-network-forwarding");
 const PODS: (&str, &str) = ("pods.json", "hearth-network-pods");
 
 /// What is looked at first: the rest of a file of another version may be anything.
@@ -67,6 +68,16 @@ struct PodsFile {
     pods: BTreeMap<String, PodEntry>,
 }
 
+/// Whose doing it is that the host forwards packets, by family.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Forwarding {
+    /// The start of the machine for which this holds.
+    pub(crate) boot: String,
+    /// Whether this instance enabled it.
+    pub(crate) ours4: bool,
+    pub(crate) ours6: bool,
+}
+
 #[derive(Serialize, Deserialize)]
 struct PodEntry {
     index: u16,
@@ -85,6 +96,7 @@ impl Allocations {
         self.pods.iter().map(|(uid, index)| (uid.as_str(), *index))
     }
 
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.pods.is_empty()
     }
@@ -149,6 +161,24 @@ impl Store {
     pub(crate) fn save_prefixes(&self, prefixes: Prefixes) -> Result<(), NetworkError> {
         let body = PrefixesFile { ipv4: prefixes.ipv4.to_string(), ipv6: prefixes.ipv6.to_string() };
         self.write(PREFIXES, body, true)
+    }
+
+    /// What this instance enabled since the machine started; nothing where the file is of another start, or unreadable.
+    pub(crate) fn forwarding(&self, boot: &str) -> Forwarding {
+        let nothing = Forwarding { boot: boot.to_owned(), ..Forwarding::default() };
+        match self.read::<Forwarding>(FORWARDING) {
+            Ok(Some(file)) if file.boot == boot => file,
+            Ok(_) => nothing,
+            Err(error) => {
+                tracing::warn!(%error, "it is forgotten that forwarding is of this instance's doing");
+                nothing
+            }
+        }
+    }
+
+    /// Saves it; it is worth nothing after a power cut.
+    pub(crate) fn save_forwarding(&self, forwarding: &Forwarding) -> Result<(), NetworkError> {
+        self.write(FORWARDING, forwarding, false)
     }
 
     /// The allocations as last saved. A file that a power cut cut short counts as none: no pod survived that either.
@@ -257,6 +287,15 @@ mod tests {
     }
 
     #[test]
+    fn forwarding_is_of_one_start_of_the_machine() {
+        let (_dir, store) = store();
+        let ours = Forwarding { boot: "a".into(), ours4: true, ours6: false };
+        store.save_forwarding(&ours).unwrap();
+        assert_eq!(store.forwarding("a"), ours);
+        assert_eq!(store.forwarding("b"), Forwarding { boot: "b".into(), ..Forwarding::default() });
+    }
+
+    #[test]
     fn a_torn_pods_file_is_empty_but_a_newer_one_is_refused() {
         let (_dir, store) = store();
         fs::write(store.dir.join("pods.json"), b"").unwrap();
@@ -308,7 +347,8 @@ mod tests {
             let (_dir, store) = store();
             fs::write(store.dir.join("pods.json"), &bytes).unwrap();
             fs::write(store.dir.join("prefixes.json"), &bytes).unwrap();
-            let _ = (store.allocations(), store.prefixes());
+            fs::write(store.dir.join("forwarding.json"), &bytes).unwrap();
+            let _ = (store.allocations(), store.prefixes(), store.forwarding("boot"));
         }
     }
 }

@@ -2,19 +2,21 @@
 //! firewalls (Debian's nftables service flushes all of them whenever it is restarted).
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
 
-use crate::NetworkError;
-use crate::firewall::{self, Firewall};
+use crate::denied::{Denied, SharedDenied};
+use crate::firewall::{self, Firewall, Home};
 use crate::host::{Host, Survey};
-use crate::netlink::nft::{self, NFT_MSG_DELTABLE};
+use crate::netlink::nft;
 use crate::netlink::socket::{Protocol, Socket};
 use crate::netlink::{messages, route};
 use crate::prefix::Prefix;
+use crate::{NetworkError, Notice};
 
 /// Least time between two looks at the host's network: a route daemon that changes routes all the time must not keep a
 /// home device busy. The first change of a burst is acted on at once.
@@ -30,7 +32,16 @@ const GROUP_NFTABLES: u32 = 1 << 6;
 #[derive(Debug)]
 pub(crate) struct Guard {
     firewall: Firewall,
-    on_link: Mutex<Option<BTreeSet<Prefix>>>,
+    /// What the table was last told of the host; also the turn to change the table.
+    told: Mutex<Option<Home>>,
+    /// Denied by request, beside what the host's network says.
+    requested: RwLock<BTreeSet<Prefix>>,
+    denied: SharedDenied,
+    /// The last generation of the ruleset in which the table is as we made it: what changes it later is not us.
+    generation: AtomicU32,
+    /// Whether the kernel can count connections; found out by the first installation.
+    counts: AtomicBool,
+    notices: RwLock<Arc<[Notice]>>,
 }
 
 /// Sockets that hear of changes. Opened before the first look, so that nothing is missed between.
@@ -53,56 +64,144 @@ impl Ears {
 
 impl Guard {
     pub(crate) fn new(firewall: Firewall) -> Arc<Self> {
-        Arc::new(Self { firewall, on_link: Mutex::new(None) })
+        Arc::new(Self {
+            firewall,
+            told: Mutex::new(None),
+            requested: RwLock::default(),
+            denied: SharedDenied::new(Denied::new(&BTreeSet::new())),
+            generation: AtomicU32::new(0),
+            counts: AtomicBool::new(true),
+            notices: RwLock::new(Arc::new([])),
+        })
+    }
+
+    /// What is denied to pods now.
+    pub(crate) fn denied(&self) -> &SharedDenied {
+        &self.denied
+    }
+
+    pub(crate) fn notices(&self) -> Arc<[Notice]> {
+        Arc::clone(&self.notices.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Denies more prefixes, in the place of those that were denied by request before.
+    pub(crate) async fn request(self: &Arc<Self>, host: &Host, prefixes: BTreeSet<Prefix>) -> Result<(), NetworkError> {
+        *self.requested.write().unwrap_or_else(PoisonError::into_inner) = prefixes;
+        self.refresh(host).await
     }
 
     /// Puts the whole table in place.
     pub(crate) async fn install(self: &Arc<Self>, host: &Host) -> Result<(), NetworkError> {
-        let mut known = self.on_link.lock().await;
-        let firewall = self.firewall.clone();
-        let on_link = host
-            .run("install the firewall", move || {
-                let on_link = Survey::take()?.on_link();
-                firewall::run("installing the firewall", &firewall.script(&on_link))?;
-                Ok(on_link)
-            })
-            .await?;
-        *known = Some(on_link);
-        Ok(())
+        let mut told = self.told.lock().await;
+        self.install_in_turn(host, &mut told).await
     }
 
-    /// Puts the table back where somebody removed it.
-    async fn reinstall_if_missing(self: &Arc<Self>, host: &Host) -> Result<(), NetworkError> {
-        let table = self.firewall.instance.table();
-        let exists = host
-            .run("look for the firewall", move || {
-                nft::table_exists(&table).map_err(|e| NetworkError::netlink("look up the firewall table", e))
+    /// Puts the table back where somebody else changed it; whether that was so.
+    async fn restore(self: &Arc<Self>, host: &Host, heard: Heard) -> Result<bool, NetworkError> {
+        // In turn: a change of ours may be heard of before it is known to be ours.
+        let mut told = self.told.lock().await;
+        let known = self.generation.load(Ordering::Relaxed) as u16;
+        let is_foreign = heard.lost || heard.ours.is_some_and(|generation| is_later(generation, known));
+        if is_foreign {
+            self.install_in_turn(host, &mut told).await?;
+        }
+        Ok(is_foreign)
+    }
+
+    async fn install_in_turn(self: &Arc<Self>, host: &Host, told: &mut Option<Home>) -> Result<(), NetworkError> {
+        let guard = Arc::clone(self);
+        let home = host
+            .run("install the firewall", move || {
+                let home = guard.home()?;
+                guard.put(&home)?;
+                Ok(home)
             })
             .await?;
-        if !exists {
-            self.install(host).await?;
-            tracing::warn!("somebody removed the firewall of the pods; it was put back");
-        }
+        *told = Some(home);
         Ok(())
     }
 
     /// Tells the firewall of the host's neighbours, where they changed.
-    async fn refresh_on_link(self: &Arc<Self>, host: &Host) -> Result<(), NetworkError> {
-        let mut known = self.on_link.lock().await;
-        let firewall = self.firewall.clone();
-        let before = known.clone();
-        let on_link = host
+    async fn refresh(self: &Arc<Self>, host: &Host) -> Result<(), NetworkError> {
+        let mut told = self.told.lock().await;
+        let (guard, before) = (Arc::clone(self), told.clone());
+        let home = host
             .run("tell the firewall of the host's neighbours", move || {
-                let on_link = Survey::take()?.on_link();
-                if before.as_ref() != Some(&on_link) {
-                    firewall::run("updating the host's neighbours", &firewall.on_link_script(&on_link))?;
-                    tracing::info!(prefixes = on_link.len(), "pods are kept from the host's neighbours");
+                let home = guard.home()?;
+                if before.as_ref() != Some(&home) {
+                    guard.change("updating the host's neighbours", &guard.firewall.home_script(&home))?;
+                    tracing::info!(prefixes = home.denied.len(), "pods are kept from the host's neighbours");
                 }
-                Ok(on_link)
+                Ok(home)
             })
             .await?;
-        *known = Some(on_link);
+        *told = Some(home);
         Ok(())
+    }
+
+    /// What the host is like now, which from here on is also what the relay and new pods go by. On a helper thread.
+    fn home(&self) -> Result<Home, NetworkError> {
+        let survey = Survey::take()?;
+        let mut denied = survey.on_link();
+        denied.extend(self.requested.read().unwrap_or_else(PoisonError::into_inner).iter());
+        self.denied.set(Denied::new(&denied));
+        Ok(Home { denied, uplinks: survey.uplinks() })
+    }
+
+    /// The whole table, without counting connections where the kernel cannot.
+    fn put(&self, home: &Home) -> Result<(), NetworkError> {
+        let doing = "installing the firewall";
+        if !self.counts.load(Ordering::Relaxed) {
+            return self.change(doing, &self.firewall.script(home, false));
+        }
+        match self.change(doing, &self.firewall.script(home, true)) {
+            Err(NetworkError::NftFailed { .. }) => {
+                // Either without works, and counting was why, or nothing does, and the error is this one's.
+                self.change(doing, &self.firewall.script(home, false))?;
+                self.counts.store(false, Ordering::Relaxed);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// One transaction of ours. Where others changed the ruleset at the same time, it is not known which change was whose:
+    /// then ours counts as foreign, and the table is made once more when it is heard of.
+    fn change(&self, doing: &'static str, script: &str) -> Result<(), NetworkError> {
+        let generation = || nft::generation().map_err(|e| NetworkError::netlink("read the firewall's generation", e));
+        let before = generation()?;
+        firewall::run(doing, script)?;
+        let after = generation()?;
+        let known = if after == before.wrapping_add(1) { after } else { before };
+        self.generation.store(known, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Finds out anew what a person should know; what is new goes to the log.
+    pub(crate) async fn look_around(self: &Arc<Self>, host: &Host) -> Result<(), NetworkError> {
+        let guard = Arc::clone(self);
+        let found = host.run("look at other firewalls", move || guard.find_notices()).await?;
+        let before = self.notices();
+        for notice in found.iter().filter(|notice| !before.contains(notice)) {
+            tracing::warn!("{notice}");
+        }
+        *self.notices.write().unwrap_or_else(PoisonError::into_inner) = found.into();
+        Ok(())
+    }
+
+    fn find_notices(&self) -> Result<Vec<Notice>, NetworkError> {
+        let Firewall { instance, pods4, pods6, .. } = &self.firewall;
+        let chains = firewall::foreign_drop_policies(instance)?.into_iter();
+        let links = format!("{}*", instance.link_prefix());
+        let mut notices: Vec<Notice> =
+            chains.map(|chain| Notice::ForeignFirewall { chain, links: links.clone() }).collect();
+        notices.extend(pods6.is_none().then_some(Notice::NoIpv6));
+        let taken = Survey::take()?.taken(instance);
+        if let Some(other) = taken.iter().find(|t| t.overlaps(*pods4)) {
+            notices.push(Notice::Overlap { host: other.to_string(), pods: pods4.to_string() });
+        }
+        notices.extend((!self.counts.load(Ordering::Relaxed)).then_some(Notice::ConnectionsNotCounted));
+        Ok(notices)
     }
 
     /// Whether a change of routes or addresses is about something else than this instance's own pods.
@@ -114,37 +213,86 @@ impl Guard {
         })
     }
 
-    fn concerns_table(&self, datagram: &[u8]) -> bool {
+    /// Takes in what a datagram of nf_tables says.
+    fn hear(&self, datagram: &[u8], heard: &mut Heard) {
         let own = self.firewall.instance.table();
-        messages(datagram)
-            .filter(|m| m.kind == NFT_MSG_DELTABLE)
-            .any(|m| nft::table_name(m.payload) == Some(own.as_str()))
+        for change in messages(datagram).filter_map(|m| nft::change(m.kind, m.payload)) {
+            if change.table == own {
+                heard.ours = Some(change.generation);
+            } else {
+                heard.others |= change.is_structure;
+            }
+        }
     }
 
     /// Keeps the host's neighbours up to date; ends only when it is dropped.
     pub(crate) async fn watch_routes(self: Arc<Self>, host: Host, ears: AsyncFd<Socket>) {
         loop {
-            wait_for(&ears, |datagram| self.concerns_neighbours(datagram)).await;
-            while let Err(error) = self.refresh_on_link(&host).await {
+            wait_for(&ears, |datagram| datagram.is_none_or(|datagram| self.concerns_neighbours(datagram))).await;
+            while let Err(error) = self.refresh(&host).await {
                 tracing::error!(%error, "the firewall does not know the host's new neighbours; trying again");
                 // The table itself may be what is missing.
-                let _ = self.reinstall_if_missing(&host).await;
+                let _ = self.install(&host).await;
                 tokio::time::sleep(RETRY).await;
+            }
+            self.look_around_or_log(&host).await;
+            tokio::time::sleep(SETTLE).await;
+        }
+    }
+
+    /// Keeps the table as it is to be; ends only when it is dropped.
+    pub(crate) async fn watch_tables(self: Arc<Self>, host: Host, ears: AsyncFd<Socket>) {
+        loop {
+            let mut heard = Heard::default();
+            wait_for(&ears, |datagram| {
+                match datagram {
+                    Some(datagram) => self.hear(datagram, &mut heard),
+                    None => heard.lost = true,
+                }
+                heard.lost || heard.others || heard.ours.is_some()
+            })
+            .await;
+            loop {
+                match self.restore(&host, heard).await {
+                    Ok(false) => break,
+                    Ok(true) => {
+                        tracing::warn!("the pods' firewall was changed by somebody else; it was put back");
+                        break;
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the pods' firewall was changed and cannot be put back; trying again");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            }
+            if heard.others || heard.lost {
+                self.look_around_or_log(&host).await;
             }
             tokio::time::sleep(SETTLE).await;
         }
     }
 
-    /// Keeps the table in place; ends only when it is dropped.
-    pub(crate) async fn watch_tables(self: Arc<Self>, host: Host, ears: AsyncFd<Socket>) {
-        loop {
-            wait_for(&ears, |datagram| self.concerns_table(datagram)).await;
-            while let Err(error) = self.reinstall_if_missing(&host).await {
-                tracing::error!(%error, "the pods' firewall was removed and cannot be put back; trying again");
-                tokio::time::sleep(RETRY).await;
-            }
+    async fn look_around_or_log(self: &Arc<Self>, host: &Host) {
+        if let Err(error) = self.look_around(host).await {
+            tracing::warn!(%error, "what is known of other firewalls is out of date");
         }
     }
+}
+
+/// What notifications of nf_tables were about.
+#[derive(Clone, Copy, Debug, Default)]
+struct Heard {
+    /// The last generation in which our table was changed.
+    ours: Option<u16>,
+    /// Tables or chains of others came, went or changed.
+    others: bool,
+    /// Something was missed.
+    lost: bool,
+}
+
+/// Whether one generation is after another, in the circle of 65,536.
+fn is_later(generation: u16, than: u16) -> bool {
+    (1..=i16::MAX as u16).contains(&generation.wrapping_sub(than))
 }
 
 /// The two sockets, registered with the runtime.
@@ -158,9 +306,9 @@ pub(crate) fn register(ears: Ears) -> Result<(AsyncFd<Socket>, AsyncFd<Socket>),
     Ok((AsyncFd::new(ears.routes).map_err(failed)?, AsyncFd::new(ears.tables).map_err(failed)?))
 }
 
-/// Waits until a notification is relevant, and takes all that have arrived by then. A notification that was lost (the
-/// kernel says so with `ENOBUFS`) counts as relevant.
-async fn wait_for(ears: &AsyncFd<Socket>, relevant: impl Fn(&[u8]) -> bool) {
+/// Waits until a notification is relevant, and takes all that have arrived by then. `None` is one that was lost: the kernel
+/// says so with `ENOBUFS`.
+async fn wait_for(ears: &AsyncFd<Socket>, mut relevant: impl FnMut(Option<&[u8]>) -> bool) {
     let mut buffer = vec![0u8; NOTIFICATION_BYTES];
     let mut found = false;
     loop {
@@ -169,11 +317,12 @@ async fn wait_for(ears: &AsyncFd<Socket>, relevant: impl Fn(&[u8]) -> bool) {
             return std::future::pending().await;
         };
         match ready.try_io(|socket| socket.get_ref().receive(&mut buffer)) {
-            Ok(Ok(len)) => found |= relevant(&buffer[..len]),
-            Ok(Err(e)) if e.raw_os_error() == Some(libc::ENOBUFS) => found = true,
+            Ok(Ok(len)) => found |= relevant(Some(&buffer[..len])),
+            Ok(Err(e)) if e.raw_os_error() == Some(libc::ENOBUFS) => found |= relevant(None),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "cannot hear of changes of the host's network; looking anyway");
                 tokio::time::sleep(RETRY).await;
+                relevant(None);
                 return;
             }
             Err(_would_block) if found => return,

@@ -196,6 +196,7 @@ impl Agent {
             instance: config.instance.as_str().to_owned(),
             state_dir: paths.network(),
             resolv_conf: config.resolv_conf,
+            zone: Some(identity.zone().to_owned()),
         })
         .await
         .map_err(AgentError::Network)?;

@@ -4,8 +4,10 @@
 //! `trusted.hearth.claim` on the data directory itself, which tells the right directory from a mount point whose disk is missing and from
 //! another disk mounted over it. File systems without such attributes are recorded as such, and do without the third.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::Permissions;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -93,13 +95,42 @@ pub(crate) struct Claims<'a> {
     pub(crate) root: &'a Path,
 }
 
+/// A claim that is set aside: nothing can use it until a person saw to it, and all others work.
+#[derive(Debug)]
+pub struct QuarantinedClaim {
+    /// Which claim, where its entry in the ledger can be read.
+    pub id: Option<ClaimId>,
+    /// Its entry in the ledger.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub error: VolumeError,
+}
+
 impl Claims<'_> {
-    /// Finishes deletions that were interrupted.
-    pub(crate) fn recover(&self) -> Result<(), VolumeError> {
-        for entry in self.ledger()? {
-            if entry.stage == Stage::Deleting {
-                self.finish_deletion(&entry.id)?;
+    /// Finishes what was interrupted. What cannot be finished, or read at all, is set aside and reported: one bad claim is no reason for the
+    /// others not to work.
+    pub(crate) fn recover(&self) -> Result<Vec<QuarantinedClaim>, VolumeError> {
+        self.discard_unfinished()?;
+        let mut quarantined = Vec::new();
+        for (path, entry) in self.ledger()? {
+            match entry {
+                Ok(entry) if entry.stage == Stage::Deleting => {
+                    if let Err(error) = self.finish_deletion(&entry.id) {
+                        quarantined.push(QuarantinedClaim { id: Some(entry.id), path, error });
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => quarantined.push(QuarantinedClaim { id: None, path, error }),
             }
+        }
+        Ok(quarantined)
+    }
+
+    /// Claims that were being made when the agent died were never handed out: they are made from the beginning.
+    fn discard_unfinished(&self) -> Result<(), VolumeError> {
+        for path in files::list(&self.unfinished())? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            remove::into_trash(&path, &self.trash(), &format!("new-{name}"))?;
         }
         Ok(())
     }
@@ -110,10 +141,8 @@ impl Claims<'_> {
         match self.entry(id)? {
             Some(entry) if entry.stage == Stage::Ready => check_data(id, &directory)?,
             Some(entry) if entry.stage == Stage::Creating => self.create(id, &entry.spec, &directory)?,
-            other => {
-                if other.is_some() {
-                    self.finish_deletion(id)?;
-                }
+            Some(_) => return Err(VolumeError::BeingDeleted { claim: id.to_string() }),
+            None => {
                 if directory.symlink_metadata().is_ok() {
                     let reason = "the ledger of this device does not know it".into();
                     return Err(VolumeError::ForeignData { claim: id.to_string(), path: directory, reason });
@@ -131,18 +160,22 @@ impl Claims<'_> {
 
     pub(crate) fn delete(&self, id: &ClaimId) -> Result<(), VolumeError> {
         check_id(id)?;
-        let entry = self.entry(id)?.ok_or_else(|| VolumeError::NoSuchClaim { claim: id.to_string() })?;
-        if entry.stage == Stage::Ready {
-            // Not to forget a claim whose disk is only away, and not to remove what is somebody else's.
-            check_data(id, &self.directory(id))?;
-            self.record(id, &entry.spec, Stage::Deleting)?;
-        }
-        self.finish_deletion(id)?;
-        remove::empty(&self.trash())
+        let directory = self.directory(id);
+        let spec = match self.entry(id)? {
+            Some(entry) if entry.stage == Stage::Ready => entry.spec,
+            Some(_) => return self.finish_deletion(id),
+            // Never made here, or deleted before and nobody heard of it: there is nothing to do.
+            None if directory.symlink_metadata().is_err() => return Ok(()),
+            None => ClaimSpec::default(),
+        };
+        // Not to forget a claim whose disk is only away, and not to remove what is somebody else's.
+        check_data(id, &directory)?;
+        self.record(id, &spec, Stage::Deleting)?;
+        self.finish_deletion(id)
     }
 
     pub(crate) fn list(&self) -> Result<Vec<ClaimRecord>, VolumeError> {
-        let ready = self.ledger()?.into_iter().filter(|entry| entry.stage == Stage::Ready);
+        let ready = self.ledger()?.into_iter().filter_map(|(_, entry)| entry.ok()).filter(|e| e.stage == Stage::Ready);
         let mut records: Vec<_> = ready
             .map(|entry| ClaimRecord { path: self.directory(&entry.id).join("data"), id: entry.id, spec: entry.spec })
             .collect();
@@ -159,7 +192,7 @@ impl Claims<'_> {
         }
         let namespace = directory.parent().unwrap_or(self.root);
         files::make_directory(namespace, 0o755)?;
-        let fresh = self.trash().join(format!("new-{}", id.uid));
+        let fresh = self.unfinished().join(&id.uid);
         let data = fresh.join("data");
         files::make_directory(&data, 0o755)?;
         let mode = Permissions::from_mode(spec.mode & 0o7777);
@@ -187,7 +220,12 @@ impl Claims<'_> {
             files::sync(&trash)?;
         }
         let path = self.ledger_path(&id.uid);
-        std::fs::remove_file(&path).map_err(|error| VolumeError::io("remove", &path, error))?;
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(VolumeError::io("remove", &path, error));
+            }
+            _ => {}
+        }
         files::sync_parent(&path)?;
         if let Some(namespace) = directory.parent() {
             // Only where it is empty.
@@ -197,12 +235,7 @@ impl Claims<'_> {
     }
 
     fn entry(&self, id: &ClaimId) -> Result<Option<LedgerEntry>, VolumeError> {
-        let path = self.ledger_path(&id.uid);
-        let entry: Option<LedgerEntry> = files::read(&path)?;
-        match entry {
-            Some(entry) if entry.id.uid != id.uid => {
-                Err(VolumeError::Damaged { path, reason: format!("it is of claim {}", entry.id) })
-            }
+        match read_entry(&self.ledger_path(&id.uid))? {
             Some(entry) if entry.id != *id => {
                 Err(VolumeError::OtherName { claim: id.to_string(), had: entry.id.to_string() })
             }
@@ -210,10 +243,13 @@ impl Claims<'_> {
         }
     }
 
-    fn ledger(&self) -> Result<Vec<LedgerEntry>, VolumeError> {
-        let paths = files::list(&self.root.join("ledger"))?;
-        let entries = paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "json"));
-        entries.filter_map(|path| files::read(path).transpose()).collect()
+    /// Every entry, and where it cannot be read, why.
+    #[expect(clippy::type_complexity, reason = "a name for it would say less")]
+    fn ledger(&self) -> Result<Vec<(PathBuf, Result<LedgerEntry, VolumeError>)>, VolumeError> {
+        let paths = files::list(&self.root.join("ledger"))?.into_iter();
+        let entries = paths.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+        // One that is gone by now was deleted meanwhile.
+        Ok(entries.filter_map(|path| read_entry(&path).transpose().map(|entry| (path, entry))).collect())
     }
 
     fn record(&self, id: &ClaimId, spec: &ClaimSpec, stage: Stage) -> Result<(), VolumeError> {
@@ -228,10 +264,26 @@ impl Claims<'_> {
         self.root.join("claims").join(&id.namespace).join(name::claim_directory(&id.name, &id.uid))
     }
 
+    /// Where claims are made, to appear in their place complete.
+    fn unfinished(&self) -> PathBuf {
+        self.root.join("claims").join(".new")
+    }
+
     /// Beside the claims, to be on their file system.
     pub(crate) fn trash(&self) -> PathBuf {
         self.root.join("claims").join(".trash")
     }
+}
+
+/// An entry of the ledger whose name and content agree, and whose names can become paths.
+fn read_entry(path: &Path) -> Result<Option<LedgerEntry>, VolumeError> {
+    let Some(entry) = files::read::<LedgerEntry>(path)? else { return Ok(None) };
+    let damaged = |reason| VolumeError::Damaged { path: path.to_owned(), reason };
+    check_id(&entry.id).map_err(|error| damaged(error.to_string()))?;
+    if path.file_stem() != Some(OsStr::new(&entry.id.uid)) {
+        return Err(damaged(format!("it is of claim {}", entry.id)));
+    }
+    Ok(Some(entry))
 }
 
 fn check_id(id: &ClaimId) -> Result<(), VolumeError> {

@@ -75,9 +75,11 @@ pub enum VolumeError {
         /// Why it is not the claim's.
         reason: String,
     },
-    /// No claim of that uid is on this device.
-    #[error("claim {claim} is not on this device")]
-    NoSuchClaim {
+    /// The claim is on its way out, and is not made anew under its uid.
+    #[error(
+        "claim {claim} is being deleted and its deletion is not finished: nothing can use it, and no empty volume is made in its place"
+    )]
+    BeingDeleted {
         /// Namespace, name and uid.
         claim: String,
     },

@@ -91,7 +91,7 @@ fn remove_leftovers(directory: &Path, files: &BTreeMap<String, Projected>) -> Re
             continue;
         }
         if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
-            remove::empty(&path)?;
+            remove::empty(&path, &mut remove::Stuck::new())?;
             std::fs::remove_dir(&path).map_err(|error| VolumeError::io("remove", &path, error))?;
         } else {
             remove_file(&path)?;

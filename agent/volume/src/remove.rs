@@ -1,6 +1,9 @@
 //! Removing trees that containers wrote: no link is followed, no mount point crossed, and depth costs nothing.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
@@ -11,17 +14,45 @@ use crate::VolumeError;
 /// Directories held open at once. What lies deeper is moved up first, so that a tree of any depth can be removed.
 const MAX_OPEN: usize = 64;
 
-/// Removes everything in the directory `trash`, which itself stays.
-pub(crate) fn empty(trash: &Path) -> Result<(), VolumeError> {
+/// Names in a trash that cannot be removed.
+pub(crate) type Stuck = BTreeSet<Vec<u8>>;
+
+/// Removes everything in the directory `trash`, which itself stays. What cannot be removed is added to `stuck`, does not keep the rest
+/// from being removed, and is the error in the end; what is in `stuck` already is left alone.
+pub(crate) fn empty(trash: &Path, stuck: &mut Stuck) -> Result<(), VolumeError> {
     let failed = |error: Errno| VolumeError::io("remove what is in", trash, error);
+    let Some(root) = open_trash(trash).map_err(failed)? else { return Ok(()) };
+    let (mut moved, mut first) = (0, Ok(()));
+    loop {
+        let mut fresh = names(root.as_fd()).map_err(failed)?;
+        fresh.retain(|name| !stuck.contains(name));
+        if fresh.is_empty() {
+            return first;
+        }
+        for name in fresh {
+            if let Err(error) = remove_entry(root.as_fd(), root.as_fd(), &name, 0, &mut moved) {
+                let path = trash.join(OsStr::from_bytes(&name));
+                first = first.and(Err(VolumeError::io("remove what is in", &path, error)));
+                stuck.insert(name);
+            }
+        }
+    }
+}
+
+/// Whether there is anything in `trash` that is not in `stuck`.
+pub(crate) fn has_fresh(trash: &Path, stuck: &Stuck) -> Result<bool, VolumeError> {
+    let failed = |error: Errno| VolumeError::io("list", trash, error);
+    let Some(root) = open_trash(trash).map_err(failed)? else { return Ok(false) };
+    Ok(names(root.as_fd()).map_err(failed)?.iter().any(|name| !stuck.contains(name)))
+}
+
+fn open_trash(trash: &Path) -> Result<Option<OwnedFd>, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let root = match rustix::fs::open(trash, flags, Mode::empty()) {
-        Ok(root) => root,
-        Err(Errno::NOENT) => return Ok(()),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut moved = 0;
-    empty_directory(root.as_fd(), root.as_fd(), 0, &mut moved).map_err(failed)
+    match rustix::fs::open(trash, flags, Mode::empty()) {
+        Ok(root) => Ok(Some(root)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Moves `path` into the directory `trash`, on the same file system, under a name that is free.

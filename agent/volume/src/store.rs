@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use crate::claims::Claims;
+use crate::claims::{Claims, QuarantinedClaim};
+use crate::remove::Stuck;
 use crate::{ClaimId, ClaimRecord, ClaimSpec, Projected, VolumeError, files, name, projected, remove};
 
 /// The volumes of one device, in one directory. Cheap to clone; all methods may be called from any thread and process at once.
@@ -40,7 +41,8 @@ impl fmt::Display for Chain<'_> {
 }
 
 impl VolumeStore {
-    /// Opens the store at `root` (`<data-dir>/agent/volumes`), and makes it where there is none. Finishes deletions that were interrupted.
+    /// Opens the store at `root` (`<data-dir>/agent/volumes`), and makes it where there is none. Finishes what was interrupted, as
+    /// [`Self::recover`] does; the trash is left to [`Self::empty_trash`], which may take long.
     pub fn open(root: &Path) -> Result<Self, VolumeError> {
         // The paths of volumes outlive the caller's working directory.
         let root = &std::path::absolute(root).map_err(|error| VolumeError::io("find", root, error))?;
@@ -58,14 +60,51 @@ impl VolumeStore {
             files::write(&root.join("format"), FormatFile {})?;
         }
         store.refuse_missing_parts()?;
-        store.claims().recover()?;
-        for trash in [store.claims().trash(), store.pods().join(".trash")] {
-            // Nothing that is wanted is in there: no reason not to start.
-            if let Err(error) = remove::empty(&trash) {
-                tracing::warn!(error = %Chain(&error), "cannot empty the trash");
-            }
+        for claim in store.claims().recover()? {
+            tracing::error!(entry = ?claim.path, error = %Chain(&claim.error), "a claim is set aside: nothing can use it");
         }
         Ok(store)
+    }
+
+    /// Tries again to finish deletions that were interrupted, and returns the claims that are set aside: those whose deletion cannot be
+    /// finished (a disk mounted over them, for example), and those whose entry in the ledger cannot be read. Mounting such a claim is an
+    /// error; all other claims work.
+    pub fn recover(&self) -> Result<Vec<QuarantinedClaim>, VolumeError> {
+        let _lock = self.lock()?;
+        self.claims().recover()
+    }
+
+    /// Frees the space of what was deleted: to be called after [`Self::open`], [`Self::delete_claim`] and [`Self::remove_pod`], on a thread
+    /// that may block for as long as it takes to remove all those files.
+    ///
+    /// # Guarantees
+    /// Holds up no other call, in this process or another. One call works at a time, and takes along what is thrown away meanwhile; the
+    /// others return at once. Killed at any moment, the next call goes on. What cannot be removed does not keep the rest, and is the error.
+    pub fn empty_trash(&self) -> Result<(), VolumeError> {
+        let trashes = [self.claims().trash(), self.pods().join(".trash")];
+        let mut stuck = [Stuck::new(), Stuck::new()];
+        let mut first = Ok(());
+        loop {
+            let Some(turn) = self.lock_file("trash.lock", FlockOperation::NonBlockingLockExclusive)? else {
+                return first;
+            };
+            for (trash, stuck) in trashes.iter().zip(&mut stuck) {
+                first = first.and(remove::empty(trash, stuck));
+            }
+            drop(turn);
+            // Whoever was turned away while we had the lock had thrown its own away before: so it is seen here.
+            let fresh = |(trash, stuck)| remove::has_fresh(trash, stuck);
+            if !trashes
+                .iter()
+                .map(PathBuf::as_path)
+                .zip(&stuck)
+                .map(fresh)
+                .collect::<Result<Vec<_>, _>>()?
+                .contains(&true)
+            {
+                return first;
+            }
+        }
     }
 
     /// The data directory of a claim, made if the claim is new.
@@ -77,13 +116,14 @@ impl VolumeStore {
         self.claims().ensure(id, spec)
     }
 
-    /// Deletes a claim and its data. Interrupted, it is finished by the next [`Self::open`].
+    /// Deletes a claim: when this returns, it is gone for good, also after a power cut, and [`Self::empty_trash`] frees its space. A claim
+    /// that is not here is no error. Interrupted, it is finished by the next [`Self::open`].
     pub fn delete_claim(&self, id: &ClaimId) -> Result<(), VolumeError> {
         let _lock = self.lock()?;
         self.claims().delete(id)
     }
 
-    /// All claims that this device holds, by namespace and name. Whether their data is there is what [`Self::ensure_claim`] finds out.
+    /// All claims that this device holds, by namespace and name, without those that are set aside. Whether their data is there is what [`Self::ensure_claim`] finds out.
     pub fn list_claims(&self) -> Result<Vec<ClaimRecord>, VolumeError> {
         self.claims().list()
     }
@@ -123,7 +163,8 @@ impl VolumeStore {
         Ok(directory)
     }
 
-    /// Removes a pod's projected volumes and empty directories, never a claim. A pod without any is no error.
+    /// Removes a pod's projected volumes and empty directories, never a claim; [`Self::empty_trash`] frees their space. A pod without any is
+    /// no error.
     pub fn remove_pod(&self, pod_uid: &str) -> Result<(), VolumeError> {
         name::check_uid("pod uid", pod_uid)?;
         let _lock = self.lock()?;
@@ -131,8 +172,10 @@ impl VolumeStore {
         let trash = self.pods().join(".trash");
         if directory.symlink_metadata().is_ok() {
             remove::into_trash(&directory, &trash, pod_uid)?;
+            files::sync_parent(&directory)?;
+            files::sync(&trash)?;
         }
-        remove::empty(&trash)
+        Ok(())
     }
 
     fn pod_volume(&self, pod_uid: &str, kind: &str, volume: &str) -> Result<PathBuf, VolumeError> {
@@ -162,13 +205,13 @@ impl VolumeStore {
     fn refuse_foreign_content(&self) -> Result<(), VolumeError> {
         for path in files::list(&self.root)? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !matches!(name.as_str(), "lock" | "ledger" | "claims" | "pods" | "format.tmp") {
+            if !matches!(name.as_str(), "lock" | "trash.lock" | "ledger" | "claims" | "pods" | "format.tmp") {
                 let reason = format!("it has no format file, and something else in it: {name}");
                 return Err(VolumeError::Format { path: self.root.clone(), reason });
             }
             // Claims without a format file: the disk of the store itself is another one than it was.
             if matches!(name.as_str(), "ledger" | "claims")
-                && files::list(&path)?.iter().any(|path| !path.ends_with(".trash"))
+                && files::list(&path)?.iter().any(|path| !path.ends_with(".trash") && !path.ends_with(".new"))
             {
                 let reason = format!("it has no format file, and yet claims in {name}");
                 return Err(VolumeError::Format { path: self.root.clone(), reason });
@@ -190,14 +233,21 @@ impl VolumeStore {
     }
 
     fn lock(&self) -> Result<Lock, VolumeError> {
-        let path = self.root.join("lock");
+        let taken = self.lock_file("lock", FlockOperation::LockExclusive)?;
+        taken.ok_or_else(|| VolumeError::io("lock", &self.root, std::io::ErrorKind::WouldBlock))
+    }
+
+    /// `None` where somebody has it and the operation does not wait.
+    fn lock_file(&self, name: &str, operation: FlockOperation) -> Result<Option<Lock>, VolumeError> {
+        let path = self.root.join(name);
         let mut options = File::options();
         options.create(true).truncate(false).write(true).mode(0o600);
         let file = options.open(&path).map_err(|error| VolumeError::io("open", &path, error))?;
         loop {
-            match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
-                Ok(()) => return Ok(Lock { _file: file }),
+            match rustix::fs::flock(&file, operation) {
+                Ok(()) => return Ok(Some(Lock { _file: file })),
                 Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
                 Err(error) => return Err(VolumeError::io("lock", &path, error)),
             }
         }

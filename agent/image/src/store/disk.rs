@@ -1,6 +1,6 @@
 //! The files of a store: formats, lock, atomic replacement.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -47,6 +47,12 @@ struct Versioned<T> {
 
 #[derive(Serialize, Deserialize)]
 struct FormatFile {}
+
+/// Images that pods use, in order.
+#[derive(Default, PartialEq, Eq, Serialize, Deserialize)]
+struct InUseFile {
+    images: Vec<Digest>,
+}
 
 /// The names of the store.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -149,7 +155,9 @@ impl Disk {
 
     /// A directory with other things in it is somebody's, and no place for a store.
     fn refuse_foreign_content(&self) -> Result<(), ImageError> {
-        let known = |name: &str| matches!(name, "lock" | "tmp" | "images" | "layers" | "current" | "index-1.json");
+        let known = |name: &str| {
+            matches!(name, "in-use.json" | "lock" | "tmp" | "images" | "layers" | "current" | "index-1.json")
+        };
         for entry in std::fs::read_dir(&self.root).map_err(|error| ImageError::io("list", &self.root, error))? {
             let name = entry.map_err(|error| ImageError::io("list", &self.root, error))?.file_name();
             if !name.to_str().is_some_and(known) {
@@ -187,7 +195,7 @@ impl Disk {
         }
     }
 
-    fn try_lock(&self) -> Result<Option<Lock>, ImageError> {
+    pub(super) fn try_lock(&self) -> Result<Option<Lock>, ImageError> {
         let file = self.lock_file()?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Lock { _file: file })),
@@ -246,6 +254,32 @@ impl Disk {
     pub(super) fn discard(&self, _lock: &Lock, path: &Path) -> Result<(), ImageError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         rename(path, &self.root.join("tmp").join(format!("gone-{name}")))
+    }
+
+    /// What [`Self::note_in_use`] was told last; nothing where it never was.
+    pub(super) fn in_use(&self) -> Result<HashSet<Digest>, ImageError> {
+        Ok(self.in_use_file()?.images.into_iter().collect())
+    }
+
+    fn in_use_file(&self) -> Result<InUseFile, ImageError> {
+        match read_file(&self.root.join("in-use.json")) {
+            Err(ImageError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(InUseFile::default()),
+            other => other,
+        }
+    }
+
+    /// Not under the lock, so that no import holds up the agent: it is the only one who writes this file.
+    pub(super) fn note_in_use(&self, in_use: &HashSet<Digest>) -> Result<(), ImageError> {
+        let mut images: Vec<Digest> = in_use.iter().copied().collect();
+        images.sort_unstable();
+        let wanted = InUseFile { images };
+        // A damaged one is written anew.
+        if self.in_use_file().is_ok_and(|had| had == wanted) {
+            return Ok(());
+        }
+        let fresh = self.root.join("in-use.json.new");
+        write_file(&fresh, wanted)?;
+        rename(&fresh, &self.root.join("in-use.json"))
     }
 
     pub(super) fn generation(&self) -> Result<u64, ImageError> {

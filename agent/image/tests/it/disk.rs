@@ -100,6 +100,63 @@ fn fill(ballast: &Path, root: &Path, spare: u64) {
 }
 
 #[test]
+fn kill_9_in_the_middle_of_a_collection_leaves_whole_images_and_the_next_goes_on() {
+    const IMAGES: usize = 24;
+    let test = "kill_9_in_the_middle_of_a_collection_leaves_whole_images_and_the_next_goes_on";
+    if let Some(root) = role("collector") {
+        ImageStore::open(&root.join("images")).unwrap().collect_garbage(&std::collections::HashSet::new()).unwrap();
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let store = ImageStore::open(&root.join("images")).unwrap();
+    large("kept:1", 3).write_directory(&root.join("kept"));
+    store.import(&root.join("kept"), &amd64()).unwrap();
+    let kept = store.resolve("kept:1").unwrap();
+    let count = |what: &str| fs::read_dir(root.join("images").join(what)).unwrap().count();
+    let mut interrupted = 0;
+    for left in (0..IMAGES).step_by(5) {
+        // Nameless images, each with the layer that is kept and one of its own.
+        let base = fs::read(root.join("kept").join(large("kept:1", 3).layer())).unwrap();
+        let diff_id = large("kept:1", 3).config()["rootfs"]["diff_ids"][0].as_str().unwrap().parse().unwrap();
+        let mut layout = Layout::default();
+        let images: Vec<_> = (0..IMAGES)
+            .map(|n| {
+                let tar = tarball(&[file("n", &n.to_string())]);
+                let image = layout.add_image(
+                    &[(base.clone(), diff_id), (gzip(&tar), Digest::of(&tar))],
+                    "amd64",
+                    &serde_json::json!({}),
+                );
+                with_name(image, &format!("app-{n}:1"))
+            })
+            .collect();
+        layout.set_index(&images);
+        layout.write_directory(&root.join("many"));
+        store.import(&root.join("many"), &amd64()).unwrap();
+        (0..IMAGES).for_each(|n| store.remove(&format!("app-{n}:1")).unwrap());
+        assert_eq!((count("images"), count("layers")), (IMAGES + 1, IMAGES + 1));
+        let mut child = again(&[], test, "collector", root).stdout(Stdio::null()).spawn().unwrap();
+        // Killed when so many are left, or, the last time, while files are being removed.
+        while count("images") > left + 1 && child.try_wait().unwrap().is_none() {}
+        child.kill().unwrap();
+        child.wait().unwrap();
+        interrupted += usize::from(count("layers") > 1 || count("tmp") > 0);
+        let store = ImageStore::open(&root.join("images")).unwrap();
+        for entry in fs::read_dir(root.join("images/images")).unwrap() {
+            let hex = entry.unwrap().file_name().into_string().unwrap().replace(".json", "");
+            let image = store.resolve(&format!("sha256:{hex}")).unwrap();
+            assert_eq!(image.layers.len(), if image.manifest_digest == kept.manifest_digest { 1 } else { 2 });
+            assert_eq!(image.layers[0], kept.layers[0]);
+        }
+        store.collect_garbage(&std::collections::HashSet::new()).unwrap();
+        assert_eq!((count("images"), count("layers"), count("tmp")), (1, 1, 0));
+        assert!(kept.layers[0].join("dir-0/file-0").exists());
+    }
+    assert!(interrupted > 0, "no kill fell into a collection: the test shows nothing");
+}
+
+#[test]
 fn kill_9_in_the_middle_of_an_import_leaves_no_half_image() {
     let test = "kill_9_in_the_middle_of_an_import_leaves_no_half_image";
     if let Some(root) = role("importer") {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 mod build;
+mod corpus;
 mod disk;
 mod hostile;
 mod layers;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use hearth_image::{Digest, ImageError, ImageStore, ImportOptions, Platform};
+use hearth_image::{Digest, Garbage, ImageError, ImageStore, ImportOptions, Platform};
 use serde_json::json;
 
 use crate::support::*;
@@ -91,6 +91,82 @@ fn layers_are_shared_and_kept_as_long_as_an_image_or_a_pod_has_them() {
     assert!(two.layers.iter().all(|path| path.exists()));
     place.store.remove(&two.manifest_digest.to_string()).unwrap();
     assert_eq!(place.store.collect_garbage(&HashSet::new()).unwrap().layers, 2);
+    place.assert_untouched("all collected");
+}
+
+#[test]
+fn an_image_in_use_keeps_its_last_name_unless_forced() {
+    let place = Place::new();
+    let layout = named(&[layer(&[file("v", "1")])], "app:1");
+    place.import(&layout).unwrap();
+    let image = place.store.resolve("app:1").unwrap();
+    let digest = image.manifest_digest.to_string();
+    place.store.note_in_use(&HashSet::from([image.manifest_digest, Digest::of(b"gone")])).unwrap();
+    // As another process sees it.
+    let other = ImageStore::open(&place.path("images")).unwrap();
+    for reference in ["app:1", digest.as_str()] {
+        let error = other.remove(reference).unwrap_err();
+        assert!(matches!(error, ImageError::InUse { .. }), "{error}");
+        assert!(error.to_string().contains(reference) && error.to_string().contains("in use by pods"), "{error}");
+    }
+    assert!(matches!(other.remove("app:2"), Err(ImageError::NotFound { .. })));
+    // One name of two is not the last.
+    other.import(&place.path("source"), &ImportOptions { name: Some("alias:1".into()), ..amd64() }).unwrap();
+    other.remove("app:1").unwrap();
+    assert!(matches!(other.remove("alias:1"), Err(ImageError::InUse { .. })));
+    other.force_remove("alias:1").unwrap();
+    assert_eq!(place.store.collect_garbage(&HashSet::from([image.manifest_digest])).unwrap().layers, 0);
+    assert!(image.layers[0].is_dir());
+    // And when the pod is gone.
+    place.import(&layout).unwrap();
+    place.store.note_in_use(&HashSet::new()).unwrap();
+    other.remove("app:1").unwrap();
+    assert_eq!(place.store.collect_garbage(&HashSet::new()).unwrap().layers, 1);
+    // A file that cannot be read is written anew.
+    fs::write(place.path("images/in-use.json"), "{").unwrap();
+    place.store.note_in_use(&HashSet::new()).unwrap();
+    assert!(ImageStore::open(&place.path("images")).is_ok());
+}
+
+#[test]
+fn an_image_on_hold_is_not_collected_before_its_pod_is_known() {
+    let place = Place::new();
+    place.import(&named(&[layer(&[file("v", "1")])], "app:1")).unwrap();
+    let (image, hold) = place.store.resolve_and_hold("app:1").unwrap();
+    let (_, again) = place.store.clone().resolve_and_hold("app:1").unwrap();
+    place.store.remove("app:1").unwrap();
+    for held in [Some(hold), Some(again), None] {
+        let gone = place.store.collect_garbage(&HashSet::new()).unwrap();
+        assert_eq!((gone.images, image.layers[0].is_dir()), if held.is_some() { (0, true) } else { (1, false) });
+    }
+    assert!(matches!(place.store.resolve_and_hold("app:1"), Err(ImageError::NotFound { .. })));
+}
+
+#[test]
+fn a_collection_without_anything_to_do_looks_at_nothing_and_waits_for_nobody() {
+    let place = Place::new();
+    place.import(&named(&[layer(&[file("v", "1")])], "app:1")).unwrap();
+    let digest = place.store.resolve("app:1").unwrap().manifest_digest;
+    place.store.remove("app:1").unwrap();
+    let used = HashSet::from([digest]);
+    place.store.collect_garbage(&used).unwrap();
+    // Somebody imports, for ever.
+    let import = fs::File::create(place.path("images/lock")).unwrap();
+    rustix::fs::flock(&import, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    // A record that would fail any look at it.
+    let record = place.path(&format!("images/images/{}.json", digest.hex()));
+    let good = fs::read(&record).unwrap();
+    fs::write(&record, "").unwrap();
+    let more = HashSet::from([digest, Digest::of(b"another")]);
+    for in_use in [&used, &more] {
+        assert_eq!(place.store.collect_garbage(in_use).unwrap(), Garbage::default());
+        assert_eq!(place.store.try_collect_garbage(in_use).unwrap(), Some(Garbage::default()));
+    }
+    fs::write(&record, good).unwrap();
+    // There is something to do, and somebody is at work.
+    assert_eq!(place.store.try_collect_garbage(&HashSet::new()).unwrap(), None);
+    drop(import);
+    assert_eq!(place.store.try_collect_garbage(&HashSet::new()).unwrap().map(|gone| gone.images), Some(1));
     place.assert_untouched("all collected");
 }
 

@@ -8,12 +8,17 @@ const MAX_NAME: usize = 255;
 const MAX_LABEL: u8 = 63;
 
 const FLAG_RESPONSE: u8 = 0x80;
+const FLAG_TRUNCATED: u8 = 0x02;
 const OPCODE_MASK: u8 = 0x78;
 const FLAG_RECURSION_DESIRED: u8 = 0x01;
 const FLAG_RECURSION_AVAILABLE: u8 = 0x80;
 /// Zone transfers are answered by a stream of messages, which a relay does not carry.
 const TYPE_TRANSFERS: [u16; 2] = [251, 252];
 
+/// All is well.
+pub(crate) const NOERROR: u8 = 0;
+/// There is no such name.
+pub(crate) const NXDOMAIN: u8 = 3;
 /// The format of a query is wrong.
 pub(crate) const FORMERR: u8 = 1;
 /// The relay, or what it asks, failed.
@@ -60,6 +65,30 @@ impl Query {
         Ok(Self { bytes: bytes.to_vec(), question_end })
     }
 
+    /// The labels of the name that is asked for, in lower case.
+    pub(crate) fn labels(&self) -> Vec<Vec<u8>> {
+        let mut labels = Vec::new();
+        let mut rest = &self.bytes[HEADER..self.question_end];
+        while let [len, after @ ..] = rest
+            && *len > 0
+            && let Some((label, next)) = after.split_at_checked(usize::from(*len))
+        {
+            labels.push(label.to_ascii_lowercase());
+            rest = next;
+        }
+        labels
+    }
+
+    /// The type of record that is asked for.
+    pub(crate) fn kind(&self) -> u16 {
+        u16::from_be_bytes([self.bytes[self.question_end - 4], self.bytes[self.question_end - 3]])
+    }
+
+    /// Where the records of an answer begin that has the same question.
+    pub(crate) fn question_end(&self) -> usize {
+        self.question_end
+    }
+
     /// The query as it goes out, with an id of the relay's own.
     pub(crate) fn with_id(&self, id: u16) -> Vec<u8> {
         let mut bytes = self.bytes.clone();
@@ -92,7 +121,19 @@ impl Query {
         }
     }
 
-    /// An answer that says only `code`.
+    /// Whether an answer says that there is more than it holds.
+    pub(crate) fn is_truncated(answer: &[u8]) -> bool {
+        answer.get(2).is_some_and(|flags| flags & FLAG_TRUNCATED != 0)
+    }
+
+    /// An answer that says only: ask over TCP.
+    pub(crate) fn truncated(&self) -> Vec<u8> {
+        let mut answer = self.failure(NOERROR);
+        answer[2] |= FLAG_TRUNCATED;
+        answer
+    }
+
+    /// An answer that says only `code`; with [`NOERROR`], that there is no such record.
     pub(crate) fn failure(&self, code: u8) -> Vec<u8> {
         refusal(&self.bytes[..HEADER], &self.bytes[HEADER..self.question_end], code)
     }
@@ -130,13 +171,13 @@ fn refusal(header: &[u8], question: &[u8], code: u8) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
 
     /// A query for `name`, type `kind`, with id 0x1234 and recursion desired.
-    fn query(name: &str, kind: u16) -> Vec<u8> {
+    pub(crate) fn query(name: &str, kind: u16) -> Vec<u8> {
         let mut bytes = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
         for label in name.split('.').filter(|l| !l.is_empty()) {
             bytes.push(label.len() as u8);
@@ -203,6 +244,16 @@ mod tests {
         assert_eq!(answer[3] & 0xf, NOTIMP);
         let long = ["x".repeat(63).as_str(); 4].join(".");
         assert!(Query::parse(&query(&long, 1)).is_err(), "257 bytes of name");
+    }
+
+    #[test]
+    fn name_and_type_of_a_question_are_read() {
+        let query_ = Query::parse(&query("Www.Example.com", 28)).unwrap();
+        assert_eq!(query_.labels(), [b"www".to_vec(), b"example".to_vec(), b"com".to_vec()]);
+        assert_eq!(query_.kind(), 28);
+        assert!(Query::parse(&query("", 2)).unwrap().labels().is_empty());
+        let truncated = query_.truncated();
+        assert!(Query::is_truncated(&truncated) && !Query::is_truncated(&query_.failure(SERVFAIL)));
     }
 
     #[test]

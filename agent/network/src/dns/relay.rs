@@ -1,8 +1,5 @@
-//! Passes pods' DNS messages to the host's resolvers and the answers back, as they are.
-//!
-//! # Caveats
-//! Answers are not filtered: a public name may resolve to a private address (DNS rebinding). Pods gain nothing by it, since
-//! the firewall keeps them from private addresses; a browser's view of an app is not concerned.
+//! Passes pods' DNS messages to the host's resolvers and the answers back, as they are, but for what is about the home: see
+//! [`super::policy`]. An answer that leads there is replaced as a whole by one without records.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,15 +17,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::message::{Query, Refusal, SERVFAIL};
+use super::message::{NOERROR, NXDOMAIN, Query, Refusal, SERVFAIL};
+use super::policy::{NamePolicy, Verdict, leads_home};
 use super::resolv_conf::nameservers;
 use crate::NetworkError;
+use crate::denied::SharedDenied;
+use crate::prefix::Prefix;
 
 /// The port that resolvers ask (RFC 1035 section 4.2).
 const PORT: u16 = 53;
 /// UDP queries being answered, all pods together: each has a socket and 16 KiB.
 const MAX_QUERIES: usize = 256;
-/// UDP queries being answered for one pod, so that one cannot keep the others from asking.
+/// UDP queries being answered for one pod at most; see [`Admission`] for how the pods share the rest.
 const MAX_QUERIES_A_POD: usize = 64;
 /// TCP connections of all pods together, and of one.
 const MAX_CONNECTIONS: usize = 64;
@@ -102,9 +102,18 @@ impl Sockets {
     }
 
     /// Serves until the returned set is dropped. Upstreams are reached from the namespace of the runtime's threads.
-    pub(crate) fn serve(self, resolv_conf: PathBuf) -> Result<JoinSet<()>, NetworkError> {
+    pub(crate) fn serve(
+        self,
+        resolv_conf: PathBuf,
+        zone: Option<&str>,
+        pods: Vec<Prefix>,
+        denied: SharedDenied,
+    ) -> Result<JoinSet<()>, NetworkError> {
         let relay = Arc::new(Relay {
             upstreams: Upstreams::new(resolv_conf, self.gateways.clone()),
+            names: NamePolicy::new(zone),
+            denied,
+            pods,
             queries: Admission::new(MAX_QUERIES, MAX_QUERIES_A_POD),
             connections: Admission::new(MAX_CONNECTIONS, MAX_CONNECTIONS_A_POD),
         });
@@ -145,6 +154,10 @@ fn free_bound(address: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
 #[derive(Debug)]
 struct Relay {
     upstreams: Upstreams,
+    names: NamePolicy,
+    denied: SharedDenied,
+    /// The prefixes that pods' addresses are in.
+    pods: Vec<Prefix>,
     queries: Admission,
     connections: Admission,
 }
@@ -171,7 +184,7 @@ impl Relay {
                 }
             };
             // Over the limit: no answer, and the pod's resolver asks again.
-            let Some(ticket) = self.queries.admit(client.ip()) else { continue };
+            let Some(ticket) = self.queries.admit(client_of(client.ip(), &self.pods)) else { continue };
             let (relay, socket) = (Arc::clone(&self), Arc::clone(&socket));
             answering.spawn(async move {
                 let answer = relay.resolve(&query, Transport::Udp).await;
@@ -194,7 +207,7 @@ impl Relay {
                     continue;
                 }
             };
-            let Some(ticket) = self.connections.admit(client.ip()) else { continue };
+            let Some(ticket) = self.connections.admit(client_of(client.ip(), &self.pods)) else { continue };
             let relay = Arc::clone(&self);
             answering.spawn(async move {
                 // An error means that the pod went away.
@@ -217,8 +230,29 @@ impl Relay {
         Ok(())
     }
 
-    /// The answer of the first resolver that gives one; SERVFAIL where none does in time.
+    /// What a pod is told: nothing that is about the home.
     async fn resolve(&self, query: &Query, transport: Transport) -> Vec<u8> {
+        let verdict = self.names.judge(query, &self.denied.get());
+        if verdict == Verdict::Private {
+            return query.failure(NXDOMAIN);
+        }
+        let answer = self.ask(query, transport).await;
+        if verdict == Verdict::Own {
+            return answer;
+        }
+        if Query::is_truncated(&answer) {
+            // It may end in the middle of a record.
+            return query.truncated();
+        }
+        match leads_home(&answer, query.question_end(), &self.denied.get()) {
+            Ok(false) => answer,
+            Ok(true) => query.failure(NOERROR),
+            Err(_) => query.failure(SERVFAIL),
+        }
+    }
+
+    /// The answer of the first resolver that gives one; SERVFAIL where none does in time.
+    async fn ask(&self, query: &Query, transport: Transport) -> Vec<u8> {
         let (servers, first) = self.upstreams.current();
         let rounds = if transport == Transport::Udp { ROUNDS } else { 1 };
         let attempts = (0..rounds * servers.len()).map(|i| (first + i) % servers.len());
@@ -304,11 +338,28 @@ async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()>
     stream.write_all(&framed).await
 }
 
+/// Whoever asks: the number of a pod, the same for both of its addresses; the host itself is 0.
+type Client = u16;
+
+/// Bits of an address that are the number of the pod, whichever family.
+const POD_BITS: u16 = 0x7fff;
+
+fn client_of(address: IpAddr, pods: &[Prefix]) -> Client {
+    let low = match address {
+        IpAddr::V4(a) => a.to_bits() as u16,
+        IpAddr::V6(a) => a.to_bits() as u16,
+    };
+    if pods.iter().any(|prefix| prefix.contains(address)) { low & POD_BITS } else { 0 }
+}
+
 /// Bounds what goes on at a time, in all and for each client.
+///
+/// A client may have no more under way than is still free (a dynamic threshold as in Choudhury and Hahne, 1998): however many
+/// flood, they hold each other down, and something is always free for one that has nothing under way.
 #[derive(Debug)]
 struct Admission {
     all: Arc<Semaphore>,
-    each: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    each: Arc<Mutex<HashMap<Client, usize>>>,
     limit_each: usize,
 }
 
@@ -316,8 +367,8 @@ struct Admission {
 #[derive(Debug)]
 struct Ticket {
     _permit: OwnedSemaphorePermit,
-    client: IpAddr,
-    each: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    client: Client,
+    each: Arc<Mutex<HashMap<Client, usize>>>,
 }
 
 impl Admission {
@@ -325,14 +376,14 @@ impl Admission {
         Self { all: Arc::new(Semaphore::new(limit)), each: Arc::default(), limit_each }
     }
 
-    fn admit(&self, client: IpAddr) -> Option<Ticket> {
-        let permit = Arc::clone(&self.all).try_acquire_owned().ok()?;
+    fn admit(&self, client: Client) -> Option<Ticket> {
         let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = each.entry(client).or_default();
-        if *count >= self.limit_each {
+        let count = each.get(&client).copied().unwrap_or(0);
+        if count >= self.limit_each.min(self.all.available_permits()) {
             return None;
         }
-        *count += 1;
+        let permit = Arc::clone(&self.all).try_acquire_owned().ok()?;
+        each.insert(client, count + 1);
         Some(Ticket { _permit: permit, client, each: Arc::clone(&self.each) })
     }
 }
@@ -405,5 +456,45 @@ impl Upstreams {
     /// Remembers which resolver works, so that a dead first one delays one query and not all.
     fn prefer(&self, index: usize) {
         self.preferred.store(index, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn both_addresses_of_a_pod_are_one_client() {
+        let pods: Vec<Prefix> = ["10.64.128.0/17", "fd00:1:2:3::/64"].map(|p| p.parse().unwrap()).to_vec();
+        let client = |address: &str| client_of(address.parse().unwrap(), &pods);
+        assert_eq!((client("10.64.128.9"), client("fd00:1:2:3::9")), (9, 9));
+        assert_eq!((client("10.64.255.254"), client("fd00:1:2:3::7ffe")), (0x7ffe, 0x7ffe));
+        assert_eq!((client("192.168.1.9"), client("fd00:1:2:4::9")), (0, 0));
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_used_again() {
+        let admission = Admission::new(8, 4);
+        let first: Vec<_> = std::iter::from_fn(|| admission.admit(1)).collect();
+        assert_eq!(first.len(), 4);
+        assert!(admission.admit(2).is_some());
+        drop(first);
+        assert!(admission.each.lock().unwrap().is_empty(), "nothing is remembered of whoever has nothing under way");
+        assert_eq!(std::iter::from_fn(|| admission.admit(1)).take(9).collect::<Vec<_>>().len(), 4);
+    }
+
+    proptest! {
+        #[test]
+        fn however_many_flood_another_is_served(flooding in 1u16..60, rounds in 1usize..100) {
+            let admission = Admission::new(MAX_QUERIES, MAX_QUERIES_A_POD);
+            let mut held = Vec::new();
+            for _ in 0..rounds {
+                held.extend((1..=flooding).filter_map(|client| admission.admit(client)));
+            }
+            prop_assert!(held.len() < MAX_QUERIES);
+            prop_assert!(admission.admit(1000).is_some());
+        }
     }
 }

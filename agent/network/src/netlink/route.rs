@@ -344,6 +344,8 @@ pub(crate) struct Route {
     pub(crate) index: Option<u32>,
     /// Whether it leads to neighbours: no gateway.
     pub(crate) direct: bool,
+    /// Whether it leads to a router among them.
+    pub(crate) via_router: bool,
     /// Whether it is one of the kernel's own for the host's addresses.
     pub(crate) local_table: bool,
     /// The priority of a prefix claimed by an instance of Hearth.
@@ -373,6 +375,7 @@ pub(crate) fn parse_route(payload: &[u8]) -> Option<Route> {
         prefix: Prefix::new(address, len)?,
         index,
         direct: kind == RTN_UNICAST && !gateway,
+        via_router: kind == RTN_UNICAST && gateway,
         local_table: table == RT_TABLE_LOCAL,
         claim: (kind == RTN_UNREACHABLE && protocol == RTPROT_HEARTH).then_some(priority),
     })

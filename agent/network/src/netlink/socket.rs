@@ -76,6 +76,26 @@ impl Socket {
         Ok(answers.into_iter().flatten().collect())
     }
 
+    /// Sends a transaction, of which the kernel does all or nothing: of its requests only number `acknowledged` (from 1)
+    /// asks for an answer, and others answer where they fail. An error comes with the number of the request.
+    pub(crate) fn transact_whole(&self, batch: &Batch, acknowledged: u32) -> Result<(), (u32, io::Error)> {
+        self.send(batch).map_err(|e| (0, e))?;
+        let mut buffer = vec![0u8; RECEIVE_BYTES];
+        loop {
+            let len = self.receive(&mut buffer).map_err(|e| (0, e))?;
+            for message in messages(&buffer[..len]).filter(|m| m.kind == NLMSG_ERROR) {
+                match error_code(message.payload) {
+                    Some(0) if message.sequence == acknowledged => return Ok(()),
+                    Some(0) => {}
+                    code => {
+                        let error = io::Error::from_raw_os_error(code.unwrap_or(libc::EIO));
+                        return Err((message.sequence, error));
+                    }
+                }
+            }
+        }
+    }
+
     /// Asks for a dump and maps each message of type `wanted` through `read`; repeated while changes interrupt it.
     pub(crate) fn dump<T>(
         &self,

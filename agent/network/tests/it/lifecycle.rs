@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use hearth_network::{NetworkError, PodNetwork, TeardownReport, teardown};
+use hearth_network::{NetworkError, Notice, PodNetwork, TeardownReport, teardown};
 
 use crate::world::*;
 
@@ -181,6 +181,32 @@ fn prefixes_are_kept_and_avoid_the_hosts() {
         let pod = network.attach("third", &INTERNET).await.unwrap().addresses;
         assert_ne!(pod.ipv4.octets()[..2], first.ipv4.octets()[..2]);
         assert_eq!(pod.gateway6, first.gateway6, "the IPv6 prefix stays");
+        network.stop().await;
+    });
+}
+
+#[test]
+fn after_a_move_the_addresses_of_dead_pods_do_not_hold_the_prefix_and_those_of_living_ones_do() {
+    let world = World::new();
+    let site = Site::new();
+    world.host.block_on(|| async {
+        let network = site.start().await;
+        let first = network.attach("installed", &INTERNET).await.unwrap();
+        network.stop().await;
+        // The host moves to a home that uses the same range, with the pod alive.
+        world.host.sh(&format!("ip addr add {}/16 dev eth0", first.addresses.gateway4));
+        let network = site.start().await;
+        assert_eq!(network.pods()[0].1, first.addresses);
+        assert!(network.notices().iter().any(|n| matches!(n, Notice::Overlap { .. })), "{:?}", network.notices());
+        network.stop().await;
+        // And after a reboot: the pod is still written down, and nothing of it is left.
+        drop(first.netns);
+        eventually("the link is gone", || !world.remains(&site.instance).contains(&first.addresses.link));
+        let network = site.start().await;
+        let second = network.attach("installed", &INTERNET).await.unwrap();
+        assert_ne!(second.addresses.ipv4.octets()[..2], first.addresses.ipv4.octets()[..2]);
+        assert!(!network.notices().iter().any(|n| matches!(n, Notice::Overlap { .. })), "{:?}", network.notices());
+        tokio::task::block_in_place(|| assert!(call(&second.netns, ip(SERVER4)).is_ok()));
         network.stop().await;
     });
 }

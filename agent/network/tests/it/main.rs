@@ -4,5 +4,6 @@
 
 mod lifecycle;
 mod names;
+mod packets;
 mod protection;
 mod world;

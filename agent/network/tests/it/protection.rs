@@ -6,21 +6,30 @@ use std::sync::Mutex;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use hearth_network::{Network, PodNetwork};
+use hearth_network::{Network, Notice, PodNetwork};
 
 use crate::world::*;
 
-/// Two pods with internet, the second serving; and everything they could try.
-struct Scene {
-    world: World,
+/// Two pods with internet, the second serving; and everything they could try. There are two firewalls, the host's and the one
+/// inside of each pod, and each is tested without the other.
+pub(crate) struct Scene {
+    pub(crate) world: World,
     site: Site,
-    one: PodNetwork,
-    two: PodNetwork,
+    pub(crate) one: PodNetwork,
+    pub(crate) two: PodNetwork,
 }
 
 impl Scene {
-    /// Pods are attached, and the agent is gone with its firewall.
+    /// Pods are attached, and the agent is gone with its firewalls.
     fn unprotected() -> Self {
+        let scene = Self::without_agent();
+        scene.flush_host();
+        scene.flush_pods();
+        scene
+    }
+
+    /// Pods are attached, and the agent is gone.
+    pub(crate) fn without_agent() -> Self {
         let world = World::new();
         let site = Site::new();
         let (one, two) = world.host.block_on(|| async {
@@ -31,15 +40,25 @@ impl Scene {
             network.stop().await;
             (one, two)
         });
-        world.host.sh(&format!("nft delete table inet {}", site.table()));
-        for pod in [&one, &two] {
+        let scene = Self { world, site, one, two };
+        for pod in [&scene.one, &scene.two] {
             serve_echo(&pod.netns);
         }
-        Self { world, site, one, two }
+        scene
     }
 
-    /// Starts the network and runs `check` under it.
-    fn protected(&self, check: impl FnOnce() + Send) {
+    pub(crate) fn flush_host(&self) {
+        self.world.host.sh("nft flush ruleset");
+    }
+
+    pub(crate) fn flush_pods(&self) {
+        for pod in [&self.one, &self.two] {
+            inside(&pod.netns, || sh("nft delete table inet hearth"));
+        }
+    }
+
+    /// Starts the network, which protects by the host's firewall alone, and runs `check` under it.
+    pub(crate) fn protected(&self, check: impl FnOnce() + Send) {
         self.world.host.block_on(|| async {
             let network = self.site.start().await;
             tokio::task::block_in_place(check);
@@ -47,8 +66,8 @@ impl Scene {
         });
     }
 
-    /// Everything that a pod must not reach.
-    fn denied(&self) -> Vec<IpAddr> {
+    /// Every single address that a pod must not reach.
+    pub(crate) fn denied(&self) -> Vec<IpAddr> {
         let two = &self.two.addresses;
         [HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, "192.168.77.1", "2a00:77::1"]
             .iter()
@@ -73,6 +92,62 @@ fn a_pod_reaches_the_internet_and_nothing_else() {
         assert_eq!(call(from, ip(SERVER4)), Ok(ip(HOST4)), "masqueraded as the host");
         assert_eq!(call(from, ip(SERVER6)), Ok(ip(HOST6)));
     });
+}
+
+#[test]
+fn with_the_hosts_rules_flushed_and_no_agent_a_pod_reaches_the_internet_and_nothing_else() {
+    let scene = Scene::without_agent();
+    serve_echo(&scene.world.router.fd());
+    scene.flush_host();
+    let from = &scene.one.netns;
+    let reached: Vec<_> = scene.denied().into_iter().filter(|to| call(from, *to).is_ok()).collect();
+    assert!(reached.is_empty(), "{reached:?}");
+    // Nobody masquerades any more, and the world knows the way back.
+    assert_eq!(call(from, ip(SERVER4)), Ok(scene.one.addresses.ipv4.into()));
+    assert_eq!(call(from, ip(SERVER6)), Ok(scene.one.addresses.ipv6.unwrap().into()));
+    let host = scene.world.host.fd();
+    assert!(call(&host, scene.one.addresses.ipv4.into()).is_ok(), "a pod still answers the host");
+    assert!(call(&host, scene.one.addresses.ipv6.unwrap().into()).is_ok());
+    assert!(call(from, scene.one.addresses.ipv4.into()).is_ok() && call(from, ip("127.0.0.1")).is_ok(), "and itself");
+    // Refused at once: a program does not hang.
+    let begin = std::time::Instant::now();
+    assert!(call(from, ip(NEIGHBOUR4)).is_err() && call(from, ip(NEIGHBOUR6)).is_err());
+    assert!(begin.elapsed() < Duration::from_millis(300), "{:?}", begin.elapsed());
+    // A pod's root is root of its own user namespace only.
+    let pods_root = |command: &str| {
+        inside(from, || sh(&format!("unshare --user --map-root-user {command} 2>&1 && echo done || true")))
+    };
+    assert!(pods_root("true").contains("done"));
+    for command in ["nft flush ruleset", "nft delete table inet hearth", "ip link set eth0 down"] {
+        assert!(!pods_root(command).contains("done"), "{command}");
+    }
+    assert!(inside(from, || sh("nft list table inet hearth")).contains("hook output"));
+    scene.flush_pods();
+    let unreachable: Vec<_> = scene.denied().into_iter().filter_map(|to| Some((to, call(from, to).err()?))).collect();
+    assert!(unreachable.is_empty(), "must be reachable without either firewall: {unreachable:?}");
+}
+
+#[test]
+fn with_the_hosts_rules_flushed_an_isolated_pod_stays_isolated() {
+    let world = World::new();
+    let site = Site::new();
+    let pod = world.host.block_on(|| async {
+        let network = site.start().await;
+        let pod = network.attach("pod", &ISOLATED).await.unwrap();
+        world.route_to_pods(&network);
+        network.stop().await;
+        pod
+    });
+    world.host.sh("nft flush ruleset");
+    serve_echo(&pod.netns);
+    let relay = std::net::SocketAddr::new(pod.addresses.dns[0], 53);
+    world.host.run(|| drop(std::net::TcpListener::bind(relay).unwrap()));
+    for to in [SERVER4, SERVER6, HOST4] {
+        assert!(call(&pod.netns, ip(to)).is_err(), "{to}");
+    }
+    assert!(call(&world.host.fd(), pod.addresses.ipv4.into()).is_ok());
+    inside(&pod.netns, || sh("nft delete table inet hearth"));
+    assert!(call(&pod.netns, ip(SERVER4)).is_ok(), "it is the firewall that denies");
 }
 
 #[test]
@@ -227,12 +302,43 @@ fn a_flushed_firewall_comes_back() {
         let network = site.start().await;
         let pod = network.attach("pod", &INTERNET).await.unwrap();
         tokio::task::block_in_place(|| {
-            for _ in 0..3 {
-                world.host.sh("nft flush ruleset");
-                eventually("the table is back", || world.host.sh("nft list tables").contains(&site.table()));
-                assert!(call(&pod.netns, ip(NEIGHBOUR4)).is_err());
-                assert!(call(&pod.netns, ip(SERVER4)).is_ok());
+            // Without the firewall inside, which would hide whether this one works.
+            inside(&pod.netns, || sh("nft delete table inet hearth"));
+            let table = format!("inet {}", site.table());
+            let rules = || {
+                world.host.sh(&format!(
+                    "(nft -s -t list table {table} && nft list set {table} denied4 && nft list set {table} lan4) 2>&1 || true"
+                ))
+            };
+            let whole = rules();
+            assert!(whole.contains("10.0.0.0/8") && whole.contains("192.168.77.0/24"), "{whole}");
+            for damage in [
+                "flush ruleset".to_owned(),
+                "flush ruleset".to_owned(),
+                format!("delete table {table}"),
+                format!("flush table {table}"),
+                format!("flush chain {table} from_pod"),
+                format!("flush chain {table} forwarded"),
+                format!("delete chain {table} source_check"),
+                format!("insert rule {table} from_pod accept"),
+                format!("delete element {table} denied4 {{ 192.168.0.0/16 }}"),
+                format!("flush set {table} lan4"),
+                format!("add table {table} {{ flags dormant; }}"),
+            ] {
+                world.host.sh(&format!("nft \"{damage}\""));
+                eventually(&format!("the table is whole again after: {damage}"), || rules() == whole);
+                assert!(call(&pod.netns, ip(NEIGHBOUR4)).is_err(), "{damage}");
+                assert!(call(&pod.netns, ip(SERVER4)).is_ok(), "{damage}");
             }
+            // What we change ourselves is not taken for somebody else's: the table stays the same one.
+            let handle = || world.host.sh(&format!("nft -a list tables | grep \"{table}\""));
+            let before = handle();
+            world.host.sh("ip addr add 192.168.99.1/24 dev eth0");
+            eventually("the new neighbours are known", || rules().contains("192.168.99.0/24"));
+            // When this is noticed, everything before it was heard of and dealt with.
+            world.host.sh("nft \"add table ip last; add chain ip last x { type filter hook input priority 0; policy drop; }\"");
+            eventually("the last change is heard of", || network.notices().iter().any(Notice::cuts_pods_off));
+            assert_eq!(handle(), before);
         });
         network.stop().await;
     });
@@ -264,7 +370,7 @@ fn without_ipv6_pods_have_ipv4() {
     world.host.block_on(|| async {
         let network = site.start().await;
         let pod = network.attach("pod", &INTERNET).await.unwrap();
-        assert!(!network.has_ipv6() && network.notices().iter().any(|n| n.contains("IPv6")));
+        assert!(!network.has_ipv6() && network.notices().contains(&Notice::NoIpv6));
         assert_eq!((pod.addresses.ipv6, pod.addresses.gateway6, pod.addresses.dns.len()), (None, None, 1));
         tokio::task::block_in_place(|| {
             assert!(call(&pod.netns, ip(SERVER4)).is_ok());
@@ -283,8 +389,118 @@ fn another_programs_forward_policy_is_noticed() {
     world.host.block_on(|| async {
         let network: Network = site.start().await;
         let pod = network.attach("pod", &INTERNET).await.unwrap();
-        assert!(network.notices().iter().any(|n| n.contains("ip filter FORWARD")), "{:?}", network.notices());
-        tokio::task::block_in_place(|| assert!(call(&pod.netns, ip(SERVER4)).is_err()));
+        let noticed =
+            || network.notices().iter().any(|n| n.cuts_pods_off() && n.to_string().contains("ip filter FORWARD"));
+        assert!(noticed(), "{:?}", network.notices());
+        tokio::task::block_in_place(|| {
+            assert!(call(&pod.netns, ip(SERVER4)).is_err());
+            // What is noticed is what is.
+            world.host.sh("nft \"chain ip filter FORWARD { policy accept; }\"");
+            eventually("the notice goes with its cause", || !noticed());
+            assert!(call(&pod.netns, ip(SERVER4)).is_ok());
+            world.host.sh("nft \"chain ip filter FORWARD { policy drop; }\"");
+            eventually("the notice comes with its cause", noticed);
+            world.host.sh("nft delete table ip filter");
+            eventually("the notice goes with its cause", || !noticed());
+        });
         network.stop().await;
     });
+}
+
+#[test]
+fn addresses_denied_by_request_are_out_of_reach() {
+    let world = World::new();
+    let site = Site::new();
+    world.host.block_on(|| async {
+        let network = site.start().await;
+        let PodNetwork { addresses, netns } = network.attach("pod", &INTERNET).await.unwrap();
+        let reach =
+            |netns: &OwnedFd| tokio::task::block_in_place(|| [SERVER4, SERVER6].map(|to| call(netns, ip(to)).is_ok()));
+        assert_eq!(reach(&netns), [true, true]);
+        network.deny(&[ip(SERVER4)].into()).await.unwrap();
+        assert_eq!(reach(&netns), [false, true]);
+        // Another address of the same home.
+        network.deny(&[ip("2a00:99:0:7::1")].into()).await.unwrap();
+        assert_eq!(reach(&netns), [true, false]);
+        // The firewall inside learns of it by the adoption, and holds without the other one.
+        let PodNetwork { netns, .. } = network.adopt("pod", netns, &INTERNET).await.unwrap();
+        world.route_to_pods(&network);
+        network.stop().await;
+        world.host.sh("nft flush ruleset");
+        assert_eq!(reach(&netns), [true, false]);
+        assert!(addresses.ipv6.is_some());
+    });
+}
+
+#[test]
+#[allow(clippy::print_stdout, reason = "a test that is skipped says so")]
+fn one_pod_cannot_use_up_the_hosts_connections() {
+    let world = World::new();
+    let site = Site::new();
+    world.host.block_on(|| async {
+        let network = site.start().await;
+        let loud = network.attach("loud", &INTERNET).await.unwrap();
+        let quiet = network.attach("quiet", &INTERNET).await.unwrap();
+        if network.notices().contains(&Notice::ConnectionsNotCounted) {
+            println!("skipped: {}", Notice::ConnectionsNotCounted);
+            return network.stop().await;
+        }
+        tokio::task::block_in_place(|| {
+            assert!(call(&loud.netns, ip(SERVER4)).is_ok());
+            inside(&loud.netns, || {
+                let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
+                for port in 10_000..14_500 {
+                    // In the end this is refused.
+                    let _ = socket.send_to(b"x", (ip(SERVER4), port));
+                }
+            });
+            assert!(call(&loud.netns, ip(SERVER4)).is_err(), "over its limit");
+            assert!(call(&quiet.netns, ip(SERVER4)).is_ok() && call(&quiet.netns, ip(SERVER6)).is_ok());
+        });
+        network.stop().await;
+    });
+}
+
+/// Everybody on the LAN may ask any machine there to pass packets on; a host that does so for its pods only must not.
+#[test]
+fn the_host_is_a_router_for_its_pods_only_unless_it_was_one_before() {
+    for was_router in [false, true] {
+        let world = World::new();
+        let forwarding = u8::from(was_router);
+        world
+            .host
+            .sh(&format!("sysctl -qw net.ipv4.ip_forward={forwarding} net.ipv6.conf.all.forwarding={forwarding}"));
+        // The neighbour takes the host for its router, and the host would know the way.
+        world.neighbour.sh(&format!("ip route add {SERVER4} via {HOST4}; ip route add {SERVER6} via {HOST6}"));
+        // Containers that came later than we: docker finds forwarding enabled and changes nothing.
+        let container = Netns::new("ctr");
+        world.host.sh(&format!("ip link add docker0 type veth peer name eth0 netns {}; ip link set docker0 up; ip addr add 172.18.0.1/16 dev docker0", container.name));
+        container.sh("ip link set eth0 up; ip addr add 172.18.0.2/16 dev eth0; ip route add default via 172.18.0.1");
+        world.router.sh(&format!("ip route add 172.18.0.0/16 via {HOST4}"));
+        serve_echo(&container.fd());
+        let site = Site::new();
+        let passes =
+            || tokio::task::block_in_place(|| [SERVER4, SERVER6].map(|to| call(&world.neighbour.fd(), ip(to)).is_ok()));
+        world.host.block_on(|| async {
+            // The second start finds forwarding enabled, and remembers by whom.
+            for _ in 0..2 {
+                let network = site.start().await;
+                let pod = network.attach("pod", &INTERNET).await.unwrap();
+                assert_eq!(passes(), [was_router; 2]);
+                tokio::task::block_in_place(|| {
+                    assert!(call(&pod.netns, ip(SERVER4)).is_ok() && call(&pod.netns, ip(SERVER6)).is_ok());
+                    assert!(call(&container.fd(), ip(SERVER4)).is_ok(), "containers go on");
+                });
+                network.stop().await;
+            }
+            // Somebody's port forwarding goes on too.
+            tokio::task::block_in_place(|| {
+                world.host.sh(&format!("nft \"add table ip nat; add chain ip nat pre {{ type nat hook prerouting priority -100; }}; add rule ip nat pre iifname eth0 tcp dport 8080 dnat to 172.18.0.2:{ECHO}\""));
+                let published = std::net::SocketAddr::new(ip(HOST4), 8080);
+                assert!(call_port(&world.neighbour.fd(), published).is_ok());
+            });
+            world.host.sh(&format!("nft delete table inet {}", site.table()));
+            assert_eq!(passes(), [true; 2], "it is the firewall that denies");
+        });
+    }
 }

@@ -156,11 +156,12 @@ pub(crate) fn ip(text: &str) -> IpAddr {
 pub(crate) struct Site {
     pub(crate) instance: String,
     pub(crate) dir: tempfile::TempDir,
+    pub(crate) zone: Option<String>,
 }
 
 impl Site {
     pub(crate) fn new() -> Self {
-        let site = Self { instance: instance(), dir: tempfile::tempdir().unwrap() };
+        let site = Self { instance: instance(), dir: tempfile::tempdir().unwrap(), zone: None };
         site.set_resolvers("");
         site
     }
@@ -170,6 +171,7 @@ impl Site {
             instance: self.instance.clone(),
             state_dir: self.dir.path().join("network"),
             resolv_conf: self.resolv_conf(),
+            zone: self.zone.clone(),
         }
     }
 
@@ -206,7 +208,7 @@ pub(crate) const SERVER4: &str = "45.45.45.2";
 pub(crate) const SERVER6: &str = "2a00:99::2";
 
 /// Addresses that the server has too: reachable by routing, and none of a pod's business.
-pub(crate) const FORBIDDEN: [&str; 24] = [
+pub(crate) const FORBIDDEN: [&str; 25] = [
     "10.9.9.9",
     "100.64.1.1",
     "172.16.5.5",
@@ -219,6 +221,8 @@ pub(crate) const FORBIDDEN: [&str; 24] = [
     "198.51.100.3",
     "203.0.113.3",
     "240.0.0.1",
+    // Another network of the same home: the provider's /56 is one home's.
+    "2a00:77:0:5::1",
     "fd99::1",
     "fc00::1",
     "2001::1",

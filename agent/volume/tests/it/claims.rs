@@ -148,7 +148,104 @@ fn a_uid_cannot_change_its_name() {
     store.ensure_claim(&id("data", "u-1"), &ClaimSpec::default()).unwrap();
     let error = store.ensure_claim(&id("other", "u-1"), &ClaimSpec::default()).unwrap_err();
     assert!(matches!(error, VolumeError::OtherName { .. }), "{error}");
-    assert!(matches!(store.delete_claim(&id("x", "u-2")), Err(VolumeError::NoSuchClaim { .. })));
+    let error = store.delete_claim(&id("other", "u-1")).unwrap_err();
+    assert!(matches!(error, VolumeError::OtherName { .. }), "{error}");
+}
+
+#[test]
+fn deleting_what_is_not_there_succeeds() {
+    let (directory, store) = store();
+    // Never made: the pod failed before. And deleted before the agent died, which then asks again.
+    store.delete_claim(&id("never", "u-1")).unwrap();
+    store.ensure_claim(&id("data", "u-2"), &ClaimSpec::default()).unwrap();
+    for _ in 0..2 {
+        store.delete_claim(&id("data", "u-2")).unwrap();
+    }
+    // The entry is lost, and the data is the claim's by its marks: it goes all the same.
+    let path = store.ensure_claim(&id("data", "u-3"), &ClaimSpec::default()).unwrap();
+    fs::remove_file(ledger(directory.path(), "u-3")).unwrap();
+    store.delete_claim(&id("data", "u-3")).unwrap();
+    assert!(!path.exists());
+    // Not what only has the claim's name.
+    let path = store.ensure_claim(&id("data", "u-4"), &ClaimSpec::default()).unwrap();
+    fs::remove_file(ledger(directory.path(), "u-4")).unwrap();
+    fs::remove_file(path.with_file_name("claim.json")).unwrap();
+    assert!(matches!(store.delete_claim(&id("data", "u-4")), Err(VolumeError::ForeignData { .. })));
+    assert!(path.exists());
+}
+
+#[test]
+fn trash_that_cannot_be_emptied_fails_no_deletion() {
+    let (directory, store) = store();
+    // Whatever keeps the trash from being emptied: here, the lock of somebody who is at it and never ends.
+    let turn = fs::File::create(directory.path().join("volumes/trash.lock")).unwrap();
+    rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let path = store.ensure_claim(&id("data", "u-1"), &ClaimSpec::default()).unwrap();
+    fs::write(path.join("file"), "x").unwrap();
+    store.delete_claim(&id("data", "u-1")).unwrap();
+    assert!(!path.exists() && store.list_claims().unwrap().is_empty());
+    store.empty_dir("p-1", "cache").unwrap();
+    store.remove_pod("p-1").unwrap();
+    // Nothing waits: neither the next start nor whoever else wants to empty it.
+    let store = VolumeStore::open(&directory.path().join("volumes")).unwrap();
+    store.empty_trash().unwrap();
+    let left = |trash: &str| fs::read_dir(directory.path().join("volumes").join(trash)).unwrap().count();
+    assert_eq!((left("claims/.trash"), left("pods/.trash")), (1, 1), "deleting only moves");
+    drop(turn);
+    store.empty_trash().unwrap();
+    assert_eq!((left("claims/.trash"), left("pods/.trash")), (0, 0));
+}
+
+#[test]
+fn one_damaged_entry_of_the_ledger_sets_one_claim_aside() {
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 5] = [
+        ("torn", |book| fs::write(book, "{\"magic\":\"hea").unwrap()),
+        ("empty", |book| fs::write(book, "").unwrap()),
+        ("of another claim", |book| edit(book, "\"u-1\"", "\"u-9\"")),
+        ("a path that climbs", |book| edit(book, "\"alice\"", "\"../../x\"")),
+        ("a directory", |book| {
+            fs::remove_file(book).unwrap();
+            fs::create_dir(book).unwrap();
+        }),
+    ];
+    for (what, damage) in damages {
+        let (directory, store) = store();
+        let path = store.ensure_claim(&id("data", "u-1"), &ClaimSpec::default()).unwrap();
+        fs::write(path.join("file"), "precious").unwrap();
+        store.ensure_claim(&id("other", "u-2"), &ClaimSpec::default()).unwrap();
+        damage(&ledger(directory.path(), "u-1"));
+
+        let store = VolumeStore::open(&directory.path().join("volumes")).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let aside = store.recover().unwrap();
+        assert_eq!(aside.len(), 1, "{what}");
+        assert_eq!((aside[0].id.clone(), &aside[0].path), (None, &ledger(directory.path(), "u-1")), "{what}");
+        for error in [
+            store.ensure_claim(&id("data", "u-1"), &ClaimSpec::default()).unwrap_err(),
+            store.delete_claim(&id("data", "u-1")).unwrap_err(),
+        ] {
+            assert!(matches!(error, VolumeError::Damaged { .. } | VolumeError::Io { .. }), "{what}: {error}");
+            assert!(error.to_string().contains("u-1.json"), "{what}: {error}");
+        }
+        assert_eq!(fs::read_to_string(path.join("file")).unwrap(), "precious", "{what}");
+        store.ensure_claim(&id("other", "u-2"), &ClaimSpec::default()).unwrap();
+        store.ensure_claim(&id("new", "u-3"), &ClaimSpec::default()).unwrap();
+        assert_eq!(store.list_claims().unwrap().len(), 2, "{what}");
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+    #[test]
+    fn no_bytes_in_a_ledger_keep_the_store_from_opening(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+        let (directory, store) = store();
+        let path = store.ensure_claim(&id("data", "u-1"), &ClaimSpec::default()).unwrap();
+        fs::write(ledger(directory.path(), "u-1"), bytes).unwrap();
+        let store = VolumeStore::open(&directory.path().join("volumes")).unwrap();
+        proptest::prop_assert_eq!(store.recover().unwrap().len(), 1);
+        proptest::prop_assert!(store.ensure_claim(&id("data", "u-1"), &ClaimSpec::default()).is_err());
+        proptest::prop_assert!(path.is_dir());
+    }
 }
 
 #[test]
@@ -186,8 +283,8 @@ fn interrupted_steps_are_finished_or_taken_back() {
     assert_eq!(store.ensure_claim(&claim, &ClaimSpec::default()).unwrap(), path);
     assert!(path.join("file").exists() && fs::read_to_string(&book).unwrap().contains("ready"));
 
-    // Before the rename: only the ledger knows, and a half-made directory is in the trash.
-    let half = directory.path().join("volumes/claims/.trash/new-u-2/data");
+    // Before the rename: only the ledger knows, and a half-made directory is aside.
+    let half = directory.path().join("volumes/claims/.new/u-2/data");
     fs::create_dir_all(&half).unwrap();
     fs::write(
         ledger(directory.path(), "u-2"),
@@ -209,8 +306,11 @@ fn interrupted_steps_are_finished_or_taken_back() {
     // In the middle of a deletion, after the rename: what is in the trash goes.
     let trash = directory.path().join("volumes/claims/.trash");
     fs::create_dir_all(trash.join("gone-u-3.0/data/deep")).unwrap();
-    VolumeStore::open(&directory.path().join("volumes")).unwrap();
+    // And a claim that was being made, and is not asked for any more.
+    fs::create_dir_all(&half).unwrap();
+    VolumeStore::open(&directory.path().join("volumes")).unwrap().empty_trash().unwrap();
     assert_eq!(fs::read_dir(trash).unwrap().count(), 0);
+    assert!(!half.exists());
 }
 
 #[test]

@@ -75,6 +75,7 @@ fn nothing_that_was_handed_out_is_lost_by_kill_9() {
 
 fn check(root: &Path, kept: &BTreeSet<String>, gone: &BTreeSet<String>) {
     let store = VolumeStore::open(root).unwrap();
+    store.empty_trash().unwrap();
     for uid in kept {
         let path = store.ensure_claim(&id("data", uid), &ClaimSpec::default()).unwrap();
         assert_eq!(fs::read_to_string(path.join("file")).unwrap(), *uid);
@@ -104,6 +105,7 @@ fn work(root: &Path) {
         store.project("p-1", "v", &files, false).unwrap();
         store.empty_dir("p-2", "cache").unwrap();
         store.remove_pod("p-2").unwrap();
+        store.empty_trash().unwrap();
         if n % 3 == 0 {
             println!("\ndeleting {uid}");
             store.delete_claim(&id("data", &uid)).unwrap();
@@ -124,9 +126,14 @@ fn another_disk_mounted_over_a_claim_is_found_out_and_never_deleted() {
             let error = result.unwrap_err();
             assert!(matches!(error, VolumeError::ForeignData { .. }), "{error}");
         }
-        // A mount that somebody left in a pod's directory: what is behind it stays.
-        assert!(store.remove_pod("p-1").is_err());
+        // A mount that somebody left in a pod's directory: what is behind it stays, and it does not keep other trash.
+        store.remove_pod("p-1").unwrap();
+        store.empty_dir("p-2", "cache").unwrap();
+        store.remove_pod("p-2").unwrap();
+        let error = store.empty_trash().unwrap_err();
+        assert!(error.to_string().contains("p-1.0"), "{error}");
         assert!(root.join("precious/file").exists());
+        assert_eq!(fs::read_dir(root.join("pods/.trash")).unwrap().count(), 1);
         return;
     }
     let directory = tempfile::tempdir().unwrap();
@@ -151,6 +158,78 @@ fn another_disk_mounted_over_a_claim_is_found_out_and_never_deleted() {
     // The claim's disk is back: nothing was lost.
     let store = VolumeStore::open(&root).unwrap();
     assert_eq!(store.ensure_claim(&id("data", "u-1"), &ClaimSpec::default()).unwrap(), claim);
+}
+
+#[test]
+fn a_claim_that_cannot_be_moved_away_is_set_aside_and_the_others_work() {
+    let test = "a_claim_that_cannot_be_moved_away_is_set_aside_and_the_others_work";
+    if let Some(root) = role("busy") {
+        let claim = root.join("claims/alice/data.u-1");
+        let store = VolumeStore::open(&root).unwrap();
+        let aside = store.recover().unwrap();
+        assert_eq!(aside.iter().map(|a| a.id.clone()).collect::<Vec<_>>(), [Some(id("data", "u-1"))]);
+        assert!(matches!(aside[0].error, VolumeError::Io { .. }), "{:?}", aside[0].error);
+        let error = store.ensure_claim(&id("data", "u-1"), &ClaimSpec::default()).unwrap_err();
+        assert!(matches!(error, VolumeError::BeingDeleted { .. }), "{error}");
+        assert!(store.delete_claim(&id("data", "u-1")).is_err());
+        assert!(claim.join("data/file").exists());
+        store.ensure_claim(&id("other", "u-2"), &ClaimSpec::default()).unwrap();
+        store.delete_claim(&id("other", "u-2")).unwrap();
+        // The mount is gone: so is what kept it.
+        assert!(Command::new("umount").arg(&claim).status().unwrap().success());
+        assert!(store.recover().unwrap().is_empty());
+        assert!(!claim.exists());
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("volumes");
+    let store = VolumeStore::open(&root).unwrap();
+    let path = store.ensure_claim(&id("data", "u-1"), &ClaimSpec::default()).unwrap();
+    fs::write(path.join("file"), "x").unwrap();
+    let book = root.join("ledger/u-1.json");
+    fs::write(&book, fs::read_to_string(&book).unwrap().replace("ready", "deleting")).unwrap();
+    let claim = path.parent().unwrap().display();
+    let script = format!("mount --bind {claim} {claim} && exec \"$@\"");
+    let wrapper = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", &script, "sh"];
+    let output = again(&wrapper, test, "busy", &root).output().expect("util-linux is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn emptying_a_large_trash_goes_on_after_kill_9_and_takes_along_what_is_added() {
+    let test = "emptying_a_large_trash_goes_on_after_kill_9_and_takes_along_what_is_added";
+    if let Some(root) = role("emptier") {
+        return VolumeStore::open(&root).unwrap().empty_trash().unwrap();
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("volumes");
+    let store = VolumeStore::open(&root).unwrap();
+    for pod in 0..100 {
+        let cache = store.empty_dir(&format!("p-{pod}"), "cache").unwrap();
+        (0..200).for_each(|n| drop(fs::File::create(cache.join(n.to_string())).unwrap()));
+        store.remove_pod(&format!("p-{pod}")).unwrap();
+    }
+    let trash = root.join("pods/.trash");
+    let left = || fs::read_dir(&trash).unwrap().count();
+    assert_eq!(left(), 100);
+    let mut child = again(&[], test, "emptier", &root).stdout(Stdio::null()).spawn().unwrap();
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while left() == 100 {
+        assert!(std::time::Instant::now() < end, "nothing was removed in 30 s");
+        std::thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let interrupted = left();
+    assert!((1..100).contains(&interrupted), "killed in the middle: {interrupted} are left");
+    // Two at once, and one more pod meanwhile: nothing stays behind.
+    std::thread::scope(|scope| {
+        scope.spawn(|| store.empty_trash().unwrap());
+        store.empty_dir("late", "cache").unwrap();
+        store.remove_pod("late").unwrap();
+        store.empty_trash().unwrap();
+    });
+    assert_eq!(left(), 0);
 }
 
 #[test]

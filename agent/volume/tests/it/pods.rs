@@ -162,6 +162,7 @@ fn removing_a_pod_removes_its_volumes_and_nothing_else() {
     store.remove_pod("p-1").unwrap();
     store.remove_pod("p-1").unwrap();
     assert!(!directory.path().join("volumes/pods/p-1").exists());
+    store.empty_trash().unwrap();
     assert_eq!(fs::read_dir(directory.path().join("volumes/pods/.trash")).unwrap().count(), 0);
     assert!(claim.join("file").exists() && outside.join("file").exists() && other.exists());
 }
@@ -176,5 +177,6 @@ fn a_tree_deeper_than_any_path_and_wider_than_memory_should_hold_is_removed() {
         at = rustix::fs::openat(&at, "deep", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
     }
     store.remove_pod("p-1").unwrap();
+    store.empty_trash().unwrap();
     assert_eq!(fs::read_dir(directory.path().join("volumes/pods/.trash")).unwrap().count(), 0);
 }
