@@ -285,6 +285,20 @@ pub(crate) enum Image {
     Build(ImageBuild),
     /// List the images in this device's store.
     Ls(ImageLs),
+    /// Remove names of images from this device's store; what nothing uses then is removed by the agent.
+    Rm(ImageRm),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ImageRm {
+    /// The names, or digests.
+    #[arg(value_name = "NAME[:TAG]", required = true)]
+    pub(crate) references: Vec<String>,
+    /// Also where pods of this device use it: they run on, and cannot be started again.
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) dir: InDataDir,
 }
 
 #[derive(Args, Debug)]

@@ -54,6 +54,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Image(Image::Import(args)) => verbs::image::import(&args)?,
         Command::Image(Image::Build(args)) => verbs::image::build(&args)?,
         Command::Image(Image::Ls(args)) => verbs::image::list(&args)?,
+        Command::Image(Image::Rm(args)) => verbs::image::remove(&args)?,
         Command::ApiResources(args) => verbs::api_resources::run(&args),
         Command::Explain(args) => verbs::explain::run(&args)?,
         Command::Completion(args) => verbs::completion::run(&args),

@@ -7,7 +7,7 @@ use hearth_network::{Network, NetworkConfig, NetworkError};
 use hearth_proto::v1::device_door_server::DeviceDoorServer;
 use hearth_runtime::{Runtime, RuntimeError, Zygote, ZygoteConfig};
 use hearth_tunnel::{DeviceTunnel, DeviceTunnelConfig, IncomingStreams, TunnelStream};
-use hearth_types::{Clock, DeviceName, InstanceId, tunnel::StreamKind};
+use hearth_types::{Clock, DeviceName, InstanceId, kinds::DeviceInfo, tunnel::StreamKind};
 use hearth_volume::{VolumeError, VolumeStore};
 use tokio::{
     sync::{mpsc, watch},
@@ -21,6 +21,7 @@ use crate::{
     desired::Desired,
     door,
     files::{self, FileError, chain},
+    house,
     identity::IdentityError,
     ids::IdRanges,
     ingress::{Ingress, IngressError},
@@ -238,6 +239,7 @@ impl Agent {
         // Each of these runs as long as the agent: one that ends has broken.
         tasks.spawn(async move { service.run(adopted).await });
         tasks.spawn(session.run());
+        tasks.spawn(house::run(Arc::clone(&shared)));
         tasks.spawn(accept(shared, ingress, door, streams));
         ready();
         let exit = tokio::select! {
@@ -257,7 +259,7 @@ impl Agent {
     }
 }
 
-type Opened = (ImageStore, VolumeStore, IdRanges, Ingress, Desired, Vec<u8>);
+type Opened = (ImageStore, VolumeStore, IdRanges, Ingress, Desired, DeviceInfo);
 
 /// Opens what is on the disk. Blocks.
 fn open(
@@ -280,7 +282,6 @@ fn open(
     if !info.missing.is_empty() {
         tracing::warn!(missing = ?info.missing, "this machine lacks what isolation or limits want");
     }
-    let info = serde_json::to_vec(&info).unwrap_or_default();
     Ok((images, volumes, ids, ingress, desired, info))
 }
 

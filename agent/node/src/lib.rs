@@ -6,6 +6,7 @@
 //! | `desired` | what the region said, on the disk before it is done; refuses another incarnation and older revisions |
 //! | `manager` | which pods there are; claims; what an agent before left behind |
 //! | `pod` | one worker a pod: drives its machine (`hearth-pod`) and carries out its commands |
+//! | `house` | removes deleted data and unused images, tells what keeps the machine from its work |
 //! | `session` | the stream to the region: heartbeats, statuses until acknowledged, dials, certificates |
 //! | `door` | logs, exec and metrics for the region's servers, over a stream of the tunnel |
 //! | `ingress` | keys made here, TLS, HTTP to the pods |
@@ -25,6 +26,7 @@ mod desired;
 mod door;
 mod facts;
 mod files;
+mod house;
 mod identity;
 mod ids;
 mod ingress;

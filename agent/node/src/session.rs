@@ -12,7 +12,7 @@ use hearth_proto::{
     v1::{self, device_message::Message as Up, devices_client::DevicesClient, region_message::Message as Down},
 };
 use hearth_tunnel::DeviceTunnel;
-use hearth_types::{Incarnation, Revision, tunnel::DialNotice};
+use hearth_types::{Incarnation, Revision, kinds::DeviceInfo, tunnel::DialNotice};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -90,7 +90,7 @@ pub(crate) struct Session {
     pub(crate) tunnel: DeviceTunnel,
     pub(crate) roster: Arc<Roster>,
     pub(crate) connected: watch::Sender<bool>,
-    pub(crate) info: Vec<u8>,
+    pub(crate) info: DeviceInfo,
 }
 
 /// Why a session ended.
@@ -164,6 +164,13 @@ impl Session {
         }
     }
 
+    /// What this machine is, and what it lacks now.
+    fn info(&self) -> Vec<u8> {
+        let mut info = self.info.clone();
+        info.missing.extend(self.shared.network.notices().iter().map(ToString::to_string));
+        serde_json::to_vec(&info).unwrap_or_default()
+    }
+
     async fn once(&self) -> Result<(), End> {
         let (incarnation, revision) = self.manager.begin_session().await.ok_or(End::Shutdown)?;
         let region = self.identity.region(self.server.as_deref(), self.shared.now());
@@ -178,7 +185,7 @@ impl Session {
             agent_version: env!("CARGO_PKG_VERSION").into(),
             incarnation: incarnation.to_string(),
             revision,
-            info_json: self.info.clone().into(),
+            info_json: self.info().into(),
         };
         send(&out, Up::Hello(hello)).await?;
         let opened = async {

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -14,7 +17,7 @@ use hearth_runtime::Runtime;
 use hearth_types::{Clock, ObjectKey, Timestamp, Uid, kinds::Pod};
 use hearth_volume::VolumeStore;
 use serde_json::Value;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
     Paths, claims::ClaimHolders, container::Places, desired::Objects, ids::IdRanges, metrics::Metrics,
@@ -38,6 +41,9 @@ pub(crate) struct Shared {
     pub(crate) pods: Arc<Pods>,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) claims: ClaimHolders,
+    /// Something was deleted whose data is to be removed.
+    pub(crate) trash: Notify,
+    taken_over: AtomicBool,
     objects: RwLock<Arc<Objects>>,
 }
 
@@ -67,12 +73,24 @@ impl Shared {
             pods,
             slots: Arc::new(Semaphore::new(MAX_CONCURRENT)),
             claims: ClaimHolders::default(),
+            trash: Notify::new(),
+            taken_over: AtomicBool::new(false),
             objects: RwLock::default(),
         }
     }
 
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// Every pod that an agent before left is known.
+    pub(crate) fn taken_over(&self) {
+        self.taken_over.store(true, Ordering::Release);
+    }
+
+    /// Whether it is known what pods there are, so that what none of them uses is of no use.
+    pub(crate) fn knows_its_pods(&self) -> bool {
+        self.taken_over.load(Ordering::Acquire)
     }
 
     /// The objects that are desired now.

@@ -10,7 +10,7 @@ use hearth_image::{
 use hearth_types::quantity::format_bytes;
 
 use crate::{
-    args::{ImageBuild, ImageImport, ImageLs, Output},
+    args::{ImageBuild, ImageImport, ImageLs, ImageRm, Output},
     data_dir::DataDir,
     output::{self, table},
 };
@@ -44,6 +44,21 @@ pub(crate) fn list(args: &ImageLs) -> Result<()> {
         rows.push(vec![record.reference, digest, record.platform.to_string(), size]);
     }
     output::lines(&table::layout(&rows));
+    Ok(())
+}
+
+/// Removes names from the store.
+pub(crate) fn remove(args: &ImageRm) -> Result<()> {
+    let data = DataDir::existing(&args.dir.data_dir)?;
+    let store = ImageStore::open(&data.images())?;
+    for reference in &args.references {
+        if args.force {
+            store.force_remove(reference)?;
+        } else {
+            store.remove(reference)?;
+        }
+        output::line(&format!("{reference} removed"));
+    }
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use hearth_image::{Image, ImageError};
+use hearth_image::{Hold, Image, ImageError};
 use hearth_network::{EgressPolicy, PodAddresses, PodNetwork};
 use hearth_pod::{Failure, StartFailure};
 use hearth_runtime::{ContainerStatus, PodSandbox, RuntimeError, StartError};
@@ -50,11 +50,12 @@ impl Site {
         Failure::new(reason, chain(error))
     }
 
-    pub(crate) async fn image(&self, reference: String) -> Result<Image, Failure> {
+    /// The image of a name, held so that it is not collected before the pod is seen to use it.
+    pub(crate) async fn image(&self, reference: String) -> Result<(Image, Arc<Hold>), Failure> {
         let images = self.shared.images.clone();
         let asked = reference.clone();
-        let resolved = blocking(move || images.resolve(&reference)).await;
-        resolved.map_err(|error| {
+        let resolved = blocking(move || images.resolve_and_hold(&reference)).await;
+        resolved.map(|(image, hold)| (image, Arc::new(hold))).map_err(|error| {
             let reason = match &error {
                 ImageError::NotFound { .. } => "ImageNotPresent",
                 ImageError::Reference(_) => "InvalidImageName",
@@ -274,6 +275,7 @@ impl Site {
         blocking(move || {
             let failed = |error: &dyn std::error::Error| site.failed("volumes", "FailedKillPod", error);
             site.shared.volumes.remove_pod(site.uid()).map_err(|error| failed(&error))?;
+            site.shared.trash.notify_one();
             crate::files::remove(&site.places.scratch()).map_err(|error| failed(&error))?;
             // Last: as long as something of the pod is there, nobody else gets its ids.
             site.shared.ids.free(site.uid()).map_err(|error| failed(&error))

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use hearth_image::Image;
+use hearth_image::{Hold, Image};
 use hearth_network::PodNetwork;
 use hearth_pod::{Command, Event, Failure, ImageFacts, PodMachine, PodView, Record, StartFailure};
 use hearth_runtime::{ContainerState, ContainerStatus, PodEvent};
@@ -67,7 +67,7 @@ pub(crate) struct Start {
 enum Outcome {
     Nothing,
     Event(Event),
-    Image(String, Result<Image, Failure>),
+    Image(String, Result<(Image, Arc<Hold>), Failure>),
     Volumes(Result<VolumePaths, Failure>),
     Refreshed(Result<VolumePaths, Failure>),
     Network(Result<PodNetwork, Failure>),
@@ -91,7 +91,8 @@ struct Worker {
     watchers: JoinSet<()>,
     sandbox: Option<hearth_runtime::Pod>,
     network: Option<PodNetwork>,
-    images: HashMap<String, Image>,
+    /// Each is held for as long as its pod is here.
+    images: HashMap<String, (Image, Arc<Hold>)>,
     volumes: VolumePaths,
     snapshot: watch::Sender<Snapshot>,
     written: Option<Record>,
@@ -245,19 +246,20 @@ impl Worker {
                 })
             }
             Command::StartContainer { container, attempt } => {
-                let (image, volumes) = (self.images.get(&container).cloned(), self.volumes.clone());
+                let image = self.images.get(&container).map(|(image, _)| image.clone());
+                let volumes = self.volumes.clone();
                 self.tasks.spawn(async move {
                     let started = site.start(sandbox, &container, attempt, image, volumes).await;
                     Outcome::Started(container, attempt, started)
                 })
             }
             Command::Signal { container } => {
-                let image = self.images.get(&container).cloned();
+                let image = self.images.get(&container).map(|(image, _)| image.clone());
                 let id = self.machine.record().containers.get(&container).and_then(|one| one.image.clone());
                 self.tasks.spawn(async move {
                     // An adopted container's image was not looked up yet.
                     let image = match (image, id) {
-                        (None, Some(facts)) => site.image(facts.id).await.ok(),
+                        (None, Some(facts)) => site.image(facts.id).await.ok().map(|(image, _)| image),
                         (image, _) => image,
                     };
                     signal(sandbox, &container, stop_signal(image.as_ref())).await
@@ -308,9 +310,9 @@ impl Worker {
                 self.step(event);
             }
             Outcome::Image(container, result) => {
-                let result = result.map(|image| {
+                let result = result.map(|(image, hold)| {
                     let (reference, id) = (image.reference.clone(), image.manifest_digest.to_string());
-                    self.images.insert(container.clone(), image);
+                    self.images.insert(container.clone(), (image, hold));
                     ImageFacts { reference, id }
                 });
                 self.step(Event::Image { container, result });

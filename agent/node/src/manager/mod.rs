@@ -1,6 +1,9 @@
 //! The one task that knows which pods there are: it takes what the region says, writes it down, and starts and informs
 //! workers. It also sees to claims and to what was left behind by an agent before.
 
+mod claims;
+mod take_over;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -9,8 +12,7 @@ use std::{
 
 use hearth_proto::v1;
 use hearth_runtime::{Adopted, DeadPod};
-use hearth_types::{GroupKind, Incarnation, Object, ObjectKey, Revision, Uid, kinds::Pod};
-use hearth_volume::ClaimId;
+use hearth_types::{GroupKind, Incarnation, Object, ObjectKey, Revision, Uid};
 use serde_json::json;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -18,11 +20,10 @@ use tokio::{
 };
 
 use crate::{
-    claims::claims_of,
     desired::{Change, Desired, FORGET_LOST, Refusal},
     files::chain,
     ingress::Ingress,
-    pod::{Input, Start, StoredPod, WorkerHandle, load_all, remove_unknown, spawn, uses_any, uses_claim},
+    pod::{Input, Start, StoredPod, WorkerHandle, spawn, uses_any},
     shared::{Shared, blocking},
 };
 
@@ -167,80 +168,6 @@ impl Service {
         }
     }
 
-    /// The agent starts: everything on the disk is brought up, what lives is taken over.
-    async fn take_over(&mut self, adopted: Adopted) {
-        let dir = self.shared.paths.pods();
-        self.stored = blocking(move || load_all(&dir)).await.into_iter().collect();
-        self.dead = adopted.dead.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
-        let mut alive: HashMap<String, hearth_runtime::Pod> =
-            adopted.pods.into_iter().map(|pod| (pod.uid().to_owned(), pod)).collect();
-        let mut silent = HashSet::new();
-        for failed in adopted.failed {
-            tracing::error!(
-                uid = failed.uid,
-                error = chain(&failed.error),
-                "a pod of the agent before cannot be taken over: it is left as it is"
-            );
-            // What ran is taken to run until its shim answers.
-            alive.extend(failed.pod.map(|pod| (failed.uid.clone(), pod)));
-            silent.insert(failed.uid);
-        }
-        for (uid, pod) in &alive {
-            if let Err(error) = self.shared.ids.claim(uid, pod.id_map()) {
-                tracing::error!(error = chain(&error), "the user ids of a living pod cannot be written down");
-            }
-        }
-        self.publish();
-        let mut pods: Vec<Object> =
-            self.desired.objects().values().filter(|o| *o.kind() == GroupKind::POD).cloned().collect();
-        // Last, since it takes until they are known not to answer.
-        pods.sort_by_key(|pod| silent.contains(pod.uid().as_str()));
-        tracing::info!(
-            pods = pods.len(),
-            alive = alive.len(),
-            dead = self.dead.len(),
-            "bringing up the pods on this device's disk"
-        );
-        if self.desired.is_known() {
-            let stored = self.stored.keys().cloned();
-            let keep = pods.iter().map(|pod| pod.uid().to_string()).chain(alive.keys().cloned()).chain(stored);
-            let keep = keep.chain(silent.iter().cloned()).collect();
-            if let Err(error) = self.shared.network.retain(&keep).await {
-                tracing::error!(error = chain(&error), "networks of pods that are gone cannot be removed");
-            }
-        }
-        // Whoever lives has its claims, before anybody else asks for them.
-        for uid in alive.keys() {
-            let stored = || self.stored.get(uid).and_then(StoredPod::object);
-            let desired = pods.iter().find(|pod| pod.uid().as_str() == uid).cloned();
-            if let Some(object) = desired.or_else(stored) {
-                self.hold_claims(&object);
-            }
-        }
-        for object in pods {
-            let sandbox = alive.remove(object.uid().as_str());
-            self.start(object, sandbox).await;
-        }
-        self.orphans = alive.into_values().collect();
-        if self.desired.is_known() {
-            self.remove_orphans().await;
-        } else if !self.orphans.is_empty() {
-            let count = self.orphans.len();
-            tracing::warn!(
-                count,
-                "pods run that this device's disk does not know: they run on until the region has spoken"
-            );
-        }
-    }
-
-    fn hold_claims(&self, object: &Object) {
-        let Ok(pod) = object.view::<Pod>() else { return };
-        let claims: Vec<&str> = claims_of(&pod).collect();
-        if let Err(error) = self.shared.claims.take(object.namespace(), &claims, object.uid(), object.name()) {
-            tracing::error!(pod = %object.key(), %error, "two living pods have one volume");
-        }
-    }
-
     /// What an accepted word of the region changed.
     async fn apply(&mut self, change: Change) {
         if change.matters || self.write_failed {
@@ -367,100 +294,10 @@ impl Service {
         self.ingress.routes_changed(self.desired.objects());
     }
 
-    /// Stops what runs, or left remains, and is not desired: the region's word on it was accepted before.
-    async fn remove_orphans(&mut self) {
-        if !self.desired.is_known() {
-            return;
-        }
-        for sandbox in std::mem::take(&mut self.orphans) {
-            let object = self.stored.get(sandbox.uid()).and_then(StoredPod::object);
-            tracing::info!(
-                pod = sandbox.name(),
-                namespace = sandbox.namespace(),
-                "stopping a pod that is no longer desired"
-            );
-            match object {
-                Some(object) => {
-                    self.start(object.clone(), Some(sandbox)).await;
-                    self.vanish(object.uid()).await;
-                }
-                None => remove_unknown(Arc::clone(&self.shared), sandbox).await,
-            }
-        }
-        // Those that were being taken down when the agent died.
-        let left: Vec<StoredPod> = self.stored.drain().map(|(_, stored)| stored).collect();
-        for object in left.iter().filter_map(StoredPod::object) {
-            self.start(object.clone(), None).await;
-            self.vanish(object.uid()).await;
-        }
-        for uid in std::mem::take(&mut self.dead).into_keys() {
-            if let Err(error) = self.shared.runtime.forget(&uid).await {
-                tracing::error!(uid, error = chain(&error), "the remains of a dead pod cannot be removed");
-                continue;
-            }
-            let shared = Arc::clone(&self.shared);
-            if let Err(error) = blocking(move || shared.ids.free(&uid)).await {
-                tracing::error!(error = chain(&error), "the user ids of a dead pod cannot be freed");
-            }
-        }
-    }
-
     async fn vanish(&mut self, uid: &Uid) {
         if let Some(worker) = self.workers.get_mut(uid) {
             worker.vanished = true;
             let _ = worker.inbox.send(Input::Vanished).await;
-        }
-    }
-
-    /// Who waits for a claim looks again at once.
-    async fn claims_released(&mut self) {
-        for worker in self.workers.values().filter(|worker| !worker.vanished) {
-            if claims_of(&worker.entry.pod).next().is_some() {
-                let _ = worker.inbox.send(Input::ConfigChanged).await;
-            }
-        }
-        self.delete_claims().await;
-    }
-
-    /// Deletes the data of claims that are marked and that no pod uses, and says so.
-    async fn delete_claims(&mut self) {
-        let marked: Vec<Object> = self
-            .desired
-            .objects()
-            .values()
-            .filter(|object| *object.kind() == GroupKind::PERSISTENT_VOLUME_CLAIM && object.is_deleting())
-            .cloned()
-            .collect();
-        self.deleted.retain(|uid| marked.iter().any(|claim| claim.uid() == uid));
-        for claim in marked {
-            if self.deleted.contains(claim.uid()) {
-                continue;
-            }
-            let in_use = self.workers.values().any(|worker| {
-                worker.object.namespace() == claim.namespace() && uses_claim(&worker.entry.pod, claim.name())
-                    // A pod that is torn down has let go of it, even where its object is still there.
-                    && !is_gone(worker)
-            });
-            if in_use || self.shared.claims.is_held(claim.namespace(), claim.name()) {
-                continue;
-            }
-            let id = ClaimId {
-                namespace: claim.namespace().to_owned(),
-                name: claim.name().to_owned(),
-                uid: claim.uid().as_str().to_owned(),
-            };
-            let volumes = self.shared.volumes.clone();
-            match blocking(move || volumes.delete_claim(&id)).await {
-                Ok(()) => {
-                    self.deleted.insert(claim.uid().clone());
-                    let status = claim.value().get("status").cloned().unwrap_or_else(|| json!({"phase": "Lost"}));
-                    self.shared.reporter.status(claim.key(), claim.uid(), &status, true);
-                }
-                Err(error) => {
-                    self.shared.metrics.failures.with_label_values(&["volumes"]).inc();
-                    tracing::error!(claim = %claim.key(), error = chain(&error), "a claim's data cannot be deleted");
-                }
-            }
         }
     }
 
@@ -499,11 +336,4 @@ impl Service {
             self.apply(Change { matters: true, ..Change::default() }).await;
         }
     }
-}
-
-/// Whether a worker's pod is torn down: its last status was reported as finished.
-fn is_gone(worker: &WorkerHandle) -> bool {
-    let snapshot = worker.entry.snapshot.borrow();
-    let ended = matches!(snapshot.phase, hearth_pod::Phase::Succeeded | hearth_pod::Phase::Failed);
-    ended && snapshot.sandbox.is_none()
 }
