@@ -5,6 +5,8 @@ use hearth_types::{
     condition::{self, Condition, Truth},
 };
 
+use serde_json::json;
+
 use crate::action::Action;
 
 /// The condition of ReplicaSets and Deployments whose pods cannot be made, as in Kubernetes.
@@ -23,13 +25,15 @@ pub fn reconcile(object: &Object, why: &str, now: Timestamp) -> Option<Action> {
         _ => return None,
     };
     let mut value = object.value();
+    if *object.kind() == GroupKind::REPLICA_SET && value.pointer("/status/replicas").is_none() {
+        // Required in its status, and nobody has written one yet.
+        value["status"] = json!({"replicas": 0});
+    }
     condition::set(&mut value, &condition, now).then(|| Action::Update { base: object.clone(), value })
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::{replicaset, testing::World};
 
