@@ -37,12 +37,21 @@ struct Slot {
 pub(crate) struct Limiter {
     /// Keyed anew at each start, so that nobody can choose who shares a place.
     hasher: RandomState,
+    /// Answers a second.
+    rate: u64,
+    /// A full bucket, in thousandths.
+    full: u64,
     slots: Box<[Mutex<Slot>]>,
 }
 
 impl Limiter {
-    pub(crate) fn new() -> Self {
-        Self { hasher: RandomState::new(), slots: (0..limits::UDP_NETWORKS).map(|_| Mutex::default()).collect() }
+    pub(crate) fn new(rate: u64, burst: u64) -> Self {
+        Self {
+            hasher: RandomState::new(),
+            rate,
+            full: burst.saturating_mul(1000),
+            slots: (0..limits::UDP_NETWORKS).map(|_| Mutex::default()).collect(),
+        }
     }
 
     /// What becomes of a query from an address at a time in milliseconds.
@@ -50,12 +59,11 @@ impl Limiter {
         let network = network(ip);
         let place = self.hasher.hash_one(network) % self.slots.len() as u64;
         let mut slot = self.slots[place as usize].lock().unwrap_or_else(PoisonError::into_inner);
-        const FULL: u64 = limits::UDP_BURST * 1000;
         if slot.network != network {
-            *slot = Slot { network, left: FULL, at: now, limited: 0 };
+            *slot = Slot { network, left: self.full, at: now, limited: 0 };
         }
-        let earned = now.saturating_sub(slot.at).saturating_mul(limits::UDP_ANSWERS_PER_SECOND);
-        slot.left = slot.left.saturating_add(earned).min(FULL);
+        let earned = now.saturating_sub(slot.at).saturating_mul(self.rate);
+        slot.left = slot.left.saturating_add(earned).min(self.full);
         slot.at = slot.at.max(now);
         if slot.left >= 1000 {
             slot.left -= 1000;
@@ -63,7 +71,7 @@ impl Limiter {
             return Verdict::Answer;
         }
         slot.limited = slot.limited.wrapping_add(1);
-        if slot.limited % limits::UDP_SLIP == 0 { Verdict::Slip } else { Verdict::Drop }
+        if slot.limited.is_multiple_of(limits::UDP_SLIP) { Verdict::Slip } else { Verdict::Drop }
     }
 }
 
@@ -87,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_network_gets_a_burst_then_a_rate_and_now_and_then_a_hint() {
-        let limiter = Limiter::new();
+        let limiter = Limiter::new(limits::UDP_ANSWERS_PER_SECOND, limits::UDP_BURST);
         let burst = usize::try_from(limits::UDP_BURST).expect("small");
         let all: Vec<_> = (0..burst + 10).map(|_| limiter.check(ip("192.0.2.1"), 5)).collect();
         assert!(all[..burst].iter().all(|one| *one == Verdict::Answer));
@@ -103,7 +111,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_network_gets_more_than_its_burst_and_rate(steps in proptest::collection::vec(0..30_u64, 1..2000)) {
-            let limiter = Limiter::new();
+            let limiter = Limiter::new(limits::UDP_ANSWERS_PER_SECOND, limits::UDP_BURST);
             let (mut now, mut answered) = (0, 0);
             for step in steps {
                 now += step;

@@ -56,7 +56,7 @@ impl DnsServer {
             zone,
             routes,
             metrics,
-            limiter: Limiter::new(),
+            limiter: Limiter::new(config.udp_answers_per_second, config.udp_burst),
             limit_loopback: config.limit_loopback,
             started: Instant::now(),
             tcp_idle: config.tcp_idle,
