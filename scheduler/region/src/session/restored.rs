@@ -66,9 +66,10 @@ pub(super) async fn is_held(
         run::change_device(hub, key, |value| set(value, Truth::True, "RegionBehind", &message, hub)).await?;
         hub.recorder.note(Note::about(&object, true, CONDITION, message, "session"));
     } else if was && !held {
-        let (reason, message) = match same {
-            true => ("Accepted", "a person said that what the region has now counts"),
-            false => ("NewIncarnation", "the region is a new incarnation"),
+        let (reason, message) = if same {
+            ("Accepted", "a person said that what the region has now counts")
+        } else {
+            ("NewIncarnation", "the region is a new incarnation")
         };
         run::change_device(hub, key, |value| set(value, Truth::False, reason, message, hub)).await?;
     }

@@ -63,11 +63,11 @@ pub(crate) async fn write_statuses(hub: Arc<Hub>, mut jobs: mpsc::Receiver<Statu
         let items = batch.iter().enumerate().flat_map(|(index, job)| items(&hub, index, job)).collect();
         let failed = store(&hub, items).await;
         for (index, job) in batch.iter().enumerate() {
-            if !failed.contains(&index) {
-                job.session.send(Message::StatusAck(StatusAck { sequence: job.report.sequence }));
-            } else {
+            if failed.contains(&index) {
                 // The device sends everything again when it is back.
                 job.session.end.cancel();
+            } else {
+                job.session.send(Message::StatusAck(StatusAck { sequence: job.report.sequence }));
             }
         }
     }
