@@ -10,6 +10,9 @@ use hearth_types::{
 };
 use tokio::sync::watch;
 
+/// Picks operations.
+pub(crate) type Which = fn(&Op) -> bool;
+
 pub(crate) struct MemoryStore {
     state: Arc<Mutex<State>>,
     revision: watch::Sender<Revision>,
@@ -17,9 +20,9 @@ pub(crate) struct MemoryStore {
     pub(crate) broken: std::sync::atomic::AtomicBool,
     pub(crate) writes: std::sync::atomic::AtomicU64,
     /// Refuses transactions with such an operation, for good.
-    pub(crate) refuses: Mutex<Option<fn(&Op) -> bool>>,
+    pub(crate) refuses: Mutex<Option<Which>>,
     /// Holds transactions with such an operation back until there is none.
-    pub(crate) holds: watch::Sender<Option<fn(&Op) -> bool>>,
+    pub(crate) holds: watch::Sender<Option<Which>>,
     /// How many are held back.
     pub(crate) held: watch::Sender<usize>,
 }
@@ -105,7 +108,7 @@ impl Store for MemoryStore {
             if self.broken.load(std::sync::atomic::Ordering::Relaxed) {
                 return Err(Status::unavailable("the test broke the store"));
             }
-            let has = |which: fn(&Op) -> bool| txn.ops.iter().any(which);
+            let has = |which: Which| txn.ops.iter().any(which);
             if self.refuses.lock().expect("not poisoned").is_some_and(has) {
                 return Err(Status::new(Reason::Invalid, "the test refuses this"));
             }
