@@ -20,6 +20,12 @@ pub struct DnsConfig {
     pub ttl: Duration,
     /// How long the absence of a name or type may be cached; whole seconds.
     pub negative_ttl: Duration,
+    /// Answers a second over UDP to one IPv4 /24 or IPv6 /56.
+    pub udp_answers_per_second: u64,
+    /// Answers over UDP that such a network may get at once.
+    pub udp_burst: u64,
+    /// Whether answers over UDP are limited by rate for loopback too. Nobody outside can forge such a source; tests do.
+    pub limit_loopback: bool,
     /// Open TCP connections at most.
     pub tcp_connections: usize,
     /// Open TCP connections of one IPv4 address or IPv6 /64 at most.
@@ -39,6 +45,9 @@ impl DnsConfig {
             gateway,
             ttl: limits::TTL,
             negative_ttl: limits::NEGATIVE_TTL,
+            udp_answers_per_second: limits::UDP_ANSWERS_PER_SECOND,
+            udp_burst: limits::UDP_BURST,
+            limit_loopback: false,
             tcp_connections: limits::TCP_CONNECTIONS,
             tcp_connections_per_client: limits::TCP_CONNECTIONS_PER_CLIENT,
             tcp_idle: limits::TCP_IDLE,

@@ -25,11 +25,11 @@
 //! - The question is returned byte for byte, so that a resolver's mixed case (0x20) comes back; lookups ignore case.
 //! - Memory and time for each query, connection and client are bounded by the constants of [`limits`].
 //! - No bytes from outside end the server.
+//! - Answers over UDP to one network are limited by rate, since sources can be forged; some of what is beyond is asked to come over TCP.
+//! - Until the routes are known, a name that is not found gets SERVFAIL: nobody is told that a name does not exist which does.
 //!
 //! # Caveats
 //!
-//! Answers over UDP are not limited by rate. They are at most [`limits::EDNS_PAYLOAD`] bytes and in practice below
-//! four times the question, so that reflecting them gains an attacker little; a public server wants a limit before it.
 //! A UDP socket on the unspecified address answers from the address that the kernel's routing picks: a machine with
 //! several addresses should listen on the one that its clients ask.
 
@@ -39,6 +39,7 @@ mod config;
 mod error;
 mod message;
 mod metrics;
+mod rate;
 mod server;
 mod slots;
 mod tcp;
@@ -47,6 +48,6 @@ mod zone;
 
 pub use config::DnsConfig;
 pub use error::DnsError;
-pub use message::{Outcome, Rcode, Silence, Transport, respond};
+pub use message::{Outcome, Rcode, Silence, Transport, respond, respond_truncated};
 pub use server::DnsServer;
 pub use zone::Zone;

@@ -17,6 +17,20 @@ pub const MAX_QUERY: usize = 4096;
 /// Tasks that read the UDP socket at most: as many as there are cores, but beyond this the one socket is the limit.
 pub const MAX_UDP_TASKS: usize = 4;
 
+/// Answers a second over UDP to one network (an IPv4 /24, an IPv6 /56), since sources are easily forged: a resolver that serves a whole town
+/// asks a zone of homes less, with answers cached for [`TTL`], and a victim gets some tens of kilobytes a second at most.
+pub const UDP_ANSWERS_PER_SECOND: u64 = 200;
+
+/// Answers that a network may get at once: a resolver that starts with an empty cache.
+pub const UDP_BURST: u64 = 1000;
+
+/// Every so many of the queries beyond get an answer without records that asks for TCP, so that a resolver in a network whose name is abused
+/// still gets through (BIND's `slip`).
+pub const UDP_SLIP: u32 = 2;
+
+/// Networks whose answers are counted at once: 40 bytes each.
+pub const UDP_NETWORKS: usize = 4096;
+
 /// Open TCP connections at most: each holds a socket and at most [`MAX_QUERY`] bytes, so 2 MiB in all.
 pub const TCP_CONNECTIONS: usize = 512;
 

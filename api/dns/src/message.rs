@@ -49,6 +49,8 @@ pub enum Rcode {
     NoError,
     /// 1
     FormErr,
+    /// 2
+    ServFail,
     /// 3
     NxDomain,
     /// 4
@@ -60,14 +62,15 @@ pub enum Rcode {
 }
 
 impl Rcode {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::NoError, Self::FormErr, Self::NxDomain, Self::NotImp, Self::Refused, Self::BadVers];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::NoError, Self::FormErr, Self::ServFail, Self::NxDomain, Self::NotImp, Self::Refused, Self::BadVers];
 
     /// The mnemonic of the IANA registry.
     pub fn label(self) -> &'static str {
         match self {
             Self::NoError => "NOERROR",
             Self::FormErr => "FORMERR",
+            Self::ServFail => "SERVFAIL",
             Self::NxDomain => "NXDOMAIN",
             Self::NotImp => "NOTIMP",
             Self::Refused => "REFUSED",
@@ -81,6 +84,7 @@ impl From<Rcode> for ResponseCode {
         match rcode {
             Rcode::NoError => Self::NoError,
             Rcode::FormErr => Self::FormErr,
+            Rcode::ServFail => Self::ServFail,
             Rcode::NxDomain => Self::NXDomain,
             Rcode::NotImp => Self::NotImp,
             Rcode::Refused => Self::Refused,
@@ -98,16 +102,19 @@ pub enum Silence {
     Response,
     /// The answer cannot be written.
     Defect,
+    /// More answers to one network over UDP than [`limits::UDP_ANSWERS_PER_SECOND`].
+    Limited,
 }
 
 impl Silence {
-    pub(crate) const ALL: [Self; 3] = [Self::TooShort, Self::Response, Self::Defect];
+    pub(crate) const ALL: [Self; 4] = [Self::TooShort, Self::Response, Self::Defect, Self::Limited];
 
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::TooShort => "too_short",
             Self::Response => "response",
             Self::Defect => "defect",
+            Self::Limited => "limited",
         }
     }
 }
@@ -178,6 +185,23 @@ pub fn respond(message: &[u8], transport: Transport, zone: &Zone, routes: &dyn R
     }
 }
 
+/// An answer without records that asks whoever really sent the query to come again over TCP (TC set), which nobody can do from a forged
+/// address. No longer than the query itself. Silence for what would get no answer with records.
+pub fn respond_truncated(message: &[u8]) -> Outcome {
+    let limited = Outcome::Silent(Silence::Limited);
+    let Ok(header) = Header::read(&mut BinDecoder::new(message)) else { return limited };
+    if header.message_type == MessageType::Response || header.op_code != OpCode::Query {
+        return limited;
+    }
+    let Some(request) = read(message, &header, Transport::Udp) else { return limited };
+    // Without EDNS: what the query announced plays no part in so short an answer.
+    let reply = Reply::bare(Rcode::NoError);
+    match encode(&header, &request.queries, None, &reply, Extent::Truncated, limits::PLAIN_PAYLOAD) {
+        Some(bytes) => Outcome::Answer { bytes, rcode: Rcode::NoError },
+        None => limited,
+    }
+}
+
 /// The message, if it has one question and can be read.
 fn read(message: &[u8], header: &Header, transport: Transport) -> Option<Request> {
     // Before the questions are read, since the decoder makes room for as many as the header says: 65,535 of them are
@@ -219,6 +243,8 @@ fn decide(request: &Request, zone: &Zone, routes: &dyn RouteLookup) -> Reply {
         Found::Records { answers, additionals } => {
             Reply { rcode: Rcode::NoError, authoritative: true, answers, authorities: Vec::new(), additionals }
         }
+        // Nobody knows yet what there is: a resolver asks again, and keeps no "there is no such name".
+        Found::NoData | Found::NoName if !routes.primed() => Reply::bare(Rcode::ServFail),
         Found::NoData => Reply::negative(Rcode::NoError, zone.negative_soa(routes)),
         Found::NoName => Reply::negative(Rcode::NxDomain, zone.negative_soa(routes)),
         Found::OutOfZone => Reply::bare(Rcode::Refused),

@@ -1,9 +1,10 @@
 //! The sockets, and what is shared by all that serves them.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::Instant,
 };
 
 use hearth_types::routes::RouteLookup;
@@ -15,7 +16,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    DnsConfig, DnsError, Outcome, Silence, Transport, Zone, limits, message::respond, metrics::Metrics, slots::Slots,
+    DnsConfig, DnsError, Outcome, Silence, Transport, Zone, limits,
+    message::{respond, respond_truncated},
+    metrics::Metrics,
+    rate::{Limiter, Verdict},
+    slots::Slots,
     tcp, udp,
 };
 
@@ -47,8 +52,16 @@ impl DnsServer {
         let address = tcp.local_addr().map_err(source_of)?;
         let metrics = Metrics::register(registry)?;
         let slots = Slots::new(config.tcp_connections, config.tcp_connections_per_client);
-        let responder =
-            Responder { zone, routes, metrics, tcp_idle: config.tcp_idle, tcp_transfer: config.tcp_transfer };
+        let responder = Responder {
+            zone,
+            routes,
+            metrics,
+            limiter: Limiter::new(config.udp_answers_per_second, config.udp_burst),
+            limit_loopback: config.limit_loopback,
+            started: Instant::now(),
+            tcp_idle: config.tcp_idle,
+            tcp_transfer: config.tcp_transfer,
+        };
         Ok(Self { udp, tcp, address, slots, responder: Arc::new(responder) })
     }
 
@@ -110,17 +123,37 @@ pub(crate) struct Responder {
     zone: Zone,
     routes: Arc<dyn RouteLookup>,
     pub(crate) metrics: Metrics,
+    limiter: Limiter,
+    limit_loopback: bool,
+    started: Instant,
     pub(crate) tcp_idle: std::time::Duration,
     pub(crate) tcp_transfer: std::time::Duration,
 }
 
 impl Responder {
+    /// The answer to a datagram, if its source may have one.
+    pub(crate) fn respond_udp(&self, message: &[u8], source: IpAddr) -> Option<Vec<u8>> {
+        let exempt = source.to_canonical().is_loopback() && !self.limit_loopback;
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        match if exempt { Verdict::Answer } else { self.limiter.check(source, now) } {
+            Verdict::Answer => self.respond(message, Transport::Udp),
+            Verdict::Slip => self.counted(message, Transport::Udp, || respond_truncated(message)),
+            Verdict::Drop => {
+                self.metrics.silent(Transport::Udp, Silence::Limited);
+                None
+            }
+        }
+    }
+
     /// The answer to a message, counted. A panic costs this message its answer, and no other message anything: else
     /// one datagram that finds a defect would be enough to take a zone down for as long as it is repeated.
     pub(crate) fn respond(&self, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        self.counted(message, transport, || respond(message, transport, &self.zone, self.routes.as_ref()))
+    }
+
+    fn counted(&self, message: &[u8], transport: Transport, respond: impl FnOnce() -> Outcome) -> Option<Vec<u8>> {
         // Nothing that a panic could leave half changed is changed by answering.
-        let outcome = catch_unwind(AssertUnwindSafe(|| respond(message, transport, &self.zone, self.routes.as_ref())))
-            .unwrap_or(Outcome::Silent(Silence::Defect));
+        let outcome = catch_unwind(AssertUnwindSafe(respond)).unwrap_or(Outcome::Silent(Silence::Defect));
         match outcome {
             Outcome::Answer { bytes, rcode } => {
                 self.metrics.answered(transport, rcode);

@@ -126,6 +126,7 @@ fn answer<D>(shared: &Shared<D>, request: &Request) -> (Answer, Outcome) {
             let (host, target) = (host.clone(), request.target.clone());
             (Answer::Redirect { host, port: shared.port, target }, Outcome::Redirected)
         }
+        _ if !shared.routes.primed() => (Answer::Starting, Outcome::Starting),
         _ => (Answer::NotFound, Outcome::UnknownName),
     }
 }
@@ -144,6 +145,10 @@ where
 {
     let Shared { limits, metrics, .. } = shared;
     let Some(route) = shared.routes.lookup(name) else {
+        if !shared.routes.primed() {
+            // Closed without a word: an alert would say for good what is not known yet.
+            return Outcome::Starting;
+        }
         tracing::debug!(name, "nobody has this name");
         farewell(socket, &Alert::UnknownName.record(), limits).await;
         return Outcome::UnknownName;

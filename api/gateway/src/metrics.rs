@@ -28,6 +28,8 @@ pub(crate) enum Outcome {
     Redirected,
     /// Nobody has the name.
     UnknownName,
+    /// Nobody is known to have the name, and the routes are not known yet.
+    Starting,
     /// TLS without a server name.
     NoName,
     /// Neither TLS nor HTTP, or broken.
@@ -58,6 +60,7 @@ impl Outcome {
             Self::DeviceLost => "device_lost",
             Self::Redirected => "redirected",
             Self::UnknownName => "unknown_name",
+            Self::Starting => "starting",
             Self::NoName => "no_name",
             Self::Malformed => "malformed",
             Self::OpeningTimeout => "opening_timeout",

@@ -195,6 +195,8 @@ pub enum Answer {
     },
     /// 404: nobody has the name.
     NotFound,
+    /// 503: nobody is known to have the name, and the routes are not known yet.
+    Starting,
     /// 400: no request.
     BadRequest,
     /// 431: a head that is too long.
@@ -209,6 +211,7 @@ impl Answer {
         let (status, text) = match self {
             Self::Redirect { .. } => ("308 Permanent Redirect", "This site is served over HTTPS only.\n"),
             Self::NotFound => ("404 Not Found", "There is no site of this name here.\n"),
+            Self::Starting => ("503 Service Unavailable", "This gateway is starting; try again in a moment.\n"),
             Self::BadRequest => ("400 Bad Request", "This is not a request that can be answered.\n"),
             Self::TooLong => ("431 Request Header Fields Too Large", "The head of the request is too long.\n"),
             Self::Timeout => ("408 Request Timeout", "The request did not arrive in time.\n"),

@@ -22,6 +22,11 @@ pub trait RouteLookup: Send + Sync + 'static {
     /// addresses (an empty non-terminal, RFC 8020).
     fn has_names_below(&self, name: &str) -> bool;
 
+    /// Whether the routes are known. Before, a name that is not found may exist all the same: nobody may be told that it does not.
+    fn primed(&self) -> bool {
+        true
+    }
+
     /// A number that rises with every change, for the serial of the zone's SOA.
     fn serial(&self) -> u32;
 }

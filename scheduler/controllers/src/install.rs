@@ -40,9 +40,22 @@ pub struct Inputs<'a> {
 /// Why what an Install asks for cannot be deployed: reason and message of the condition `Deployed`.
 type Refused = (&'static str, String);
 
+/// How far the Deployment is with what is asked for, or why it does not get that far.
+type Deployed = Result<Progress, Refused>;
+
+/// How far a Deployment is with what an Install asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// It was not told yet, or pods of what was asked for before are still there.
+    RollingOut,
+    /// Every pod that there is is of what is asked for.
+    Complete,
+}
+
 /// Makes and keeps what an Install needs, and says in its conditions how far it is.
 ///
 /// # Guarantees
+/// `Ready` is True only where what is asked for now runs; `Available` also where something older still serves.
 /// Claims are made and never deleted: deleting an Install keeps its data. An App that is gone, that asks for more than was granted,
 /// or that cannot be deployed leaves what runs as it is, and the conditions tell. Only what was granted is ever deployed: where a granted
 /// permission was taken back, the app is stopped.
@@ -69,13 +82,7 @@ fn missing_capabilities(app: &Value, install: &Value) -> Vec<String> {
     asked.filter(|one| !granted.contains(one)).map(str::to_owned).collect()
 }
 
-fn deploy(
-    inputs: Inputs<'_>,
-    install: &Value,
-    app: &Value,
-    now: Timestamp,
-    out: &mut Reconciled,
-) -> Result<(), Refused> {
+fn deploy(inputs: Inputs<'_>, install: &Value, app: &Value, now: Timestamp, out: &mut Reconciled) -> Deployed {
     for (what, there) in [("Deployment", inputs.deployment), ("Route", inputs.route)] {
         if let Some(object) = there
             && !is_mine(inputs.install, object)
@@ -100,7 +107,9 @@ fn deploy(
             Some(stored) => admitted(Some(stored), desired::kept_claim(stored, &claim), inputs.zone, now)?,
         });
     }
-    actions.extend(admitted(inputs.deployment, deployment, inputs.zone, now)?);
+    let change = admitted(inputs.deployment, deployment, inputs.zone, now)?;
+    let progress = inputs.deployment.filter(|_| change.is_none()).map_or(Progress::RollingOut, progress);
+    actions.extend(change);
     let route = desired::route(inputs.install, install, app, inputs.zone, inputs.route.map(Object::value));
     if let Some(route) = route {
         actions.extend(admitted(inputs.route, route, inputs.zone, now)?);
@@ -109,11 +118,19 @@ fn deploy(
         actions.extend(mine.map(|route| Action::Delete { base: route.clone(), grace_seconds: None }));
     }
     out.actions.extend(actions);
-    Ok(())
+    Ok(progress)
+}
+
+/// How far a Deployment is, by its own status (the rule of `kubectl rollout status`, but for pods that are to be replaced).
+fn progress(deployment: &Object) -> Progress {
+    let value = deployment.value();
+    let status = |field: &str| number(&value["status"], field).unwrap_or(0);
+    let seen = status("/observedGeneration") >= number(&value, "/metadata/generation").unwrap_or(1);
+    if seen && status("/replicas") <= status("/updatedReplicas") { Progress::Complete } else { Progress::RollingOut }
 }
 
 /// The App is gone or asks for more than was granted: what runs goes on, unless it has what was taken back, or is to stop.
-fn held_back(inputs: Inputs<'_>, install: &Value, now: Timestamp, out: &mut Reconciled) -> Result<(), Refused> {
+fn held_back(inputs: Inputs<'_>, install: &Value, now: Timestamp, out: &mut Reconciled) -> Deployed {
     let Some(deployment) = inputs.deployment.filter(|deployment| is_mine(inputs.install, deployment)) else {
         return Err(("HeldBack", "nothing is deployed".into()));
     };

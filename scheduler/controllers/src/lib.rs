@@ -14,6 +14,7 @@
 //! | [`route`] | the endpoints of a Route |
 //! | [`namespace`] | a namespace's contents go before it |
 //! | [`garbage`] | objects whose owner is gone |
+//! | [`refusal`] | says of an object that what its controller asked for was refused |
 //! | [`expiry`] | old Events and join tokens |
 
 mod action;
@@ -26,6 +27,7 @@ mod meta;
 pub mod namespace;
 pub mod node;
 pub mod pod;
+pub mod refusal;
 pub mod replicaset;
 pub mod route;
 #[cfg(test)]

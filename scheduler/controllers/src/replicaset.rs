@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     action::{Action, Reconciled},
     meta::{self, list, number},
+    refusal::REPLICA_FAILURE,
     view::SeenPod,
 };
 
@@ -82,11 +83,9 @@ fn claim_pods<'a>(inputs: Inputs<'a>, selector: &LabelSelector, out: &mut Reconc
 
 fn scale(set: &Object, value: &Value, wanted: usize, mine: &[&SeenPod], now: Timestamp, out: &mut Reconciled) {
     let mut active: Vec<_> = mine.iter().filter(|seen| seen.pod.is_active()).collect();
-    let keeps_data =
-        list(value, "/spec/template/spec/volumes").any(|volume| volume.get("persistentVolumeClaim").is_some());
     let stopping = mine.iter().filter(|seen| seen.pod.deleting).count();
     let mut room = wanted.saturating_sub(active.len());
-    if keeps_data {
+    if keeps_data(value) {
         room = room.saturating_sub(stopping);
     }
     if active.len() > wanted {
@@ -117,6 +116,11 @@ fn scale(set: &Object, value: &Value, wanted: usize, mine: &[&SeenPod], now: Tim
     if room > BURST || active.len().saturating_sub(wanted) > BURST {
         out.look_again(Duration::ZERO);
     }
+}
+
+/// Whether the pods of a template mount claims.
+pub(crate) fn keeps_data(value: &Value) -> bool {
+    list(value, "/spec/template/spec/volumes").any(|volume| volume.get("persistentVolumeClaim").is_some())
 }
 
 /// Those that come first are deleted first: what does the least.
@@ -171,7 +175,9 @@ fn status(set: &Object, mut value: Value, mine: &[&SeenPod], now: Timestamp, out
             out.look_again(left);
         }
     }
-    let conditions = value.pointer("/status/conditions").cloned();
+    // What is done now was not refused: a refusal of before is over.
+    let conditions: Vec<Value> =
+        list(&value, "/status/conditions").filter(|one| one["type"] != REPLICA_FAILURE).cloned().collect();
     value["status"] = json!({
         "replicas": active.len(),
         "fullyLabeledReplicas": active.len(),
@@ -179,8 +185,8 @@ fn status(set: &Object, mut value: Value, mine: &[&SeenPod], now: Timestamp, out
         "availableReplicas": available,
         "observedGeneration": number(&value, "/metadata/generation").unwrap_or(1),
     });
-    if let Some(conditions) = conditions {
-        value["status"]["conditions"] = conditions;
+    if !conditions.is_empty() {
+        value["status"]["conditions"] = Value::Array(conditions);
     }
     out.update(set, value);
 }

@@ -23,6 +23,33 @@ pub struct Refusal {
     pub reason: String,
 }
 
+/// Characters of [`Why::text`] at most: what an Event's message holds, as in Kubernetes.
+const MAX_TEXT: usize = 1000;
+
+impl Why {
+    /// The sentence, and in brackets the reason of each device, as many as fit.
+    pub fn text(&self) -> String {
+        let mut text = self.summary.clone();
+        let mut left = self.devices.len();
+        for one in &self.devices {
+            let more = format!("{} {}", one.device, one.reason);
+            if text.len() + more.len() > MAX_TEXT {
+                break;
+            }
+            text += if left == self.devices.len() { " (" } else { "; " };
+            text += &more;
+            left -= 1;
+        }
+        if left == self.devices.len() {
+            return text;
+        }
+        if left > 0 {
+            let _ = write!(text, "; and {left} more");
+        }
+        text + ")"
+    }
+}
+
 /// Why no device can take a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Why {
@@ -95,6 +122,25 @@ fn phrase(cause: &Cause, shape: &Shape, count: usize) -> String {
         Cause::Selector => {
             let wanted: Vec<_> = shape.node_selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
             format!("{} its node selector ({})", pick("does not match", "do not match"), wanted.join(","))
+        }
+        Cause::Architecture(has) => {
+            let wanted = shape.architectures.join(" or ");
+            match has {
+                _ if !one => format!("are of another architecture (needs {wanted})"),
+                Some(has) => format!("is {has} (needs {wanted})"),
+                None => format!("has not said its architecture (needs {wanted})"),
+            }
+        }
+        Cause::Limits(unlimited) => {
+            let what = match (unlimited.cpu, unlimited.memory) {
+                (true, true) => "cpu and memory",
+                (true, false) => "cpu",
+                _ => "memory",
+            };
+            format!("{} only to pods with limits (set resources.limits for {what})", pick("lends", "lend"))
+        }
+        Cause::OwnAway(own) => {
+            format!("{}, but its data would stay there while {own} is only away", pick("lends room", "lend room"))
         }
         Cause::Volume { claim, device } => {
             format!("{} its volume {claim} (it is on {device})", pick("does not hold", "do not hold"))

@@ -1,11 +1,13 @@
 //! Why a device cannot take a pod.
 
-use crate::model::{Device, Resources, Shape, Taint};
+use hearth_types::kinds::labels;
+
+use crate::model::{Device, Resources, Shape, Taint, Unlimited};
 
 /// What keeps a pod from a device. The order is that in which an explanation lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Filter {
-    /// A claim of the pod is missing or being deleted: no device can take it.
+    /// A claim of the pod is missing, being deleted or in use by another pod: no device can take it.
     Claim,
     /// The device is cordoned.
     Cordon,
@@ -13,6 +15,8 @@ pub enum Filter {
     Taint,
     /// Its labels do not match the pod's node selector.
     Selector,
+    /// Its processor is of an architecture that the pod's images are not made for.
+    Architecture,
     /// A volume of the pod is on another device.
     Volume,
     /// It has too little processor time left.
@@ -27,8 +31,12 @@ pub enum Filter {
     LendMemory,
     /// It lends room for fewer pods.
     LendPods,
+    /// It lends, and the pod has no limits that would hold it to what is lent.
+    LendLimits,
     /// It is not ready, or silent.
     Ready,
+    /// It lends, and the pod's data would stay there though a device of its owner's is only away.
+    OwnAway,
     /// It belongs to another owner and lends nothing.
     Owner,
 }
@@ -39,8 +47,11 @@ pub(crate) enum Cause {
     Cordon,
     Taint(Taint),
     Selector,
+    Architecture(Option<Box<str>>),
     Volume { claim: Box<str>, device: Box<str> },
     Amount { filter: Filter, needs: u64, free: u64 },
+    Limits(Unlimited),
+    OwnAway(Box<str>),
     Ready,
     Owner,
 }
@@ -51,8 +62,11 @@ impl Cause {
             Self::Cordon => Filter::Cordon,
             Self::Taint(_) => Filter::Taint,
             Self::Selector => Filter::Selector,
+            Self::Architecture(_) => Filter::Architecture,
             Self::Volume { .. } => Filter::Volume,
             Self::Amount { filter, .. } => *filter,
+            Self::Limits(_) => Filter::LendLimits,
+            Self::OwnAway(_) => Filter::OwnAway,
             Self::Ready => Filter::Ready,
             Self::Owner => Filter::Owner,
         }
@@ -71,11 +85,25 @@ pub(crate) fn fixed(device: &Device, shape: &Shape) -> Result<(), Cause> {
     if device.cordoned {
         return Err(Cause::Cordon);
     }
+    lasting(device, shape)?;
+    // What is lent is a bound only for what is bounded itself: requests hold nothing back.
+    if !own && shape.unlimited != Unlimited::default() {
+        return Err(Cause::Limits(shape.unlimited));
+    }
+    Ok(())
+}
+
+/// Of those, what a device does not leave behind by coming back.
+pub(crate) fn lasting(device: &Device, shape: &Shape) -> Result<(), Cause> {
     if let Some(taint) = device.taints.iter().find(|taint| !shape.tolerations.iter().any(|one| one.tolerates(taint))) {
         return Err(Cause::Taint(taint.clone()));
     }
     if shape.node_selector.iter().any(|(key, value)| device.labels.get(key) != Some(value)) {
         return Err(Cause::Selector);
+    }
+    let architecture = device.labels.get(labels::ARCH);
+    if !shape.architectures.is_empty() && architecture.is_none_or(|one| !shape.architectures.contains(one)) {
+        return Err(Cause::Architecture(architecture.cloned()));
     }
     Ok(())
 }

@@ -10,6 +10,9 @@ use serde_json::Value;
 
 /// The annotation of a Node that says how far its users are, in milliseconds. Devices that do not say come last.
 pub const LATENCY_ANNOTATION: &str = "hearth.dev/latency-millis";
+/// The annotation of a pod that says which architectures its images are made for, as Go names them, with commas between
+/// (`amd64,arm64`). The controller of Installs sets it from the App; without it every architecture will do.
+pub const ARCHITECTURES_ANNOTATION: &str = "hearth.dev/architectures";
 /// Pods that a device takes which does not say how many.
 const DEFAULT_PODS: u64 = 110;
 
@@ -136,6 +139,15 @@ impl Device {
     }
 }
 
+/// What a pod may use as much of as there is, since a container of it has no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Unlimited {
+    /// Processor time.
+    pub cpu: bool,
+    /// Memory.
+    pub memory: bool,
+}
+
 /// What pods have in common that can be treated alike.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Shape {
@@ -145,8 +157,12 @@ pub struct Shape {
     pub group: Option<Uid>,
     /// What it asks for.
     pub requests: Resources,
-    /// What it counts for on a device of another owner: its limits where it has them, else its requests.
+    /// What it counts for on a device of another owner: its limits.
     pub lent: Resources,
+    /// What it has no limit for: then no device of another owner takes it.
+    pub unlimited: Unlimited,
+    /// The architectures that it runs on; empty for all.
+    pub architectures: Vec<Box<str>>,
     /// Labels that its device must have.
     pub node_selector: BTreeMap<Box<str>, Box<str>>,
     /// Taints that it tolerates.
@@ -181,11 +197,14 @@ impl Pod {
         claims.dedup();
         let (mut requests, mut lent) =
             (Resources { pods: 1, ..Resources::default() }, Resources { pods: 1, ..Resources::default() });
+        let mut unlimited = Unlimited::default();
         for container in list(spec, "/containers") {
             let resources = &container["resources"];
             let asked = amounts(&resources["requests"], 0);
             let limit = amounts(&resources["limits"], 0);
             requests = requests.plus(asked);
+            unlimited.cpu |= limit.cpu_millis == 0;
+            unlimited.memory |= limit.memory_bytes == 0;
             lent = lent.plus(Resources {
                 cpu_millis: asked.cpu_millis.max(limit.cpu_millis),
                 memory_bytes: asked.memory_bytes.max(limit.memory_bytes),
@@ -199,6 +218,9 @@ impl Pod {
             effect: text(one, "effect"),
             exists: one["operator"] == "Exists",
         });
+        let annotations = value.pointer("/metadata/annotations");
+        let architectures = annotations.and_then(|all| all.get(ARCHITECTURES_ANNOTATION)).and_then(Value::as_str);
+        let architectures = architectures.unwrap_or_default().split(',').map(str::trim).filter(|one| !one.is_empty());
         let owners = list(value, "/metadata/ownerReferences");
         let mut controllers = owners.filter(|owner| owner["controller"] == true);
         Self {
@@ -215,6 +237,8 @@ impl Pod {
                 group: controllers.next().and_then(|owner| owner["uid"].as_str()).map(Uid::from),
                 requests,
                 lent,
+                unlimited,
+                architectures: architectures.map(Into::into).collect(),
                 node_selector: map(spec, "/nodeSelector"),
                 tolerations: tolerations.collect(),
                 claims,
@@ -239,6 +263,17 @@ pub struct Claim {
     pub device: Option<Box<str>>,
     /// Whether it is being deleted.
     pub deleting: bool,
+    /// The pod that has it now. A volume has one writer: no other pod gets it before that one ended.
+    pub user: Option<User>,
+}
+
+/// A pod that a device has and that mounts a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// Its name.
+    pub pod: Box<str>,
+    /// Whether its deletion was asked for.
+    pub stopping: bool,
 }
 
 /// Everything that a plan is made from.

@@ -49,7 +49,7 @@ pub struct Plan {
 /// that follow.
 ///
 /// # Guarantees
-/// No device gets more than it has, nor guests more than it lends; no assignment breaks a filter; every pending pod is in the plan once;
+/// No device gets more than it has, nor guests more than it lends; no claim gets a second pod while one has it; no assignment breaks a filter; every pending pod is in the plan once;
 /// the same input gives the same plan in whatever order it comes.
 pub fn plan(snapshot: &Snapshot, pending: &[Arc<Pod>]) -> Plan {
     let mut order: Vec<&Arc<Pod>> = pending.iter().collect();
@@ -88,8 +88,8 @@ struct Planner<'a> {
     loads: Vec<Load>,
     /// Replicas per controlling object and device, of the objects that have pending pods.
     replicas: HashMap<(&'a Uid, usize), u32>,
-    /// Claims that this plan pins.
-    pinned: HashMap<(&'a str, &'a str), usize>,
+    /// Claims that this plan gives to a pod: on which device, and to which pod.
+    taken: HashMap<(&'a str, &'a str), (usize, &'a str)>,
 }
 
 impl<'a> Planner<'a> {
@@ -105,7 +105,7 @@ impl<'a> Planner<'a> {
             lenders: Vec::new(),
             loads: vec![Load::default(); devices.len()],
             replicas: HashMap::new(),
-            pinned: HashMap::new(),
+            taken: HashMap::new(),
             devices,
         };
         for (index, device) in planner.devices.iter().enumerate() {
@@ -144,53 +144,60 @@ impl<'a> Planner<'a> {
             return;
         };
         let shape = &first.shape;
-        let missing = self.missing_claim(shape);
         let mut left = pods.iter();
-        let why = if let Some(reason) = missing {
-            explain::of_pod(self.devices.len(), &reason)
-        } else {
-            let mut candidates = Candidates::default();
-            while !left.as_slice().is_empty() {
-                let Some(index) = self.best(shape, &mut candidates) else { break };
-                let Some(pod) = left.next() else { break };
-                self.assign(index, &pod.shape);
-                let device = Arc::clone(&self.devices[index].name);
-                plan.assignments.push(Assignment { pod: Arc::clone(pod), device });
-            }
-            if left.as_slice().is_empty() {
-                return;
-            }
-            self.why(shape)
-        };
-        let why = Arc::new(why);
+        let mut candidates = Candidates::default();
+        while !left.as_slice().is_empty() && self.unusable_claim(shape).is_none() {
+            let Some(index) = self.best(shape, &mut candidates) else { break };
+            let Some(pod) = left.next() else { break };
+            self.assign(index, pod);
+            let device = Arc::clone(&self.devices[index].name);
+            plan.assignments.push(Assignment { pod: Arc::clone(pod), device });
+        }
+        if left.as_slice().is_empty() {
+            return;
+        }
+        let why = Arc::new(match self.unusable_claim(shape) {
+            Some(reason) => explain::of_pod(self.devices.len(), &reason),
+            None => self.why(shape),
+        });
         plan.unplaced.extend(left.map(|pod| Unplaced { pod: Arc::clone(pod), why: Arc::clone(&why) }));
     }
 
-    fn missing_claim(&self, shape: &Shape) -> Option<String> {
-        shape.claims.iter().find_map(|claim| match self.snapshot.claims.get(&(shape.owner.clone(), claim.clone())) {
-            None => Some(format!("its claim {claim} does not exist")),
-            Some(found) if found.deleting => Some(format!("its claim {claim} is being deleted")),
-            Some(_) => None,
+    /// Why no device at all can take pods of a shape: a claim that is not there, or that another pod has.
+    fn unusable_claim(&self, shape: &Shape) -> Option<String> {
+        shape.claims.iter().find_map(|claim| {
+            let Some(found) = self.snapshot.claims.get(&(shape.owner.clone(), claim.clone())) else {
+                return Some(format!("its claim {claim} does not exist"));
+            };
+            if found.deleting {
+                return Some(format!("its claim {claim} is being deleted"));
+            }
+            let (user, how) = match (&found.user, self.taken.get(&(&*shape.owner, &**claim))) {
+                (Some(user), _) if user.stopping => (&*user.pod, "is stopping"),
+                (Some(user), _) => (&*user.pod, "runs: a volume has one writer"),
+                (None, Some((_, pod))) => (*pod, "comes first: a volume has one writer"),
+                (None, None) => return None,
+            };
+            Some(format!("its volume {claim} is in use by pod {user}, which {how}"))
         })
     }
 
     /// The device that holds a claim's data, or will by this plan.
     fn holder(&self, owner: &'a str, claim: &'a str) -> Option<&'a str> {
-        if let Some(index) = self.pinned.get(&(owner, claim)) {
+        if let Some((index, _)) = self.taken.get(&(owner, claim)) {
             return Some(&self.devices[*index].name);
         }
         self.snapshot.claims.get(&(owner.into(), claim.into()))?.device.as_deref()
     }
 
-    fn assign(&mut self, index: usize, shape: &'a Shape) {
+    fn assign(&mut self, index: usize, pod: &'a Pod) {
+        let shape = &pod.shape;
         self.load(index, shape);
         if let Some(group) = &shape.group {
             *self.replicas.entry((group, index)).or_default() += 1;
         }
         for claim in &shape.claims {
-            if self.holder(&shape.owner, claim).is_none() {
-                self.pinned.insert((&shape.owner, claim), index);
-            }
+            self.taken.insert((&shape.owner, claim), (index, &pod.key.name));
         }
     }
 
@@ -255,8 +262,31 @@ impl<'a> Planner<'a> {
                 return Err(Cause::Volume { claim: claim.clone(), device: holder.into() });
             }
         }
+        self.room(index, shape)?;
+        match self.own_away(shape) {
+            Some(own) if *device.owner != *shape.owner => Err(Cause::OwnAway(own.into())),
+            _ => Ok(()),
+        }
+    }
+
+    fn room(&self, index: usize, shape: &Shape) -> Result<(), Cause> {
         let load = self.loads[index];
-        filter::room(device, shape, load.used, load.guests)
+        filter::room(self.devices[index], shape, load.used, load.guests)
+    }
+
+    /// For a pod whose data has no home yet: a device of its owner's that would take it, were it not restarting or cordoned.
+    fn own_away(&self, shape: &'a Shape) -> Option<&'a str> {
+        if shape.claims.is_empty() || shape.claims.iter().any(|claim| self.holder(&shape.owner, claim).is_some()) {
+            return None;
+        }
+        let own = self.by_owner.get(&*shape.owner).into_iter().flatten().copied();
+        let mut away = own.filter(|index| {
+            let device = self.devices[*index];
+            (!device.ready || device.cordoned)
+                && filter::lasting(device, shape).is_ok()
+                && self.room(*index, shape).is_ok()
+        });
+        away.next().map(|index| &*self.devices[index].name)
     }
 
     fn why(&self, shape: &'a Shape) -> Why {

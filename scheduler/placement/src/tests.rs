@@ -57,6 +57,7 @@ fn reason(snapshot: &Snapshot, pod: Pod) -> String {
 fn objects_are_read_once_into_plain_structs() {
     let object = json!({"apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": "p", "namespace": "alice", "uid": "u", "creationTimestamp": "2023-11-14T22:13:20Z",
+            "annotations": {"hearth.dev/architectures": "amd64, arm64,"},
             "ownerReferences": [{"kind": "ReplicaSet", "uid": "rs", "controller": true}]},
         "spec": {"nodeSelector": {"a": "b"}, "tolerations": [{"key": "k", "operator": "Exists"}],
             "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}, {"name": "w", "emptyDir": {}}],
@@ -67,6 +68,8 @@ fn objects_are_read_once_into_plain_structs() {
     let pod = Pod::read(&object, &object.value());
     assert_eq!(pod.shape.requests, Resources { cpu_millis: 100, memory_bytes: 2 * MI, pods: 1 });
     assert_eq!(pod.shape.lent, Resources { cpu_millis: 200, memory_bytes: 3 * MI, pods: 1 });
+    assert_eq!(pod.shape.unlimited, Unlimited { cpu: true, memory: true }, "b has no limits");
+    assert_eq!(pod.shape.architectures, ["amd64".into(), "arm64".into()]);
     assert_eq!(pod.shape.claims, ["data".into()]);
     assert_eq!(pod.shape.group, Some(Uid::from("rs")));
     assert_eq!(pod.created, Timestamp(1_700_000_000_000));
@@ -162,7 +165,7 @@ fn reliability_and_latency_prefer_the_steady_and_the_near() {
 #[test]
 fn volumes_hold_pods_to_their_device_also_within_one_plan() {
     let mut snapshot = snapshot(vec![device("a", "alice"), device("b", "alice")]);
-    let claim = |device: Option<&str>, deleting| Claim { device: device.map(Into::into), deleting };
+    let claim = |device: Option<&str>, deleting| Claim { device: device.map(Into::into), deleting, user: None };
     snapshot.claims = HashMap::from([
         (("alice".into(), "pinned".into()), claim(Some("b"), false)),
         (("alice".into(), "fresh".into()), claim(None, false)),
@@ -174,18 +177,17 @@ fn volumes_hold_pods_to_their_device_also_within_one_plan() {
         pod.shape.claims = claims.iter().map(|claim| (*claim).into()).collect();
         pod
     };
-    let plan = run(
-        &snapshot,
-        vec![with("p1", &["pinned"]), with("p2", &["fresh"]), with("p3", &["fresh"]), with("p4", &["fresh", "pinned"])],
-    );
+    let plan = run(&snapshot, vec![with("p1", &["pinned"]), with("p2", &["fresh"]), with("p3", &["fresh"])]);
+    assert_eq!(where_to(&plan), [("p1", "b"), ("p2", "a")].map(|(pod, device)| (pod.to_owned(), device.to_owned())));
     assert_eq!(
-        where_to(&plan),
-        [("p1", "b"), ("p2", "a"), ("p3", "a")].map(|(pod, device)| (pod.to_owned(), device.to_owned()))
+        plan.unplaced[0].why.summary,
+        "0/2 devices can take it: its volume fresh is in use by pod p2, which comes first: a volume has one writer"
     );
+    snapshot.claims.insert(("alice".into(), "here".into()), claim(Some("a"), false));
+    let two = run(&snapshot, vec![with("p", &["here", "pinned"])]).unplaced[0].why.clone();
     assert_eq!(
-        plan.unplaced[0].why.summary, "0/2 devices can take it: 2 do not hold its volume pinned (it is on b)",
-        "p4 needs both devices: {:?}",
-        plan.unplaced[0].why
+        two.devices.iter().map(|one| &*one.reason).collect::<Vec<_>>(),
+        ["does not hold its volume pinned (it is on b)", "does not hold its volume here (it is on a)"]
     );
     assert_eq!(reason(&snapshot, with("p", &["none"])), "0/2 devices can take it: its claim none does not exist");
     assert_eq!(reason(&snapshot, with("p", &["going"])), "0/2 devices can take it: its claim going is being deleted");
@@ -193,6 +195,115 @@ fn volumes_hold_pods_to_their_device_also_within_one_plan() {
         reason(&snapshot, with("p", &["lost"])),
         "0/2 devices can take it: 2 do not hold its volume lost (it is on gone)"
     );
+}
+
+#[test]
+fn a_claim_is_one_pods_until_that_pod_ended() {
+    let mut snapshot = snapshot(vec![device("nas", "alice")]);
+    let mut waiting = pod("new", "alice", 1, 1);
+    waiting.shape.claims = vec!["data".into()];
+    for (user, why) in [
+        (Some(("old", true)), Some("its volume data is in use by pod old, which is stopping")),
+        (Some(("old", false)), Some("its volume data is in use by pod old, which runs: a volume has one writer")),
+        (None, None),
+    ] {
+        let user = user.map(|(pod, stopping)| User { pod: pod.into(), stopping });
+        let claim = Claim { device: Some("nas".into()), deleting: false, user };
+        snapshot.claims.insert(("alice".into(), "data".into()), claim);
+        let plan = run(&snapshot, vec![waiting.clone()]);
+        let said = plan.unplaced.first().map(|one| one.why.summary.clone());
+        assert_eq!(said, why.map(|why| format!("0/1 devices can take it: {why}")));
+    }
+}
+
+#[test]
+fn a_device_of_an_architecture_that_the_images_are_not_made_for_is_named() {
+    let mut other = device("pi", "alice");
+    other.labels.insert("kubernetes.io/arch".into(), "arm64".into());
+    let mut mute = device("new", "alice");
+    mute.labels.remove("kubernetes.io/arch");
+    let mut snapshot = snapshot(vec![other, mute]);
+    let mut wants = pod("p", "alice", 1, 1);
+    wants.shape.architectures = vec!["amd64".into(), "riscv64".into()];
+    let plan = run(&snapshot, vec![wants.clone()]);
+    assert_eq!(
+        plan.unplaced[0].why.text(),
+        "0/2 devices can take it: 2 are of another architecture (needs amd64 or riscv64) \
+         (new has not said its architecture (needs amd64 or riscv64); pi is arm64 (needs amd64 or riscv64))"
+    );
+    assert_eq!(plan.unplaced[0].why.devices[0].filter, Filter::Architecture);
+    snapshot.devices.push(Arc::new(device("nas", "alice")));
+    assert_eq!(where_to(&run(&snapshot, vec![wants]))[0].1, "nas");
+}
+
+#[test]
+fn a_lent_device_takes_only_pods_with_limits() {
+    let mut lender = device("pi", "bob");
+    lender.lends = Some(Resources { cpu_millis: 500, memory_bytes: 100 * MI, pods: u64::MAX });
+    let mut snapshot = snapshot(vec![lender]);
+    let with = |resources: Value| {
+        let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "alice", "uid": "u"},
+            "spec": {"containers": [{"name": "a", "resources": resources}, {"name": "b", "resources": {"limits": {"cpu": "1m", "memory": "1Mi"}}}]}});
+        let object = Object::from_value(object).unwrap();
+        Pod::read(&object, &object.value())
+    };
+    for (resources, what) in [
+        (json!({}), "cpu and memory"),
+        (json!({"requests": {"cpu": "100m", "memory": "1Mi"}}), "cpu and memory"),
+        (json!({"limits": {"cpu": "100m"}}), "memory"),
+        (json!({"limits": {"memory": "1Mi"}}), "cpu"),
+    ] {
+        let expected =
+            format!("0/1 devices can take it: 1 lends only to pods with limits (set resources.limits for {what})");
+        assert_eq!(reason(&snapshot, with(resources)), expected);
+    }
+    let bounded = with(json!({"limits": {"cpu": "100m", "memory": "1Mi"}}));
+    assert_eq!(run(&snapshot, vec![bounded]).assignments.len(), 1);
+    snapshot.devices.push(Arc::new(device("nas", "alice")));
+    assert_eq!(where_to(&run(&snapshot, vec![with(json!({}))]))[0].1, "nas", "one's own asks for no limits");
+}
+
+#[test]
+fn data_waits_for_an_own_device_that_is_only_away() {
+    let mut lender = device("big", "bob");
+    lender.lends = Some(lender.allocatable);
+    let mut away = device("nas", "alice");
+    away.ready = false;
+    let mut keeps = pod("p", "alice", 100, 1);
+    keeps.shape.claims = vec!["data".into()];
+    let with = |own: &Device, home: Option<&str>| {
+        let mut snapshot = snapshot(vec![lender.clone(), own.clone()]);
+        let claim = Claim { device: home.map(Into::into), deleting: false, user: None };
+        snapshot.claims.insert(("alice".into(), "data".into()), claim);
+        snapshot
+    };
+    assert_eq!(
+        run(&with(&away, None), vec![keeps.clone()]).unplaced[0].why.text(),
+        "0/2 devices can take it: 1 is not ready, 1 lends room, but its data would stay there while nas is only away \
+         (big lends room, but its data would stay there while nas is only away; nas is not ready)"
+    );
+    let mut cordoned = device("nas", "alice");
+    cordoned.cordoned = true;
+    assert!(reason(&with(&cordoned, None), keeps.clone()).contains("only away"));
+    let goes = |snapshot: &Snapshot, pod: &Pod| where_to(&run(snapshot, vec![pod.clone()]))[0].1.clone();
+    assert_eq!(goes(&with(&away, None), &pod("q", "alice", 100, 1)), "big", "without data it moves back easily");
+    assert_eq!(goes(&with(&away, Some("big")), &keeps), "big", "its data is there already");
+    away.allocatable.cpu_millis = 10;
+    assert_eq!(goes(&with(&away, None), &keeps), "big", "its own has no room also when it is back");
+}
+
+#[test]
+fn the_text_of_an_explanation_has_a_bound_and_says_what_it_leaves_out() {
+    let devices = (0..40).map(|index| {
+        let mut device = device(&format!("{}-{index:02}", "d".repeat(40)), "alice");
+        device.ready = false;
+        device
+    });
+    let plan = run(&snapshot(devices.collect()), vec![pod("p", "alice", 1, 1)]);
+    let text = plan.unplaced[0].why.text();
+    let listed = text.matches("is not ready").count();
+    assert!(text.len() <= 1024 && listed > 10, "{} bytes, {listed}", text.len());
+    assert!(text.ends_with(&format!("; and {} more)", MAX_LISTED - listed)), "{text}");
 }
 
 #[test]
@@ -260,9 +371,12 @@ fn any_device() -> impl Strategy<Value = Device> {
     let lend = proptest::option::of((0_u64..800, 0_u64..800, 0_u64..4));
     let flags = (any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.2), prop::bool::weighted(0.3));
     (0..8_u8, 0..3_u8, flags, 0_u64..2000, 0_u64..2000, 0_u64..6, lend, proptest::option::of(0..3_u32)).prop_map(
-        |(name, owner, (_, down, cordoned, tainted), cpu, memory, pods, lend, latency)| {
+        |(name, owner, (other, down, cordoned, tainted), cpu, memory, pods, lend, latency)| {
             let mut device = device(&format!("d{name}"), &format!("o{owner}"));
             device.ready = !down;
+            if other {
+                device.labels.insert("kubernetes.io/arch".into(), "arm64".into());
+            }
             device.cordoned = cordoned;
             if tainted {
                 device.taints.push(Taint { key: "t".into(), value: "".into(), effect: "NoSchedule".into() });
@@ -282,13 +396,18 @@ fn any_pod() -> impl Strategy<Value = Pod> {
         proptest::option::weighted(0.2, 0..8_u8),
         prop::bool::weighted(0.3),
         proptest::collection::btree_set(0..4_u8, 0..3),
+        (prop::bool::weighted(0.2), prop::bool::weighted(0.2)),
     );
     (any::<u16>(), 0..3_u8, what, extras, proptest::option::of(0..3_u8), 0..3_i64).prop_map(
-        |(name, owner, (cpu, memory, over), (hostname, tolerates, claims), group, created)| {
+        |(name, owner, (cpu, memory, over), (hostname, tolerates, claims, (unlimited, foreign)), group, created)| {
             let mut pod = pod(&format!("p{name}"), &format!("o{owner}"), cpu, memory);
             pod.created = Timestamp(created);
             pod.shape.lent.memory_bytes += over * MI;
             pod.shape.group = group.map(|group| Uid::from(format!("g{group}")));
+            pod.shape.unlimited = Unlimited { cpu: false, memory: unlimited };
+            if foreign {
+                pod.shape.architectures = vec!["arm64".into()];
+            }
             if let Some(hostname) = hostname {
                 pod.shape.node_selector = [("kubernetes.io/hostname".into(), format!("d{hostname}").into())].into();
             }
@@ -303,8 +422,10 @@ fn any_pod() -> impl Strategy<Value = Pod> {
 }
 
 fn any_snapshot() -> impl Strategy<Value = (Snapshot, Vec<Arc<Pod>>)> {
-    let claims =
-        proptest::collection::vec((0..3_u8, 0..4_u8, proptest::option::of(0..8_u8), prop::bool::weighted(0.1)), 0..10);
+    let claims = proptest::collection::vec(
+        (0..3_u8, 0..4_u8, proptest::option::of(0..8_u8), prop::bool::weighted(0.1), prop::bool::weighted(0.1)),
+        0..10,
+    );
     let bound = proptest::collection::vec((any_pod(), 0..8_u8), 0..6);
     (proptest::collection::vec(any_device(), 0..8), proptest::collection::vec(any_pod(), 0..14), claims, bound)
         .prop_map(|(mut devices, pods, claims, bound)| {
@@ -313,9 +434,10 @@ fn any_snapshot() -> impl Strategy<Value = (Snapshot, Vec<Arc<Pod>>)> {
             let mut snapshot = snapshot(devices);
             snapshot.claims = claims
                 .into_iter()
-                .map(|(owner, name, device, deleting)| {
+                .map(|(owner, name, device, deleting, used)| {
                     let device = device.map(|device| format!("d{device}").into());
-                    ((format!("o{owner}").into(), format!("c{name}").into()), Claim { device, deleting })
+                    let user = used.then(|| User { pod: "old".into(), stopping: true });
+                    ((format!("o{owner}").into(), format!("c{name}").into()), Claim { device, deleting, user })
                 })
                 .collect();
             snapshot.bound = bound
@@ -358,17 +480,44 @@ impl Checker<'_> {
         })
     }
 
-    fn allows(&self, device: &Device, pod: &Pod) -> bool {
-        let claims = pod.shape.claims.iter().all(|claim| {
-            let stored = self.snapshot.claims.get(&(pod.shape.owner.clone(), claim.clone()));
-            let pin = self.pins.get(&(pod.shape.owner.to_string(), claim.to_string())).map(String::as_str);
-            stored.is_some_and(|stored| {
-                !stored.deleting && stored.device.as_deref().or(pin).is_none_or(|pin| pin == &*device.name)
-            })
-        });
+    fn stored(&self, pod: &Pod, claim: &str) -> Option<&Claim> {
+        self.snapshot.claims.get(&(pod.shape.owner.clone(), claim.into()))
+    }
+
+    /// Whether a device would take a pod, were it ready and not cordoned.
+    fn suits(&self, device: &Device, pod: &Pod) -> bool {
         let taints = device.taints.is_empty() || !pod.shape.tolerations.is_empty();
         let labels = pod.shape.node_selector.values().all(|name| **name == *device.name);
-        device.ready && !device.cordoned && taints && labels && claims && self.room(device, pod)
+        let architecture = device.labels.get("kubernetes.io/arch");
+        let runs = pod.shape.architectures.is_empty()
+            || architecture.is_some_and(|architecture| pod.shape.architectures.contains(architecture));
+        taints && labels && runs && self.room(device, pod)
+    }
+
+    fn allows(&self, device: &Device, pod: &Pod) -> bool {
+        let claims = pod.shape.claims.iter().all(|claim| {
+            let taken = self.pins.contains_key(&(pod.shape.owner.to_string(), claim.to_string()));
+            self.stored(pod, claim).is_some_and(|stored| {
+                let here = stored.device.as_deref().is_none_or(|pin| pin == &*device.name);
+                !stored.deleting && stored.user.is_none() && !taken && here
+            })
+        });
+        let guest = *device.owner != *pod.shape.owner;
+        let homeless = !pod.shape.claims.is_empty()
+            && pod
+                .shape
+                .claims
+                .iter()
+                .all(|claim| self.stored(pod, claim).is_none_or(|stored| stored.device.is_none()));
+        let waits = guest
+            && homeless
+            && self
+                .snapshot
+                .devices
+                .iter()
+                .any(|own| *own.owner == *pod.shape.owner && (!own.ready || own.cordoned) && self.suits(own, pod));
+        let bounded = !guest || pod.shape.unlimited == Unlimited::default();
+        device.ready && !device.cordoned && claims && bounded && !waits && self.suits(device, pod)
     }
 
     fn take(&mut self, device: &str, pod: &Arc<Pod>) {

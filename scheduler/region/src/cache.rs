@@ -105,12 +105,58 @@ impl Change {
     }
 }
 
+/// Where the news of an object comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The list or the watch of its kind: in order, and complete.
+    Watch,
+    /// A read, or the outcome of a write: ahead of the watch, or long behind it.
+    Elsewhere,
+}
+
+/// How far the watch of a kind has come, and what was removed beyond that.
+#[derive(Default)]
+struct Progress {
+    /// Everything up to this revision is in the cache. What is not there, and is no newer, is gone.
+    upto: Revision,
+    /// Objects removed beyond `upto`, so that an older word on them does not bring them back. Bounded: only what the watch has
+    /// not come to yet is here.
+    gone: HashMap<ObjectKey, Revision>,
+    order: BTreeSet<(Revision, ObjectKey)>,
+}
+
+impl Progress {
+    /// Whether an object that the cache does not have is known to be gone since.
+    fn is_past(&self, key: &ObjectKey, revision: Revision, from: Source) -> bool {
+        (from == Source::Elsewhere && revision <= self.upto) || self.gone.get(key).is_some_and(|gone| *gone >= revision)
+    }
+
+    fn removed(&mut self, key: &ObjectKey, revision: Revision) {
+        if revision <= self.upto || self.gone.get(key).is_some_and(|gone| *gone >= revision) {
+            return;
+        }
+        if let Some(old) = self.gone.insert(key.clone(), revision) {
+            self.order.remove(&(old, key.clone()));
+        }
+        self.order.insert((revision, key.clone()));
+    }
+
+    fn advance(&mut self, upto: Revision) {
+        self.upto = self.upto.max(upto);
+        while let Some((revision, key)) = self.order.first()
+            && *revision <= self.upto
+        {
+            self.gone.remove(key);
+            self.order.pop_first();
+        }
+    }
+}
+
 /// The cache. Never goes back: an older revision of an object is ignored, also of one that is gone.
 #[derive(Default)]
 pub(crate) struct Cache {
     objects: BTreeMap<ObjectKey, Entry>,
-    /// Objects removed by a write of this server whose watch event has not come yet.
-    tombstones: HashMap<ObjectKey, Revision>,
+    progress: HashMap<GroupKind, Progress>,
     by_uid: HashMap<Uid, ObjectKey>,
     owned: HashMap<Uid, BTreeSet<ObjectKey>>,
     pods_on: HashMap<Box<str>, BTreeSet<ObjectKey>>,
@@ -220,19 +266,23 @@ impl Cache {
         self.devices.get(device).is_some_and(|device| device.ready)
     }
 
-    /// Takes in an object as it is stored.
-    pub(crate) fn put(&mut self, object: Object) -> Option<Change> {
-        let known = self.objects.get(object.key());
-        if known.is_some_and(|known| known.object.revision() >= object.revision())
-            || self.tombstones.get(object.key()).is_some_and(|gone| *gone >= object.revision())
-        {
+    fn progress(&mut self, kind: &GroupKind) -> &mut Progress {
+        self.progress.entry(kind.clone()).or_default()
+    }
+
+    /// Takes in an object as it is or was stored.
+    pub(crate) fn put(&mut self, object: Object, from: Source) -> Option<Change> {
+        let past = match self.objects.get(object.key()) {
+            Some(known) => known.object.revision() >= object.revision(),
+            None => self.progress(object.kind()).is_past(object.key(), object.revision(), from),
+        };
+        if past {
             return None;
         }
         self.revision = self.revision.max(object.revision());
         let value = object.value();
         let entry = Entry::read(object, &value);
         let key = entry.object.key().clone();
-        self.tombstones.remove(&key);
         let before = self.objects.remove(&key);
         if let Some(before) = &before {
             self.index(before, false);
@@ -243,35 +293,36 @@ impl Cache {
         Some(Change { before, now: Some(entry) })
     }
 
-    /// Takes in that an object was removed at a revision. `own` is a removal by a write of this server, ahead of the watch.
-    pub(crate) fn remove(&mut self, key: &ObjectKey, revision: Revision, own: bool) -> Option<Change> {
+    /// Takes in that an object was removed at a revision.
+    pub(crate) fn remove(&mut self, key: &ObjectKey, revision: Revision) -> Option<Change> {
         if self.objects.get(key).is_some_and(|known| known.object.revision() > revision) {
             return None;
         }
         self.revision = self.revision.max(revision);
-        if own {
-            self.tombstones.insert(key.clone(), revision);
-        } else {
-            self.tombstones.remove(key);
-        }
+        self.progress(&key.kind).removed(key, revision);
         let before = self.objects.remove(key)?;
         self.index(&before, false);
         self.refresh_device(&before.object);
         Some(Change { before: Some(before), now: None })
     }
 
+    /// The watch of a kind has told everything up to this revision.
+    pub(crate) fn advance(&mut self, kind: &GroupKind, upto: Revision) {
+        self.progress(kind).advance(upto);
+    }
+
     /// Takes in a whole list of a kind: what it does not have and is not newer is gone.
     pub(crate) fn replace(&mut self, kind: &GroupKind, objects: Vec<Object>, revision: Revision) -> Vec<Change> {
-        self.tombstones.retain(|key, gone| key.kind != *kind || *gone > revision);
         let present: BTreeSet<ObjectKey> = objects.iter().map(|object| object.key().clone()).collect();
         let gone: Vec<ObjectKey> = self
             .of_kind(kind.clone())
             .map(|entry| entry.object.key().clone())
             .filter(|key| !present.contains(key))
             .collect();
-        let mut changes: Vec<Change> = gone.iter().filter_map(|key| self.remove(key, revision, false)).collect();
-        changes.extend(objects.into_iter().filter_map(|object| self.put(object)));
+        let mut changes: Vec<Change> = gone.iter().filter_map(|key| self.remove(key, revision)).collect();
+        changes.extend(objects.into_iter().filter_map(|object| self.put(object, Source::Watch)));
         self.revision = self.revision.max(revision);
+        self.advance(kind, revision);
         changes
     }
 
@@ -369,3 +420,6 @@ fn toggle<K: Clone + Eq + std::hash::Hash>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,15 +6,15 @@ use std::{
 };
 
 use hearth_types::{
-    GroupKind, Object, ObjectKey, Revision, Timestamp,
-    store::{Op, TxnOutcome},
+    GroupKind, Object, Revision, Timestamp,
+    store::{Op, TxnOutcome, WatchEvent},
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config, RegionError,
-    cache::{Cache, Change},
+    cache::{Cache, Change, Source},
     metrics::Metrics,
     placing,
     queue::Queue,
@@ -82,19 +82,37 @@ impl Hub {
         self.cache.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An object is stored like this now.
-    pub(crate) fn observe_put(&self, object: Object) {
-        self.take_in(|cache| cache.put(object).into_iter().collect());
+    /// An object was read like this a moment ago.
+    pub(crate) fn observe_read(&self, object: Object) {
+        self.take_in(|cache| cache.put(object, Source::Elsewhere).into_iter().collect());
     }
 
-    /// An object is gone since a revision.
-    pub(crate) fn observe_removal(&self, key: &ObjectKey, revision: Revision) {
-        self.take_in(|cache| cache.remove(key, revision, false).into_iter().collect());
+    /// The watch of a kind tells this.
+    pub(crate) fn observe_event(&self, kind: &GroupKind, event: WatchEvent) {
+        self.take_in(|cache| {
+            let (change, upto) = match event {
+                // Other changes may be of the same revision, and come next.
+                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                    let before = Revision(object.revision().0.saturating_sub(1));
+                    (cache.put(object, Source::Watch), before)
+                }
+                WatchEvent::Deleted(object) => {
+                    let before = Revision(object.revision().0.saturating_sub(1));
+                    (cache.remove(object.key(), object.revision()), before)
+                }
+                WatchEvent::Bookmark(revision) => (None, revision),
+            };
+            cache.advance(kind, upto);
+            change.into_iter().collect()
+        });
     }
 
     /// A kind is this now.
     pub(crate) fn observe_list(&self, kind: &GroupKind, objects: Vec<Object>, revision: Revision) {
         self.take_in(|cache| cache.replace(kind, objects, revision));
+        if *kind == GroupKind::ROUTE {
+            self.routes.set_primed();
+        }
     }
 
     /// What a write of this server did: seen at once, not only when the watch tells.
@@ -103,8 +121,10 @@ impl Hub {
             let mut changes = Vec::new();
             for (op, done) in ops.iter().zip(&outcome.outcomes) {
                 changes.extend(match (op, done) {
-                    (Op::Create { .. } | Op::Update { .. } | Op::Bind { .. }, Ok(object)) => cache.put(object.clone()),
-                    (Op::Delete { key, .. }, Ok(_)) => cache.remove(key, outcome.revision, true),
+                    (Op::Create { .. } | Op::Update { .. } | Op::Bind { .. }, Ok(object)) => {
+                        cache.put(object.clone(), Source::Elsewhere)
+                    }
+                    (Op::Delete { key, .. }, Ok(_)) => cache.remove(key, outcome.revision),
                     _ => None,
                 });
             }
@@ -206,7 +226,8 @@ impl Hub {
                 Some(()) = filled.recv() => left -= 1,
             }
         }
-        self.sessions.start();
+        let revision = self.cache().revision();
+        self.sessions.start(revision);
         self.ready.send_replace(true);
         self.look_at_everything(self.config.timing.silence);
         tracing::info!(region = self.config.region, "the region's loops are running");

@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     pub(crate) plan_seconds: Histogram,
     pub(crate) events_dropped: IntCounter,
     pub(crate) relists: IntCounter,
+    pub(crate) behind_devices: IntGauge,
 }
 
 impl Metrics {
@@ -72,6 +73,10 @@ impl Metrics {
             placements: counters("hearth_region_placements_total", "Pods planned, by result", &["result"])?,
             plan_seconds,
             events_dropped: counter("hearth_region_events_dropped_total", "Events that a limit held back")?,
+            behind_devices: gauge(
+                "hearth_region_behind_devices",
+                "Devices that have seen revisions that the region does not have: its store was restored from an older state",
+            )?,
             relists: counter("hearth_region_relists_total", "Times a cache was filled anew because its watch ended")?,
         })
     }

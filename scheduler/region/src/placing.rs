@@ -1,17 +1,23 @@
 //! The placement loop: collects pending pods for a moment, plans once, binds in one transaction, and tells those that found no place why.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use hearth_controllers::Action;
-use hearth_placement::{Bound, Claim, Plan, Pod, Snapshot, Unplaced, plan};
+use hearth_placement::{Bound, Claim, Plan, Pod, Snapshot, Unplaced, User, plan};
 use hearth_types::{
     GroupKind, ObjectKey, Status,
     condition::{self, Condition, Truth},
     store::{Expect, MAX_OPS, Op},
 };
 
+use tokio::time::Instant;
+
 use crate::{
-    cache::{Cache, View},
+    cache::{Cache, Entry, View},
     hub::Hub,
     recorder::Note,
     writer,
@@ -20,12 +26,22 @@ use crate::{
 /// The pause before what failed is planned again.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How often a pod that is still pending is told why although nothing changed: its Event is kept for an hour, and this is well within.
+const RETELL: Duration = Duration::from_mins(20);
+
 /// Plans whenever something asks for it, for ever.
 pub(crate) async fn run(hub: Arc<Hub>) {
+    let mut retell_at = Instant::now() + RETELL;
     loop {
-        hub.placement.notified().await;
+        let retell = tokio::select! {
+            () = hub.placement.notified() => false,
+            () = tokio::time::sleep_until(retell_at) => true,
+        };
         tokio::time::sleep(hub.config.timing.placement_debounce).await;
-        match once(&hub).await {
+        if retell {
+            retell_at = Instant::now() + RETELL;
+        }
+        match once(&hub, retell).await {
             Ok(true) => {}
             Ok(false) => {
                 tokio::time::sleep(PAUSE).await;
@@ -41,7 +57,7 @@ pub(crate) async fn run(hub: Arc<Hub>) {
 }
 
 /// Plans once. `false`: some of it was outdated when it came to the store, and is to be planned anew.
-async fn once(hub: &Arc<Hub>) -> Result<bool, Status> {
+async fn once(hub: &Arc<Hub>, retell: bool) -> Result<bool, Status> {
     let (snapshot, pending) = {
         let cache = hub.cache();
         hub.metrics.pending_pods.set(i64::try_from(cache.pending_count()).unwrap_or(i64::MAX));
@@ -56,7 +72,7 @@ async fn once(hub: &Arc<Hub>) -> Result<bool, Status> {
     hub.metrics.placements.with_label_values(&["placed"]).inc_by(plan.assignments.len() as u64);
     hub.metrics.placements.with_label_values(&["unplaced"]).inc_by(plan.unplaced.len() as u64);
     let current = bind(hub, &plan).await?;
-    let told = explain(hub, &plan.unplaced).await?;
+    let told = explain(hub, &plan.unplaced, retell).await?;
     hub.metrics.pending_pods.set(i64::try_from(hub.cache().pending_count()).unwrap_or(i64::MAX));
     Ok(current && told)
 }
@@ -72,6 +88,7 @@ fn snapshot(hub: &Hub, cache: &Cache) -> (Snapshot, Vec<Arc<Pod>>) {
             }
         }
     }
+    let users = users(cache);
     let mut pending = Vec::new();
     let mut claims = HashMap::new();
     for entry in cache.pending() {
@@ -79,7 +96,11 @@ fn snapshot(hub: &Hub, cache: &Cache) -> (Snapshot, Vec<Arc<Pod>>) {
         for claim in &place.shape.claims {
             let found = cache.object(GroupKind::PERSISTENT_VOLUME_CLAIM, entry.object.namespace(), claim);
             if let Some(found) = found {
-                let claim_view = Claim { device: found.claim_device().map(Into::into), deleting: found.deleting };
+                let claim_view = Claim {
+                    device: found.claim_device().map(Into::into),
+                    deleting: found.deleting,
+                    user: users.get(&(entry.object.namespace(), &**claim)).cloned(),
+                };
                 claims.insert((entry.object.namespace().into(), claim.clone()), claim_view);
             }
         }
@@ -87,6 +108,28 @@ fn snapshot(hub: &Hub, cache: &Cache) -> (Snapshot, Vec<Arc<Pod>>) {
     }
     snapshot.claims = claims;
     (snapshot, pending)
+}
+
+/// The pods that have the claims of namespaces with pending pods. Bound to any device, also to one that is gone, and whoever controls
+/// them: what was made anew under another uid must wait for the pods of what it replaces.
+fn users(cache: &Cache) -> HashMap<(&str, &str), User> {
+    let wanting = cache.pending().filter(|entry| entry.pod().is_some_and(|pod| !pod.claims.is_empty()));
+    let namespaces: BTreeSet<&str> = wanting.map(|entry| entry.object.namespace()).collect();
+    let mut users: HashMap<(&str, &str), User> = HashMap::new();
+    for namespace in namespaces {
+        let pods = cache.in_namespace(GroupKind::POD, namespace).filter_map(Entry::pod);
+        for pod in pods.filter(|pod| pod.is_bound() && !pod.is_finished()) {
+            for claim in &pod.claims {
+                let user = User { pod: pod.object.name().into(), stopping: pod.deleting };
+                let known = users.entry((namespace, &**claim)).or_insert_with(|| user.clone());
+                // Of several, which only an older version or a hand made, one that will stay says more.
+                if known.stopping && !user.stopping {
+                    *known = user;
+                }
+            }
+        }
+    }
+    users
 }
 
 async fn bind(hub: &Arc<Hub>, plan: &Plan) -> Result<bool, Status> {
@@ -120,8 +163,9 @@ async fn bind(hub: &Arc<Hub>, plan: &Plan) -> Result<bool, Status> {
     Ok(current)
 }
 
-/// Tells each pod without a place why, where it was not told the same already.
-async fn explain(hub: &Arc<Hub>, unplaced: &[Unplaced]) -> Result<bool, Status> {
+/// Tells each pod without a place why, per device, in its condition and by an Event, where it was not told the same already. With `retell`
+/// the Event is told all the same, so that it does not expire while it is true.
+async fn explain(hub: &Arc<Hub>, unplaced: &[Unplaced], retell: bool) -> Result<bool, Status> {
     let mut ops = Vec::new();
     let mut notes = Vec::new();
     for one in unplaced {
@@ -131,23 +175,20 @@ async fn explain(hub: &Arc<Hub>, unplaced: &[Unplaced]) -> Result<bool, Status> 
         }) else {
             continue;
         };
-        if told.as_deref() == Some(one.why.summary.as_str()) || object.revision() != one.pod.revision {
+        let message = one.why.text();
+        let known = told.as_deref() == Some(message.as_str());
+        if (known && !retell) || object.revision() != one.pod.revision {
             continue;
         }
-        let mut value = object.value();
-        let condition = Condition::new("PodScheduled", Truth::False, "Unschedulable", one.why.summary.clone());
-        condition::set(&mut value, &condition, hub.now());
-        match writer::to_op(hub, &Action::Update { base: object.clone(), value }) {
-            Ok(op) => ops.extend(op),
-            Err(error) => tracing::warn!(pod = %one.pod.key, %error, "its condition cannot be written"),
+        if !known {
+            let mut value = object.value();
+            let condition = Condition::new("PodScheduled", Truth::False, "Unschedulable", message.clone());
+            condition::set(&mut value, &condition, hub.now());
+            match writer::to_op(hub, &Action::Update { base: object.clone(), value }) {
+                Ok(op) => ops.extend(op),
+                Err(error) => tracing::warn!(pod = %one.pod.key, %error, "its condition cannot be written"),
+            }
         }
-        let each: Vec<_> =
-            one.why.devices.iter().map(|refusal| format!("{} {}", refusal.device, refusal.reason)).collect();
-        let message = if each.is_empty() {
-            one.why.summary.clone()
-        } else {
-            format!("{} ({})", one.why.summary, each.join("; "))
-        };
         notes.push(Note::about(&object, true, "FailedScheduling", message, "placement"));
     }
     let mut current = true;

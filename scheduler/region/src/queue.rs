@@ -124,7 +124,12 @@ impl<K: Clone + Eq + Hash> Queue<K> {
                 let failures = state.failures.entry(key.clone()).or_default();
                 let pause = FIRST_BACKOFF.saturating_mul(1 << (*failures).min(20)).min(MAX_BACKOFF);
                 *failures = failures.saturating_add(1);
-                state.delay(key, Instant::now() + pause);
+                if dirty {
+                    // Something changed meanwhile: what failed may work now.
+                    state.add(key);
+                } else {
+                    state.delay(key, Instant::now() + pause);
+                }
             }
         }
         drop(state);
@@ -190,6 +195,25 @@ mod tests {
         assert_eq!(queue.depth(), 0, "it is being worked on");
         queue.done("a", Outcome::Done { again: None });
         assert_eq!(queue.next().await, "a");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changed_while_it_failed_is_looked_at_at_once() {
+        let queue = Queue::new();
+        queue.add("a");
+        for _ in 0..16 {
+            let key = queue.next().await;
+            queue.done(key, Outcome::Failed);
+        }
+        let key = queue.next().await;
+        queue.add("a");
+        let start = Instant::now();
+        queue.done(key, Outcome::Failed);
+        assert_eq!(queue.next().await, "a");
+        assert_eq!(start.elapsed(), Duration::ZERO, "no back-off");
+        queue.done("a", Outcome::Failed);
+        queue.next().await;
+        assert!(start.elapsed() >= Duration::from_secs(60), "the count of failures stays");
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc};
 
 use hearth_controllers::{
-    Reconciled, SeenPod, claim, deployment, garbage, install, namespace, node, pod, replicaset, route,
+    Reconciled, SeenPod, claim, deployment, garbage, install, namespace, node, pod, refusal, replicaset, route,
 };
 use hearth_types::{GroupKind, Object, ObjectKey, Status, Uid, kinds::labels, store::Consistency};
 use tracing::Instrument as _;
@@ -12,8 +12,9 @@ use crate::{
     cache::{Cache, Entry},
     hub::Hub,
     queue::Outcome,
+    recorder::Note,
     triggers::{Controller, Key},
-    writer::{self, WriteError},
+    writer::{self, WriteError, is_passing},
 };
 
 /// The key under which a device's Node is looked at.
@@ -55,9 +56,24 @@ async fn one(hub: &Arc<Hub>, key: &Key) -> (Outcome, &'static str) {
         }
         Err(WriteError::Refused(error)) => {
             tracing::warn!(controller = key.controller.name(), object = %key.object, %error, "what it asks for was refused; trying again");
+            if !is_passing(&error) {
+                tell_refused(hub, key, &error).await;
+            }
             (Outcome::Failed, "error")
         }
     }
+}
+
+/// Tells people of a refusal where they look: an Event, and a condition where the kind has one for it.
+async fn tell_refused(hub: &Arc<Hub>, key: &Key, error: &Status) {
+    let Some(object) = hub.cache().get(&key.object).map(|entry| entry.object.clone()) else { return };
+    let message = format!("what the {} controller asks for was refused: {}", key.controller.name(), error.message);
+    if let Some(action) = refusal::reconcile(&object, &message, hub.now())
+        && let Err(error) = writer::execute(hub, &[action], key.controller.name()).await
+    {
+        tracing::debug!(object = %key.object, %error, "its refusal cannot be written yet; told again with the next");
+    }
+    hub.recorder.note(Note::about(&object, true, refusal::REASON, message, key.controller.name()));
 }
 
 /// Asks the controller. One that panics on an odd object is a fault of the program, and must not end the others.

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -28,9 +28,15 @@ struct Table {
 pub(crate) struct RouteTable {
     table: RwLock<Table>,
     serial: AtomicU32,
+    primed: AtomicBool,
 }
 
 impl RouteTable {
+    /// All Routes that there are were set.
+    pub(crate) fn set_primed(&self) {
+        self.primed.store(true, Ordering::Release);
+    }
+
     /// A Route is this now, or is gone. `revision` is that of the change.
     pub(crate) fn set(&self, key: &ObjectKey, route: Option<&Object>, revision: Revision) {
         let entry = route.and_then(|route| entry(&route.value()));
@@ -122,6 +128,10 @@ impl RouteLookup for RouteTable {
 
     fn has_names_below(&self, name: &str) -> bool {
         self.table.read().unwrap_or_else(PoisonError::into_inner).above.contains_key(name)
+    }
+
+    fn primed(&self) -> bool {
+        self.primed.load(Ordering::Acquire)
     }
 
     fn serial(&self) -> u32 {

@@ -104,6 +104,10 @@ pub(crate) fn of(cache: &Cache, change: &Change) -> Effects {
                     effects.key(Controller::Pod, pod.object.key().clone());
                 }
             }
+            // A device is gone for pods and claims once both its Device and its Node are, whichever goes last.
+            if change.now.is_none() {
+                cache.claims_on(&key.name).for_each(|claim| effects.key(Controller::Claim, claim.object.key().clone()));
+            }
         }
         "Device" => {
             effects.key(Controller::Node, ObjectKey::new(GroupKind::NODE, "", &key.name));

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::StreamExt as _;
 use hearth_types::{
     GroupKind, Reason, Status,
-    store::{Consistency, Query, WatchEvent, list_all},
+    store::{Consistency, Query, list_all},
 };
 use tokio::sync::mpsc;
 
@@ -42,11 +42,7 @@ async fn list_and_watch(hub: &Hub, query: &Query, first: &mut Option<mpsc::Sende
     }
     let mut events = store.watch(query.clone(), revision).await?;
     while let Some(event) = events.next().await {
-        match event? {
-            WatchEvent::Added(object) | WatchEvent::Modified(object) => hub.observe_put(object),
-            WatchEvent::Deleted(object) => hub.observe_removal(object.key(), object.revision()),
-            WatchEvent::Bookmark(_) => {}
-        }
+        hub.observe_event(&query.kind, event?);
     }
     // The store ends a stream only with an error; should one end all the same, do not spin.
     tokio::time::sleep(PAUSE).await;

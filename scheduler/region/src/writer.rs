@@ -30,6 +30,11 @@ pub(crate) enum WriteError {
     Refused(Status),
 }
 
+/// Whether an error is the store's own and passes with it, and says nothing of what was to be written.
+pub(crate) fn is_passing(error: &Status) -> bool {
+    matches!(error.reason, Reason::ServiceUnavailable | Reason::Timeout | Reason::TooManyRequests)
+}
+
 /// A fresh uid.
 pub(crate) fn new_uid() -> Uid {
     Uid::from(Uuid::new_v4().to_string())
@@ -93,9 +98,7 @@ pub(crate) async fn write(hub: &Arc<Hub>, ops: Vec<Op>, atomic: bool) -> Result<
     let outcome = loop {
         match hub.config.store.write(txn.clone()).await {
             Ok(outcome) => break outcome,
-            Err(status)
-                if tried + 1 < TRIES && matches!(status.reason, Reason::ServiceUnavailable | Reason::Timeout) =>
-            {
+            Err(status) if tried + 1 < TRIES && is_passing(&status) => {
                 tried += 1;
                 tokio::time::sleep(PAUSE * tried).await;
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hearth_dns::{DnsServer, Outcome, Silence, Transport, Zone, respond};
+use hearth_dns::{DnsServer, Outcome, Silence, Transport, Zone, respond, respond_truncated};
 use hearth_types::routes::{RouteEntry, RouteLookup};
 use hickory_proto::{
     op::{Message, MessageType, ResponseCode},
@@ -37,8 +37,16 @@ fn sound(message: &[u8]) -> Result<(), TestCaseError> {
             }
             Outcome::Silent(Silence::TooShort) => prop_assert!(message.len() < 12),
             Outcome::Silent(Silence::Response) => prop_assert!(message[2] & 0x80 != 0),
-            Outcome::Silent(Silence::Defect) => prop_assert!(false, "an answer that cannot be written"),
+            Outcome::Silent(Silence::Defect | Silence::Limited) => {
+                prop_assert!(false, "an answer that cannot be written")
+            }
         }
+    }
+    if let Outcome::Answer { bytes, .. } = respond_truncated(message) {
+        prop_assert!(bytes.len() <= message.len(), "a hint must not be longer than what may be forged");
+        let parsed = Message::from_vec(&bytes).unwrap();
+        prop_assert!(parsed.metadata.truncation && parsed.metadata.message_type == MessageType::Response);
+        prop_assert_eq!(&bytes[..2], &message[..2], "the id");
     }
     Ok(())
 }

@@ -314,3 +314,25 @@ async fn answers_are_little_larger_than_questions() {
         assert!(answer.len() <= 4 * asked.len(), "{} {}: {} for {}", case.name, case.kind, answer.len(), asked.len());
     }
 }
+
+#[tokio::test]
+async fn nobody_is_told_that_a_name_does_not_exist_before_the_names_are_known() {
+    let server = Running::start(config()).await;
+    let ask = async |name: &str, kind| {
+        let bytes = ask_udp(server.address, &question(name, kind).to_vec().unwrap()).await;
+        Message::from_vec(&bytes).unwrap().metadata.response_code
+    };
+    let missing = "new.alice.hearth.internal.";
+    server.routes.unknown.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(ask(missing, RecordType::A).await, ResponseCode::ServFail);
+    assert_eq!(ask("alice.hearth.internal.", RecordType::A).await, ResponseCode::ServFail, "it may be a host too");
+    assert_eq!(
+        ask("photos.alice.hearth.internal.", RecordType::A).await,
+        ResponseCode::NoError,
+        "what is known is said"
+    );
+    assert_eq!(ask("hearth.internal.", RecordType::SOA).await, ResponseCode::NoError);
+    assert_eq!(ask("example.com.", RecordType::A).await, ResponseCode::Refused);
+    server.routes.unknown.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(ask(missing, RecordType::A).await, ResponseCode::NXDomain);
+}

@@ -218,3 +218,32 @@ async fn shutdown_ends_run_and_frees_the_port() {
     config.listen = server.address;
     DnsServer::bind(config, Arc::clone(&server.routes) as _, &Registry::new()).await.expect("the port is free again");
 }
+
+#[tokio::test]
+async fn a_flood_over_udp_is_cut_down_and_asked_to_come_over_tcp() {
+    let mut config = config();
+    (config.limit_loopback, config.udp_answers_per_second, config.udp_burst) = (true, 1, 20);
+    let server = Running::start(config).await;
+    let client = UdpSocket::bind(loopback()).await.unwrap();
+    // Few enough to wait in the sockets' queues.
+    for _ in 0..60 {
+        client.send_to(&soa(), server.address).await.unwrap();
+    }
+    let mut buffer = [0; 512];
+    let mut answered = 0;
+    let hint = loop {
+        let received = tokio::time::timeout(PATIENCE, client.recv_from(&mut buffer)).await;
+        let (length, _) = received.expect("a hint, or an answer").unwrap();
+        let message = Message::from_vec(&buffer[..length]).unwrap();
+        if message.metadata.truncation {
+            break (length, message);
+        }
+        answered += 1;
+    };
+    // Several tasks read the socket, so that a hint may come before the last of the answers.
+    assert!(answered > 0);
+    assert!(hint.0 <= soa().len() && hint.1.answers.is_empty(), "no amplification");
+    assert!(server.metric("hearth_dns_unanswered_total", &["udp", "limited"]) >= 1.0);
+    let over_tcp = Message::from_vec(&ask_tcp(server.address, &soa()).await).unwrap();
+    assert_eq!((over_tcp.metadata.response_code, over_tcp.answers.len()), (ResponseCode::NoError, 1));
+}

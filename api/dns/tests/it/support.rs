@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -31,6 +31,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Routes {
     names: Mutex<BTreeSet<String>>,
     serial: AtomicU32,
+    /// Whether they are not known yet.
+    pub(crate) unknown: AtomicBool,
 }
 
 impl Routes {
@@ -62,6 +64,10 @@ impl RouteLookup for Routes {
     fn has_names_below(&self, name: &str) -> bool {
         let below = format!(".{name}");
         self.names.lock().unwrap().iter().any(|one| one.ends_with(&below))
+    }
+
+    fn primed(&self) -> bool {
+        !self.unknown.load(Ordering::Relaxed)
     }
 
     fn serial(&self) -> u32 {

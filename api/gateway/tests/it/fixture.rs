@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -125,7 +125,7 @@ async fn echo(mut stream: DuplexStream, acceptor: TlsAcceptor) -> io::Result<()>
     writes.shutdown().await
 }
 
-struct Routes(HashMap<String, Arc<RouteEntry>>);
+struct Routes(HashMap<String, Arc<RouteEntry>>, Arc<AtomicBool>);
 
 impl RouteLookup for Routes {
     fn lookup(&self, hostname: &str) -> Option<Arc<RouteEntry>> {
@@ -134,6 +134,10 @@ impl RouteLookup for Routes {
 
     fn has_names_below(&self, _: &str) -> bool {
         false
+    }
+
+    fn primed(&self) -> bool {
+        self.1.load(Ordering::Relaxed)
     }
 
     fn serial(&self) -> u32 {
@@ -146,6 +150,8 @@ pub(crate) struct Fixture {
     pub(crate) address: SocketAddr,
     pub(crate) devices: Arc<Devices>,
     pub(crate) registry: Registry,
+    /// Whether the routes are known.
+    pub(crate) primed: Arc<AtomicBool>,
     certificate: CertificateDer<'static>,
     running: Option<JoinHandle<Result<(), GatewayError>>>,
     shutdown: CancellationToken,
@@ -187,7 +193,8 @@ pub(crate) async fn gateway_on(
         dialled: Mutex::default(),
         serving: Arc::default(),
     });
-    let routes = Routes([(NAME.to_owned(), Arc::new(route))].into());
+    let primed = Arc::new(AtomicBool::new(true));
+    let routes = Routes([(NAME.to_owned(), Arc::new(route))].into(), Arc::clone(&primed));
     let registry = Registry::new();
     let mut config = GatewayConfig::new(listen.parse().expect("an address"));
     adjust(&mut config.limits);
@@ -196,7 +203,7 @@ pub(crate) async fn gateway_on(
     let shutdown = CancellationToken::new();
     let running = Some(tokio::spawn(gateway.run(shutdown.clone())));
     let stop = shutdown.clone().drop_guard();
-    Fixture { address, devices, registry, certificate, running, shutdown, _stop: stop }
+    Fixture { address, devices, registry, primed, certificate, running, shutdown, _stop: stop }
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {

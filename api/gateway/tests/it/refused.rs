@@ -31,6 +31,21 @@ async fn a_name_that_nobody_has_is_refused_without_dialling() {
 }
 
 #[tokio::test]
+async fn nobody_is_told_that_a_name_is_wrong_before_the_names_are_known() {
+    let gateway = gateway().await;
+    gateway.primed.store(false, std::sync::atomic::Ordering::Relaxed);
+    let error = gateway.tls("new.alice.hearth.internal").await.expect_err("closed");
+    assert!(error.get_ref().is_none_or(|inner| inner.downcast_ref::<rustls::Error>().is_none()), "no alert: {error}");
+    let mut plain = gateway.tcp().await;
+    plain.write_all(b"GET / HTTP/1.1\r\nHost: new.alice.hearth.internal\r\n\r\n").await.unwrap();
+    assert!(read_all(&mut plain).await.starts_with(b"HTTP/1.1 503 "));
+    gateway.wait_outcomes("starting", 2).await;
+    gateway.tls(NAME).await.expect("what is known is served");
+    gateway.primed.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(alert(&gateway, "new.alice.hearth.internal").await, AlertDescription::UnrecognisedName);
+}
+
+#[tokio::test]
 async fn a_hello_without_a_name_is_refused() {
     let gateway = gateway().await;
     assert_eq!(alert(&gateway, "127.0.0.1").await, AlertDescription::MissingExtension);

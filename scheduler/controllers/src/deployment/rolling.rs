@@ -3,14 +3,20 @@
 use serde_json::Value;
 
 use super::{Set, resolve};
+use crate::replicaset::keeps_data;
 
 /// Scales the old ReplicaSets and says how many replicas the new one gets.
 ///
 /// # Guarantees
 /// The sum of all is at most `desired + maxSurge`, unless it was above already. Available pods are taken away only
-/// above `desired - maxUnavailable`; pods that are not available go first.
+/// above `desired - maxUnavailable`; pods that are not available go first. Where pods keep data in claims, old ones go before new ones come,
+/// whatever `maxSurge` says.
 pub(super) fn scale(value: &Value, old: &mut [Set], new: Option<&Set>, desired: i64) -> i64 {
-    let surge = resolve(value.pointer("/spec/strategy/rollingUpdate/maxSurge"), desired, true);
+    let mut surge = resolve(value.pointer("/spec/strategy/rollingUpdate/maxSurge"), desired, true);
+    if keeps_data(value) {
+        // A volume has one writer: a new pod beside the old would wait for it, and the old one for the new.
+        surge = 0;
+    }
     let mut unavailable = resolve(value.pointer("/spec/strategy/rollingUpdate/maxUnavailable"), desired, false);
     if surge == 0 && unavailable == 0 {
         // One has to give, or nothing would ever move.

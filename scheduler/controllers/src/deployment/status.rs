@@ -12,6 +12,7 @@ use super::{Set, images, resolve};
 use crate::{
     action::Reconciled,
     meta::{list, number, text, time},
+    refusal::REPLICA_FAILURE,
 };
 
 /// Keeps counts and the conditions `Available` and `Progressing`.
@@ -41,6 +42,13 @@ pub(super) fn keep(
         counts.as_object().is_some_and(|counts| counts.iter().any(|(field, count)| before.get(field) != Some(count)));
     let mut status = counts;
     status["conditions"] = before.get("conditions").cloned().unwrap_or_else(|| json!([]));
+    if let Some(conditions) = status["conditions"].as_array_mut() {
+        conditions.retain(|one| one["type"] != REPLICA_FAILURE);
+        // As in Kubernetes: what keeps the ReplicaSet from making pods is told of the Deployment too.
+        let failure =
+            new.and_then(|set| list(&set.value, "/status/conditions").find(|one| one["type"] == REPLICA_FAILURE));
+        conditions.extend(failure.cloned());
+    }
     value["status"] = status;
 
     let max_unavailable = match text(&value, "/spec/strategy/type") {

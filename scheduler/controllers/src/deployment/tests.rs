@@ -206,6 +206,34 @@ fn what_never_gets_ready_exceeds_the_deadline() {
     assert_eq!(condition(&world, "Progressing").1, "NewReplicaSetAvailable");
 }
 
+#[test]
+fn pods_that_keep_data_are_updated_one_after_the_other() {
+    let mut with_data =
+        value(1, &json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}));
+    with_data["spec"]["template"]["spec"]["volumes"] =
+        json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]);
+    let mut world = World { now: Timestamp(1_000_000), ..World::default() };
+    world.create(with_data);
+    settle(&mut world);
+    step(&mut world);
+    settle(&mut world);
+    world.edit("Deployment", "web", |one| one["spec"]["template"]["spec"]["containers"][0]["image"] = json!("x:2"));
+    settle(&mut world);
+    let all = |world: &World, image: &str| {
+        let is = |pod: &Object| pod.value().pointer("/spec/containers/0/image") == Some(&json!(image));
+        let pods = world.all("Pod");
+        (
+            pods.iter().filter(|pod| is(pod) && pod.is_deleting()).count(),
+            pods.iter().filter(|pod| is(pod) && !pod.is_deleting()).count(),
+        )
+    };
+    assert_eq!(all(&world, "x:1"), (1, 0), "the old one stops first");
+    while step(&mut world) {
+        settle(&mut world);
+    }
+    assert_eq!((all(&world, "x:1"), all(&world, "x:2")), ((0, 0), (0, 1)));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 

@@ -9,6 +9,10 @@ use serde_json::{Map, Value, json};
 
 use crate::meta::{self, list, number, text};
 
+/// The pod annotation by which placement knows which architectures the images are made for: `hearth_placement::ARCHITECTURES_ANNOTATION`,
+/// which this crate cannot depend on. A node selector has one value and cannot say "one of these".
+pub(super) const ARCHITECTURES_ANNOTATION: &str = "hearth.dev/architectures";
+
 /// The name of the claim for a volume of an Install.
 pub(super) fn claim_name(install: &str, volume: &str) -> String {
     format!("{install}-{volume}")
@@ -108,11 +112,13 @@ fn template(install: &Object, value: &Value, app: &Value) -> Value {
     if !selector.is_empty() {
         spec["nodeSelector"] = Value::Object(selector);
     }
+    let mut annotations = json!({INTERNET_ANNOTATION: internet.to_string()});
+    let architectures: Vec<&str> = list(app, "/spec/architectures").filter_map(Value::as_str).collect();
+    if !architectures.is_empty() {
+        annotations[ARCHITECTURES_ANNOTATION] = json!(architectures.join(","));
+    }
     json!({
-        "metadata": {
-            "labels": object_labels(install, app),
-            "annotations": {INTERNET_ANNOTATION: internet.to_string()},
-        },
+        "metadata": {"labels": object_labels(install, app), "annotations": annotations},
         "spec": spec,
     })
 }

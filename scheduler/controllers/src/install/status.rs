@@ -6,7 +6,7 @@ use hearth_types::{
 };
 use serde_json::{Value, json};
 
-use super::{Inputs, Refused, desired};
+use super::{Deployed, Inputs, Progress, desired};
 use crate::{
     action::Reconciled,
     meta::{number, text},
@@ -18,19 +18,21 @@ pub(super) fn keep(
     mut value: Value,
     app: Option<&Value>,
     missing: &[String],
-    deployed: &Result<(), Refused>,
+    deployed: &Deployed,
     now: Timestamp,
     out: &mut Reconciled,
 ) {
     let generation = number(&value, "/metadata/generation");
+    let ready = ready(inputs, &value, app, missing, deployed);
     let conditions = [
         app_found(&value, app),
         permissions(app, missing),
         match deployed {
-            Ok(()) => Condition::new("Deployed", Truth::True, "Deployed", "the Deployment is as this Install asks for"),
+            Ok(_) => Condition::new("Deployed", Truth::True, "Deployed", "the Deployment is as this Install asks for"),
             Err((reason, message)) => Condition::new("Deployed", Truth::False, reason, message),
         },
-        ready(inputs, &value, app, missing, deployed),
+        available(inputs, &ready),
+        ready,
     ];
     if !value["status"].is_object() {
         value["status"] = json!({});
@@ -91,7 +93,7 @@ fn ready(
     install: &Value,
     app: Option<&Value>,
     missing: &[String],
-    deployed: &Result<(), Refused>,
+    deployed: &Deployed,
 ) -> Condition {
     let new = |status, reason: &str, message: String| Condition::new("Ready", status, reason, message);
     let active: Vec<&SeenPod> = inputs.pods.iter().filter(|seen| seen.pod.is_active()).collect();
@@ -101,13 +103,8 @@ fn ready(
             count => new(Truth::False, "Stopped", format!("stopped by its owner; {count} pods are still stopping")),
         };
     }
-    let up: Vec<_> = active.iter().filter(|seen| seen.ready()).collect();
-    if let Some(first) = up.first() {
-        let message = match deployed {
-            Err((_, why)) => format!("running on {}; but {why}", first.pod.device),
-            Ok(()) => format!("running on {}", first.pod.device),
-        };
-        return new(Truth::True, "Running", message);
+    if let Some(up) = active.iter().find(|seen| seen.ready()) {
+        return running(&up.pod.device, &active, app.is_some(), install, deployed);
     }
     if active.is_empty() {
         if app.is_none() {
@@ -132,6 +129,39 @@ fn ready(
         return new(Truth::False, "Starting", "its pod is being made".into());
     }
     of_pods(&active)
+}
+
+/// Whether anything serves, also what was asked for before.
+fn available(inputs: Inputs<'_>, ready: &Condition) -> Condition {
+    let mut up = inputs.pods.iter().filter(|seen| seen.ready());
+    match up.next() {
+        Some(seen) => Condition::new("Available", Truth::True, "Running", format!("running on {}", seen.pod.device)),
+        None => Condition { r#type: "Available".into(), ..ready.clone() },
+    }
+}
+
+/// Something runs: whether it is what is asked for now.
+fn running(device: &str, active: &[&SeenPod], found: bool, install: &Value, deployed: &Deployed) -> Condition {
+    let new = |status, reason: &str, message: String| Condition::new("Ready", status, reason, message);
+    match deployed {
+        Err(_) if !found => {
+            let why = app_found(install, None).message;
+            new(Truth::False, "AppNotFound", format!("{why}; what was deployed before runs on {device}"))
+        }
+        Err((reason, why)) => new(Truth::False, reason, format!("{why}; what was deployed before runs on {device}")),
+        Ok(Progress::Complete) => new(Truth::True, "Running", format!("running on {device}")),
+        Ok(Progress::RollingOut) => {
+            let behind: Vec<&SeenPod> = active.iter().copied().filter(|seen| !seen.ready()).collect();
+            let how = if behind.is_empty() {
+                "a pod of it is being made".to_owned()
+            } else {
+                let first = of_pods(&behind);
+                format!("{}: {}", first.reason, first.message)
+            };
+            let message = format!("{device} still runs what was asked for before; of what is asked for now: {how}");
+            new(Truth::False, "Updating", message)
+        }
+    }
 }
 
 /// Of pods of which none is ready: the one that is furthest says why.

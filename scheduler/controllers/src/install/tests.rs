@@ -193,7 +193,8 @@ fn an_app_that_is_deleted_leaves_what_runs() {
     assert_eq!(world.find("Deployment", "mynotes"), before);
     assert!(world.find("Route", "mynotes").is_some() && world.find("PersistentVolumeClaim", "mynotes-data").is_some());
     assert_eq!(said(&world, "AppFound"), is("False", "AppNotFound"));
-    assert_eq!(said(&world, "Ready"), is("True", "Running"), "it does run");
+    assert_eq!(said(&world, "Available"), is("True", "Running"), "it does run");
+    assert_eq!(said(&world, "Ready"), is("False", "AppNotFound"), "but nobody knows what it should be");
     world.edit("Install", "mynotes", |one| one["spec"]["stopped"] = json!(true));
     settle(&mut world, &[]);
     assert_eq!(
@@ -230,9 +231,68 @@ fn the_route_goes_with_the_door_and_claims_grow_and_never_shrink() {
     assert_eq!(world.find("Deployment", "mynotes").unwrap().value()["spec"]["strategy"]["type"], "RollingUpdate");
 }
 
+/// The Deployment's controller has seen it, and `old` pods of former templates and `new` ones of this one are there.
+fn deployment_has(world: &mut World, old: i64, new: i64) {
+    world.edit("Deployment", "mynotes", |one| {
+        one["status"] = json!({"observedGeneration": one["metadata"]["generation"], "replicas": old + new, "updatedReplicas": new});
+    });
+}
+
+#[test]
+fn an_install_is_not_ready_while_an_older_version_runs() {
+    let mut world = world(Some(app()), install());
+    let old = [Pods::named("old").on("nas").ready().seen(true)];
+    deployment_has(&mut world, 0, 1);
+    settle(&mut world, &old);
+    assert_eq!(said(&world, "Ready"), is("True", "Running"));
+    world.edit("App", "notes", |app| app["spec"]["containers"][0]["image"] = json!("notes:2"));
+    let first = look(&world, &old);
+    world.apply(&first);
+    assert_eq!(said(&world, "Ready"), is("False", "Updating"), "at once, before its Deployment was looked at");
+    settle(&mut world, &old);
+    assert_eq!(said(&world, "Ready"), is("False", "Updating"));
+    deployment_has(&mut world, 1, 1);
+    let mut value = Pods::named("new").on("nas").view().object.value();
+    value["status"] = json!({"phase": "Pending", "containerStatuses": [{"name": "web", "ready": false,
+        "state": {"waiting": {"reason": "ImageNotPresent", "message": "import notes:2"}}}]});
+    let new = Object::from_value(value).unwrap();
+    let new = SeenPod { pod: std::sync::Arc::new(crate::PodView::read(&new, &new.value())), connected: true };
+    let both = [old[0].clone(), new];
+    settle(&mut world, &both);
+    assert_eq!(said(&world, "Ready"), is("False", "Updating"));
+    assert_eq!(said(&world, "Available"), is("True", "Running"));
+    let ready = condition::get(&world.find("Install", "mynotes").unwrap().value(), "Ready").unwrap();
+    assert_eq!(
+        ready.message,
+        "nas still runs what was asked for before; of what is asked for now: ImageNotPresent: import notes:2"
+    );
+    deployment_has(&mut world, 0, 1);
+    settle(&mut world, &[Pods::named("new").on("nas").ready().seen(true)]);
+    assert_eq!(said(&world, "Ready"), is("True", "Running"));
+}
+
+#[test]
+fn the_architectures_of_an_app_come_to_its_pods() {
+    let mut app = app();
+    assert!(list(&app, "/spec/architectures").next().is_none());
+    let found = |app: &Value| {
+        let object = Object::from_value(install()).unwrap();
+        let deployment = desired::deployment(&object, &install(), app, None);
+        deployment
+            .pointer("/spec/template/metadata/annotations")
+            .unwrap()
+            .get(desired::ARCHITECTURES_ANNOTATION)
+            .cloned()
+    };
+    assert_eq!(found(&app), None);
+    app["spec"]["architectures"] = json!(["amd64", "arm64"]);
+    assert_eq!(found(&app), Some(json!("amd64,arm64")));
+}
+
 #[test]
 fn readiness_says_what_is_going_on() {
     let mut world = world(Some(app()), install());
+    deployment_has(&mut world, 0, 1);
     let waiting = |reason: &str| {
         let mut pod = Pods::named("p").on("nas").view().object.value();
         pod["status"] = json!({"phase": "Pending", "containerStatuses": [{"name": "web", "ready": false,

@@ -4,14 +4,15 @@ mod certificate;
 mod desired;
 mod dial;
 mod outbox;
+mod restored;
 mod run;
 mod service;
 mod status;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -20,7 +21,7 @@ use std::{
 pub(crate) use dial::Dialling;
 use hearth_controllers::node::Contact;
 use hearth_proto::v1::{Goodbye, RegionMessage, region_message::Message};
-use hearth_types::{DeviceKey, DeviceName};
+use hearth_types::{DeviceKey, DeviceName, Revision};
 use outbox::Outbox;
 pub use service::DevicesService;
 pub(crate) use status::{StatusJob, write_statuses};
@@ -43,6 +44,8 @@ pub(crate) struct Session {
     pub(crate) id: u64,
     pub(crate) device: DeviceName,
     pub(crate) key: DeviceKey,
+    /// The device gets no word on what it shall run: see [`restored`].
+    held: bool,
     outbox: Outbox,
     /// What the device shall have may have changed.
     pub(crate) dirty: Notify,
@@ -98,6 +101,12 @@ pub(crate) struct Sessions {
     places: Mutex<HashMap<DeviceName, Place>>,
     /// When devices that had no session since the start count as silent.
     patience: Mutex<Option<Instant>>,
+    /// The revision at which this server started.
+    base: OnceLock<Revision>,
+    /// The revision of what each device was told last by this server. Bounded by the number of devices.
+    told: Mutex<HashMap<DeviceName, Revision>>,
+    /// Devices that have seen more of the region than it has itself.
+    ahead: Mutex<BTreeSet<DeviceName>>,
     timing: Timing,
     next: AtomicU64,
     pub(crate) statuses: mpsc::Sender<StatusJob>,
@@ -109,6 +118,9 @@ impl Sessions {
         let sessions = Self {
             places: Mutex::new(HashMap::new()),
             patience: Mutex::new(None),
+            base: OnceLock::new(),
+            told: Mutex::default(),
+            ahead: Mutex::default(),
             timing: *timing,
             next: AtomicU64::new(1),
             statuses,
@@ -120,8 +132,10 @@ impl Sessions {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on devices have the time of a silence to come back.
-    pub(crate) fn start(&self) {
+    /// From now on devices have the time of a silence to come back. The store is at this revision.
+    pub(crate) fn start(&self, revision: Revision) {
+        // Once: the loops run once.
+        let _ = self.base.set(revision);
         *self.patience.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + self.timing.silence);
     }
 
@@ -148,11 +162,12 @@ impl Sessions {
     }
 
     /// Opens a session; one that the device had before is told goodbye.
-    fn open(&self, device: DeviceName, key: DeviceKey, outbox: Outbox) -> Arc<Session> {
+    fn open(&self, device: DeviceName, key: DeviceKey, held: bool, outbox: Outbox) -> Arc<Session> {
         let session = Arc::new(Session {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             device: device.clone(),
             key,
+            held,
             outbox,
             dirty: Notify::new(),
             end: CancellationToken::new(),

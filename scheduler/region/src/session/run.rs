@@ -10,11 +10,11 @@ use hearth_proto::{
     },
 };
 use hearth_types::{DeviceKey, DeviceName, GroupKind, ObjectKey, Uid, kinds::DeviceInfo, store::Consistency};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::timeout};
 use tonic::{Status, Streaming};
 
-use super::{Outbox, Session, StatusJob, certificate, desired};
+use super::{Outbox, Session, StatusJob, certificate, desired, restored};
 use crate::{hub::Hub, reconcile, recorder::Note, writer};
 
 /// How long a device has for its hello.
@@ -47,12 +47,18 @@ pub(super) async fn session(
     mut inbound: Streaming<DeviceMessage>,
     outbox: Outbox,
 ) {
-    if let Err(status) = hello(&hub, &device, &key, &mut inbound, &outbox).await {
-        tracing::info!(%device, error = status.message(), "refused a session");
-        outbox.close(Some(Err(status)));
-        return;
-    }
-    let session = hub.sessions.open(device.clone(), key, outbox);
+    let held = match hello(&hub, &device, &key, &mut inbound, &outbox).await {
+        Ok(held) => held,
+        Err(status) => {
+            tracing::info!(%device, error = status.message(), "refused a session");
+            outbox.close(Some(Err(status)));
+            return;
+        }
+    };
+    let session = hub.sessions.open(device.clone(), key, held, outbox);
+    // A key that was removed since the hello found no session to end.
+    let keys = hub.cache().keys_of(device.as_str());
+    hub.sessions.check_key(device.as_str(), &keys);
     hub.metrics.sessions.inc();
     hub.queue.add(reconcile::node_key(device.as_str()));
     tracing::info!(%device, session = session.id, "a device opened its session");
@@ -73,14 +79,15 @@ pub(super) async fn session(
     tracing::info!(%device, session = session.id, reason = label, "a device's session ended");
 }
 
-/// Agrees on a version, checks the key against the Device as it is stored, and keeps what the device says of itself.
+/// Agrees on a version, checks the key against the Device as it is stored, and keeps what the device says of itself. `true`: the device is
+/// told nothing of what it shall run.
 async fn hello(
     hub: &Arc<Hub>,
     device: &DeviceName,
     key: &DeviceKey,
     inbound: &mut Streaming<DeviceMessage>,
     outbox: &Outbox,
-) -> Result<(), Status> {
+) -> Result<bool, Status> {
     let first = timeout(HELLO, inbound.message()).await;
     let first = first.map_err(|_| Status::deadline_exceeded(format!("no hello within {} s", HELLO.as_secs())))??;
     let Some(device_message::Message::Hello(hello)) = first.and_then(|message| message.message) else {
@@ -98,13 +105,14 @@ async fn hello(
         // A device that joined a moment ago: the cache may be behind.
         let stored = hub.config.store.get(&object, Consistency::Linearizable).await;
         if let Some(stored) = stored.map_err(|error| Status::unavailable(error.message))? {
-            hub.observe_put(stored);
+            hub.observe_read(stored);
         }
         if !hub.cache().keys_of(device.as_str()).contains(key) {
             return Err(Status::permission_denied(format!("device {device} is not known, or not by this key")));
         }
     }
     store_info(hub, &object, &hello).await?;
+    let held = restored::is_held(hub, device, &object, &hello).await?;
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let answer = RegionHello {
         version: SESSION_VERSION,
@@ -116,7 +124,7 @@ async fn hello(
         revision: hub.cache().revision().0,
     };
     let message = hearth_proto::v1::RegionMessage { message: Some(Message::Hello(answer)) };
-    if outbox.send(message) { Ok(()) } else { Err(Status::aborted("the device is gone")) }
+    if outbox.send(message) { Ok(held) } else { Err(Status::aborted("the device is gone")) }
 }
 
 /// Stores what the machine is in its Device, where that changed.
@@ -133,18 +141,26 @@ async fn store_info(hub: &Arc<Hub>, key: &ObjectKey, hello: &DeviceHello) -> Res
     let info: DeviceInfo = serde_json::from_slice(&hello.info_json)
         .map_err(|error| Status::invalid_argument(format!("info_json cannot be read as a DeviceInfo: {error}")))?;
     let info = json!(info);
+    change_device(hub, key, |value| {
+        if !value["status"].is_object() {
+            value["status"] = json!({});
+        }
+        value["status"]["info"] = info.clone();
+    })
+    .await
+}
+
+/// Changes a device's own object, against whoever else does.
+pub(super) async fn change_device(hub: &Arc<Hub>, key: &ObjectKey, change: impl Fn(&mut Value)) -> Result<(), Status> {
     for _ in 0..TRIES {
         let Some(base) = hub.cache().get(key).map(|entry| entry.object.clone()) else {
             return Err(Status::permission_denied(format!("{key} was removed")));
         };
         let mut value = base.value();
-        if value.pointer("/status/info") == Some(&info) {
+        change(&mut value);
+        if value == base.value() {
             return Ok(());
         }
-        if !value["status"].is_object() {
-            value["status"] = json!({});
-        }
-        value["status"]["info"] = info.clone();
         let action = hearth_controllers::Action::Update { base, value };
         match writer::execute(hub, &[action], "session").await {
             Ok(()) => return Ok(()),
@@ -158,7 +174,7 @@ async fn store_info(hub: &Arc<Hub>, key: &ObjectKey, hello: &DeviceHello) -> Res
 async fn refresh(hub: &Hub, key: &ObjectKey) -> Result<(), Status> {
     let stored = hub.config.store.get(key, Consistency::Linearizable).await;
     if let Some(stored) = stored.map_err(|error| Status::unavailable(error.message))? {
-        hub.observe_put(stored);
+        hub.observe_read(stored);
     }
     Ok(())
 }
@@ -252,6 +268,9 @@ async fn handle(
 
 /// Sends what the device shall have: all of it, or what changed since.
 fn send_desired(hub: &Hub, session: &Session, sent: &mut Sent, full: bool) -> bool {
+    if session.held {
+        return true;
+    }
     let (wanted, revision) = {
         let cache = hub.cache();
         (desired::of_device(&cache, session.device.as_str()), cache.revision())
@@ -264,6 +283,7 @@ fn send_desired(hub: &Hub, session: &Session, sent: &mut Sent, full: bool) -> bo
         return true;
     }
     *sent = wanted;
+    hub.sessions.tells(&session.device, revision);
     session.send(Message::Desired(Desired { full, revision: revision.0, upserts, deletes }))
 }
 

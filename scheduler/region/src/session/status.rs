@@ -1,18 +1,25 @@
 //! What devices report, written in batches and acknowledged once it is stored.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use hearth_controllers::{Action, claim::DATA_DELETED};
 use hearth_proto::v1::{ObjectStatus, StatusAck, StatusReport, region_message::Message};
 use hearth_types::{
-    GroupKind, Object, ObjectKey, Uid,
+    GroupKind, Object, ObjectKey, Status, Uid,
     store::{Consistency, Expect, MAX_OPS, Op},
 };
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::{Session, desired};
-use crate::{hub::Hub, writer};
+use crate::{
+    hub::Hub,
+    writer::{self, is_passing},
+};
 
 /// The largest status in bytes: a pod of sixteen containers with long messages fits.
 const MAX_STATUS: usize = 256 << 10;
@@ -33,6 +40,8 @@ pub(crate) struct StatusJob {
 
 /// Something that a device reported and that is to be stored.
 struct Item {
+    /// Which report of the batch it is of.
+    job: usize,
     device: Box<str>,
     key: ObjectKey,
     uid: Uid,
@@ -51,24 +60,24 @@ pub(crate) async fn write_statuses(hub: Arc<Hub>, mut jobs: mpsc::Receiver<Statu
             count += job.report.items.len();
             batch.push(job);
         }
-        let items = batch.iter().flat_map(|job| items(&hub, job)).collect();
-        let stored = store(&hub, items).await;
-        for job in &batch {
-            if stored {
-                job.session.send(Message::StatusAck(StatusAck { sequence: job.report.sequence }));
-            } else {
+        let items = batch.iter().enumerate().flat_map(|(index, job)| items(&hub, index, job)).collect();
+        let failed = store(&hub, items).await;
+        for (index, job) in batch.iter().enumerate() {
+            if failed.contains(&index) {
                 // The device sends everything again when it is back.
                 job.session.end.cancel();
+            } else {
+                job.session.send(Message::StatusAck(StatusAck { sequence: job.report.sequence }));
             }
         }
     }
 }
 
 /// Reads what a device reported; what cannot be stored ever is dropped, and acknowledged all the same.
-fn items(hub: &Hub, job: &StatusJob) -> Vec<Item> {
+fn items(hub: &Hub, index: usize, job: &StatusJob) -> Vec<Item> {
     let mut out: Vec<Item> = Vec::new();
     for one in job.report.items.iter().take(MAX_ITEMS) {
-        match item(&job.session, one) {
+        match item(index, &job.session, one) {
             Ok(item) => {
                 // Of an object only the newest counts.
                 out.retain(|old| old.key != item.key);
@@ -83,7 +92,7 @@ fn items(hub: &Hub, job: &StatusJob) -> Vec<Item> {
     out
 }
 
-fn item(session: &Session, one: &ObjectStatus) -> Result<Item, String> {
+fn item(job: usize, session: &Session, one: &ObjectStatus) -> Result<Item, String> {
     let key = one.r#ref.as_ref().map(desired::key_of).ok_or("it names no object")?;
     if one.status_json.len() > MAX_STATUS {
         return Err(format!("{key}: {} bytes; at most {MAX_STATUS}", one.status_json.len()));
@@ -98,6 +107,7 @@ fn item(session: &Session, one: &ObjectStatus) -> Result<Item, String> {
         Some(value).filter(Value::is_object)
     };
     Ok(Item {
+        job,
         device: session.device.as_str().into(),
         key,
         uid: Uid::from(one.uid.as_str()),
@@ -106,17 +116,15 @@ fn item(session: &Session, one: &ObjectStatus) -> Result<Item, String> {
     })
 }
 
-/// Stores what is reported, against others that write the same objects. `false`: the store cannot be written.
-async fn store(hub: &Arc<Hub>, mut items: Vec<Item>) -> bool {
+/// Stores what is reported, against others that write the same objects. Gives the reports of which something could not be stored: what
+/// one device says never costs another its session.
+async fn store(hub: &Arc<Hub>, mut items: Vec<Item>) -> BTreeSet<usize> {
+    let mut failed = BTreeSet::new();
     for tried in 0..TRIES {
         let mut ops = Vec::new();
-        let mut of: Vec<Item> = Vec::new();
         for item in items {
             match plan(hub, &item, tried > 0).await {
-                Ok(Some(op)) => {
-                    ops.push(op);
-                    of.push(item);
-                }
+                Ok(Some(op)) => ops.push((item, op)),
                 Ok(None) => hub.metrics.statuses.with_label_values(&["unchanged"]).inc(),
                 Err(why) => {
                     hub.metrics.statuses.with_label_values(&["refused"]).inc();
@@ -127,38 +135,72 @@ async fn store(hub: &Arc<Hub>, mut items: Vec<Item>) -> bool {
         items = Vec::new();
         while !ops.is_empty() {
             let rest = ops.split_off(ops.len().min(MAX_OPS));
-            let left = of.split_off(ops.len());
-            let Some(outcomes) = write(hub, ops).await else {
-                return false;
-            };
-            for (item, stored) in of.into_iter().zip(outcomes) {
-                if stored {
-                    hub.metrics.statuses.with_label_values(&["stored"]).inc();
-                } else {
-                    items.push(item);
-                }
-            }
-            (ops, of) = (rest, left);
+            items.extend(write(hub, ops, &mut failed).await);
+            ops = rest;
         }
+        items.retain(|item| !failed.contains(&item.job));
         if items.is_empty() {
-            return true;
+            return failed;
         }
     }
-    false
+    failed.extend(items.into_iter().map(|item| item.job));
+    failed
 }
 
-/// Writes, and says of each operation whether it happened; `None` where the store cannot be written.
-async fn write(hub: &Arc<Hub>, ops: Vec<Op>) -> Option<Vec<bool>> {
-    for tried in 1..=STORE_TRIES {
-        match writer::write(hub, ops.clone(), false).await {
-            Ok(outcome) => return Some(outcome.outcomes.iter().map(Result::is_ok).collect()),
-            Err(error) => {
+/// Writes, and gives back what was outdated. Where the store refuses the whole for what is in it, each report is written by itself, and
+/// those that it refuses then are added to `failed`; where it cannot be written at all, all of them are.
+async fn write(hub: &Arc<Hub>, ops: Vec<(Item, Op)>, failed: &mut BTreeSet<usize>) -> Vec<Item> {
+    let (items, all): (Vec<Item>, Vec<Op>) = ops.into_iter().unzip();
+    let error = match try_write(hub, &all).await {
+        Ok(stored) => return outdated(hub, items.into_iter().zip(stored)),
+        Err(error) => error,
+    };
+    let jobs: BTreeSet<usize> = items.iter().map(|item| item.job).collect();
+    if is_passing(&error) || jobs.len() == 1 {
+        for item in &items {
+            tracing::warn!(device = item.device, object = %item.key, %error, "a status cannot be stored; the device sends it again in a new session");
+        }
+        failed.extend(jobs);
+        return Vec::new();
+    }
+    let mut by_job: BTreeMap<usize, Vec<(Item, Op)>> = BTreeMap::new();
+    for (item, op) in items.into_iter().zip(all) {
+        by_job.entry(item.job).or_default().push((item, op));
+    }
+    let mut left = Vec::new();
+    for ops in by_job.into_values() {
+        left.extend(Box::pin(write(hub, ops, failed)).await);
+    }
+    left
+}
+
+/// Of what was tried, what was not stored since something else changed it.
+fn outdated(hub: &Hub, done: impl Iterator<Item = (Item, bool)>) -> Vec<Item> {
+    let mut left = Vec::new();
+    for (item, stored) in done {
+        if stored {
+            hub.metrics.statuses.with_label_values(&["stored"]).inc();
+        } else {
+            left.push(item);
+        }
+    }
+    left
+}
+
+/// Writes, and says of each operation whether it happened. A store that cannot answer now is asked again.
+async fn try_write(hub: &Arc<Hub>, ops: &[Op]) -> Result<Vec<bool>, Status> {
+    let mut tried = 0;
+    loop {
+        tried += 1;
+        match writer::write(hub, ops.to_vec(), false).await {
+            Ok(outcome) => return Ok(outcome.outcomes.iter().map(Result::is_ok).collect()),
+            Err(error) if tried < STORE_TRIES && is_passing(&error) => {
                 tracing::debug!(%error, "statuses cannot be stored yet");
                 tokio::time::sleep(PAUSE * tried).await;
             }
+            Err(error) => return Err(error),
         }
     }
-    None
 }
 
 /// The operation that stores one status, or none; or why it is refused.
@@ -168,7 +210,7 @@ async fn plan(hub: &Arc<Hub>, item: &Item, fresh: bool) -> Result<Option<Op>, St
     // The device may know of the object before this cache does, and a conflict says that the cache is behind.
     if fresh || entry.as_ref().is_none_or(|entry| *entry.object.uid() != item.uid) {
         match hub.config.store.get(&item.key, Consistency::Linearizable).await {
-            Ok(Some(object)) => hub.observe_put(object),
+            Ok(Some(object)) => hub.observe_read(object),
             Ok(None) => return Ok(None),
             Err(error) => tracing::debug!(%error, object = %item.key, "cannot be read; going by the cache"),
         }

@@ -165,6 +165,43 @@ async fn an_app_that_is_updated_is_recreated_one_pod_at_a_time() {
 }
 
 #[tokio::test]
+async fn a_volume_has_one_writer_also_when_its_deployment_is_made_anew() {
+    let rig = Rig::start().await;
+    rig.app().await;
+    let mut device = rig.connected("nas").await;
+    rig.install("notes").await;
+    let old = device.pod().await;
+    device.run(&old).await;
+    rig.delete(GroupKind::DEPLOYMENT, "alice", "notes").await;
+    let old_name = old["metadata"]["name"].as_str().unwrap();
+    let expected =
+        format!("0/1 devices can take it: its volume notes-data is in use by pod {old_name}, which is stopping");
+    let waits = |pod: &Object| condition::get(&pod.value(), "PodScheduled").is_some_and(|one| one.message == expected);
+    let pods = rig.until_list(GroupKind::POD, "a pod that waits", |pods| pods.iter().any(waits)).await;
+    assert_eq!(pods.len(), 2);
+    let new = pods.iter().find(|pod| pod.name() != old_name).unwrap().name().to_owned();
+    assert!(rig.get(GroupKind::POD, "alice", &new).await.unwrap()["spec"].get("nodeName").is_none());
+    device.report(&old, &json!({"phase": "Succeeded"}), true).await;
+    rig.until(GroupKind::POD, "alice", &new, "bound", |pod| pod["spec"]["nodeName"] == "nas").await;
+}
+
+#[tokio::test]
+async fn a_claim_that_is_to_go_does_not_wait_for_a_device_that_was_removed() {
+    let rig = Rig::start().await;
+    let device = rig.connected("nas").await;
+    rig.create(json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "c", "namespace": "alice", "annotations": {"hearth.dev/device": "nas"}},
+        "spec": {"resources": {"requests": {"storage": "1Gi"}}}}))
+        .await;
+    rig.until(GroupKind::PERSISTENT_VOLUME_CLAIM, "alice", "c", "Bound", |one| one["status"]["phase"] == "Bound").await;
+    rig.delete(GroupKind::PERSISTENT_VOLUME_CLAIM, "alice", "c").await;
+    drop(device);
+    rig.delete(GroupKind::DEVICE, "", "nas").await;
+    rig.until_list(GroupKind::NODE, "no Node", <[Object]>::is_empty).await;
+    rig.until_list(GroupKind::PERSISTENT_VOLUME_CLAIM, "no claim", <[Object]>::is_empty).await;
+}
+
+#[tokio::test]
 async fn a_namespace_goes_after_everything_in_it() {
     let rig = Rig::start().await;
     rig.create(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "alice"}})).await;

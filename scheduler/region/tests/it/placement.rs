@@ -1,6 +1,6 @@
 //! Pending pods find a device, or are told why not.
 
-use hearth_types::{GroupKind, condition};
+use hearth_types::{GroupKind, condition, store::Op};
 use serde_json::json;
 
 use crate::support::Rig;
@@ -41,7 +41,7 @@ async fn a_pod_without_place_is_told_why_and_placed_once_there_is_room() {
     let told = condition::get(&pod, "PodScheduled").unwrap();
     assert_eq!(
         (told.reason.as_str(), told.message.as_str()),
-        ("Unschedulable", "0/1 devices can take it: 1 is cordoned")
+        ("Unschedulable", "0/1 devices can take it: 1 is cordoned (nas is cordoned)")
     );
     let events = rig.until_list(GroupKind::EVENT, "an event", |events| {
         events.iter().any(|event| event.value()["reason"] == "FailedScheduling")
@@ -78,4 +78,28 @@ async fn a_deployment_replaces_pods_that_are_deleted_and_scales() {
             pods.peek().is_some() && pods.all(|pod| pod["metadata"]["deletionTimestamp"].is_string())
         })
         .await;
+}
+
+#[tokio::test]
+async fn what_a_controller_is_refused_is_told_where_people_look() {
+    let rig = Rig::start().await;
+    let _device = rig.connected("nas").await;
+    let makes_a_pod = |op: &Op| matches!(op, Op::Create { object } if *object.kind() == GroupKind::POD);
+    *rig.store.refuses.lock().unwrap() = Some(makes_a_pod);
+    rig.create(deployment(1)).await;
+    let failure = |one: &serde_json::Value| condition::get(one, "ReplicaFailure");
+    let told = rig.until(GroupKind::DEPLOYMENT, "alice", "web", "told", |one| failure(one).is_some()).await;
+    let told = failure(&told).unwrap();
+    assert_eq!(told.message, "what the replicaset controller asks for was refused: the test refuses this");
+    rig.until_list(GroupKind::EVENT, "an event", |events| {
+        events.iter().map(hearth_types::Object::value).any(|event| {
+            event["reason"] == "Refused"
+                && event["type"] == "Warning"
+                && event["involvedObject"]["kind"] == "ReplicaSet"
+        })
+    })
+    .await;
+    *rig.store.refuses.lock().unwrap() = None;
+    rig.until_list(GroupKind::POD, "a pod", |pods| pods.len() == 1).await;
+    rig.until(GroupKind::DEPLOYMENT, "alice", "web", "taken back", |one| failure(one).is_none()).await;
 }

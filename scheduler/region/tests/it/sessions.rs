@@ -3,17 +3,18 @@
 use std::{sync::Arc, time::Duration};
 
 use hearth_proto::v1::{
-    CertificateRequest, DeviceEvent, DeviceHello, DialResult, EventReport, Heartbeat, ObjectRef,
-    device_message::Message as Out, region_message::Message as In,
+    CertificateRequest, DeviceEvent, DeviceHello, DialResult, EventReport, Heartbeat, ObjectRef, ObjectStatus,
+    StatusReport, device_message::Message as Out, region_message::Message as In,
 };
 use hearth_region::Timing;
 use hearth_types::{
     DeviceKey, DeviceName, GroupKind, condition,
+    store::Op,
     tunnel::{DialError, DialNotice},
 };
 use serde_json::json;
 
-use crate::support::{FakeDevice, MemoryStore, PATIENCE, Rig, quick};
+use crate::support::{FakeDevice, MemoryStore, PATIENCE, Rig, hello as support_hello, quick};
 
 fn pod(name: &str, device: &str) -> serde_json::Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "alice"},
@@ -460,4 +461,127 @@ async fn a_claim_is_shown_to_the_device_that_it_is_pinned_to_and_to_no_other() {
         .await;
     let claims: Vec<_> = device.desired.keys().filter(|key| key.starts_with("PersistentVolumeClaim/")).collect();
     assert_eq!(claims, ["PersistentVolumeClaim/alice/here"]);
+}
+
+/// The next message that is not of what is desired.
+async fn said(inbound: &mut tonic::Streaming<hearth_proto::v1::RegionMessage>) -> Option<In> {
+    tokio::time::timeout(PATIENCE, inbound.message()).await.unwrap().ok()??.message
+}
+
+#[tokio::test]
+async fn a_key_that_is_revoked_during_the_hello_gets_no_session() {
+    let rig = Rig::start().await;
+    let key = rig.device("nas", "alice").await;
+    rig.until(GroupKind::NODE, "", "nas", "made", |_| true).await;
+    // What the hello stores, and nothing else.
+    let info = |op: &Op| matches!(op, Op::Update { object, .. } if *object.kind() == GroupKind::DEVICE && object.value()["status"].get("info").is_some());
+    rig.store.holds.send_replace(Some(info));
+    let (_out, inbound) = FakeDevice::open(rig.address, "nas", key, support_hello()).await;
+    let mut inbound = inbound.unwrap();
+    let mut held = rig.store.held.subscribe();
+    tokio::time::timeout(PATIENCE, held.wait_for(|held| *held > 0)).await.unwrap().unwrap();
+    let other = DeviceKey([9; 32]).to_string();
+    rig.edit(GroupKind::DEVICE, "", "nas", |one| one["spec"]["keys"] = json!([other])).await;
+    rig.store.holds.send_replace(None);
+    loop {
+        match said(&mut inbound).await {
+            // It was refused or ended: whichever came first.
+            None | Some(In::Goodbye(_)) => return,
+            Some(_) => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_status_that_cannot_be_stored_costs_its_own_device_alone_the_session() {
+    let rig = Rig::start().await;
+    let (mut nas, mut attic) = (rig.connected("nas").await, rig.connected("attic").await);
+    let bad = rig.create(pod("bad", "nas")).await.value();
+    let good = rig.create(pod("good", "attic")).await.value();
+    let poisoned = |op: &Op| matches!(op, Op::Update { object, .. } if object.value()["status"]["message"] == "poison");
+    *rig.store.refuses.lock().unwrap() = Some(poisoned);
+    // While the store cannot be written, both reports come together; the heartbeat's answer says that a report is in the queue.
+    rig.store.broken.store(true, std::sync::atomic::Ordering::Relaxed);
+    for (device, pod, status) in [
+        (&mut nas, &bad, json!({"phase": "Running", "message": "poison"})),
+        (&mut attic, &good, json!({"phase": "Running"})),
+    ] {
+        let text =
+            |pointer: &str| pod.pointer(pointer).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+        let reference = ObjectRef {
+            kind: "Pod".into(),
+            namespace: "alice".into(),
+            name: text("/metadata/name"),
+            ..ObjectRef::default()
+        };
+        let item = ObjectStatus {
+            r#ref: Some(reference),
+            uid: text("/metadata/uid"),
+            status_json: status.to_string().into_bytes().into(),
+            finished: false,
+        };
+        device.send(Out::Status(StatusReport { sequence: 7, items: vec![item] })).await;
+        device.send(Out::Heartbeat(Heartbeat { sequence: 9 })).await;
+        while !matches!(device.next().await, Some(In::HeartbeatAck(ack)) if ack.sequence == 9) {}
+    }
+    rig.store.broken.store(false, std::sync::atomic::Ordering::Relaxed);
+    loop {
+        match attic.next().await {
+            Some(In::StatusAck(ack)) if ack.sequence == 7 => break,
+            Some(_) => {}
+            None => panic!("the other device's session ended"),
+        }
+    }
+    while nas.next().await.is_some() {}
+    let stored = rig.get(GroupKind::POD, "alice", "good").await.unwrap();
+    assert_eq!(stored["status"]["phase"], "Running");
+    attic.send(Out::Heartbeat(Heartbeat { sequence: 10 })).await;
+    while !matches!(attic.next().await.expect("the session goes on"), In::HeartbeatAck(ack) if ack.sequence == 10) {}
+}
+
+#[tokio::test]
+async fn a_device_that_has_seen_more_than_its_region_is_told_nothing_until_a_person_accepts_it() {
+    let rig = Rig::start().await;
+    let device = rig.connected("nas").await;
+    let key = DeviceKey(std::array::from_fn(|index| b"nas".get(index).copied().unwrap_or(0)));
+    let seen = |revision| DeviceHello { incarnation: "test".into(), revision, ..support_hello() };
+    // What this server told is no proof of anything.
+    let now = rig.get(GroupKind::NODE, "", "nas").await.unwrap()["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    drop(device);
+    let first_two = |hello: DeviceHello| {
+        let address = rig.address;
+        async move {
+            let (out, inbound) = FakeDevice::open(address, "nas", key, hello).await;
+            let mut inbound = inbound.unwrap();
+            let message = hearth_proto::v1::DeviceMessage { message: Some(Out::Heartbeat(Heartbeat { sequence: 1 })) };
+            out.send(message).await.unwrap();
+            assert!(matches!(said(&mut inbound).await, Some(In::Hello(_))));
+            said(&mut inbound).await.expect("an answer")
+        }
+    };
+    let condition = |device: &serde_json::Value| condition::get(device, "RegionRestored").map(|one| one.status);
+    assert!(matches!(first_two(seen(now)).await, In::Desired(desired) if desired.full));
+    assert_eq!(condition(&rig.get(GroupKind::DEVICE, "", "nas").await.unwrap()), None);
+
+    assert!(matches!(first_two(seen(1_000_000)).await, In::HeartbeatAck(_)), "no list, which would lack what was lost");
+    let told =
+        rig.until(GroupKind::DEVICE, "", "nas", "told", |one| condition(one) == Some(condition::Truth::True)).await;
+    let message = condition::get(&told, "RegionRestored").unwrap().message;
+    assert!(message.contains("1000000") && message.contains("hearth.dev/accept-restored-region=1000000"), "{message}");
+    rig.until_list(GroupKind::EVENT, "an event", |events| {
+        events.iter().any(|one| one.value()["reason"] == "RegionRestored")
+    })
+    .await;
+    assert!(matches!(first_two(seen(1_000_000)).await, In::HeartbeatAck(_)), "again");
+
+    rig.edit(GroupKind::DEVICE, "", "nas", |one| {
+        one["metadata"]["annotations"] = json!({"hearth.dev/accept-restored-region": "1000000"});
+    })
+    .await;
+    assert!(matches!(first_two(seen(1_000_000)).await, In::Desired(desired) if desired.full));
+    rig.until(GroupKind::DEVICE, "", "nas", "taken back", |one| condition(one) == Some(condition::Truth::False)).await;
 }

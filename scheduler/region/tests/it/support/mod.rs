@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-pub(crate) use device::FakeDevice;
+pub(crate) use device::{FakeDevice, hello};
 use hearth_proto::v1::devices_server::DevicesServer;
 use hearth_region::{Config, DevicesService, Region, RegionHandle, Timing};
 use hearth_types::{
@@ -94,9 +94,11 @@ impl Rig {
             timing,
         };
         let (region, handle) = Region::new(config).expect("a region");
+        assert!(!handle.routes().primed(), "nobody knows the routes yet");
         let shutdown = CancellationToken::new();
         tokio::spawn(region.run(shutdown.clone()));
         handle.ready().await;
+        assert!(handle.routes().primed());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let service: DevicesServer<DevicesService> = handle.devices_service();

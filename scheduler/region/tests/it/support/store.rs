@@ -6,9 +6,12 @@ use futures_util::StreamExt as _;
 use hearth_state::{Command, Response, State, apply};
 use hearth_types::{
     BoxFuture, Incarnation, Object, ObjectKey, Reason, Revision, Status, Timestamp,
-    store::{Consistency, ListPage, Query, Store, Txn, TxnOutcome, WatchStream},
+    store::{Consistency, ListPage, Op, Query, Store, Txn, TxnOutcome, WatchStream},
 };
 use tokio::sync::watch;
+
+/// Picks operations.
+pub(crate) type Which = fn(&Op) -> bool;
 
 pub(crate) struct MemoryStore {
     state: Arc<Mutex<State>>,
@@ -16,6 +19,12 @@ pub(crate) struct MemoryStore {
     /// Refuses every write while set.
     pub(crate) broken: std::sync::atomic::AtomicBool,
     pub(crate) writes: std::sync::atomic::AtomicU64,
+    /// Refuses transactions with such an operation, for good.
+    pub(crate) refuses: Mutex<Option<Which>>,
+    /// Holds transactions with such an operation back until there is none.
+    pub(crate) holds: watch::Sender<Option<Which>>,
+    /// How many are held back.
+    pub(crate) held: watch::Sender<usize>,
 }
 
 impl MemoryStore {
@@ -27,6 +36,9 @@ impl MemoryStore {
             revision: watch::Sender::new(Revision::ZERO),
             broken: false.into(),
             writes: 0.into(),
+            refuses: Mutex::new(None),
+            holds: watch::Sender::new(None),
+            held: watch::Sender::new(0),
         }
     }
 
@@ -95,6 +107,15 @@ impl Store for MemoryStore {
         Box::pin(async move {
             if self.broken.load(std::sync::atomic::Ordering::Relaxed) {
                 return Err(Status::unavailable("the test broke the store"));
+            }
+            let has = |which: Which| txn.ops.iter().any(which);
+            if self.refuses.lock().expect("not poisoned").is_some_and(has) {
+                return Err(Status::new(Reason::Invalid, "the test refuses this"));
+            }
+            if (*self.holds.borrow()).is_some_and(has) {
+                self.held.send_modify(|count| *count += 1);
+                let mut holds = self.holds.subscribe();
+                holds.wait_for(|holds| !holds.is_some_and(has)).await.expect("the store lives");
             }
             self.writes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             let (applied, revision) = {

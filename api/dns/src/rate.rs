@@ -1,0 +1,123 @@
+//! How many answers over UDP a network gets: sources of datagrams are easily forged, and whoever is named as one must not be flooded with
+//! answers it never asked for (response rate limiting, as other authoritative servers have it). Pure: time is an input.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+};
+
+use crate::limits;
+
+/// What becomes of a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is answered.
+    Answer,
+    /// It gets an answer without records that asks for TCP.
+    Slip,
+    /// It gets nothing.
+    Drop,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    network: u64,
+    /// Answers left, in thousandths.
+    left: u64,
+    /// When that was so, in milliseconds.
+    at: u64,
+    /// Queries without an answer in a row.
+    limited: u32,
+}
+
+/// A bucket of answers per network, in a table of fixed size. Two networks that share a place take it from each other with a full bucket:
+/// a flood of many sources is bounded less well, and nobody is limited for what another did.
+#[derive(Debug)]
+pub(crate) struct Limiter {
+    /// Keyed anew at each start, so that nobody can choose who shares a place.
+    hasher: RandomState,
+    /// Answers a second.
+    rate: u64,
+    /// A full bucket, in thousandths.
+    full: u64,
+    slots: Box<[Mutex<Slot>]>,
+}
+
+impl Limiter {
+    pub(crate) fn new(rate: u64, burst: u64) -> Self {
+        Self {
+            hasher: RandomState::new(),
+            rate,
+            full: burst.saturating_mul(1000),
+            slots: (0..limits::UDP_NETWORKS).map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    /// What becomes of a query from an address at a time in milliseconds.
+    pub(crate) fn check(&self, ip: IpAddr, now: u64) -> Verdict {
+        let network = network(ip);
+        let place = self.hasher.hash_one(network) % self.slots.len() as u64;
+        let mut slot = self.slots[place as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.network != network {
+            *slot = Slot { network, left: self.full, at: now, limited: 0 };
+        }
+        let earned = now.saturating_sub(slot.at).saturating_mul(self.rate);
+        slot.left = slot.left.saturating_add(earned).min(self.full);
+        slot.at = slot.at.max(now);
+        if slot.left >= 1000 {
+            slot.left -= 1000;
+            slot.limited = 0;
+            return Verdict::Answer;
+        }
+        slot.limited = slot.limited.wrapping_add(1);
+        if slot.limited.is_multiple_of(limits::UDP_SLIP) { Verdict::Slip } else { Verdict::Drop }
+    }
+}
+
+/// The network that counts as one: an IPv4 /24 or an IPv6 /56. Never 0, which an empty place has.
+fn network(ip: IpAddr) -> u64 {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => (1 << 63) | u64::from(ip.to_bits() >> 8),
+        IpAddr::V6(ip) => (1 << 62) | (ip.to_bits() >> 72) as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn a_network_gets_a_burst_then_a_rate_and_now_and_then_a_hint() {
+        let limiter = Limiter::new(limits::UDP_ANSWERS_PER_SECOND, limits::UDP_BURST);
+        let burst = usize::try_from(limits::UDP_BURST).expect("small");
+        let all: Vec<_> = (0..burst + 10).map(|_| limiter.check(ip("192.0.2.1"), 5)).collect();
+        assert!(all[..burst].iter().all(|one| *one == Verdict::Answer));
+        assert_eq!(all[burst..].iter().filter(|one| **one == Verdict::Slip).count(), 10 / limits::UDP_SLIP as usize);
+        assert!(!all[burst..].contains(&Verdict::Answer));
+        assert_ne!(limiter.check(ip("192.0.2.77"), 5), Verdict::Answer, "the same /24");
+        assert_eq!(limiter.check(ip("192.0.2.77"), 5 + 1000 / limits::UDP_ANSWERS_PER_SECOND + 1), Verdict::Answer);
+        assert_eq!(network(ip("2001:db8:0:1::1")), network(ip("2001:db8:0:fe::2")));
+        assert_ne!(network(ip("2001:db8:0:100::1")), network(ip("2001:db8::1")));
+        assert_eq!(network(ip("::ffff:192.0.2.1")), network(ip("192.0.2.9")));
+    }
+
+    proptest! {
+        #[test]
+        fn no_network_gets_more_than_its_burst_and_rate(steps in proptest::collection::vec(0..30_u64, 1..2000)) {
+            let limiter = Limiter::new(limits::UDP_ANSWERS_PER_SECOND, limits::UDP_BURST);
+            let (mut now, mut answered) = (0, 0);
+            for step in steps {
+                now += step;
+                answered += u64::from(limiter.check(ip("192.0.2.1"), now) == Verdict::Answer);
+            }
+            prop_assert!(answered * 1000 <= limits::UDP_BURST * 1000 + now * limits::UDP_ANSWERS_PER_SECOND);
+        }
+    }
+}
