@@ -275,9 +275,12 @@ pub(crate) struct Listen {
     /// Prometheus metrics of the server, at /metrics, plain HTTP.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9643")]
     pub(crate) listen_metrics: String,
-    /// Tunnels of devices, UDP. The host is where devices dial.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
-    pub(crate) listen_tunnel: String,
+    /// Tunnels of devices, UDP. The host is where devices dial [default: that of the API, port 0].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen_tunnel: Option<String>,
+    /// The address at which others reach this server, where it listens on all (0.0.0.0 or ::).
+    #[arg(long, value_name = "IP")]
+    pub(crate) advertise: Vec<std::net::IpAddr>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -330,12 +333,9 @@ pub(crate) struct Server {
     pub(crate) region: String,
     #[command(flatten)]
     pub(crate) listen: Listen,
-    /// The address at which others reach this server, where it listens on all (0.0.0.0 or ::).
-    #[arg(long, value_name = "IP")]
-    pub(crate) advertise: Vec<std::net::IpAddr>,
-    /// Stop when the process that started this one does.
-    #[arg(long, hide = true)]
-    pub(crate) supervised: bool,
+    /// Stop when this process, which started this one, does.
+    #[arg(long, hide = true, value_name = "PID")]
+    pub(crate) supervised: Option<u32>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -348,9 +348,9 @@ pub(crate) struct Agent {
     /// Prometheus metrics of the device, at /metrics, plain HTTP.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen_metrics: Option<String>,
-    /// Stop when the process that started this one does.
-    #[arg(long, hide = true)]
-    pub(crate) supervised: bool,
+    /// Stop when this process, which started this one, does.
+    #[arg(long, hide = true, value_name = "PID")]
+    pub(crate) supervised: Option<u32>,
 }
 
 #[derive(Args, Clone, Debug)]

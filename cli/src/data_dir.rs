@@ -5,12 +5,16 @@ use std::{
     io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use hearth_types::InstanceId;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// How long somebody who only looks whether a lock is held may hold it, at most.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// The paths in a data directory.
 #[derive(Clone, Debug)]
@@ -147,7 +151,13 @@ impl DataDir {
     pub(crate) fn lock(&self, role: Role) -> Result<Lock> {
         let path = self.lock_path(role);
         let file = open_lock(&path)?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let deadline = Instant::now() + LOOK;
+        while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            // It may be that somebody only looks.
+            if Instant::now() < deadline {
+                std::thread::sleep(LOOK / 20);
+                continue;
+            }
             let what = if role == Role::Up { "hearth up".to_owned() } else { format!("hearth {}", role.name()) };
             bail!(
                 "{what} is running already for the data directory {} ({} is locked); \
@@ -162,8 +172,8 @@ impl DataDir {
     /// Whether some process holds a role's lock.
     pub(crate) fn is_locked(&self, role: Role) -> bool {
         let path = self.lock_path(role);
-        path.exists()
-            && open_lock(&path).is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
+        // Those who look do not see each other.
+        path.exists() && open_lock(&path).is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
     }
 
     /// What a role reported of its start; `None` before it did.
@@ -208,7 +218,11 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(
         fs::rename(&temporary, path)?;
         path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
     };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    write().with_context(|| {
+        // What was written of it may be what fills the disk.
+        let _ = fs::remove_file(&temporary);
+        format!("cannot write {}", path.display())
+    })
 }
 
 #[cfg(test)]
@@ -227,6 +241,16 @@ mod tests {
         data.lock(Role::Server).expect("another role's lock");
         drop(lock);
         assert!(!data.is_locked(Role::Up));
+        let look = open_lock(&data.lock_path(Role::Up)).expect("opened");
+        flock(&look, FlockOperation::LockShared).expect("looking");
+        assert!(!data.is_locked(Role::Up), "another who looks");
+        let (root, waiting) = (data.clone(), Instant::now());
+        let locking = std::thread::spawn(move || root.lock(Role::Up).map(drop));
+        while waiting.elapsed() < LOOK / 10 {
+            std::thread::yield_now();
+        }
+        drop(look);
+        locking.join().expect("joined").expect("not taken for a second instance");
     }
 
     #[test]

@@ -180,7 +180,14 @@ impl Agent {
     }
 
     /// Runs until `shutdown` resolves. Containers go on in either case.
-    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<AgentExit, AgentError> {
+    ///
+    /// `ready` is called once everything that can fail at a start has not: runtime, network, images and volumes are there, and
+    /// what lives is taken over.
+    pub async fn run(
+        self,
+        shutdown: impl Future<Output = ()> + Send,
+        ready: impl FnOnce() + Send,
+    ) -> Result<AgentExit, AgentError> {
         let Self { config, identity, connected } = self;
         let paths = Paths::new(&config.data_dir);
         let metrics = Metrics::register(&config.registry).map_err(AgentError::Metrics)?;
@@ -224,6 +231,7 @@ impl Agent {
         tasks.spawn(async move { service.run(adopted).await });
         tasks.spawn(session.run());
         tasks.spawn(accept(shared, ingress, door, streams));
+        ready();
         let exit = tokio::select! {
             () = shutdown => AgentExit::Stopped,
             () = runtime.zygote_exited() => {
@@ -257,7 +265,7 @@ fn open(
     }
     let images = ImageStore::open(&paths.images()).map_err(AgentError::Images)?;
     let volumes = VolumeStore::open(&paths.volumes()).map_err(AgentError::Volumes)?;
-    let ids = IdRanges::open(paths.ids(), instance.as_str())?;
+    let ids = IdRanges::open(paths.ids(), instance.as_str());
     let ingress = Ingress::open(paths.ingress(), pods, metrics)?;
     let desired = Desired::load(paths.desired(), incarnation);
     let info = crate::facts::device_info();

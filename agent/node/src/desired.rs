@@ -2,7 +2,7 @@
 //! anything is done about it, and what another incarnation or an older region says deletes nothing.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     path::{Path, PathBuf},
 };
 
@@ -20,6 +20,9 @@ use crate::files::{FileError, Format};
 pub(crate) const MAX_OBJECTS: usize = 8192;
 /// The largest file: what one message of the session can carry, twice.
 const FORMAT: Format = Format { magic: "hearth-agent-desired", version: 1, max_bytes: 128 << 20 };
+
+/// The annotation of a Device by which an operator says that what the region lost need not be kept on it any longer.
+pub(crate) const FORGET_LOST: &str = "hearth.dev/forget-lost";
 
 /// The kinds that mean something to a device. Others are skipped, so that a newer region may send more.
 const KINDS: [GroupKind; 6] = [
@@ -74,6 +77,8 @@ pub(crate) struct Change {
     pub(crate) vanished: Vec<Object>,
     /// Something beyond statuses and revisions changed.
     pub(crate) matters: bool,
+    /// How many objects are kept from now on that the region has forgotten.
+    pub(crate) kept: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -81,6 +86,10 @@ struct Stored {
     incarnation: Incarnation,
     revision: Revision,
     objects: Vec<Box<RawValue>>,
+    #[serde(default)]
+    behind: bool,
+    #[serde(default)]
+    kept: BTreeSet<ObjectKey>,
 }
 
 /// What is desired, in memory and on disk.
@@ -94,6 +103,10 @@ pub(crate) struct Desired {
     known: bool,
     /// The session now has sent everything.
     based: bool,
+    /// The region has lost writes, and has not said since what it still has.
+    behind: bool,
+    /// What the region has lost and this device keeps.
+    kept: BTreeSet<ObjectKey>,
 }
 
 impl Desired {
@@ -107,6 +120,8 @@ impl Desired {
             objects: Objects::new(),
             known: false,
             based: false,
+            behind: false,
+            kept: BTreeSet::new(),
         };
         match FORMAT.read::<Stored>(&desired.path) {
             Ok(None) => {}
@@ -114,6 +129,8 @@ impl Desired {
                 desired.known = true;
                 desired.incarnation = stored.incarnation;
                 desired.revision = stored.revision;
+                desired.behind = stored.behind;
+                desired.kept = stored.kept;
                 for raw in stored.objects {
                     match Object::from_json(raw.get().as_bytes()) {
                         Ok(object) => drop(desired.objects.insert(object.key().clone(), object)),
@@ -151,6 +168,17 @@ impl Desired {
         self.based = false;
     }
 
+    /// A session has begun, with a store at this revision. Below what this device was told by the same incarnation it has
+    /// lost writes: a server was set up from an old copy of its disk. From then on the region is believed in all but what it
+    /// no longer mentions: that is kept. Answers whether this was just found out.
+    pub(crate) fn region_is_at(&mut self, incarnation: &Incarnation, revision: Revision) -> bool {
+        if *incarnation != self.incarnation || revision >= self.revision || !self.known {
+            return false;
+        }
+        (self.behind, self.revision) = (true, revision);
+        true
+    }
+
     /// Takes what the region says, unless it must not be believed. Nothing is written yet: see [`Self::file`].
     pub(crate) fn accept(&mut self, from: &Incarnation, message: &v1::Desired) -> Result<Change, Refusal> {
         let offered = Revision(message.revision);
@@ -177,10 +205,21 @@ impl Desired {
                 Err(why) => tracing::error!(object = %key, why, "the region sent an object that cannot be read"),
             }
         }
+        self.kept.retain(|key| !named.contains(key));
         if message.full {
             let gone: Vec<ObjectKey> = self.objects.keys().filter(|key| !named.contains(*key)).cloned().collect();
-            for key in &gone {
-                self.remove(key, &mut change);
+            if std::mem::take(&mut self.behind) {
+                change.kept = gone.len();
+                change.matters = true;
+                self.kept.extend(gone.iter().cloned());
+            }
+            for key in gone.iter().filter(|key| !self.kept.contains(key)).cloned().collect::<Vec<_>>() {
+                self.remove(&key, &mut change);
+            }
+        }
+        if self.may_forget() {
+            for key in std::mem::take(&mut self.kept) {
+                self.remove(&key, &mut change);
             }
         }
         for gone in &message.deletes {
@@ -195,6 +234,15 @@ impl Desired {
         self.known = true;
         self.based |= message.full;
         Ok(change)
+    }
+
+    /// Whether the operator said on this device's Device that what the region lost need not be kept.
+    fn may_forget(&self) -> bool {
+        let devices = self.objects.iter().filter(|(key, _)| key.kind == GroupKind::DEVICE);
+        let said = |object: &Object| {
+            object.value().pointer("/metadata/annotations").and_then(|all| all.get(FORGET_LOST)).is_some()
+        };
+        !self.kept.is_empty() && devices.into_iter().any(|(_, object)| said(object))
     }
 
     fn after(&self, message: &v1::Desired) -> usize {
@@ -226,7 +274,14 @@ impl Desired {
     /// The file to write, as it should be now.
     pub(crate) fn file(&self) -> DesiredFile {
         let objects = self.objects.values().cloned().collect();
-        DesiredFile { path: self.path.clone(), incarnation: self.incarnation.clone(), revision: self.revision, objects }
+        DesiredFile {
+            path: self.path.clone(),
+            incarnation: self.incarnation.clone(),
+            revision: self.revision,
+            objects,
+            behind: self.behind,
+            kept: self.kept.clone(),
+        }
     }
 }
 
@@ -237,6 +292,8 @@ pub(crate) struct DesiredFile {
     incarnation: Incarnation,
     revision: Revision,
     objects: Vec<Object>,
+    behind: bool,
+    kept: BTreeSet<ObjectKey>,
 }
 
 impl DesiredFile {
@@ -250,6 +307,8 @@ impl DesiredFile {
             objects: self.objects.iter().map(raw).collect::<Result<_, _>>()?,
             incarnation: self.incarnation,
             revision: self.revision,
+            behind: self.behind,
+            kept: self.kept,
         };
         FORMAT.write(Path::new(&self.path), &stored, true)
     }
@@ -341,6 +400,43 @@ mod tests {
         assert_eq!(desired.objects(), &before);
         let change = desired.accept(&"one".into(), &full(7, vec![])).expect("accepted");
         assert_eq!(change.vanished.len(), 1);
+    }
+
+    #[test]
+    fn what_a_region_lost_is_kept_until_an_operator_lets_it_go() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut first = desired(&dir);
+        let both = vec![object("Pod", "old", &json!({})), object("Pod", "new", &json!({}))];
+        first.accept(&"one".into(), &full(9, both)).expect("accepted");
+        // The server was set up from a copy that is older than the second pod.
+        assert!(!first.region_is_at(&"one".into(), Revision(9)));
+        assert!(!first.region_is_at(&"two".into(), Revision(3)), "another incarnation is not believed at all");
+        assert!(first.region_is_at(&"one".into(), Revision(5)));
+        first.file().write().expect("written");
+        let mut second = desired(&dir);
+        let old = || vec![object("Pod", "old", &json!({}))];
+        let change = second.accept(&"one".into(), &full(6, old())).expect("accepted");
+        assert_eq!((change.kept, change.vanished.len()), (1, 0));
+        // Also when its counter has passed what it was before, and after a restart of the agent.
+        second.file().write().expect("written");
+        let mut third = desired(&dir);
+        let change = third.accept(&"one".into(), &full(20, old())).expect("accepted");
+        assert_eq!((change.kept, change.vanished.len(), third.objects().len()), (0, 0, 2));
+        // What it made and removed since is no part of that.
+        third
+            .accept(&"one".into(), &full(21, [old(), vec![object("Pod", "later", &json!({}))]].concat()))
+            .expect("accepted");
+        assert_eq!(third.accept(&"one".into(), &full(22, old())).expect("accepted").vanished.len(), 1);
+        let mut device = object(
+            "Pod",
+            "nas",
+            &json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Device",
+            "metadata": {"name": "nas", "uid": "u-nas", "annotations": {FORGET_LOST: "true"}}}),
+        );
+        (device.api_version, device.kind, device.namespace) =
+            ("hearth.dev/v1alpha1".into(), "Device".into(), "".into());
+        let change = third.accept(&"one".into(), &full(23, [old(), vec![device]].concat())).expect("accepted");
+        assert_eq!(change.vanished.iter().map(Object::name).collect::<Vec<_>>(), ["new"]);
     }
 
     #[test]

@@ -17,7 +17,9 @@ const FORMAT: Format = Format { magic: "hearth-agent-ids", version: 1, max_bytes
 const FIRST_BASE: u32 = 524_288;
 /// Ranges from there that fit below 2^31, which some programs take for negative numbers.
 const RANGES: u32 = (1 << 31) / IDS_PER_POD - FIRST_BASE / IDS_PER_POD;
-/// Two instances on one machine must not share ids either: each instance has a stretch of its own, chosen by its name.
+/// Ranges that one instance may use: far more pods than a device takes. Each instance has a stretch that begins at a range of
+/// its own, chosen by its name, so that two on one machine do not share ids: they would only where their first ranges are
+/// fewer apart than they have pods (for 20 pods each, one pair of instances in 800).
 const STRETCH: u32 = 1024;
 
 /// Why there are no ids.
@@ -38,13 +40,21 @@ pub(crate) struct IdRanges {
 }
 
 impl IdRanges {
-    pub(crate) fn open(path: PathBuf, instance: &str) -> Result<Self, FileError> {
-        let taken = FORMAT.read(&path)?.unwrap_or_default();
+    pub(crate) fn open(path: PathBuf, instance: &str) -> Self {
+        let taken = FORMAT.read(&path).unwrap_or_else(|error| {
+            // Living pods tell theirs, and what dead ones wrote is shifted to its volume's own ids: nothing is lost.
+            tracing::error!(
+                error = crate::files::chain(&error),
+                "the user ids of pods cannot be read; they are given anew"
+            );
+            None
+        });
+        let taken: BTreeMap<String, u32> = taken.unwrap_or_default();
         // FNV-1a: a stable spread is wanted, not a secret one.
         let hash =
             instance.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-        let first = hash % (RANGES / STRETCH) * STRETCH;
-        Ok(Self { path, first, taken: Mutex::new(taken) })
+        let first = hash % (RANGES - STRETCH);
+        Self { path, first, taken: Mutex::new(taken) }
     }
 
     /// The ids of a pod: those it has, or new ones, written down before they are handed out. Blocks on the disk.
@@ -78,7 +88,7 @@ impl IdRanges {
     /// Frees the ids of a pod of which nothing is left. Blocks on the disk.
     pub(crate) fn free(&self, uid: &str) -> Result<(), FileError> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.remove(uid).is_some() { FORMAT.write(&self.path, &*taken, false) } else { Ok(()) }
+        if taken.remove(uid).is_some() { FORMAT.write(&self.path, &*taken, true) } else { Ok(()) }
     }
 }
 
@@ -90,23 +100,30 @@ mod tests {
     fn pods_share_no_ids_and_keep_theirs() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("ids.json");
-        let ids = IdRanges::open(path.clone(), "abcd").expect("opened");
+        let ids = IdRanges::open(path.clone(), "abcd");
         let (a, b) = (ids.of("a").expect("ids"), ids.of("b").expect("ids"));
         assert!(a.host_base.abs_diff(b.host_base) >= IDS_PER_POD);
         assert!(a.host_base >= FIRST_BASE && i32::try_from(a.host_base + a.size).is_ok());
-        let again = IdRanges::open(path, "abcd").expect("opened");
+        let again = IdRanges::open(path.clone(), "abcd");
         assert_eq!(again.of("b").expect("ids"), b);
         again.free("a").expect("freed");
         assert_eq!(again.of("c").expect("ids"), a, "a freed range is used again");
         let lost = IdMap { host_base: b.host_base + IDS_PER_POD, size: IDS_PER_POD };
         again.claim("d", lost).expect("claimed");
         assert_ne!(again.of("e").expect("ids"), lost);
+        std::fs::write(&path, b"").expect("a power cut");
+        let after = IdRanges::open(path, "abcd");
+        after.claim("b", b).expect("claimed");
+        assert_ne!(after.of("f").expect("ids"), b, "what lives keeps its own");
     }
 
     #[test]
     fn instances_have_stretches_of_their_own() {
         let dir = tempfile::tempdir().expect("a directory");
-        let of = |name: &str| IdRanges::open(dir.path().join(name), name).expect("opened").of("p").expect("ids");
-        assert_ne!(of("abcd").host_base, of("wxyz").host_base);
+        let of = |name: &str| IdRanges::open(dir.path().join(name), name).of("p").expect("ids").host_base;
+        let mut bases: Vec<u32> = (0..40).map(|n| of(&format!("instance{n}"))).collect();
+        bases.sort_unstable();
+        bases.dedup();
+        assert_eq!(bases.len(), 40);
     }
 }

@@ -18,6 +18,7 @@
 //! - The end of the agent, however it comes, does not end its containers.
 
 mod agent;
+mod claims;
 mod config;
 mod container;
 mod desired;

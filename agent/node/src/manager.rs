@@ -9,7 +9,7 @@ use std::{
 
 use hearth_proto::v1;
 use hearth_runtime::{Adopted, DeadPod};
-use hearth_types::{GroupKind, Incarnation, Object, ObjectKey, Uid};
+use hearth_types::{GroupKind, Incarnation, Object, ObjectKey, Revision, Uid, kinds::Pod};
 use hearth_volume::ClaimId;
 use serde_json::json;
 use tokio::{
@@ -18,7 +18,8 @@ use tokio::{
 };
 
 use crate::{
-    desired::{Change, Desired, Refusal},
+    claims::claims_of,
+    desired::{Change, Desired, FORGET_LOST, Refusal},
     files::chain,
     ingress::Ingress,
     pod::{Input, Start, StoredPod, WorkerHandle, load_all, remove_unknown, spawn, uses_any, uses_claim},
@@ -35,6 +36,7 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// What the manager is asked.
 enum Request {
     BeginSession(oneshot::Sender<(Incarnation, u64)>),
+    RegionAt(Incarnation, Revision, oneshot::Sender<()>),
     Desired(Incarnation, Box<v1::Desired>, oneshot::Sender<Result<(), Refusal>>),
 }
 
@@ -49,6 +51,13 @@ impl Manager {
     pub(crate) async fn begin_session(&self) -> Option<(Incarnation, u64)> {
         let (answer, answered) = oneshot::channel();
         self.requests.send(Request::BeginSession(answer)).await.ok()?;
+        answered.await.ok()
+    }
+
+    /// The region has said who it is and how far its store is; `None` when the agent ends.
+    pub(crate) async fn region_is_at(&self, incarnation: &Incarnation, revision: Revision) -> Option<()> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(Request::RegionAt(incarnation.clone(), revision, answer)).await.ok()?;
         answered.await.ok()
     }
 
@@ -109,6 +118,7 @@ impl Service {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.generation = self.image_generation().await;
+        let shared = Arc::clone(&self.shared);
         loop {
             tokio::select! {
                 request = self.requests.recv() => match request {
@@ -116,6 +126,7 @@ impl Service {
                     None => return,
                 },
                 Some(ended) = self.tasks.join_next() => self.ended(ended).await,
+                () = shared.claims.released() => self.claims_released().await,
                 _ = images.tick() => self.look_for_images().await,
                 _ = housekeeping.tick() => self.keep_house().await,
             }
@@ -128,6 +139,19 @@ impl Service {
                 self.desired.begin_session();
                 // Nobody waits where the session ended meanwhile.
                 let _ = answer.send((self.desired.incarnation().clone(), self.desired.revision().0));
+            }
+            Request::RegionAt(incarnation, revision, answer) => {
+                let had = self.desired.revision();
+                if self.desired.region_is_at(&incarnation, revision) {
+                    tracing::error!(
+                        %had, %revision,
+                        "the region has lost writes (its server runs from an old copy of its disk): what it no longer knows is \
+                         kept on this device and runs on"
+                    );
+                    self.shared.reporter.begin_anew();
+                    self.write_desired().await;
+                }
+                let _ = answer.send(());
             }
             Request::Desired(from, message, answer) => {
                 let result = self.desired.accept(&from, &message);
@@ -172,6 +196,14 @@ impl Service {
                 tracing::error!(error = chain(&error), "networks of pods that are gone cannot be removed");
             }
         }
+        // Whoever lives has its claims, before anybody else asks for them.
+        for uid in alive.keys() {
+            let stored = || self.stored.get(uid).and_then(StoredPod::object);
+            let desired = pods.iter().find(|pod| pod.uid().as_str() == uid).cloned();
+            if let Some(object) = desired.or_else(stored) {
+                self.hold_claims(&object);
+            }
+        }
         for object in pods {
             let sandbox = alive.remove(object.uid().as_str());
             self.start(object, sandbox).await;
@@ -188,20 +220,21 @@ impl Service {
         }
     }
 
+    fn hold_claims(&self, object: &Object) {
+        let Ok(pod) = object.view::<Pod>() else { return };
+        let claims: Vec<&str> = claims_of(&pod).collect();
+        if let Err(error) = self.shared.claims.take(object.namespace(), &claims, object.uid(), object.name()) {
+            tracing::error!(pod = %object.key(), %error, "two living pods have one volume");
+        }
+    }
+
     /// What an accepted word of the region changed.
     async fn apply(&mut self, change: Change) {
         if change.matters || self.write_failed {
-            let file = self.desired.file();
-            let written = blocking(move || file.write()).await;
-            self.write_failed = written.is_err();
-            if let Err(error) = written {
-                // A full disk must not keep the owner from stopping an app.
-                tracing::error!(
-                    error = chain(&error),
-                    "what this device should run cannot be written to its disk: after a power cut it would run what it \
-                     ran before"
-                );
-            }
+            self.write_desired().await;
+        }
+        if change.kept > 0 {
+            self.tell_kept(change.kept);
         }
         self.publish();
         for gone in &change.vanished {
@@ -228,6 +261,36 @@ impl Service {
         }
         self.remove_orphans().await;
         self.delete_claims().await;
+    }
+
+    async fn write_desired(&mut self) {
+        let file = self.desired.file();
+        let written = blocking(move || file.write()).await;
+        self.write_failed = written.is_err();
+        if let Err(error) = written {
+            // A full disk must not keep the owner from stopping an app.
+            tracing::error!(
+                error = chain(&error),
+                "what this device should run cannot be written to its disk: after a power cut it would run what it ran before"
+            );
+        }
+    }
+
+    /// Tells on the Device that the region forgot objects which this device keeps.
+    fn tell_kept(&self, kept: usize) {
+        let device = self.desired.objects().values().find(|object| *object.kind() == GroupKind::DEVICE);
+        let Some(device) = device else { return };
+        let text = format!(
+            "the region has lost writes: {kept} objects that it no longer knows are kept on this device and run on; to let them go, \
+             annotate the Device with {FORGET_LOST}=true"
+        );
+        self.shared.reporter.event(
+            (device.key(), device.uid()),
+            "Warning",
+            "RegionLostState",
+            &text,
+            self.shared.now(),
+        );
     }
 
     async fn pod_changed(&mut self, object: Object) {
@@ -320,6 +383,11 @@ impl Service {
         for uid in std::mem::take(&mut self.dead).into_keys() {
             if let Err(error) = self.shared.runtime.forget(&uid).await {
                 tracing::error!(uid, error = chain(&error), "the remains of a dead pod cannot be removed");
+                continue;
+            }
+            let shared = Arc::clone(&self.shared);
+            if let Err(error) = blocking(move || shared.ids.free(&uid)).await {
+                tracing::error!(error = chain(&error), "the user ids of a dead pod cannot be freed");
             }
         }
     }
@@ -329,6 +397,16 @@ impl Service {
             worker.vanished = true;
             let _ = worker.inbox.send(Input::Vanished).await;
         }
+    }
+
+    /// Who waits for a claim looks again at once.
+    async fn claims_released(&mut self) {
+        for worker in self.workers.values().filter(|worker| !worker.vanished) {
+            if claims_of(&worker.entry.pod).next().is_some() {
+                let _ = worker.inbox.send(Input::ConfigChanged).await;
+            }
+        }
+        self.delete_claims().await;
     }
 
     /// Deletes the data of claims that are marked and that no pod uses, and says so.
@@ -350,7 +428,7 @@ impl Service {
                     // A pod that is torn down has let go of it, even where its object is still there.
                     && !is_gone(worker)
             });
-            if in_use {
+            if in_use || self.shared.claims.is_held(claim.namespace(), claim.name()) {
                 continue;
             }
             let id = ClaimId {

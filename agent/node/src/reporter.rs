@@ -123,6 +123,12 @@ impl Reporter {
         self.changed.notify_one();
     }
 
+    /// The region has forgotten what it had acknowledged: everything is sent again.
+    pub(crate) fn begin_anew(&self) {
+        self.state().entries.values_mut().for_each(|entry| entry.acked = 0);
+        self.begin_session();
+    }
+
     /// The next report to send, if there is something to report and not too much on its way.
     pub(crate) fn next_report(&self) -> Option<v1::StatusReport> {
         let mut state = self.state();
@@ -218,6 +224,8 @@ mod tests {
         reporter.acknowledge(newer.sequence);
         reporter.begin_session();
         assert!(reporter.next_report().is_none());
+        reporter.begin_anew();
+        assert_eq!(reporter.next_report().expect("all again").items, newer.items);
     }
 
     #[test]

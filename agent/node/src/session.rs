@@ -12,7 +12,7 @@ use hearth_proto::{
     v1::{self, device_message::Message as Up, devices_client::DevicesClient, region_message::Message as Down},
 };
 use hearth_tunnel::DeviceTunnel;
-use hearth_types::{Incarnation, tunnel::DialNotice};
+use hearth_types::{Incarnation, Revision, tunnel::DialNotice};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -197,17 +197,14 @@ impl Session {
         self.shared.metrics.session_up.set(1);
         self.connected.send_replace(true);
         self.shared.reporter.begin_session();
-        self.ingress.certificates().begin_session();
-        Live {
-            session: self,
-            out,
-            dials: JoinSet::new(),
-            incarnation: hello.incarnation.into(),
-            refused: false,
-            ask_again: None,
+        let incarnation = Incarnation::from(hello.incarnation.as_str());
+        if hello.revision > 0 {
+            self.manager.region_is_at(&incarnation, Revision(hello.revision)).await.ok_or(End::Shutdown)?;
         }
-        .run(inbound, Duration::from_millis(hello.heartbeat_millis).clamp(MIN_HEARTBEAT, MAX_HEARTBEAT))
-        .await
+        self.ingress.certificates().begin_session();
+        Live { session: self, out, dials: JoinSet::new(), incarnation, refused: false, ask_again: None }
+            .run(inbound, Duration::from_millis(hello.heartbeat_millis).clamp(MIN_HEARTBEAT, MAX_HEARTBEAT))
+            .await
     }
 }
 

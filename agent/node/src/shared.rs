@@ -16,7 +16,10 @@ use hearth_volume::VolumeStore;
 use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
 
-use crate::{Paths, container::Places, desired::Objects, ids::IdRanges, metrics::Metrics, reporter::Reporter};
+use crate::{
+    Paths, claims::ClaimHolders, container::Places, desired::Objects, ids::IdRanges, metrics::Metrics,
+    reporter::Reporter,
+};
 
 /// Pods that are made, started or torn down at once: more do not end sooner on a small machine.
 pub(crate) const MAX_CONCURRENT: usize = 8;
@@ -34,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) pods: Arc<Pods>,
     pub(crate) slots: Arc<Semaphore>,
+    pub(crate) claims: ClaimHolders,
     objects: RwLock<Arc<Objects>>,
 }
 
@@ -62,6 +66,7 @@ impl Shared {
             metrics,
             pods,
             slots: Arc::new(Semaphore::new(MAX_CONCURRENT)),
+            claims: ClaimHolders::default(),
             objects: RwLock::default(),
         }
     }

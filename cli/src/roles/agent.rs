@@ -1,12 +1,18 @@
 //! `agent`: the process of a device's agent.
 
-use std::{os::unix::process::CommandExt as _, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use hearth_agent::AgentExit;
 use hearth_runtime::Zygote;
 
-use super::{SystemClock, metrics, server, signals};
+use super::{SystemClock, metrics, process, server, signals};
 use crate::{
     args::{Agent, LogFormat},
     data_dir::{AgentReport, DataDir, Report, Role},
@@ -19,10 +25,12 @@ pub(crate) fn main(args: &Agent, log_format: LogFormat) -> Result<ExitCode> {
     if !rustix::process::geteuid().is_root() {
         bail!("hearth agent must run as root: it makes containers, network links and cgroups");
     }
-    if args.supervised {
-        signals::end_with_parent()?;
-    }
     let data = DataDir::create(&args.dir.data_dir)?;
+    process::name_data_dir("agent", &data)?;
+    if let Some(parent) = args.supervised {
+        signals::end_with_parent(parent)?;
+    }
+    let begin = Instant::now();
     let lock = data.lock(Role::Agent)?;
     data.clear_report(Role::Agent)?;
     let started = start(&data, args, log_format);
@@ -37,12 +45,44 @@ pub(crate) fn main(args: &Agent, log_format: LogFormat) -> Result<ExitCode> {
     match exit {
         AgentExit::Stopped => Ok(ExitCode::SUCCESS),
         AgentExit::Reexec => {
-            tracing::warn!("the zygote is gone: starting over as the same process; containers go on");
+            let over = Over::after(begin.elapsed());
+            tracing::warn!(pause = ?over.pause(), "starting over as the same process; containers go on");
+            std::thread::sleep(over.pause());
             drop(lock);
-            // The file may have been replaced by an update; the link leads to what runs now otherwise.
-            let program = std::env::current_exe().context("cannot find this program's file")?;
-            let error = std::process::Command::new(program).args(std::env::args_os().skip(1)).exec();
+            let words: Vec<_> = std::env::args_os().collect();
+            let error = process::again(&words).env(Over::VARIABLE, over.0.to_string()).exec();
             Err(error).context("cannot start over")
+        }
+    }
+}
+
+/// How often the agent has started over in a row: what breaks it at every start must not make it spin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Over(u32);
+
+impl Over {
+    /// Carries the number through the execution.
+    const VARIABLE: &str = "HEARTH_AGENT_OVER";
+    /// An agent that ran so long was well.
+    const STABLE: Duration = Duration::from_secs(30);
+    const FIRST_PAUSE: Duration = Duration::from_millis(50);
+    const MAX_PAUSE: Duration = Duration::from_secs(10);
+
+    /// One more, after a run of this length.
+    fn after(ran: Duration) -> Self {
+        let before = std::env::var(Self::VARIABLE).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+        Self(before).next(ran)
+    }
+
+    fn next(self, ran: Duration) -> Self {
+        if ran >= Self::STABLE { Self(1) } else { Self(self.0.saturating_add(1)) }
+    }
+
+    /// How long to wait: not at all the first time, when most likely the zygote was killed.
+    fn pause(self) -> Duration {
+        match self.0 {
+            0 | 1 => Duration::ZERO,
+            more => Self::FIRST_PAUSE.saturating_mul(1 << (more - 2).min(16)).min(Self::MAX_PAUSE),
         }
     }
 }
@@ -86,6 +126,29 @@ async fn run(data: &DataDir, args: &Agent, zygote: Zygote) -> Result<AgentExit> 
         });
     }
     let report = AgentReport { pid: std::process::id(), device: agent.handle().device().to_string(), metrics: address };
-    data.write_report(Role::Agent, &Report::Ready(report))?;
-    Ok(agent.run(shutdown.cancelled_owned()).await?)
+    let ready = || {
+        if let Err(error) = data.write_report(Role::Agent, &Report::Ready(report)) {
+            tracing::error!("{error:#}; nobody will know that the agent runs");
+        }
+    };
+    Ok(agent.run(shutdown.cancelled_owned(), ready).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn starting_over_again_and_again_slows_down() {
+        let mut over = Over(0);
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            over = over.next(Duration::from_secs(1));
+            pauses.push(over.pause());
+        }
+        assert_eq!(pauses[0], Duration::ZERO);
+        assert!(pauses.is_sorted());
+        assert_eq!(pauses[11], Over::MAX_PAUSE);
+        assert_eq!(over.next(Over::STABLE).pause(), Duration::ZERO);
+    }
 }

@@ -81,9 +81,15 @@ pub(super) async fn run_server(
         registry: registry.clone(),
         timing: Timing::default(),
     })?;
-    let tunnel = address("--listen-tunnel", &args.listen.listen_tunnel)?;
-    let hub =
-        HubConfig::new(tunnel_seed(&data.server().join("tunnel.key"))?, tunnel, advertised(tunnel, &args.advertise)?);
+    let tunnel = match &args.listen.listen_tunnel {
+        Some(text) => address("--listen-tunnel", text)?,
+        None => SocketAddr::new(api_address.ip(), 0),
+    };
+    let hub = HubConfig::new(
+        tunnel_seed(&data.server().join("tunnel.key"))?,
+        tunnel,
+        advertised(tunnel, &args.listen.advertise)?,
+    );
     let hub = Arc::new(
         TunnelHub::start(hub, handle.dial_notifier(), &registry)
             .await
@@ -97,7 +103,7 @@ pub(super) async fn run_server(
         .map_err(|error| super::server::cannot_listen("--listen-gateway", "the gateway", gateway_listen, &error))?;
     let gateway_address = gateway.local_addr();
     let dns_listen = address("--listen-dns", &args.listen.listen_dns)?;
-    let gateway_ips = advertised(gateway_address, &args.advertise)?.iter().map(SocketAddr::ip).collect();
+    let gateway_ips = advertised(gateway_address, &args.listen.advertise)?.iter().map(SocketAddr::ip).collect();
     let dns = DnsServer::bind(DnsConfig::new(dns_listen, &zone, gateway_ips), handle.routes(), &registry)
         .await
         .map_err(|error| super::server::cannot_listen("--listen-dns", "DNS", dns_listen, &error))?;
@@ -106,7 +112,7 @@ pub(super) async fn run_server(
     let config = ApiConfig {
         region: args.region.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
-        token_addresses: advertised(api_address, &args.advertise)?.iter().map(ToString::to_string).collect(),
+        token_addresses: advertised(api_address, &args.listen.advertise)?.iter().map(ToString::to_string).collect(),
     };
     let api = ApiServer::builder(config, resources, Arc::clone(&ca))
         .connector(Arc::new(TunnelConnector(Arc::clone(&hub))))
@@ -119,14 +125,23 @@ pub(super) async fn run_server(
     let stop = || shutdown.clone();
     parts.spawn("region", region.run(stop()));
     parts.spawn("api", api.serve(api_listener, stop().cancelled_owned()));
-    parts.spawn("gateway", gateway.run(stop()));
-    parts.spawn("dns", dns.run(stop()));
     parts.spawn("store", watch_store(Arc::clone(&raft), data.server(), stop()));
     parts.spawn("metrics", metrics::serve(metrics_listener, registry, stop()));
     let renewal = (data.clone(), Arc::clone(&ca), zone.clone(), args.region.clone());
     parts.spawn("client-config", renew_client_config(renewal, api_address, stop()));
 
-    handle.ready().await;
+    match parts.until(handle.ready(), &shutdown).await {
+        Ok(true) => {}
+        early => {
+            parts.stop(&shutdown).await;
+            hub.close().await;
+            raft.shutdown().await.context("cannot close the store")?;
+            return early.map(drop);
+        }
+    }
+    // Not before the routes are known: every name would be one that nobody has.
+    parts.spawn("gateway", gateway.run(stop()));
+    parts.spawn("dns", dns.run(stop()));
     ready(&ServerReport {
         pid: std::process::id(),
         region: args.region.clone(),
@@ -159,16 +174,22 @@ impl Parts {
         self.tasks.spawn(async move { (name, part.await.map_err(Into::into)) });
     }
 
-    async fn run(mut self, shutdown: &CancellationToken) -> Result<()> {
-        let mut ended = Ok(());
+    /// Waits for something that the parts bring about; `false` where this server is to stop before that.
+    async fn until(&mut self, what: impl Future<Output = ()>, shutdown: &CancellationToken) -> Result<bool> {
         tokio::select! {
-            () = shutdown.cancelled() => {}
-            Some(part) = self.tasks.join_next() => {
-                if !shutdown.is_cancelled() {
-                    ended = Err(early_end(part));
-                }
-            }
+            () = what => Ok(true),
+            () = shutdown.cancelled() => Ok(false),
+            Some(part) = self.tasks.join_next() => Err(early_end(part)),
         }
+    }
+
+    async fn run(mut self, shutdown: &CancellationToken) -> Result<()> {
+        let ended = self.until(std::future::pending(), shutdown).await;
+        self.stop(shutdown).await;
+        ended.map(drop)
+    }
+
+    async fn stop(mut self, shutdown: &CancellationToken) {
         shutdown.cancel();
         let draining = async {
             while let Some(part) = self.tasks.join_next().await {
@@ -180,7 +201,6 @@ impl Parts {
         if tokio::time::timeout(STOP_TIMEOUT, draining).await.is_err() {
             tracing::warn!("some parts did not stop within {} s and are left", STOP_TIMEOUT.as_secs());
         }
-        ended
     }
 }
 
@@ -264,8 +284,13 @@ async fn watch_store(store: Arc<RaftStore>, folder: PathBuf, shutdown: Cancellat
             () = shutdown.cancelled() => return Ok(()),
             () = tokio::time::sleep(DISK_PROBE) => {
                 let probe = folder.join("probe");
-                let written = tokio::task::spawn_blocking(move || write_atomically(&probe, &vec![0; DISK_PROBE_BYTES], 0o600)).await;
-                if matches!(written, Ok(Ok(()))) {
+                let probing = move || {
+                    let written = write_atomically(&probe, &vec![0; DISK_PROBE_BYTES], 0o600);
+                    // The room is for the log.
+                    let _ = fs::remove_file(&probe);
+                    written
+                };
+                if matches!(tokio::task::spawn_blocking(probing).await, Ok(Ok(()))) {
                     anyhow::bail!("the store had failed ({why}), and its disk takes writes again: starting anew");
                 }
             }

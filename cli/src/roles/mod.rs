@@ -6,6 +6,8 @@ mod composition;
 pub(crate) mod down;
 mod example;
 mod metrics;
+mod process;
+mod process_logs;
 pub(crate) mod server;
 mod signals;
 pub(crate) mod status;

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::{composition, signals};
+use super::{composition, process, signals};
 use crate::{
     args::Server,
     data_dir::{DataDir, Report, Role, ServerReport},
@@ -15,10 +15,11 @@ use crate::{
 
 /// Runs the role until SIGTERM or SIGINT.
 pub(crate) async fn main(args: &Server) -> Result<()> {
-    if args.supervised {
-        signals::end_with_parent()?;
-    }
     let data = DataDir::create(&args.dir.data_dir)?;
+    process::name_data_dir("server", &data)?;
+    if let Some(parent) = args.supervised {
+        signals::end_with_parent(parent)?;
+    }
     let _lock = data.lock(Role::Server)?;
     data.clear_report(Role::Server)?;
     let shutdown = signals::shutdown()?;

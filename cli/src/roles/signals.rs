@@ -23,10 +23,10 @@ pub(crate) fn shutdown() -> Result<CancellationToken> {
 
 /// Makes this process end with the one that started it: a supervisor that was killed leaves no server
 /// or agent behind. (Containers and their shims stay, as they do whenever an agent stops.)
-pub(crate) fn end_with_parent() -> Result<()> {
+pub(crate) fn end_with_parent(parent: u32) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::TERM)).context("cannot ask for a signal at the parent's death")?;
     // The parent may have died before the request.
-    if getppid().is_none_or(rustix::process::Pid::is_init) {
+    if getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned()) != Some(parent) {
         anyhow::bail!("the process that started this one is gone");
     }
     Ok(())

@@ -15,7 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     args::{Listen, Up},
-    data_dir::{AgentReport, DataDir, Report, Role, ServerReport, UpReport},
+    data_dir::{AgentReport, DataDir, Lock, Report, Role, ServerReport, UpReport},
+    roles::{
+        process::{NAME, OWN_PROGRAM},
+        process_logs,
+    },
     verbs,
 };
 
@@ -41,15 +45,22 @@ pub(super) fn listen_arguments(listen: &Listen) -> Vec<String> {
         ("--listen-gateway", &listen.listen_gateway),
         ("--listen-dns", &listen.listen_dns),
         ("--listen-metrics", &listen.listen_metrics),
-        ("--listen-tunnel", &listen.listen_tunnel),
     ];
-    pairs.iter().flat_map(|(flag, value)| [(*flag).to_owned(), (*value).clone()]).collect()
+    let tunnel = listen.listen_tunnel.iter().map(|value| ("--listen-tunnel", value.clone()));
+    let advertise = listen.advertise.iter().map(|ip| ("--advertise", ip.to_string()));
+    let pairs = pairs.into_iter().map(|(flag, value)| (flag, value.clone()));
+    pairs.chain(tunnel).chain(advertise).flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+}
+
+/// Takes the instance, and forgets what the last one reported.
+pub(super) fn take(data: &DataDir) -> Result<Lock> {
+    let lock = data.lock(Role::Up)?;
+    data.clear_report(Role::Up)?;
+    Ok(lock)
 }
 
 /// Runs until told to stop, or until a process cannot be started at all.
-pub(super) async fn run(data: &DataDir, args: &Up, shutdown: CancellationToken) -> Result<()> {
-    let _lock = data.lock(Role::Up)?;
-    data.clear_report(Role::Up)?;
+pub(super) async fn run(_lock: Lock, data: &DataDir, args: &Up, shutdown: CancellationToken) -> Result<()> {
     wait_unlocked(data).await?;
     let mut listen = args.listen.clone();
     let (server, report) = start_server(data, args, &listen).await?;
@@ -76,7 +87,10 @@ pub(super) async fn run(data: &DataDir, args: &Up, shutdown: CancellationToken) 
         agent_gone.cancel();
     };
     let again = || spawn(data, Role::Server, &server_arguments(args, &listen));
-    tokio::join!(agent, keep("server", server, again, &agent_gone));
+    tokio::select! {
+        ((), ()) = async { tokio::join!(agent, keep("server", server, again, &agent_gone)) } => {}
+        () = process_logs::rotate(data) => {}
+    }
     data.clear_report(Role::Up)
 }
 
@@ -99,7 +113,7 @@ fn fix(listen: &mut Listen, report: &ServerReport) {
     listen.listen_gateway = report.gateway.to_string();
     listen.listen_dns = report.dns.to_string();
     listen.listen_metrics = report.metrics.to_string();
-    listen.listen_tunnel = report.tunnel.to_string();
+    listen.listen_tunnel = Some(report.tunnel.to_string());
 }
 
 fn server_arguments(args: &Up, listen: &Listen) -> Vec<String> {
@@ -131,12 +145,12 @@ fn spawn(data: &DataDir, role: Role, arguments: &[String]) -> Result<Child> {
         .append(true)
         .open(&log)
         .with_context(|| format!("cannot open {}", log.display()))?;
-    let program = std::env::current_exe().context("cannot find this program's file")?;
-    Command::new(program)
+    Command::new(OWN_PROGRAM)
+        .arg0(NAME)
         .args([role.name(), "--data-dir"])
         .arg(data.root())
         .args(arguments)
-        .arg("--supervised")
+        .args(["--supervised", &std::process::id().to_string()])
         .stdin(Stdio::null())
         .stdout(out.try_clone().context("cannot share the log")?)
         .stderr(out)

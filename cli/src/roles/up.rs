@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{example, signals, status, supervisor};
+use super::{example, process, signals, status, supervisor};
 use crate::{
     args::Up,
     context::Context,
@@ -30,6 +30,7 @@ pub(crate) async fn main(args: &Up) -> Result<()> {
     }
     let example = example::find(&args.example)?;
     let data = DataDir::create(&args.dir.data_dir)?;
+    process::name_data_dir("up", &data)?;
     if args.supervise {
         return supervise_in_background(&data, args).await;
     }
@@ -49,7 +50,7 @@ pub(crate) async fn main(args: &Up) -> Result<()> {
         return installing.await;
     }
     let shutdown = signals::shutdown()?;
-    let supervising = supervisor::run(&data, args, shutdown.clone());
+    let supervising = supervisor::run(supervisor::take(&data)?, &data, args, shutdown.clone());
     tokio::pin!(supervising);
     tokio::select! {
         ended = &mut supervising => return ended,
@@ -83,11 +84,10 @@ fn spawn_background(data: &DataDir, args: &Up) -> Result<()> {
         .append(true)
         .open(&log)
         .with_context(|| format!("cannot open {}", log.display()))?;
-    let program = std::env::current_exe().context("cannot find this program's file")?;
-    std::process::Command::new(program)
-        .args(["up", "--supervise", "--data-dir"])
+    let words = ["hearth", "up", "--data-dir"].map(std::ffi::OsString::from);
+    process::again(&words)
         .arg(data.root())
-        .args(["--zone", &args.zone, "--example", "none", "--owner", &args.owner])
+        .args(["--supervise", "--zone", &args.zone, "--example", "none", "--owner", &args.owner])
         .args(args.device.iter().flat_map(|name| ["--device", name]))
         .args(["--listen-device-metrics", &args.listen_device_metrics])
         .args(supervisor::listen_arguments(&args.listen))
@@ -104,7 +104,10 @@ async fn supervise_in_background(data: &DataDir, args: &Up) -> Result<()> {
     // A session of its own: the terminal's end does not reach it.
     rustix::process::setsid().context("cannot leave the terminal's session")?;
     let shutdown = signals::shutdown()?;
-    let ended = supervisor::run(data, args, shutdown).await;
+    let ended = match supervisor::take(data) {
+        Ok(lock) => supervisor::run(lock, data, args, shutdown).await,
+        Err(error) => Err(error),
+    };
     if let Err(error) = &ended {
         data.write_report::<UpReport>(Role::Up, &Report::Failed(format!("{error:#}")))?;
     }

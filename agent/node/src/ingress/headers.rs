@@ -47,9 +47,7 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// Makes a user's request one for the app: says who called and how, in place of what the client may have said.
 pub(super) fn forward(headers: &mut HeaderMap, host: &str, caller: IpAddr, upgrade: Option<HeaderValue>) {
     strip_hop_by_hop(headers);
-    for name in FORGEABLE {
-        headers.remove(name);
-    }
+    drop_forgeable(headers);
     let set = |headers: &mut HeaderMap, name: &'static str, text: &str| {
         if let Ok(value) = HeaderValue::from_str(text) {
             headers.insert(name, value);
@@ -67,6 +65,15 @@ pub(super) fn forward(headers: &mut HeaderMap, host: &str, caller: IpAddr, upgra
         headers.insert(UPGRADE, protocol);
     }
     merge_cookies(headers);
+}
+
+/// Removes what could be taken for the proxy's word, also where an app's gateway interface makes one variable of `-` and `_`
+/// (RFC 3875 section 4.1.18).
+fn drop_forgeable(headers: &mut HeaderMap) {
+    let forged = |name: &&HeaderName| FORGEABLE.contains(&name.as_str().replace('_', "-").as_str());
+    for name in headers.keys().filter(forged).cloned().collect::<Vec<_>>() {
+        headers.remove(name);
+    }
 }
 
 /// HTTP/2 may split cookies over several fields; HTTP/1.1 wants one (RFC 9113 section 8.2.3).
@@ -105,6 +112,8 @@ mod tests {
             ("forwarded", "for=6.6.6.6"),
             ("x-real-ip", "6.6.6.6"),
             ("x-forwarded-proto", "http"),
+            ("x_forwarded_for", "6.6.6.6"),
+            ("x-forwarded_proto", "http"),
             ("accept", "*/*"),
         ]);
         forward(&mut headers, "a.test", "::ffff:192.0.2.7".parse().expect("an address"), None);

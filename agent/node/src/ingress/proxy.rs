@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     Ingress, headers, page,
+    serve::Place,
     target::{self, Outage},
 };
 
@@ -56,8 +57,14 @@ pub(super) fn upstream() -> Upstream {
 }
 
 /// Answers a request that came over a connection for `name`.
-pub(super) async fn answer(ingress: &Ingress, caller: SocketAddr, name: &str, request: Request<Incoming>) -> Answer {
-    let answer = respond(ingress, caller, name, request).await;
+pub(super) async fn answer(
+    ingress: &Ingress,
+    place: &Arc<Place>,
+    caller: SocketAddr,
+    name: &str,
+    request: Request<Incoming>,
+) -> Answer {
+    let answer = respond(ingress, place, caller, name, request).await;
     let class = match answer.status().as_u16() {
         100..=199 => "1xx",
         200..=299 => "2xx",
@@ -69,7 +76,13 @@ pub(super) async fn answer(ingress: &Ingress, caller: SocketAddr, name: &str, re
     answer
 }
 
-async fn respond(ingress: &Ingress, caller: SocketAddr, name: &str, request: Request<Incoming>) -> Answer {
+async fn respond(
+    ingress: &Ingress,
+    place: &Arc<Place>,
+    caller: SocketAddr,
+    name: &str,
+    request: Request<Incoming>,
+) -> Answer {
     let said = request.headers().clone();
     let own = |page: Response<http_body_util::Full<Bytes>>| page.map(|body| body.map_err(Into::into).boxed());
     let Some(authority) = authority(&request) else {
@@ -83,7 +96,7 @@ async fn respond(ingress: &Ingress, caller: SocketAddr, name: &str, request: Req
         Ok(target) => target,
         Err(outage) => return own(page::outage(&outage, &host, &said)),
     };
-    match pass_on(&ingress.inner.upstream, target, &authority, caller, request).await {
+    match pass_on(&ingress.inner.upstream, place, target, &authority, caller, request).await {
         Ok(answer) => answer,
         Err(outage) => {
             // The pod may have ended while it was asked.
@@ -102,6 +115,7 @@ fn authority(request: &Request<Incoming>) -> Option<String> {
 
 async fn pass_on(
     upstream: &Upstream,
+    place: &Arc<Place>,
     target: SocketAddr,
     authority: &str,
     caller: SocketAddr,
@@ -130,7 +144,7 @@ async fn pass_on(
     let protocol = headers::upgrade(response.headers());
     if switched && let Some(client) = client {
         let app = hyper::upgrade::on(&mut response);
-        tokio::spawn(tunnel(client, app));
+        tokio::spawn(tunnel(client, app, Arc::clone(place)));
     }
     let (mut head, body) = response.into_parts();
     headers::strip_hop_by_hop(&mut head.headers);
@@ -151,7 +165,7 @@ fn restore_upgrade(headers: &mut HeaderMap, protocol: Option<http::HeaderValue>)
 }
 
 /// Carries the bytes of a connection that switched protocols (WebSocket, RFC 6455) until either end is done.
-async fn tunnel(client: hyper::upgrade::OnUpgrade, app: hyper::upgrade::OnUpgrade) {
+async fn tunnel(client: hyper::upgrade::OnUpgrade, app: hyper::upgrade::OnUpgrade, _place: Arc<Place>) {
     match tokio::try_join!(client, app) {
         Ok((client, app)) => {
             // An end that breaks is an end.

@@ -7,6 +7,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use prometheus::IntGauge;
 use rustls::{
     ServerConfig,
     crypto::ring,
@@ -14,6 +15,7 @@ use rustls::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    sync::OwnedSemaphorePermit,
     time::timeout,
 };
 use tokio_rustls::LazyConfigAcceptor;
@@ -64,18 +66,36 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     // Beyond the limit, the newest are refused: those that are there go on.
-    let Ok(_permit) = ingress.inner.connections.clone().try_acquire_owned() else {
+    let Some(place) = Place::take(ingress) else {
         tracing::warn!("too many connections of users at once: one is refused");
         return;
     };
-    let gauge = ingress.inner.metrics.ingress_connections.clone();
-    gauge.inc();
     match timeout(HANDSHAKE_TIMEOUT + CERTIFICATE_WAIT, handshake(ingress, stream)).await {
-        Ok(Ok((caller, name, tls))) => serve(ingress.clone(), caller, name, tls).await,
+        Ok(Ok((caller, name, tls))) => serve(ingress.clone(), Arc::new(place), caller, name, tls).await,
         Ok(Err(error)) => tracing::debug!(%error, "a user's connection was refused"),
         Err(_) => tracing::debug!(error = %Refused::Slow, "a user's connection was refused"),
     }
-    gauge.dec();
+}
+
+/// A connection's place among those that are allowed at once; also held by what it was upgraded to.
+pub(super) struct Place {
+    _permit: OwnedSemaphorePermit,
+    gauge: IntGauge,
+}
+
+impl Place {
+    fn take(ingress: &Ingress) -> Option<Self> {
+        let permit = Arc::clone(&ingress.inner.connections).try_acquire_owned().ok()?;
+        let gauge = ingress.inner.metrics.ingress_connections.clone();
+        gauge.inc();
+        Some(Self { _permit: permit, gauge })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.gauge.dec();
+    }
 }
 
 async fn handshake<S>(
@@ -116,14 +136,14 @@ async fn wait_for_certificate(certificates: &Certificates, name: &str) {
     let _ = timeout(CERTIFICATE_WAIT, there).await;
 }
 
-async fn serve<T>(ingress: Ingress, caller: SocketAddr, name: String, tls: T)
+async fn serve<T>(ingress: Ingress, place: Arc<Place>, caller: SocketAddr, name: String, tls: T)
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let name: Arc<str> = name.into();
     let service = hyper::service::service_fn(move |request| {
-        let (ingress, name) = (ingress.clone(), Arc::clone(&name));
-        async move { Ok::<_, std::convert::Infallible>(proxy::answer(&ingress, caller, &name, request).await) }
+        let (ingress, place, name) = (ingress.clone(), Arc::clone(&place), Arc::clone(&name));
+        async move { Ok::<_, std::convert::Infallible>(proxy::answer(&ingress, &place, caller, &name, request).await) }
     });
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);

@@ -15,6 +15,7 @@ use hearth_volume::{ClaimId, ClaimSpec};
 use serde_json::json;
 
 use crate::{
+    claims::claims_of,
     config::Configs,
     container::{self, Ingredients, POD_PIDS, Places},
     files::chain,
@@ -68,7 +69,14 @@ impl Site {
         })
     }
 
+    /// Volumes for a pod that is to start.
     pub(crate) async fn volumes(&self) -> Result<VolumePaths, Failure> {
+        self.take_claims()?;
+        self.refresh().await
+    }
+
+    /// Volumes of a pod that runs, as they should be now.
+    pub(crate) async fn refresh(&self) -> Result<VolumePaths, Failure> {
         let site = self.clone();
         blocking(move || site.volumes_now()).await
     }
@@ -106,6 +114,13 @@ impl Site {
             return store.empty_dir(self.uid(), &volume.name).map_err(mount);
         }
         Err(Failure::new("FailedMount", format!("volume {}: its kind is not supported by this device", volume.name)))
+    }
+
+    /// Waits, by failing, until no other pod has a claim of this one's.
+    fn take_claims(&self) -> Result<(), Failure> {
+        let claims: Vec<&str> = claims_of(&self.pod).collect();
+        let taken = self.shared.claims.take(self.namespace(), &claims, &self.uid().into(), &self.places.pod);
+        taken.map_err(|error| Failure::new("VolumeInUse", error.to_string()))
     }
 
     fn claim(&self, name: &str, configs: &Configs<'_>) -> Result<(ClaimId, ClaimSpec, serde_json::Value), Failure> {

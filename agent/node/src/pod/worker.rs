@@ -207,7 +207,7 @@ impl Worker {
                 if self.machine.has_sandbox() {
                     // Files that containers see now; variables stay until they start again, as in Kubernetes.
                     let site = self.site.clone();
-                    self.tasks.spawn(async move { Outcome::Refreshed(site.volumes().await) });
+                    self.tasks.spawn(async move { Outcome::Refreshed(site.refresh().await) });
                 }
             }
         }
@@ -301,6 +301,9 @@ impl Worker {
             Outcome::Event(event) => {
                 if matches!(event, Event::SandboxDestroyed(Ok(())) | Event::TornDown(Ok(()))) {
                     self.sandbox = None;
+                }
+                if matches!(event, Event::TornDown(Ok(()))) {
+                    self.site.shared.claims.release(&self.uid);
                 }
                 self.step(event);
             }
@@ -439,6 +442,7 @@ impl Worker {
     async fn leave(&mut self) {
         let shared = Arc::clone(&self.site.shared);
         shared.pods.remove(&self.key, &self.uid);
+        shared.claims.release(&self.uid);
         shared.reporter.forget(&self.key, &self.uid);
         let places = self.site.places.clone();
         let removed = blocking(move || {

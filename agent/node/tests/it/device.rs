@@ -53,9 +53,12 @@ pub fn drive(dir: &Path) {
         let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
         let agent = Agent::new(config).unwrap();
         agent
-            .run(async move {
-                term.recv().await;
-            })
+            .run(
+                async move {
+                    term.recv().await;
+                },
+                || (),
+            )
             .await
             .unwrap()
     });

@@ -113,6 +113,7 @@ async fn hello(
         zone: hub.config.zone.clone(),
         heartbeat_millis: millis(hub.config.timing.heartbeat),
         now_millis: hub.now().0,
+        revision: hub.cache().revision().0,
     };
     let message = hearth_proto::v1::RegionMessage { message: Some(Message::Hello(answer)) };
     if outbox.send(message) { Ok(()) } else { Err(Status::aborted("the device is gone")) }
