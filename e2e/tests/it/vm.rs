@@ -109,13 +109,16 @@ fn initramfs(kernel: &Kernel, work: &Path) -> Result<PathBuf> {
     fs::create_dir_all(root.join("sbin"))?;
     std::os::unix::fs::symlink("/bin/busybox", root.join("sbin/modprobe"))?;
     let archive = work.join("initramfs.cpio");
-    run("sh", [
-        "-ec",
-        "cd \"$1\"; find . | busybox cpio -o -H newc > \"$2\" 2>/dev/null",
+    run(
         "sh",
-        &root.display().to_string(),
-        &archive.display().to_string(),
-    ])?;
+        [
+            "-ec",
+            "cd \"$1\"; find . | busybox cpio -o -H newc > \"$2\" 2>/dev/null",
+            "sh",
+            &root.display().to_string(),
+            &archive.display().to_string(),
+        ],
+    )?;
     Ok(archive)
 }
 
