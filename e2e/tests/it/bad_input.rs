@@ -163,13 +163,13 @@ fn layers_that_climb_out_or_have_devices_are_refused_and_leave_nothing() -> Resu
         ),
         (
             "a hard link to the host",
-            vec![to("^file$", &format!("{climbing},h")), "file".into(), "same".into()],
+            vec![to("^file$", &format!("{climbing},RS")), "file".into(), "same".into()],
             "same",
             "which leads out of the layer",
         ),
         (
             "a hard link to an absolute path",
-            vec![to("^file$", "/etc/shadow,h"), "file".into(), "same".into()],
+            vec![to("^file$", "/etc/shadow,RS"), "file".into(), "same".into()],
             "same",
             "it is a hard link to \"/etc/shadow\", which is not in the layer",
         ),
