@@ -31,6 +31,12 @@ pub(crate) fn in_cgroup(pid: u32, id: &str) -> bool {
     text.lines().any(|line| line.split('/').any(|part| part == name))
 }
 
+/// Whether a process ended and only waits for its parent, which for one that lost its own is the machine's first process.
+fn ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
 fn network_of(pid: u32) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/ns/net")).ok()
 }
@@ -68,7 +74,7 @@ impl<'a> Traces<'a> {
     pub fn now(&self) -> Result<Vec<String>> {
         let dir = self.instance.path();
         let mut found = Vec::new();
-        for pid in all_pids() {
+        for pid in all_pids().into_iter().filter(|pid| !ended(*pid)) {
             let line = command_line(pid);
             let named = line.contains(&dir.display().to_string()) && line.contains("hearth");
             if named || in_cgroup(pid, &self.id) {

@@ -72,11 +72,13 @@ fn an_agent_that_starts_with_no_region_in_reach_brings_its_pods_up_from_its_own_
     Ok(())
 }
 
-/// The highest revision that the region has said.
-fn revision(instance: &Instance) -> Result<u64> {
-    let text = instance.run("get configmaps -A -o json")?;
-    let list: serde_json::Value = serde_json::from_str(&text)?;
-    let version = list["metadata"]["resourceVersion"].as_str().with_context(|| text.clone())?;
+/// Writes something, and returns the region's revision then.
+fn advance(instance: &Instance, n: u64) -> Result<u64> {
+    let manifest =
+        format!("{{apiVersion: v1, kind: ConfigMap, metadata: {{name: c, namespace: alice}}, data: {{n: '{n}'}}}}");
+    instance.apply(&manifest)?;
+    let stored = instance.get("configmap", "c", "alice")?;
+    let version = stored["metadata"]["resourceVersion"].as_str().with_context(|| stored.to_string())?;
     Ok(version.parse()?)
 }
 
@@ -87,7 +89,7 @@ fn a_region_that_lost_its_disks_stops_and_deletes_nothing() -> Result<()> {
     let post =
         ["--fail-with-body", "-X", "POST", "-H", "content-type: application/json", "-d", r#"{"text":"still here"}"#];
     command::succeed(&mut instance.curl(host, "/api/notes", &post)?)?;
-    let (before, id, known) = (instance.pids("hearth shim"), instance.id()?, revision(&instance)?);
+    let (before, id, known) = (instance.pids("hearth shim"), instance.id()?, advance(&instance, 0)?);
     ensure!(before.len() == 1);
     let device = instance.get("device", "nas", "default")?;
     for verb in [" up ", " server ", " agent "] {
@@ -111,13 +113,9 @@ fn a_region_that_lost_its_disks_stops_and_deletes_nothing() -> Result<()> {
     let again = serde_json::json!({"apiVersion": device["apiVersion"], "kind": "Device", "metadata": {"name": "nas"}, "spec": device["spec"]});
     ensure!(again["spec"]["keys"].as_array().is_some_and(|keys| keys.len() == 1), "{again}");
     instance.apply(&again.to_string())?;
-    for n in 0.. {
-        if revision(&instance)? > known {
-            break;
-        }
-        instance.apply(&format!(
-            "{{apiVersion: v1, kind: ConfigMap, metadata: {{name: c, namespace: alice}}, data: {{n: '{n}'}}}}"
-        ))?;
+    let mut n = 0;
+    while advance(&instance, n)? <= known {
+        n += 1;
     }
     ensure!(instance.list("pods", "alice")?.is_empty(), "the fresh region asks for no pod");
     let log = instance.path().join("logs/agent.log");

@@ -15,12 +15,13 @@ use hearth_e2e::{
     instance::binary,
 };
 
-/// From power on to power off. About a minute on an idle machine of two cores.
-const LIMIT: Duration = Duration::from_secs(235);
+/// From power on to power off. Two minutes on an idle machine of two cores; everything takes ten times as long as on real
+/// hardware, and longer where others work on the machine too.
+const LIMIT: Duration = Duration::from_secs(600);
 /// Room for the programs, an image and the data.
 const DISK_BYTES: u64 = 2 << 30;
 /// What the guest checks, in this order; `e2e/vm/check` says how.
-const CHECKS: [&str; 17] = [
+const CHECKS: [&str; 15] = [
     "pure-v2",
     "up",
     "answers",
@@ -36,8 +37,6 @@ const CHECKS: [&str; 17] = [
     "pids",
     "adopted",
     "down",
-    "kept",
-    "down-again",
 ];
 /// Modules that find the disk.
 const DISK_MODULES: [&str; 2] = ["drivers/virtio", "drivers/block/virtio_blk.ko"];
