@@ -83,7 +83,7 @@ fetch() { # fetch FOLDER PACKAGE
     echo "unpacking $package"
     mkdir -p "$unpacked"
     work=$(mktemp -d "$unpacked/fetching.XXXXXX")
-    (cd "$work" && apt-get download -qq "$package" && dpkg-deb -x ./*.deb root) ||
+    (cd "$work" && apt-get -o APT::Sandbox::User=root download -qq "$package" && dpkg-deb -x ./*.deb root) ||
         { rm -rf "$work"; echo "deps.sh: cannot fetch Debian's package $package, which the tests need" >&2; exit 1; }
     rm -rf "${unpacked:?}/$folder"
     mv "$work/root" "$unpacked/$folder"
