@@ -181,7 +181,11 @@ fn pods_reach_the_internet_and_neither_the_host_nor_each_other_nor_private_netwo
         command::succeed(curl.args(["-sS", "--max-time", "10", &url(to)]))
     };
     for to in NOT_INTERNET.iter().chain(&INTERNET).chain(&LAN) {
-        hearth_e2e::eventually(to, Duration::from_secs(10), || Ok(ensure!(curl(&device, to)? == "far")))?;
+        hearth_e2e::eventually(to, Duration::from_secs(10), || {
+            let page = curl(&device, to)?;
+            ensure!(page == "far", "{page}");
+            Ok(())
+        })?;
     }
     for to in DEVICE {
         assert_eq!(curl(&router, to)?, "host", "{to}");

@@ -225,7 +225,7 @@ impl Tls {
             .arg(instance.path().join("ca.pem"));
         let mut client = openssl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         let mut out = client.stdout.take().context("stdout")?;
-        let (to, from) = mpsc::channel();
+        let (to, from) = mpsc::sync_channel(64);
         thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(n @ 1..) = out.read(&mut buffer) {
@@ -274,7 +274,7 @@ impl Drop for Tls {
 fn frame(text: &[u8]) -> Vec<u8> {
     let mask = [0x37, 0xfa, 0x21, 0x3d];
     let length = u16::try_from(text.len()).unwrap().to_be_bytes();
-    let mut frame = vec![0x81, 0x80 | 126, length[0], length[1]];
+    let mut frame = vec![0x81, 0x80 | 0x7e, length[0], length[1]];
     frame.extend(mask);
     frame.extend(text.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
     frame
