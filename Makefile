@@ -42,6 +42,6 @@ fix: ## format, and mend what clippy can mend
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 
 bench: ## figures beside a peer's; NAME=... for one
-	@scripts/deps.sh build run test
+	@scripts/deps.sh build run bench
 	@$(MAKE) --no-print-directory build
 	cargo run --release --locked -p hearth-e2e --bin bench -- $(NAME)

@@ -12,7 +12,8 @@ pub(crate) const ROLE: &str =
 /// Begins to log; `default` is a filter in the syntax of `RUST_LOG`.
 pub(crate) fn log_to_stderr(format: LogFormat, default: &str) {
     let filter = EnvFilter::try_from_env("HEARTH_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written, on a full disk, is lost; telling so on stderr would panic where it was to be logged.
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match format {
         LogFormat::Json => builder.json().init(),
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{command, eventually};
+use crate::{command, eventually, traces};
 
 /// The binary under test: `$HEARTH_BIN`, else the one that was built beside this program.
 pub fn binary() -> PathBuf {
@@ -26,6 +26,8 @@ pub fn binary() -> PathBuf {
 pub struct Instance {
     dir: TempDir,
     netns: Option<String>,
+    /// The data directory is a file system of its own.
+    mounted: bool,
     keep_down: bool,
 }
 
@@ -38,13 +40,32 @@ impl Instance {
             .rand_bytes(5)
             .tempdir_in("/tmp")
             .context("cannot make a directory")?;
-        Ok(Self { dir, netns: None, keep_down: false })
+        Ok(Self { dir, netns: None, mounted: false, keep_down: false })
     }
 
     /// A running instance: `hearth up --detach` on ports that are free, with an example or `none`.
     pub fn up(example: &str) -> Result<Self> {
         let instance = Self::empty()?;
         instance.start(example)?;
+        Ok(instance)
+    }
+
+    /// Its data directory is a disk of its own of this size, so that it can be filled.
+    pub fn on_disk(mib: u64) -> Result<Self> {
+        let mut instance = Self::empty()?;
+        let image = instance.path().with_extension("disk");
+        let made = (|| {
+            std::fs::File::create(&image)?.set_len(mib << 20)?;
+            // Nothing is reserved: full is full for root too.
+            let mkfs = "PATH=$PATH:/usr/sbin:/sbin exec mkfs.ext4 -q -F -m 0 \"$1\"";
+            command::run("sh", ["-c", mkfs, "sh", &image.display().to_string()])?;
+            let words = ["-o", "loop", &image.display().to_string(), &instance.path().display().to_string()];
+            command::run("mount", words).map(drop)
+        })();
+        // The mount keeps it, and frees it when it ends.
+        let _ = std::fs::remove_file(&image);
+        made?;
+        instance.mounted = true;
         Ok(instance)
     }
 
@@ -200,19 +221,23 @@ impl Instance {
     /// The pids of this instance's processes whose command line contains a text, in the order of age.
     pub fn pids(&self, contains: &str) -> Vec<u32> {
         let dir = self.path().display().to_string();
-        let mut found: Vec<_> = std::fs::read_dir("/proc")
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| {
-                let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-                let line = std::fs::read(entry.path().join("cmdline")).ok()?;
-                let line = String::from_utf8_lossy(&line).replace('\0', " ");
-                (line.contains(&dir) && line.contains(contains)).then_some(pid)
-            })
-            .collect();
-        found.sort_unstable();
-        found
+        let ours = |line: &str| line.contains(&dir) && line.contains(contains);
+        traces::all_pids().into_iter().filter(|pid| ours(&traces::command_line(*pid))).collect()
+    }
+
+    /// What tells its cgroups, links and tables from those of another instance.
+    pub fn id(&self) -> Result<String> {
+        self.address("instance")
+    }
+
+    /// The pids of its containers' processes whose command line contains a text. Not by the command line alone: another
+    /// instance may run the same program.
+    pub fn container_pids(&self, id: &str, contains: &str) -> Vec<u32> {
+        let ours = |pid: &u32| {
+            let line = traces::command_line(*pid);
+            line.contains(contains) && !line.starts_with("hearth shim") && traces::in_cgroup(*pid, id)
+        };
+        traces::all_pids().into_iter().filter(ours).collect()
     }
 
     /// Sends SIGKILL.
@@ -263,7 +288,12 @@ impl Drop for Instance {
             return;
         }
         // Also after a panic: an instance of a failed test must not outlive it.
-        if let Err(error) = self.down()
+        let down = self.down();
+        if self.mounted {
+            // Lazily: whatever still uses it must not keep it in the way.
+            let _ = command::run("umount", ["--lazy", &self.path().display().to_string()]);
+        }
+        if let Err(error) = down
             && !std::thread::panicking()
         {
             panic!("hearth down failed: {error:#}");

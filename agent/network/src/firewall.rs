@@ -198,8 +198,9 @@ impl Firewall {
             "ip6 daddr != @global6".to_owned(),
             "ip6 daddr @denied6".to_owned(),
             "ip6 daddr @lan6".to_owned(),
-            // No tunnels: inside them the rules above could not see.
-            "meta l4proto != { tcp, udp, icmp, ipv6-icmp }".to_owned(),
+            // No tunnels: inside them the rules above could not see. ICMP, TCP, UDP and ICMPv6 by number, since nft takes names
+            // from /etc/protocols, which a small system has not.
+            "meta l4proto != { 1, 6, 17, 58 }".to_owned(),
         ] {
             let _ = writeln!(s, "    {rule} {refuse}");
         }

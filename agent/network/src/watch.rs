@@ -55,6 +55,9 @@ impl Ears {
     /// Opens the sockets in the calling thread's network namespace.
     pub(crate) fn open() -> Result<Self, NetworkError> {
         let failed = |e| NetworkError::netlink("listen to changes of the host's network", e);
+        // To listen has the kernel load nf_tables in the background, and whoever asks for something of it meanwhile, as nft
+        // does next, is told that there is no such thing. A question loads it first; the answer does not matter.
+        let _ = nft::table_exists("hearth");
         Ok(Self {
             routes: Socket::open(Protocol::Route, route::GROUPS_ADDRESSES_AND_ROUTES).map_err(failed)?,
             tables: Socket::open(Protocol::Netfilter, GROUP_NFTABLES).map_err(failed)?,

@@ -2,11 +2,14 @@
 
 use std::{
     fs,
+    path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use hearth_e2e::{command, instance::Instance};
+use serde_json::json;
 
 const APP: &str = "
 apiVersion: hearth.dev/v1alpha1
@@ -82,6 +85,109 @@ fn an_image_that_cannot_run_is_told_in_the_pod_and_a_later_import_mends_it() -> 
     instance.wait_ready("web", "alice")
 }
 
+/// Packs files of a folder with GNU tar, whose options can make nearly any archive.
+fn tar(folder: &Path, archive: &Path, arguments: &[&str]) -> Result<()> {
+    let mut tar = Command::new("tar");
+    tar.args(["--create", "--absolute-names", "--format=gnu", "--file"]).arg(archive).arg("-C").arg(folder);
+    command::succeed(tar.args(arguments)).map(drop)
+}
+
+/// A docker archive of one layer, with every digest right.
+fn docker_archive(folder: &Path, layer: &Path, architecture: &str) -> Result<PathBuf> {
+    let work = tempfile::tempdir_in(folder)?;
+    let sum = command::run("sha256sum", [layer])?;
+    let diff_id = format!("sha256:{}", sum.split(' ').next().context("a digest")?);
+    let config = json!({"architecture": architecture, "os": "linux", "config": {"Cmd": ["/x"]}, "rootfs": {"type": "layers", "diff_ids": [diff_id]}});
+    fs::write(work.path().join("config.json"), config.to_string())?;
+    let manifest = json!([{"Config": "config.json", "RepoTags": ["evil:1"], "Layers": ["layer.tar"]}]);
+    fs::write(work.path().join("manifest.json"), manifest.to_string())?;
+    fs::copy(layer, work.path().join("layer.tar"))?;
+    let archive = folder.join(format!("{architecture}.image.tar"));
+    tar(work.path(), &archive, &["manifest.json", "config.json", "layer.tar"])?;
+    Ok(archive)
+}
+
+/// This machine's architecture as images have it.
+fn architecture() -> &'static str {
+    if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" }
+}
+
+/// Files below a folder.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let found =
+        command::run("find", [folder.as_os_str(), "-type".as_ref(), "f".as_ref(), "-size".as_ref(), "+0".as_ref()])?;
+    Ok(found.lines().map(PathBuf::from).collect())
+}
+
+#[test]
+fn layers_that_climb_out_or_have_devices_are_refused_and_leave_nothing() -> Result<()> {
+    let instance = Instance::empty()?;
+    let dir = tempfile::tempdir()?;
+    let import = |archive: &Path| {
+        let mut import = instance.hearth(["image", "import", "--data-dir"]);
+        import.arg(instance.path()).arg(archive);
+        import
+    };
+    // What is on disk once a good image was taken and nothing else.
+    let source = dir.path().join("source");
+    fs::create_dir_all(&source)?;
+    fs::write(source.join("file"), "evil")?;
+    fs::hard_link(source.join("file"), source.join("same"))?;
+    std::os::unix::fs::symlink("/etc", source.join("out"))?;
+    let layer = dir.path().join("layer.tar");
+    tar(&source, &layer, &["file"])?;
+    command::succeed(&mut import(&docker_archive(dir.path(), &layer, architecture())?))?;
+    let before = files(instance.path())?;
+    ensure!(!before.is_empty());
+    let canary = instance.path().parent().context("a folder")?.join(format!("canary-{}", std::process::id()));
+    let climbing = format!("../../../../../../../../..{}", canary.display());
+    let to = |pattern: &str, flags: &str| format!("--transform=s,{pattern},{flags}");
+    let device = source.join("sda");
+    command::run("mknod", [device.as_os_str(), "b".as_ref(), "8".as_ref(), "0".as_ref()])?;
+    command::run("mknod", [source.join("mem").as_os_str(), "c".as_ref(), "1".as_ref(), "1".as_ref()])?;
+    for (what, arguments, entry, problem) in [
+        (
+            "..",
+            vec![to("^file$", &format!("{climbing},")), "file".into()],
+            climbing.as_str(),
+            "its path has a \"..\" component",
+        ),
+        (
+            "a symlink to write through",
+            vec![to("^file$", "out/evil,"), "out".into(), "file".into()],
+            "out/evil",
+            "its path leads through a symbolic link of the same layer",
+        ),
+        (
+            "a hard link to the host",
+            vec![to("^file$", &format!("{climbing},RS")), "file".into(), "same".into()],
+            "same",
+            "which leads out of the layer",
+        ),
+        (
+            "a hard link to an absolute path",
+            vec![to("^file$", "/etc/shadow,RS"), "file".into(), "same".into()],
+            "same",
+            "it is a hard link to \"/etc/shadow\", which is not in the layer",
+        ),
+        ("a disk", vec!["sda".into()], "sda", "it is a block device: device nodes are not allowed in images"),
+        ("memory", vec!["mem".into()], "mem", "it is a character device: device nodes are not allowed in images"),
+    ] {
+        tar(&source, &layer, &arguments.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let error = command::fail(&mut import(&docker_archive(dir.path(), &layer, architecture())?))?;
+        ensure!(
+            error.contains(&format!("is refused at entry {entry:?}: ")) && error.contains(problem),
+            "{what}: {error}"
+        );
+        assert_eq!(files(instance.path())?, before, "{what}");
+        ensure!(!canary.exists(), "{what}");
+    }
+    Ok(())
+}
+
 #[test]
 fn bad_images_are_refused_and_leave_nothing() -> Result<()> {
     let instance = Instance::empty()?;
@@ -99,7 +205,7 @@ fn bad_images_are_refused_and_leave_nothing() -> Result<()> {
         "-o",
     ]);
     command::succeed(build.arg(&good))?;
-    let import = |path: &std::path::Path| {
+    let import = |path: &Path| {
         let mut import = instance.hearth(["image", "import", "--data-dir"]);
         command::fail(import.arg(instance.path()).arg(path))
     };
@@ -118,32 +224,10 @@ fn bad_images_are_refused_and_leave_nothing() -> Result<()> {
     let error = import(&bad)?;
     ensure!(error.contains("sha256"), "{error}");
     // Another architecture.
-    let other = dir.path().join("other.tar");
-    let mut build = instance.hearth([
-        "image",
-        "build",
-        "--tag",
-        "b:1",
-        "--arch",
-        "s390x",
-        "--copy",
-        "/etc/hostname:/etc/hostname",
-        "--entrypoint",
-        "/x",
-        "-o",
-    ]);
-    command::succeed(build.arg(&other)).map(drop).or_else(|error| {
-        // Building for another machine may be refused for its program; what matters is the import.
-        ensure!(format!("{error:#}").contains("/x"), "{error:#}");
-        Ok(())
-    })?;
-    if other.exists() {
-        let error = import(&other)?;
-        ensure!(
-            error.contains("s390x") && error.contains(std::env::consts::ARCH.replace("x86_64", "amd64").as_str()),
-            "{error}"
-        );
-    }
+    let layer = dir.path().join("layer.tar");
+    tar(dir.path(), &layer, &["good.tar"])?;
+    let error = import(&docker_archive(dir.path(), &layer, "s390x")?)?;
+    ensure!(error.contains("is for linux/s390x, and this device needs linux/"), "{error}");
     let error = import(&dir.path().join("missing.tar"))?;
     ensure!(error.contains("missing.tar"), "{error}");
     let mut list = instance.hearth(["image", "ls", "-o", "json", "--data-dir"]);
@@ -207,5 +291,60 @@ fn a_client_without_a_region_is_told_what_to_do() -> Result<()> {
     running.down()?;
     let error = running.refused("get pods")?;
     ensure!(error.contains("cannot reach") && error.contains("refused"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_full_disk_is_told_and_more_room_mends_it() -> Result<()> {
+    let instance = Instance::on_disk(256)?;
+    instance.start("notes")?;
+    let host = "notes.alice.hearth.internal";
+    let shims = instance.pids("hearth shim");
+    let config = |name: &str, size: usize| {
+        format!(
+            "{{apiVersion: v1, kind: ConfigMap, metadata: {{name: {name}, namespace: alice}}, data: {{a: {}}}}}\n---\n",
+            "x".repeat(size)
+        )
+    };
+    instance.apply(&config("before", 10))?;
+    // Everything but a few KiB is taken by somebody else, and then these too.
+    let filler = instance.path().join("filler");
+    for block in ["1M", "4k", "1"] {
+        let fill = format!("dd if=/dev/zero of={} bs={block} oflag=append conv=notrunc", filler.display());
+        let text = command::fail(Command::new("sh").args(["-c", &fill]))?;
+        ensure!(text.contains("No space left"), "{text}");
+    }
+    // The log may have room that it set aside.
+    let mut told = None;
+    for n in 0..64 {
+        let done = command::output(
+            &mut instance.hearth(["apply", "-f", "-"]),
+            (config(&format!("a-{n}"), 200_000) + &config(&format!("b-{n}"), 200_000)).as_bytes(),
+            command::LIMIT,
+        )?;
+        if !done.status.success() {
+            told = Some((n, String::from_utf8_lossy(&done.stderr).into_owned()));
+            break;
+        }
+    }
+    let (n, error) = told.context("25 MB were written to a full disk")?;
+    let lower = error.to_lowercase();
+    ensure!(lower.contains("no space left") && lower.contains("make room"), "{error}{}", instance.logs());
+    // What ran goes on, what was stored is read; of the refused there is nothing.
+    assert_eq!(instance.pids("hearth shim"), shims);
+    instance.eventually("the region answers", || {
+        let names: Vec<_> =
+            instance.list("configmaps", "alice")?.iter().map(|one| one["metadata"]["name"].clone()).collect();
+        ensure!(names.iter().any(|name| name == "before"), "{names:?}");
+        let (a, b) = (json!(format!("a-{n}")), json!(format!("b-{n}")));
+        ensure!(!names.contains(&b), "the second is there");
+        ensure!(!names.contains(&a), "half of it is done: {names:?}");
+        Ok(())
+    })?;
+    fs::remove_file(&filler)?;
+    instance.eventually("it works again by itself", || instance.apply(&config("after", 200_000)))?;
+    ensure!(instance.list("configmaps", "alice")?.iter().any(|one| one["metadata"]["name"] == "before"));
+    instance.eventually("the app answers", || instance.fetch(host, "/healthz"))?;
+    assert_eq!(instance.pids("hearth shim"), shims, "no container was restarted");
     Ok(())
 }

@@ -1,36 +1,18 @@
 //! The contract of `up`, `status` and `down`, on which scripts rely.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    net::{TcpListener, UdpSocket},
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
-use hearth_e2e::{command, eventually, instance::Instance};
-
-/// What of an instance is left on the machine: processes, mounts, links, tables, cgroups, namespaces' files.
-fn left_over(instance: &Instance, id: &str) -> Result<Vec<String>> {
-    let dir = instance.path().display().to_string();
-    let mut left = Vec::new();
-    for pid in instance.pids("") {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if line.contains("hearth") && !line.contains("/it-") {
-            left.push(format!("process {pid}: {line}"));
-        }
-    }
-    let prefix = format!("hearth-{id}");
-    let grep = |what: &str, text: String, left: &mut Vec<String>| {
-        left.extend(
-            text.lines()
-                .filter(|line| line.contains(&prefix) || line.contains(&dir))
-                .map(|line| format!("{what}: {line}")),
-        );
-    };
-    grep("mount", fs::read_to_string("/proc/self/mountinfo")?, &mut left);
-    grep("link", command::run("ip", ["-o", "link"])?, &mut left);
-    grep("namespace", command::run("ip", ["netns", "list"])?, &mut left);
-    grep("table", command::run("nft", ["list", "tables"])?, &mut left);
-    grep("cgroup", command::run("find", ["/sys/fs/cgroup", "-type", "d", "-name", "hearth-*"])?, &mut left);
-    Ok(left)
-}
+use hearth_e2e::{
+    command, eventually,
+    instance::{Instance, binary},
+    traces::Traces,
+};
 
 #[test]
 fn up_answers_as_pasted_and_down_leaves_nothing_but_data() -> Result<()> {
@@ -51,9 +33,14 @@ fn up_answers_as_pasted_and_down_leaves_nothing_but_data() -> Result<()> {
     let post =
         ["--fail-with-body", "-X", "POST", "-H", "content-type: application/json", "-d", r#"{"text":"keep me"}"#];
     command::succeed(&mut instance.curl(host, "/api/notes", &post)?)?;
-    let id = status["instance"].as_str().context("instance")?.to_owned();
+    let traces = Traces::of(&instance)?;
+    let seen = traces.now()?;
+    for what in ["process", "link", "table", "cgroup"] {
+        ensure!(seen.iter().any(|one| one.starts_with(what)), "no {what} among {seen:#?}");
+    }
+    assert_eq!(traces.networks(), 1, "{seen:#?}");
     instance.down()?;
-    let left = left_over(&instance, &id)?;
+    let left = traces.now()?;
     ensure!(left.is_empty(), "left behind: {left:#?}");
     instance.start("notes")?;
     ensure!(instance.fetch(host, "/api/notes")?.contains("keep me"));
@@ -74,7 +61,7 @@ fn up_answers_as_pasted_and_down_leaves_nothing_but_data() -> Result<()> {
 #[test]
 fn down_clears_up_after_kill_9_of_everything() -> Result<()> {
     let instance = Instance::up("notes")?;
-    let id = instance.status()?["instance"].as_str().context("instance")?.to_owned();
+    let traces = Traces::of(&instance)?;
     // Supervisor first, as a crash of it would be; then whatever is there, shims excepted.
     for verb in [" up ", " server ", " agent "] {
         for pid in instance.pids(verb) {
@@ -83,7 +70,7 @@ fn down_clears_up_after_kill_9_of_everything() -> Result<()> {
     }
     ensure!(!instance.pids("hearth shim").is_empty(), "containers go on without the agent");
     instance.down()?;
-    let left = left_over(&instance, &id)?;
+    let left = traces.now()?;
     ensure!(left.is_empty(), "left behind: {left:#?}");
     // Twice is harmless.
     instance.down()?;
@@ -93,15 +80,84 @@ fn down_clears_up_after_kill_9_of_everything() -> Result<()> {
 
 #[test]
 fn one_instance_a_data_directory_and_two_side_by_side() -> Result<()> {
-    let one = Instance::up("none")?;
+    let host = "notes.alice.hearth.internal";
+    let note = |instance: &Instance, text: &str| -> Result<()> {
+        let body = format!("{{\"text\":\"{text}\"}}");
+        let post = ["--fail-with-body", "-X", "POST", "-H", "content-type: application/json", "-d", &body];
+        command::succeed(&mut instance.curl(host, "/api/notes", &post)?).map(drop)
+    };
+    let one = Instance::up("notes")?;
     let error = command::fail(&mut one.up_command("none"))?;
     ensure!(error.contains("running already") && error.contains("hearth down"), "{error}");
     ensure!(one.status()?["api"].is_string(), "the first goes on");
-    let two = Instance::up("none")?;
-    ensure!(one.status()?["instance"] != two.status()?["instance"]);
-    ensure!(two.list("devices", "default")?.len() == 1);
+    let two = Instance::up("notes")?;
+    ensure!(one.id()? != two.id()?);
+    note(&one, "of the first")?;
+    note(&two, "of the second")?;
+    let (first, second) = (one.fetch(host, "/api/notes")?, two.fetch(host, "/api/notes")?);
+    ensure!(first.contains("of the first") && !first.contains("of the second"), "{first}");
+    ensure!(second.contains("of the second") && !second.contains("of the first"), "{second}");
+    // The end of one is nothing to the other.
+    let (shims, before, gone) = (one.pids("hearth shim"), Traces::of(&one)?, Traces::of(&two)?);
+    let seen = before.now()?.len();
     two.down()?;
-    ensure!(one.list("devices", "default")?.len() == 1);
+    let left = gone.now()?;
+    ensure!(left.is_empty(), "left behind: {left:#?}");
+    assert_eq!(one.pids("hearth shim"), shims);
+    assert_eq!(before.now()?.len(), seen, "{:#?}", before.now()?);
+    ensure!(one.fetch(host, "/api/notes")?.contains("of the first"));
+    Ok(())
+}
+
+#[test]
+fn up_in_the_foreground_ends_by_a_down_from_elsewhere() -> Result<()> {
+    let instance = Instance::empty()?;
+    let parent = instance.path().parent().context("a folder")?;
+    let name = instance.path().file_name().context("a name")?;
+    // Relative to where it is called; `down` is called from elsewhere.
+    let mut up = Command::new(binary());
+    up.args(["up", "--example", "notes", "--device", "nas", "--data-dir"]).arg(name).current_dir(parent);
+    for flag in ["--listen-api", "--listen-gateway", "--listen-dns", "--listen-metrics", "--listen-device-metrics"] {
+        up.args([flag, "127.0.0.1:0"]);
+    }
+    let mut up = up.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let ready = instance.eventually("it answers", || instance.fetch("notes.alice.hearth.internal", "/healthz"));
+    let traces = Traces::of(&instance);
+    let stopped = ready.and_then(|_| {
+        let mut down = Command::new(binary());
+        command::succeed(down.args(["down", "--data-dir"]).arg(instance.path()).current_dir("/usr"))
+    });
+    if stopped.is_err() {
+        up.kill()?;
+    }
+    let ended = up.wait_with_output()?;
+    stopped?;
+    let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+    ensure!(ended.status.success(), "{}: {said}", ended.status);
+    ensure!(said.contains("curl ") && said.contains("press Ctrl-C"), "{said}");
+    let left = traces?.now()?;
+    ensure!(left.is_empty(), "left behind: {left:#?}");
+    Ok(())
+}
+
+#[test]
+fn port_0_picks_ports_at_each_start_and_the_client_config_follows() -> Result<()> {
+    let fields = ["api", "gateway", "dns", "metrics"];
+    let ports =
+        |instance: &Instance| -> Result<Vec<String>> { fields.iter().map(|one| instance.address(one)).collect() };
+    let instance = Instance::up("none")?;
+    let first = ports(&instance)?;
+    // Somebody else has the first ports when it starts again.
+    instance.down()?;
+    let _taken: Vec<_> = first.iter().filter_map(|address| TcpListener::bind(address).ok()).collect();
+    instance.start("none")?;
+    let second = ports(&instance)?;
+    for (before, now) in first.iter().zip(&second) {
+        ensure!(before != now && !now.ends_with(":0"), "{before}, then {now}");
+    }
+    let config = fs::read_to_string(instance.path().join("client.yaml"))?;
+    ensure!(config.contains(&second[0]) && !config.contains(&first[0]), "{config}");
+    ensure!(instance.run("get devices")?.contains("nas"), "the client finds the region");
     Ok(())
 }
 
@@ -120,28 +176,41 @@ fn a_supervisor_that_is_killed_can_be_started_again_and_containers_run_on() -> R
 
 #[test]
 fn a_port_that_is_taken_is_told_and_nothing_is_left_running() -> Result<()> {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
-    let port = taken.local_addr()?.port();
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let taken_udp = UdpSocket::bind("127.0.0.1:0")?;
+    let (tcp, udp) = (taken.local_addr()?.to_string(), taken_udp.local_addr()?.to_string());
     let instance = Instance::empty()?;
-    let mut up = instance.hearth(["up", "--detach", "--example", "none", "--data-dir"]);
-    up.arg(instance.path());
-    for flag in ["--listen-gateway", "--listen-dns", "--listen-metrics", "--listen-device-metrics"] {
-        up.args([flag, "127.0.0.1:0"]);
+    for (flag, address) in [
+        ("--listen-api", &tcp),
+        ("--listen-gateway", &tcp),
+        ("--listen-dns", &tcp),
+        ("--listen-dns", &udp),
+        ("--listen-metrics", &tcp),
+        ("--listen-device-metrics", &tcp),
+    ] {
+        let mut up = instance.hearth(["up", "--detach", "--example", "none", "--data-dir"]);
+        up.arg(instance.path());
+        for other in ["--listen-api", "--listen-gateway", "--listen-dns", "--listen-metrics", "--listen-device-metrics"]
+        {
+            up.args([other, if other == flag { address } else { "127.0.0.1:0" }]);
+        }
+        let error = command::fail(&mut up)?;
+        // The agent has only one address for metrics: its flag has no `device` in its name.
+        let named = error.contains(flag) || error.contains(&flag.replace("device-", ""));
+        ensure!(error.contains(address.as_str()) && named && error.contains("in use"), "{flag} {address}: {error}");
+        eventually("nothing runs", Duration::from_secs(20), || {
+            let pids = instance.pids("hearth");
+            ensure!(pids.is_empty(), "{flag}: {pids:?}");
+            Ok(())
+        })?;
     }
-    up.args(["--listen-api", &format!("127.0.0.1:{port}")]);
-    let error = command::fail(&mut up)?;
-    ensure!(error.contains(&port.to_string()) && error.contains("--listen-api") && error.contains("in use"), "{error}");
-    eventually("nothing runs", Duration::from_secs(10), || {
-        let pids = instance.pids("hearth");
-        ensure!(pids.is_empty(), "{pids:?}");
-        Ok(())
-    })
+    Ok(())
 }
 
 #[test]
 fn up_wants_root_and_a_known_example() -> Result<()> {
     let instance = Instance::empty()?;
-    let binary = hearth_e2e::instance::binary();
+    let binary = binary();
     // The binary's folder may be closed to others: a copy in the open is run.
     let copy = instance.path().join("hearth");
     fs::copy(&binary, &copy)?;

@@ -134,9 +134,14 @@ fn radicale_from_debian_keeps_a_calendar_through_kill_and_an_offline_restart() -
     let kept = |text: &str| text.contains("SUMMARY:Dinner at home");
     ensure!(kept(&dav(&[], "/alice/home/dinner.ics")?));
     // Killed: it is started again, with its data.
-    let inside = command::run("pgrep", ["-f", "storage-filesystem-folder=/data"])?;
-    for pid in inside.split_whitespace() {
-        instance.kill9(pid.parse()?)?;
+    let id = instance.id()?;
+    let inside = || {
+        let pids = instance.container_pids(&id, "storage-filesystem-folder=/data");
+        ensure!(!pids.is_empty(), "radicale does not run");
+        Ok(pids)
+    };
+    for pid in inside()? {
+        instance.kill9(pid)?;
     }
     instance.eventually("it answers again", || {
         ensure!(kept(&dav(&[], "/alice/home/dinner.ics")?));
@@ -154,11 +159,17 @@ fn radicale_from_debian_keeps_a_calendar_through_kill_and_an_offline_restart() -
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()?;
-    let running = instance
-        .eventually("radicale runs offline", || command::run("pgrep", ["-f", "storage-filesystem-folder=/data"]));
+    // In the home, by the pod's own address: there is no gateway and no name now.
+    let read = instance.eventually("the calendar is read offline", || {
+        let pid = inside()?[0].to_string();
+        let text = command::run("nsenter", ["-t", &pid, "-n", "ip", "-4", "-o", "address", "show", "scope", "global"])?;
+        let address = text.split_whitespace().find_map(|word| word.split_once('/')).context(text.clone())?.0.to_owned();
+        let url = format!("http://{address}:5232/alice/home/dinner.ics");
+        command::run("curl", ["-sS", "--fail-with-body", "--max-time", "10", "-u", "alice:x", &url])
+    });
     agent.kill()?;
     agent.wait()?;
-    running?;
+    ensure!(kept(&read?));
     instance.start("none")?;
     instance.eventually("the calendar is read back", || {
         ensure!(kept(&dav(&[], "/alice/home/dinner.ics")?));

@@ -12,3 +12,6 @@ mod kinds;
 mod nat;
 mod offline;
 mod requests;
+// Emulating a machine of another architecture's kernel is not worth a test's time.
+#[cfg(target_arch = "x86_64")]
+mod vm;

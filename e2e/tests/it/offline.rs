@@ -8,11 +8,12 @@ use hearth_e2e::{
     instance::{Instance, binary},
 };
 
-/// An agent alone, as a device has it whose region is out of reach.
-struct LoneAgent(Child);
+/// A process of a role by itself, ended with the test.
+struct Role(Child);
 
-impl LoneAgent {
-    fn start(instance: &Instance) -> Result<Self> {
+impl Role {
+    /// An agent alone, as a device has it whose region is out of reach.
+    fn lone_agent(instance: &Instance) -> Result<Self> {
         let log = std::fs::File::create(instance.path().join("logs/agent.log"))?;
         let mut agent = Command::new(binary());
         // Port 1 of loopback refuses: there is no region.
@@ -21,14 +22,14 @@ impl LoneAgent {
         Ok(Self(child))
     }
 
-    fn stop(mut self) -> Result<()> {
+    fn stop(&mut self) -> Result<()> {
         self.0.kill()?;
         self.0.wait()?;
         Ok(())
     }
 }
 
-impl Drop for LoneAgent {
+impl Drop for Role {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -49,7 +50,7 @@ fn an_agent_that_starts_with_no_region_in_reach_brings_its_pods_up_from_its_own_
     // `down` stops the containers too: what starts next has only the disk, as after a power cut.
     instance.down()?;
     ensure!(shims(&instance) == 0);
-    let agent = LoneAgent::start(&instance)?;
+    let mut agent = Role::lone_agent(&instance)?;
     instance.eventually("the pod runs without a region", || {
         ensure!(shims(&instance) == 1);
         Ok(())
@@ -57,7 +58,7 @@ fn an_agent_that_starts_with_no_region_in_reach_brings_its_pods_up_from_its_own_
     // Killed and started again, still alone: the same pod is adopted.
     let before = instance.pids("hearth shim");
     agent.stop()?;
-    let agent = LoneAgent::start(&instance)?;
+    let mut agent = Role::lone_agent(&instance)?;
     instance.eventually("the agent is back", || {
         ensure!(std::fs::read_to_string(instance.path().join("agent.json"))?.contains("nas"));
         Ok(())
@@ -71,30 +72,72 @@ fn an_agent_that_starts_with_no_region_in_reach_brings_its_pods_up_from_its_own_
     Ok(())
 }
 
+/// Writes something, and returns the region's revision then.
+fn advance(instance: &Instance, n: u64) -> Result<u64> {
+    let manifest =
+        format!("{{apiVersion: v1, kind: ConfigMap, metadata: {{name: c, namespace: alice}}, data: {{n: '{n}'}}}}");
+    instance.apply(&manifest)?;
+    let stored = instance.get("configmap", "c", "alice")?;
+    let version = stored["metadata"]["resourceVersion"].as_str().with_context(|| stored.to_string())?;
+    Ok(version.parse()?)
+}
+
 #[test]
 fn a_region_that_lost_its_disks_stops_and_deletes_nothing() -> Result<()> {
     let instance = Instance::up("notes")?;
-    let before = instance.pids("hearth shim");
+    let host = "notes.alice.hearth.internal";
+    let post =
+        ["--fail-with-body", "-X", "POST", "-H", "content-type: application/json", "-d", r#"{"text":"still here"}"#];
+    command::succeed(&mut instance.curl(host, "/api/notes", &post)?)?;
+    let (before, id, known) = (instance.pids("hearth shim"), instance.id()?, advance(&instance, 0)?);
     ensure!(before.len() == 1);
+    let device = instance.get("device", "nas", "default")?;
     for verb in [" up ", " server ", " agent "] {
         for pid in instance.pids(verb) {
             let _ = instance.kill9(pid);
         }
     }
-    // Everything of the region but its CA is gone; it starts anew as another incarnation that knows the device.
+    // Everything of the region but its CA is gone; it starts anew as another incarnation.
     let raft = instance.path().join("server/raft");
     std::fs::remove_dir_all(&raft).with_context(|| raft.display().to_string())?;
-    // The fresh region does not know the device: `up` cannot see it connect, and says so in bounded time;
-    // what matters is what runs.
-    let mut up = instance.up_command("none");
-    let mut child = up.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    instance.eventually("the agent runs and is refused by the fresh region", || {
-        let log = std::fs::read_to_string(instance.path().join("logs/agent.log"))?;
-        ensure!(log.lines().rev().take(50).any(|line| line.contains("belongs to no device of this region")), "{log}");
+    let log = std::fs::File::create(instance.path().join("logs/server.log"))?;
+    let mut server = instance.hearth(["server", "--data-dir"]);
+    server.arg(instance.path());
+    for flag in ["--listen-api", "--listen-gateway", "--listen-dns", "--listen-metrics"] {
+        server.args([flag, "127.0.0.1:0"]);
+    }
+    let mut server = Role(server.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?);
+    instance.eventually("the fresh region answers", || instance.run("get ns"))?;
+    // Its operator makes the Device again, with the key of the one that is out there; the region goes on from there, past
+    // what that device has seen, so that neither its key nor a revision saves it but the incarnation alone.
+    let again = serde_json::json!({"apiVersion": device["apiVersion"], "kind": "Device", "metadata": {"name": "nas"}, "spec": device["spec"]});
+    ensure!(again["spec"]["keys"].as_array().is_some_and(|keys| keys.len() == 1), "{again}");
+    instance.apply(&again.to_string())?;
+    let mut n = 0;
+    while advance(&instance, n)? <= known {
+        n += 1;
+    }
+    ensure!(instance.list("pods", "alice")?.is_empty(), "the fresh region asks for no pod");
+    let log = instance.path().join("logs/agent.log");
+    let out = std::fs::File::create(&log)?;
+    let mut agent = instance.hearth(["agent", "--server", &instance.address("api")?, "--data-dir"]);
+    let mut agent = Role(agent.arg(instance.path()).stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).spawn()?);
+    instance.eventually("the device has a session, and does not believe what it is told", || {
+        let text = std::fs::read_to_string(&log)?;
+        ensure!(text.contains("session with the region"), "{text}");
+        ensure!(text.contains("and this device belongs to") && text.contains("nothing is changed"), "{text}");
         Ok(())
     })?;
+    // The list was heard, refused, and nothing was done about it; the app answers with its data.
     assert_eq!(instance.pids("hearth shim"), before, "nothing was stopped");
-    child.kill()?;
-    child.wait()?;
-    Ok(())
+    let pid = *instance.container_pids(&id, "/notes").first().context("the app runs")?;
+    let text = command::run(
+        "nsenter",
+        ["-t", &pid.to_string(), "-n", "ip", "-4", "-o", "address", "show", "scope", "global"],
+    )?;
+    let address = text.split_whitespace().find_map(|word| word.split_once('/')).context(text.clone())?.0.to_owned();
+    let notes = command::run("curl", ["-sS", "--fail-with-body", &format!("http://{address}:8080/api/notes")])?;
+    ensure!(notes.contains("still here"), "{notes}");
+    agent.stop()?;
+    server.stop()
 }

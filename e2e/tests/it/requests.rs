@@ -3,6 +3,9 @@
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
+    process::{Child, Stdio},
+    sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -158,4 +161,159 @@ fn an_app_that_is_down_gets_a_clear_page() -> Result<()> {
         ensure!(install.contains("CrashLoopBackOff"), "{install}");
         Ok(())
     })
+}
+
+/// The key and its answer in RFC 6455, section 1.3.
+const WEBSOCKET_KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+const WEBSOCKET_ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// A server that speaks just enough WebSocket: it takes the upgrade (RFC 6455, 4.2.2), then sends back what it gets.
+const WEBSOCKET_SERVER: &str = r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: ws, namespace: alice}
+data:
+  serve: |
+    #!/bin/sh
+    key= upgrade=
+    while read -r line; do
+      line=$(printf %s "$line" | busybox tr -d '\r')
+      [ -n "$line" ] || break
+      case $line in
+        [Ss]ec-[Ww]eb[Ss]ocket-[Kk]ey:*) key=${line#*: } ;;
+        [Uu]pgrade:*) upgrade=${line#*: } ;;
+        [Xx]-[Ff]orwarded-[Pp]roto:*) proto=${line#*: } ;;
+      esac
+    done
+    if [ "$upgrade" != websocket ]; then printf 'HTTP/1.1 426 Upgrade Required\r\ncontent-length: 0\r\nconnection: close\r\n\r\n'; exit; fi
+    accept=$(printf %s "${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11" | busybox sha1sum | busybox cut -c 1-40 | busybox xxd -r -p | busybox base64)
+    printf 'HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: %s\r\nx-proto: %s\r\n\r\n' "$accept" "$proto"
+    exec busybox cat
+---
+apiVersion: hearth.dev/v1alpha1
+kind: App
+metadata: {name: ws}
+spec:
+  containers:
+  - name: web
+    image: busybox
+    args: [sh, -c, 'cp /conf/serve /tmp/serve; chmod 755 /tmp/serve; exec busybox nc -ll -p 8080 -e /tmp/serve']
+    ports: [{name: http, containerPort: 8080}]
+    volumeMounts: [{name: conf, mountPath: /conf}, {name: tmp, mountPath: /tmp}]
+  volumes: [{name: conf, configMap: ws}, {name: tmp, size: 10Mi}]
+  ingress: {port: http}
+---
+apiVersion: hearth.dev/v1alpha1
+kind: Install
+metadata: {name: ws, namespace: alice}
+spec: {app: ws}
+"#;
+
+/// A TLS connection through the gateway that only sends what it is told to.
+struct Tls {
+    client: Child,
+    from: mpsc::Receiver<Vec<u8>>,
+    got: Vec<u8>,
+}
+
+impl Tls {
+    fn connect(instance: &Instance, host: &str) -> Result<Self> {
+        let mut openssl = instance.program("openssl");
+        openssl
+            .args(["s_client", "-quiet", "-verify_return_error", "-servername", host, "-verify_hostname", host])
+            .args(["-alpn", "http/1.1", "-connect", &instance.address("gateway")?, "-CAfile"])
+            .arg(instance.path().join("ca.pem"));
+        let mut client = openssl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let mut out = client.stdout.take().context("stdout")?;
+        let (to, from) = mpsc::sync_channel(64);
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = out.read(&mut buffer) {
+                if to.send(buffer[..n].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { client, from, got: Vec::new() })
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        let stdin = self.client.stdin.as_mut().context("stdin")?;
+        stdin.write_all(bytes)?;
+        Ok(stdin.flush()?)
+    }
+
+    /// Takes what came once `enough` says how much of it is a whole.
+    fn receive(&mut self, enough: impl Fn(&[u8]) -> Option<usize>) -> Result<Vec<u8>> {
+        loop {
+            if let Some(length) = enough(&self.got) {
+                return Ok(self.got.drain(..length).collect());
+            }
+            let more = self.from.recv_timeout(Duration::from_secs(20));
+            self.got.extend(more.with_context(|| format!("got only {:?}", String::from_utf8_lossy(&self.got)))?);
+        }
+    }
+
+    /// Waits for the other side's end of the connection.
+    fn closed(&mut self) -> Result<()> {
+        match self.from.recv_timeout(Duration::from_secs(20)) {
+            Err(mpsc::RecvTimeoutError::Disconnected) => Ok(()),
+            other => anyhow::bail!("not closed: {other:?}"),
+        }
+    }
+}
+
+impl Drop for Tls {
+    fn drop(&mut self) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+    }
+}
+
+/// A text frame of a client, which masks (RFC 6455, 5.2), with a length that fits 16 bits.
+fn frame(text: &[u8]) -> Vec<u8> {
+    let mask = [0x37, 0xfa, 0x21, 0x3d];
+    let length = u16::try_from(text.len()).unwrap().to_be_bytes();
+    let mut frame = vec![0x81, 0x80 | 0x7e, length[0], length[1]];
+    frame.extend(mask);
+    frame.extend(text.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame
+}
+
+#[test]
+fn a_websocket_goes_through_gateway_and_tunnel_both_ways() -> Result<()> {
+    let instance = Instance::up("none")?;
+    instance.import_busybox()?;
+    instance.apply(WEBSOCKET_SERVER)?;
+    instance.wait_ready("ws", "alice")?;
+    let host = "ws.alice.hearth.internal";
+    instance.eventually("it asks for the upgrade", || {
+        let arguments = ["--http1.1", "-o", "/dev/null", "-w", "%{http_code}"];
+        assert_eq!(command::succeed(&mut instance.curl(host, "/", &arguments)?)?, "426");
+        Ok(())
+    })?;
+    let mut tls = Tls::connect(&instance, host)?;
+    let request = format!(
+        "GET /chat HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {WEBSOCKET_KEY}\r\n\
+         Sec-WebSocket-Version: 13\r\n\r\n"
+    );
+    tls.send(request.as_bytes())?;
+    let head = tls.receive(|got| got.windows(4).position(|end| end == b"\r\n\r\n").map(|at| at + 4))?;
+    let head = String::from_utf8(head)?.to_lowercase();
+    ensure!(head.starts_with("http/1.1 101 "), "{head}");
+    ensure!(head.contains(&format!("sec-websocket-accept: {}\r\n", WEBSOCKET_ACCEPT.to_lowercase())), "{head}");
+    ensure!(head.contains("upgrade: websocket") && head.contains("x-proto: https"), "{head}");
+    // To and fro, small and large, with the connection kept in between.
+    for size in [5, 60_000, 1, 20_000] {
+        let sent = frame(&vec![b'w'; size]);
+        tls.send(&sent)?;
+        let got = tls.receive(|got| (got.len() >= sent.len()).then_some(sent.len()))?;
+        ensure!(got == sent, "a frame of {size} came back changed");
+    }
+    // The end of the app is the end of the connection.
+    let id = instance.id()?;
+    for pid in instance.container_pids(&id, "busybox cat") {
+        instance.kill9(pid)?;
+    }
+    tls.closed()
 }

@@ -1,7 +1,8 @@
 //! Benchmarks against peers on the same machine in the same run. `make bench`, or `make bench NAME=reach`.
 //!
 //! Every figure is a median of interleaved runs; a ratio above 1 means that Hearth is better. Absolute
-//! times on a shared machine are noise. Lines of JSON go to target/bench/NAME.jsonl.
+//! times on a shared machine are noise. Lines of JSON are printed below each table and go to
+//! target/bench/NAME.jsonl.
 
 #![allow(clippy::print_stdout)] // a benchmark prints its figures
 

@@ -5,8 +5,10 @@ use std::fs;
 use anyhow::{Context as _, Result};
 use hearth_e2e::instance::Instance;
 
-use crate::report::{Better, Report};
+use crate::report::{Better, Report, median};
 
+/// Instances, one after the other.
+const ROUNDS: usize = 5;
 /// Pods that run while the agent is measured.
 const PODS: u32 = 10;
 
@@ -21,14 +23,32 @@ fn sum_mib(pids: &[u32]) -> f64 {
     pids.iter().filter_map(|pid| pss_kib(*pid).ok()).sum::<f64>() / 1024.0
 }
 
-pub(crate) fn run(report: &mut Report) -> Result<()> {
+/// What one instance weighs.
+struct Sample {
+    server: f64,
+    agent: f64,
+    pod: f64,
+    server_with_pods: f64,
+}
+
+fn sample() -> Result<Sample> {
     let instance = Instance::up("none")?;
-    report.figure("server/idle", sum_mib(&instance.pids(" server ")), "MiB PSS", Better::Lower, None)?;
-    let agent = sum_mib(&instance.pids(" agent "));
-    report.figure("agent/idle", agent, "MiB PSS", Better::Lower, None)?;
+    let (server, agent) = (sum_mib(&instance.pids(" server ")), sum_mib(&instance.pids(" agent ")));
     instance.import_busybox()?;
     crate::device::deploy(&instance, PODS)?;
     let with_pods = sum_mib(&instance.pids(" agent ")) + sum_mib(&instance.pids("hearth shim"));
-    report.figure("agent/pod", (with_pods - agent) / f64::from(PODS), "MiB PSS a pod", Better::Lower, None)?;
-    report.figure("server/10pods", sum_mib(&instance.pids(" server ")), "MiB PSS", Better::Lower, None)
+    let pod = (with_pods - agent) / f64::from(PODS);
+    Ok(Sample { server, agent, pod, server_with_pods: sum_mib(&instance.pids(" server ")) })
+}
+
+pub(crate) fn run(report: &mut Report) -> Result<()> {
+    let samples = (0..ROUNDS).map(|_| sample()).collect::<Result<Vec<_>>>()?;
+    let mut figure = |case: &str, unit: &str, value: fn(&Sample) -> f64| {
+        let mut values: Vec<_> = samples.iter().map(value).collect();
+        report.figure(case, median(&mut values), unit, Better::Lower, None)
+    };
+    figure("server/idle", "MiB PSS", |one| one.server)?;
+    figure("agent/idle", "MiB PSS", |one| one.agent)?;
+    figure("agent/pod", "MiB PSS a pod", |one| one.pod)?;
+    figure(&format!("server/{PODS}pods"), "MiB PSS", |one| one.server_with_pods)
 }

@@ -42,6 +42,13 @@ fn load(address: &str, arguments: &[String]) -> Result<f64> {
     Ok(rate.parse()?)
 }
 
+/// The program: of this machine, or as `scripts/deps.sh bench` unpacks it, so that no web server is started here.
+fn nginx() -> Option<String> {
+    let unpacked = hearth_e2e::instance::binary().parent()?.parent()?.join("debian/nginx/usr/sbin/nginx");
+    let known = ["nginx".to_owned(), "/usr/sbin/nginx".to_owned(), unpacked.display().to_string()];
+    known.into_iter().find(|program| sh(program, ["-v"]).is_ok())
+}
+
 /// nginx in the foreground, ended with the benchmark.
 struct Nginx {
     child: Child,
@@ -51,9 +58,7 @@ struct Nginx {
 
 impl Nginx {
     fn start(instance: &Instance, backend: &str) -> Result<Option<Self>> {
-        if sh("nginx", ["-v"]).is_err() {
-            return Ok(None);
-        }
+        let Some(program) = nginx() else { return Ok(None) };
         let folder = tempfile::tempdir()?;
         let path = folder.path().display().to_string();
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
@@ -88,9 +93,9 @@ impl Nginx {
                    proxy_set_header X-Forwarded-For $remote_addr; }} }} }}"
         );
         fs::write(folder.path().join("nginx.conf"), config)?;
-        let mut nginx = instance.program("nginx");
+        let mut nginx = instance.program(&program);
         let child = nginx
-            .args(["-p", &path, "-c", &format!("{path}/nginx.conf")])
+            .args(["-p", &path, "-e", &format!("{path}/error.log"), "-c", &format!("{path}/nginx.conf")])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;

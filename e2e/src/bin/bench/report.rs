@@ -3,10 +3,10 @@
 use std::{
     fs::{self, File},
     io::Write as _,
-    path::PathBuf,
+    path::Path,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::json;
 
 /// Which way is better.
@@ -20,16 +20,19 @@ pub(crate) enum Better {
 pub(crate) struct Report {
     name: &'static str,
     file: File,
+    lines: Vec<String>,
     rows: Vec<[String; 6]>,
 }
 
 impl Report {
     pub(crate) fn new(name: &'static str) -> Result<Self> {
-        let folder = PathBuf::from("target/bench");
+        // Of the workspace, from wherever it is called.
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?.join("target/bench");
         fs::create_dir_all(&folder)?;
         println!("\n{name}: {}", conditions());
         let heading = ["case", "hearth", "unit", "peer", "peer's", "ratio"].map(str::to_owned);
-        Ok(Self { name, file: File::create(folder.join(format!("{name}.jsonl")))?, rows: vec![heading] })
+        let file = File::create(folder.join(format!("{name}.jsonl")))?;
+        Ok(Self { name, file, lines: Vec::new(), rows: vec![heading] })
     }
 
     /// A figure, beside a peer's where one ran.
@@ -48,6 +51,7 @@ impl Report {
         let line = json!({"bench": self.name, "case": case, "value": value, "unit": unit, "peer": peer.map(|(name, _)| name),
             "peer_value": peer.map(|(_, theirs)| theirs), "ratio": ratio});
         writeln!(self.file, "{line}")?;
+        self.lines.push(line.to_string());
         let text = |value: f64| if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") };
         self.rows.push([
             case.to_owned(),
@@ -67,13 +71,17 @@ impl Report {
                 row.iter().enumerate().map(|(at, cell)| format!("{cell:<width$}", width = width(at))).collect();
             println!("  {}", cells.join("  ").trim_end());
         }
+        for line in &self.lines {
+            println!("{line}");
+        }
     }
 }
 
 fn conditions() -> String {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!("{cores} cores, Linux {}; medians", release.trim())
+    let build = if cfg!(debug_assertions) { "a debug build, whose figures mean nothing" } else { "release" };
+    format!("{cores} cores, Linux {}; {build}; medians of interleaved runs", release.trim())
 }
 
 /// The median of some samples.
