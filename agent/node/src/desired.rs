@@ -434,7 +434,7 @@ mod tests {
             "metadata": {"name": "nas", "uid": "u-nas", "annotations": {FORGET_LOST: "true"}}}),
         );
         (device.api_version, device.kind, device.namespace) =
-            ("hearth.dev/v1alpha1".into(), "Device".into(), "".into());
+            ("hearth.dev/v1alpha1".into(), "Device".into(), String::new());
         let change = third.accept(&"one".into(), &full(23, [old(), vec![device]].concat())).expect("accepted");
         assert_eq!(change.vanished.iter().map(Object::name).collect::<Vec<_>>(), ["new"]);
     }

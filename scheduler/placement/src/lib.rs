@@ -28,8 +28,7 @@ mod tests;
 pub use explain::{MAX_LISTED, Refusal, Why};
 pub use filter::Filter;
 pub use model::{
-    ARCHITECTURES_ANNOTATION, Bound, Claim, Device, LATENCY_ANNOTATION, Pod, Resources, Shape, Snapshot, Taint,
-    Toleration, Unlimited, User,
+    Bound, Claim, Device, LATENCY_ANNOTATION, Pod, Resources, Shape, Snapshot, Taint, Toleration, Unlimited, User,
 };
 pub use plan::{Assignment, Plan, Unplaced, plan};
 pub use score::{Reliability, Score};

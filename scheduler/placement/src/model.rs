@@ -5,14 +5,15 @@ use std::{
     sync::Arc,
 };
 
-use hearth_types::{Object, ObjectKey, Revision, Timestamp, Uid, condition, kinds::labels, quantity};
+use hearth_types::{
+    Object, ObjectKey, Revision, Timestamp, Uid, condition,
+    kinds::{ARCHITECTURES_ANNOTATION, labels},
+    quantity,
+};
 use serde_json::Value;
 
 /// The annotation of a Node that says how far its users are, in milliseconds. Devices that do not say come last.
 pub const LATENCY_ANNOTATION: &str = "hearth.dev/latency-millis";
-/// The annotation of a pod that says which architectures its images are made for, as Go names them, with commas between
-/// (`amd64,arm64`). The controller of Installs sets it from the App; without it every architecture will do.
-pub const ARCHITECTURES_ANNOTATION: &str = "hearth.dev/architectures";
 /// Pods that a device takes which does not say how many.
 const DEFAULT_PODS: u64 = 110;
 

@@ -60,6 +60,10 @@ pub const NAMESPACE_FINALIZER: &str = "hearth.dev/contents";
 /// The pod annotation that says whether its containers may reach the internet: `"false"` cuts it off.
 pub const INTERNET_ANNOTATION: &str = "hearth.dev/internet";
 
+/// The annotation of a pod that says on which architectures its images run: Go's names, separated by commas, as in an App's
+/// `spec.architectures`. Without it, on any.
+pub const ARCHITECTURES_ANNOTATION: &str = "hearth.dev/architectures";
+
 /// The type of the Secrets that hold join tokens (in the namespace `kube-system`), after Kubernetes'
 /// bootstrap tokens.
 pub const JOIN_TOKEN_TYPE: &str = "hearth.dev/join-token";

@@ -2,16 +2,12 @@
 
 use hearth_types::{
     Object,
-    kinds::{API_VERSION, CLAIM_FINALIZER, INTERNET_ANNOTATION, labels},
+    kinds::{API_VERSION, ARCHITECTURES_ANNOTATION, CLAIM_FINALIZER, INTERNET_ANNOTATION, labels},
     quantity,
 };
 use serde_json::{Map, Value, json};
 
 use crate::meta::{self, list, number, text};
-
-/// The pod annotation by which placement knows which architectures the images are made for: `hearth_placement::ARCHITECTURES_ANNOTATION`,
-/// which this crate cannot depend on. A node selector has one value and cannot say "one of these".
-pub(super) const ARCHITECTURES_ANNOTATION: &str = "hearth.dev/architectures";
 
 /// The name of the claim for a volume of an Install.
 pub(super) fn claim_name(install: &str, volume: &str) -> String {
@@ -115,6 +111,7 @@ fn template(install: &Object, value: &Value, app: &Value) -> Value {
     let mut annotations = json!({INTERNET_ANNOTATION: internet.to_string()});
     let architectures: Vec<&str> = list(app, "/spec/architectures").filter_map(Value::as_str).collect();
     if !architectures.is_empty() {
+        // A node selector has one value and cannot say "one of these".
         annotations[ARCHITECTURES_ANNOTATION] = json!(architectures.join(","));
     }
     json!({

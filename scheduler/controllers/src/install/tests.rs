@@ -281,7 +281,7 @@ fn the_architectures_of_an_app_come_to_its_pods() {
         deployment
             .pointer("/spec/template/metadata/annotations")
             .unwrap()
-            .get(desired::ARCHITECTURES_ANNOTATION)
+            .get(hearth_types::kinds::ARCHITECTURES_ANNOTATION)
             .cloned()
     };
     assert_eq!(found(&app), None);
