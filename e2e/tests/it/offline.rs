@@ -52,6 +52,7 @@ fn an_agent_that_starts_with_no_region_in_reach_brings_its_pods_up_from_its_own_
     ensure!(shims(&instance) == 0);
     let mut agent = Role::lone_agent(&instance)?;
     instance.eventually("the pod runs without a region", || {
+        ensure!(std::fs::read_to_string(instance.path().join("logs/agent.log"))?.contains("Started container"));
         ensure!(shims(&instance) == 1);
         Ok(())
     })?;
