@@ -9,6 +9,7 @@ use std::{
 use hearth_proto::v1;
 use hearth_types::{
     GroupKind, Incarnation, Object, ObjectKey, Revision,
+    kinds::ACCEPT_RESTORED,
     object::{MAX_OBJECT_BYTES, canonical},
 };
 use serde::{Deserialize, Serialize};
@@ -20,9 +21,6 @@ use crate::files::{FileError, Format};
 pub(crate) const MAX_OBJECTS: usize = 8192;
 /// The largest file: what one message of the session can carry, twice.
 const FORMAT: Format = Format { magic: "hearth-agent-desired", version: 1, max_bytes: 128 << 20 };
-
-/// The annotation of a Device by which an operator says that what the region lost need not be kept on it any longer.
-pub(crate) const FORGET_LOST: &str = "hearth.dev/forget-lost";
 
 /// The kinds that mean something to a device. Others are skipped, so that a newer region may send more.
 const KINDS: [GroupKind; 6] = [
@@ -87,9 +85,7 @@ struct Stored {
     revision: Revision,
     objects: Vec<Box<RawValue>>,
     #[serde(default)]
-    behind: bool,
-    #[serde(default)]
-    kept: BTreeSet<ObjectKey>,
+    lost: Lost,
 }
 
 /// What is desired, in memory and on disk.
@@ -103,8 +99,16 @@ pub(crate) struct Desired {
     known: bool,
     /// The session now has sent everything.
     based: bool,
-    /// The region has lost writes, and has not said since what it still has.
-    behind: bool,
+    lost: Lost,
+}
+
+/// What is remembered of a region that lost writes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Lost {
+    /// It has not said since what it still has.
+    unsettled: bool,
+    /// What this device had seen.
+    seen: Revision,
     /// What the region has lost and this device keeps.
     kept: BTreeSet<ObjectKey>,
 }
@@ -120,8 +124,7 @@ impl Desired {
             objects: Objects::new(),
             known: false,
             based: false,
-            behind: false,
-            kept: BTreeSet::new(),
+            lost: Lost::default(),
         };
         match FORMAT.read::<Stored>(&desired.path) {
             Ok(None) => {}
@@ -129,8 +132,7 @@ impl Desired {
                 desired.known = true;
                 desired.incarnation = stored.incarnation;
                 desired.revision = stored.revision;
-                desired.behind = stored.behind;
-                desired.kept = stored.kept;
+                desired.lost = stored.lost;
                 for raw in stored.objects {
                     match Object::from_json(raw.get().as_bytes()) {
                         Ok(object) => drop(desired.objects.insert(object.key().clone(), object)),
@@ -168,14 +170,15 @@ impl Desired {
         self.based = false;
     }
 
-    /// A session has begun, with a store at this revision. Below what this device was told by the same incarnation it has
-    /// lost writes: a server was set up from an old copy of its disk. From then on the region is believed in all but what it
-    /// no longer mentions: that is kept. Answers whether this was just found out.
-    pub(crate) fn region_is_at(&mut self, incarnation: &Incarnation, revision: Revision) -> bool {
-        if *incarnation != self.incarnation || revision >= self.revision || !self.known {
+    /// The region says that it has lost writes which this device was told of: a server was set up from an old copy of its disk.
+    /// From then on it is believed in all but what it no longer mentions: that is kept. `false` where it is another incarnation, which
+    /// is not believed at all.
+    pub(crate) fn region_lost_writes(&mut self, incarnation: &Incarnation) -> bool {
+        if *incarnation != self.incarnation || !self.known {
             return false;
         }
-        (self.behind, self.revision) = (true, revision);
+        (self.lost.unsettled, self.lost.seen) = (true, self.revision);
+        self.revision = Revision::ZERO;
         true
     }
 
@@ -205,20 +208,20 @@ impl Desired {
                 Err(why) => tracing::error!(object = %key, why, "the region sent an object that cannot be read"),
             }
         }
-        self.kept.retain(|key| !named.contains(key));
+        self.lost.kept.retain(|key| !named.contains(key));
         if message.full {
             let gone: Vec<ObjectKey> = self.objects.keys().filter(|key| !named.contains(*key)).cloned().collect();
-            if std::mem::take(&mut self.behind) {
+            if std::mem::take(&mut self.lost.unsettled) {
                 change.kept = gone.len();
                 change.matters = true;
-                self.kept.extend(gone.iter().cloned());
+                self.lost.kept.extend(gone.iter().cloned());
             }
-            for key in gone.iter().filter(|key| !self.kept.contains(key)).cloned().collect::<Vec<_>>() {
+            for key in gone.iter().filter(|key| !self.lost.kept.contains(key)).cloned().collect::<Vec<_>>() {
                 self.remove(&key, &mut change);
             }
         }
         if self.may_forget() {
-            for key in std::mem::take(&mut self.kept) {
+            for key in std::mem::take(&mut self.lost.kept) {
                 self.remove(&key, &mut change);
             }
         }
@@ -236,13 +239,21 @@ impl Desired {
         Ok(change)
     }
 
-    /// Whether the operator said on this device's Device that what the region lost need not be kept.
+    /// Whether a person said on this device's Device that what the region lost need not be kept.
     fn may_forget(&self) -> bool {
-        let devices = self.objects.iter().filter(|(key, _)| key.kind == GroupKind::DEVICE);
+        let mut devices = self.objects.iter().filter(|(key, _)| key.kind == GroupKind::DEVICE);
+        let seen = self.lost.seen.0.to_string();
         let said = |object: &Object| {
-            object.value().pointer("/metadata/annotations").and_then(|all| all.get(FORGET_LOST)).is_some()
+            let value = object.value();
+            let annotations = value.pointer("/metadata/annotations");
+            annotations.and_then(|all| all.get(ACCEPT_RESTORED)).is_some_and(|said| *said == seen)
         };
-        !self.kept.is_empty() && devices.into_iter().any(|(_, object)| said(object))
+        !self.lost.kept.is_empty() && devices.any(|(_, object)| said(object))
+    }
+
+    /// What this device had seen when its region had lost writes.
+    pub(crate) fn seen_before_loss(&self) -> Revision {
+        self.lost.seen
     }
 
     fn after(&self, message: &v1::Desired) -> usize {
@@ -279,8 +290,7 @@ impl Desired {
             incarnation: self.incarnation.clone(),
             revision: self.revision,
             objects,
-            behind: self.behind,
-            kept: self.kept.clone(),
+            lost: self.lost.clone(),
         }
     }
 }
@@ -292,8 +302,7 @@ pub(crate) struct DesiredFile {
     incarnation: Incarnation,
     revision: Revision,
     objects: Vec<Object>,
-    behind: bool,
-    kept: BTreeSet<ObjectKey>,
+    lost: Lost,
 }
 
 impl DesiredFile {
@@ -307,8 +316,7 @@ impl DesiredFile {
             objects: self.objects.iter().map(raw).collect::<Result<_, _>>()?,
             incarnation: self.incarnation,
             revision: self.revision,
-            behind: self.behind,
-            kept: self.kept,
+            lost: self.lost,
         };
         FORMAT.write(Path::new(&self.path), &stored, true)
     }
@@ -409,9 +417,8 @@ mod tests {
         let both = vec![object("Pod", "old", &json!({})), object("Pod", "new", &json!({}))];
         first.accept(&"one".into(), &full(9, both)).expect("accepted");
         // The server was set up from a copy that is older than the second pod.
-        assert!(!first.region_is_at(&"one".into(), Revision(9)));
-        assert!(!first.region_is_at(&"two".into(), Revision(3)), "another incarnation is not believed at all");
-        assert!(first.region_is_at(&"one".into(), Revision(5)));
+        assert!(!first.region_lost_writes(&"two".into()), "another incarnation is not believed at all");
+        assert!(first.region_lost_writes(&"one".into()));
         first.file().write().expect("written");
         let mut second = desired(&dir);
         let old = || vec![object("Pod", "old", &json!({}))];
@@ -431,7 +438,7 @@ mod tests {
             "Pod",
             "nas",
             &json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Device",
-            "metadata": {"name": "nas", "uid": "u-nas", "annotations": {FORGET_LOST: "true"}}}),
+            "metadata": {"name": "nas", "uid": "u-nas", "annotations": {ACCEPT_RESTORED: "9"}}}),
         );
         (device.api_version, device.kind, device.namespace) =
             ("hearth.dev/v1alpha1".into(), "Device".into(), String::new());

@@ -12,7 +12,7 @@ use hearth_proto::{
     v1::{self, device_message::Message as Up, devices_client::DevicesClient, region_message::Message as Down},
 };
 use hearth_tunnel::DeviceTunnel;
-use hearth_types::{Incarnation, Revision, kinds::DeviceInfo, tunnel::DialNotice};
+use hearth_types::{Incarnation, kinds::DeviceInfo, tunnel::DialNotice};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -205,8 +205,8 @@ impl Session {
         self.connected.send_replace(true);
         self.shared.reporter.begin_session();
         let incarnation = Incarnation::from(hello.incarnation.as_str());
-        if hello.revision > 0 {
-            self.manager.region_is_at(&incarnation, Revision(hello.revision)).await.ok_or(End::Shutdown)?;
+        if hello.lost_writes {
+            self.manager.region_lost_writes(&incarnation).await.ok_or(End::Shutdown)?;
         }
         self.ingress.certificates().begin_session();
         Live { session: self, out, dials: JoinSet::new(), incarnation, refused: false, ask_again: None }

@@ -142,3 +142,54 @@ fn a_region_that_lost_its_disks_stops_and_deletes_nothing() -> Result<()> {
     agent.stop()?;
     server.stop()
 }
+
+#[test]
+fn a_server_from_an_old_copy_of_its_disk_stops_nothing_until_an_operator_says_so() -> Result<()> {
+    let instance = Instance::up("notes")?;
+    instance.import_busybox()?;
+    instance.down()?;
+    let (raft, old) = (instance.path().join("server/raft"), instance.path().join("old"));
+    command::run("cp", ["-a".as_ref(), raft.as_os_str(), old.as_os_str()])?;
+    instance.start("notes")?;
+    instance.apply(
+        "{apiVersion: v1, kind: Pod, metadata: {name: late, namespace: alice}, spec: {containers: [{name: a, image: busybox, args: [sleep, '100000']}]}}",
+    )?;
+    instance.run("wait pod/late -n alice --for condition=Ready --timeout 60s")?;
+    let before = instance.pids("hearth shim");
+    ensure!(before.len() == 2, "{before:?}");
+    for verb in [" up ", " server ", " agent "] {
+        for pid in instance.pids(verb) {
+            let _ = instance.kill9(pid);
+        }
+    }
+    std::fs::remove_dir_all(&raft)?;
+    std::fs::rename(&old, &raft)?;
+    instance.start("none")?;
+    ensure!(instance.refused("get pod late -n alice")?.contains("not found"), "it was made after the copy");
+    let annotation = instance.eventually("the Device says so", || {
+        let device = instance.get("device", "nas", "default")?;
+        let conditions = device["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let restored = conditions.iter().find(|one| one["type"] == "RegionRestored").context("the condition")?;
+        ensure!(restored["status"] == "True", "{restored}");
+        let message = restored["message"].as_str().unwrap_or_default();
+        let found = message.split_whitespace().find(|word| word.starts_with("hearth.dev/accept-restored-region="));
+        found.map(str::to_owned).with_context(|| message.to_owned())
+    })?;
+    instance.eventually("the device tells what it keeps", || {
+        let events = instance.run("events -A")?;
+        ensure!(events.contains("RegionLostState"), "{events}");
+        Ok(())
+    })?;
+    assert_eq!(instance.pids("hearth shim"), before, "what the region forgot runs on");
+    // The region is followed all the same.
+    instance.run("delete install notes -n alice")?;
+    instance.eventually("the app is stopped", || {
+        ensure!(instance.pids("hearth shim").len() == 1);
+        Ok(())
+    })?;
+    instance.run(&format!("annotate device nas {annotation}"))?;
+    instance.eventually("what was lost is let go", || {
+        ensure!(instance.pids("hearth shim").is_empty());
+        Ok(())
+    })
+}

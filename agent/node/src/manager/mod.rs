@@ -12,7 +12,7 @@ use std::{
 
 use hearth_proto::v1;
 use hearth_runtime::{Adopted, DeadPod};
-use hearth_types::{GroupKind, Incarnation, Object, ObjectKey, Revision, Uid};
+use hearth_types::{GroupKind, Incarnation, Object, ObjectKey, Uid, kinds::ACCEPT_RESTORED};
 use serde_json::json;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    desired::{Change, Desired, FORGET_LOST, Refusal},
+    desired::{Change, Desired, Refusal},
     files::chain,
     ingress::Ingress,
     pod::{Input, Start, StoredPod, WorkerHandle, spawn, uses_any},
@@ -37,7 +37,7 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// What the manager is asked.
 enum Request {
     BeginSession(oneshot::Sender<(Incarnation, u64)>),
-    RegionAt(Incarnation, Revision, oneshot::Sender<()>),
+    RegionLostWrites(Incarnation, oneshot::Sender<()>),
     Desired(Incarnation, Box<v1::Desired>, oneshot::Sender<Result<(), Refusal>>),
 }
 
@@ -55,10 +55,10 @@ impl Manager {
         answered.await.ok()
     }
 
-    /// The region has said who it is and how far its store is; `None` when the agent ends.
-    pub(crate) async fn region_is_at(&self, incarnation: &Incarnation, revision: Revision) -> Option<()> {
+    /// The region says that it has lost writes which this device was told of; `None` when the agent ends.
+    pub(crate) async fn region_lost_writes(&self, incarnation: &Incarnation) -> Option<()> {
         let (answer, answered) = oneshot::channel();
-        self.requests.send(Request::RegionAt(incarnation.clone(), revision, answer)).await.ok()?;
+        self.requests.send(Request::RegionLostWrites(incarnation.clone(), answer)).await.ok()?;
         answered.await.ok()
     }
 
@@ -141,13 +141,12 @@ impl Service {
                 // Nobody waits where the session ended meanwhile.
                 let _ = answer.send((self.desired.incarnation().clone(), self.desired.revision().0));
             }
-            Request::RegionAt(incarnation, revision, answer) => {
-                let had = self.desired.revision();
-                if self.desired.region_is_at(&incarnation, revision) {
+            Request::RegionLostWrites(incarnation, answer) => {
+                if self.desired.region_lost_writes(&incarnation) {
                     tracing::error!(
-                        %had, %revision,
-                        "the region has lost writes (its server runs from an old copy of its disk): what it no longer knows is \
-                         kept on this device and runs on"
+                        seen = %self.desired.seen_before_loss(),
+                        "the region has lost writes (its server runs from an old copy of its disk): what it no longer knows is kept \
+                         on this device and runs on"
                     );
                     self.shared.reporter.begin_anew();
                     self.write_desired().await;
@@ -222,7 +221,8 @@ impl Service {
         let Some(device) = device else { return };
         let text = format!(
             "the region has lost writes: {kept} objects that it no longer knows are kept on this device and run on; to let them go, \
-             annotate the Device with {FORGET_LOST}=true"
+             annotate the Device with {ACCEPT_RESTORED}={}",
+            self.desired.seen_before_loss()
         );
         self.shared.reporter.event(
             (device.key(), device.uid()),

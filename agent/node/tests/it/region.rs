@@ -282,7 +282,8 @@ impl Devices for Service {
             incarnation,
             zone: "test".into(),
             heartbeat_millis: 1000,
-            revision: shared.revision.load(Ordering::SeqCst),
+            lost_writes: hello.incarnation == *shared.incarnation.lock().unwrap()
+                && hello.revision > shared.revision.load(Ordering::SeqCst),
             ..v1::RegionHello::default()
         };
         out.send(Ok(down(Down::Hello(region)))).await.unwrap();

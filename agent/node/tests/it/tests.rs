@@ -407,10 +407,12 @@ async fn another_incarnation_or_an_older_region_stops_nothing() {
     region.running("other").await;
     assert_eq!(pid_of("765432"), Some(pid));
     // The region is told, and an operator may decide.
-    region
-        .heard("an event", |heard| heard.events.iter().any(|event| event.reason == "RegionLostState").then_some(()))
-        .await;
-    region.desire(vec![other, nas(json!({"hearth.dev/forget-lost": "true"}))]).await;
+    let told = |heard: &crate::region::Heard| {
+        let event = heard.events.iter().find(|event| event.reason == "RegionLostState")?;
+        event.message.split_once('=').map(|(_, seen)| seen.to_owned())
+    };
+    let seen = region.heard("an event", told).await;
+    region.desire(vec![other, nas(json!({"hearth.dev/accept-restored-region": seen}))]).await;
     eventually("it is let go", || pid_of("765432").is_none().then_some(())).await;
     assert!(pid_of("765431").is_some());
 }

@@ -60,6 +60,10 @@ pub const NAMESPACE_FINALIZER: &str = "hearth.dev/contents";
 /// The pod annotation that says whether its containers may reach the internet: `"false"` cuts it off.
 pub const INTERNET_ANNOTATION: &str = "hearth.dev/internet";
 
+/// The annotation of a Device by which a person says that what its region lost need not be kept on it any longer. Its value is the
+/// revision that the device has seen, as its condition `RegionRestored` names it, so that it says nothing about another time.
+pub const ACCEPT_RESTORED: &str = "hearth.dev/accept-restored-region";
+
 /// The annotation of a pod that says on which architectures its images run: Go's names, separated by commas, as in an App's
 /// `spec.architectures`. Without it, on any.
 pub const ARCHITECTURES_ANNOTATION: &str = "hearth.dev/architectures";

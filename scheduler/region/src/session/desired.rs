@@ -35,6 +35,9 @@ pub(super) fn of_device(cache: &Cache, device: &str) -> BTreeMap<ObjectKey, Show
     cache.claims_on(device).for_each(&mut add);
     let mut namespaces = BTreeSet::new();
     for entry in cache.pods_on(device) {
+        if awaits_claims(cache, entry) {
+            continue;
+        }
         add(entry);
         namespaces.insert(entry.object.namespace());
         let Some(pod) = entry.pod() else { continue };
@@ -56,6 +59,15 @@ pub(super) fn of_device(cache: &Cache, device: &str) -> BTreeMap<ObjectKey, Show
         add(route);
     }
     wanted
+}
+
+/// Whether a pod's claims are not pinned yet, as far as this cache knows. They were in the very entry that bound the pod, but of another
+/// kind, whose changes come by another watch: a pod without its claims would fail at first.
+fn awaits_claims(cache: &Cache, entry: &Entry) -> bool {
+    let namespace = entry.object.namespace();
+    let claims = entry.pod().into_iter().flat_map(|pod| &pod.claims);
+    let mut found = claims.filter_map(|name| cache.object(GroupKind::PERSISTENT_VOLUME_CLAIM, namespace, name));
+    found.any(|claim| claim.claim_device().is_none())
 }
 
 /// Whether an object is a device's own to report on: a pod bound to it, a claim whose data is on it, its Device or Node.

@@ -44,8 +44,6 @@ pub(crate) struct Session {
     pub(crate) id: u64,
     pub(crate) device: DeviceName,
     pub(crate) key: DeviceKey,
-    /// The device gets no word on what it shall run: see [`restored`].
-    held: bool,
     outbox: Outbox,
     /// What the device shall have may have changed.
     pub(crate) dirty: Notify,
@@ -162,12 +160,11 @@ impl Sessions {
     }
 
     /// Opens a session; one that the device had before is told goodbye.
-    fn open(&self, device: DeviceName, key: DeviceKey, held: bool, outbox: Outbox) -> Arc<Session> {
+    fn open(&self, device: DeviceName, key: DeviceKey, outbox: Outbox) -> Arc<Session> {
         let session = Arc::new(Session {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             device: device.clone(),
             key,
-            held,
             outbox,
             dirty: Notify::new(),
             end: CancellationToken::new(),

@@ -1,14 +1,15 @@
 //! A device that has seen more of this region than the region has itself: the store was restored from an older state, or its disk lost what
-//! it had acknowledged. What was made in the lost time is not in the lists that the region sends now, and a device that took them for the truth
-//! would stop it. So such a device is told nothing of what it shall run: it runs on what it has, until its region is a new incarnation or a
-//! person says that the region's word counts.
+//! it had acknowledged. What was made in the lost time is not in the lists that the region sends now, and a device that took them for the whole
+//! truth would stop it. So the region's hello says so, the device keeps what is no longer mentioned, and a condition of the Device tells a
+//! person, who may let it go.
 
 use std::{collections::HashMap, sync::Arc, sync::PoisonError};
 
 use hearth_proto::v1::DeviceHello;
 use hearth_types::{
-    DeviceName, ObjectKey, Revision,
+    DeviceName, GroupKind, ObjectKey, Revision,
     condition::{self, Condition, Truth},
+    kinds::ACCEPT_RESTORED,
 };
 use serde_json::Value;
 use tonic::Status;
@@ -16,11 +17,8 @@ use tonic::Status;
 use super::{Sessions, run};
 use crate::{hub::Hub, recorder::Note};
 
-/// The condition of a Device that is told nothing.
+/// The condition of a Device that keeps what its region lost.
 const CONDITION: &str = "RegionRestored";
-/// The annotation of a Device by which a person says that the region's word counts all the same. Its value is the revision that the
-/// device has seen, as the condition names it, so that it says nothing about another time.
-const ACCEPT: &str = "hearth.dev/accept-restored-region";
 
 impl Sessions {
     /// What this server tells a device is of this revision.
@@ -39,8 +37,8 @@ impl Sessions {
     }
 }
 
-/// Whether a device is told nothing of what it shall run. Says so in its conditions.
-pub(super) async fn is_held(
+/// Whether the region has lost what a device was told of. Says so in its conditions.
+pub(super) async fn lost_writes(
     hub: &Arc<Hub>,
     device: &DeviceName,
     key: &ObjectKey,
@@ -49,31 +47,42 @@ pub(super) async fn is_held(
     let Some(object) = hub.cache().get(key).map(|entry| entry.object.clone()) else {
         return Err(Status::permission_denied(format!("{key} was removed")));
     };
-    let value = object.value();
+    let was = condition::is_true(&object.value(), CONDITION);
     let same = hello.incarnation == hub.config.store.incarnation().as_str();
-    let was = condition::is_true(&value, CONDITION);
-    let proof = same && hub.sessions.is_ahead(device, Revision(hello.revision));
-    let accepted = annotation(&value) == Some(hello.revision.to_string().as_str());
-    let held = same && (was || proof) && !accepted;
-    note_ahead(hub, device, held);
-    if held && !was {
+    let lost = same && hub.sessions.is_ahead(device, Revision(hello.revision));
+    note_ahead(hub, device, lost || (was && same));
+    if lost {
         let message = format!(
-            "the region was restored from an older state: this device has seen revision {seen}, which the region does not have. It runs on \
-             what it has and is told nothing new. Give the region back what it lost, or annotate the Device with {ACCEPT}={seen} to let it \
-             stop what the region no longer knows of",
+            "the region was restored from an older state: this device has seen revision {seen}, which the region does not have. What the \
+             region no longer knows of is kept on the device and runs on. Give the region back what it lost, or annotate the Device with \
+             {ACCEPT_RESTORED}={seen} to let it go",
             seen = hello.revision
         );
         run::change_device(hub, key, |value| set(value, Truth::True, "RegionBehind", &message, hub)).await?;
         hub.recorder.note(Note::about(&object, true, CONDITION, message, "session"));
-    } else if was && !held {
-        let (reason, message) = if same {
-            ("Accepted", "a person said that what the region has now counts")
-        } else {
-            ("NewIncarnation", "the region is a new incarnation")
-        };
-        run::change_device(hub, key, |value| set(value, Truth::False, reason, message, hub)).await?;
+    } else if was && !same {
+        let message = "the region is a new incarnation";
+        run::change_device(hub, key, |value| set(value, Truth::False, "NewIncarnation", message, hub)).await?;
     }
-    Ok(held)
+    Ok(lost)
+}
+
+/// Takes the condition back once a person has said that what the region has now counts.
+pub(super) async fn settle(hub: &Arc<Hub>, device: &DeviceName) {
+    let key = ObjectKey::new(GroupKind::DEVICE, "", device.as_str());
+    let Some(value) = hub.cache().get(&key).map(|entry| entry.object.value()) else { return };
+    let Some(condition) = condition::get(&value, CONDITION).filter(|one| one.status == Truth::True) else { return };
+    let said = annotation(&value).is_some_and(|seen| condition.message.contains(&format!("{ACCEPT_RESTORED}={seen} ")));
+    if !said {
+        return;
+    }
+    note_ahead(hub, device, false);
+    let message = "a person said that what the region has now counts";
+    let change = run::change_device(hub, &key, |value| set(value, Truth::False, "Accepted", message, hub));
+    if let Err(status) = change.await {
+        // The next change of the Device, or its next session, comes here again.
+        tracing::warn!(%device, error = status.message(), "cannot take back that the region was restored");
+    }
 }
 
 fn set(value: &mut Value, status: Truth, reason: &str, message: &str, hub: &Hub) {
@@ -81,7 +90,7 @@ fn set(value: &mut Value, status: Truth, reason: &str, message: &str, hub: &Hub)
 }
 
 fn annotation(device: &Value) -> Option<&str> {
-    device.pointer("/metadata/annotations")?.get(ACCEPT)?.as_str()
+    device.pointer("/metadata/annotations")?.get(ACCEPT_RESTORED)?.as_str()
 }
 
 /// Counts the device, and tells the operator once.
@@ -92,7 +101,7 @@ fn note_ahead(hub: &Hub, device: &DeviceName, held: bool) {
             tracing::error!(
                 %device,
                 "a device has seen revisions that this region does not have: its store was restored from an older state or lost what it \
-                 acknowledged; such devices are told nothing of what to run, see their condition {CONDITION}"
+                 acknowledged; such devices keep what was lost, see their condition {CONDITION}"
             );
         } else {
             tracing::warn!(%device, "another device has seen revisions that this region does not have");

@@ -47,15 +47,12 @@ pub(super) async fn session(
     mut inbound: Streaming<DeviceMessage>,
     outbox: Outbox,
 ) {
-    let held = match hello(&hub, &device, &key, &mut inbound, &outbox).await {
-        Ok(held) => held,
-        Err(status) => {
-            tracing::info!(%device, error = status.message(), "refused a session");
-            outbox.close(Some(Err(status)));
-            return;
-        }
-    };
-    let session = hub.sessions.open(device.clone(), key, held, outbox);
+    if let Err(status) = hello(&hub, &device, &key, &mut inbound, &outbox).await {
+        tracing::info!(%device, error = status.message(), "refused a session");
+        outbox.close(Some(Err(status)));
+        return;
+    }
+    let session = hub.sessions.open(device.clone(), key, outbox);
     // A key that was removed since the hello found no session to end.
     let keys = hub.cache().keys_of(device.as_str());
     hub.sessions.check_key(device.as_str(), &keys);
@@ -79,15 +76,14 @@ pub(super) async fn session(
     tracing::info!(%device, session = session.id, reason = label, "a device's session ended");
 }
 
-/// Agrees on a version, checks the key against the Device as it is stored, and keeps what the device says of itself. `true`: the device is
-/// told nothing of what it shall run.
+/// Agrees on a version, checks the key against the Device as it is stored, and keeps what the device says of itself.
 async fn hello(
     hub: &Arc<Hub>,
     device: &DeviceName,
     key: &DeviceKey,
     inbound: &mut Streaming<DeviceMessage>,
     outbox: &Outbox,
-) -> Result<bool, Status> {
+) -> Result<(), Status> {
     let first = timeout(HELLO, inbound.message()).await;
     let first = first.map_err(|_| Status::deadline_exceeded(format!("no hello within {} s", HELLO.as_secs())))??;
     let Some(device_message::Message::Hello(hello)) = first.and_then(|message| message.message) else {
@@ -112,7 +108,7 @@ async fn hello(
         }
     }
     store_info(hub, &object, &hello).await?;
-    let held = restored::is_held(hub, device, &object, &hello).await?;
+    let lost_writes = restored::lost_writes(hub, device, &object, &hello).await?;
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let answer = RegionHello {
         version: SESSION_VERSION,
@@ -121,10 +117,10 @@ async fn hello(
         zone: hub.config.zone.clone(),
         heartbeat_millis: millis(hub.config.timing.heartbeat),
         now_millis: hub.now().0,
-        revision: hub.cache().revision().0,
+        lost_writes,
     };
     let message = hearth_proto::v1::RegionMessage { message: Some(Message::Hello(answer)) };
-    if outbox.send(message) { Ok(held) } else { Err(Status::aborted("the device is gone")) }
+    if outbox.send(message) { Ok(()) } else { Err(Status::aborted("the device is gone")) }
 }
 
 /// Stores what the machine is in its Device, where that changed.
@@ -189,6 +185,7 @@ async fn talk(hub: &Arc<Hub>, session: &Arc<Session>, mut inbound: Streaming<Dev
     if !send_desired(hub, session, &mut sent, true) {
         return End::Ended;
     }
+    restored::settle(hub, &session.device).await;
     loop {
         tokio::select! {
             () = session.end.cancelled() => return End::Ended,
@@ -197,6 +194,7 @@ async fn talk(hub: &Arc<Hub>, session: &Arc<Session>, mut inbound: Streaming<Dev
                 if !send_desired(hub, session, &mut sent, false) {
                     return End::Ended;
                 }
+                restored::settle(hub, &session.device).await;
             }
             Some(_) = signing.join_next() => {}
             message = timeout(hub.config.timing.silence, inbound.message()) => match message {
@@ -268,9 +266,6 @@ async fn handle(
 
 /// Sends what the device shall have: all of it, or what changed since.
 fn send_desired(hub: &Hub, session: &Session, sent: &mut Sent, full: bool) -> bool {
-    if session.held {
-        return true;
-    }
     let (wanted, revision) = {
         let cache = hub.cache();
         (desired::of_device(&cache, session.device.as_str()), cache.revision())
