@@ -8,7 +8,9 @@ use hearth_proto::v1::{
 };
 use hearth_region::Timing;
 use hearth_types::{
-    DeviceKey, DeviceName, GroupKind, condition,
+    DeviceKey, DeviceName, GroupKind,
+    admission::Part,
+    condition,
     store::Op,
     tunnel::{DialError, DialNotice},
 };
@@ -464,7 +466,7 @@ async fn a_claim_is_shown_to_the_device_that_it_is_pinned_to_and_to_no_other() {
     assert_eq!(claims, ["PersistentVolumeClaim/alice/here"]);
     // A pod is bound in the entry that pins its claims: without the pin, the news of it is still on its way.
     assert!(!device.desired.contains_key("Pod/alice/early"));
-    rig.edit(GroupKind::PERSISTENT_VOLUME_CLAIM, "alice", "free", |one| {
+    rig.edit_part(Part::Region, (GroupKind::PERSISTENT_VOLUME_CLAIM, "alice", "free"), |one| {
         one["metadata"]["annotations"] = json!({"hearth.dev/device": "nas"});
     })
     .await;

@@ -155,13 +155,23 @@ impl Rig {
 
     /// Changes an object as a person would, against whatever else happens to it.
     pub(crate) async fn edit(&self, kind: GroupKind, namespace: &str, name: &str, change: impl Fn(&mut Value)) {
+        self.edit_part(Part::Main, (kind, namespace, name), change).await;
+    }
+
+    /// As the region itself may, which keeps some annotations to itself.
+    pub(crate) async fn edit_part(
+        &self,
+        part: Part,
+        (kind, namespace, name): (GroupKind, &str, &str),
+        change: impl Fn(&mut Value),
+    ) {
         let key = ObjectKey::new(kind, namespace, name);
         for _ in 0..50 {
             let old = self.read(&key).await.expect("there");
             let mut new = old.value();
             change(&mut new);
             let info = admission::kind_of(&new).expect("a kind");
-            let admitted = self.context(|context| admission::prepare_update(info, &old, new, Part::Main, context));
+            let admitted = self.context(|context| admission::prepare_update(info, &old, new, part, context));
             let op = Op::Update { object: admitted.expect("admitted").object, expect: Expect::same(&old) };
             let count = self.count.fetch_add(1, Ordering::Relaxed);
             let txn = Txn {
