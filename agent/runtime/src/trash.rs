@@ -48,7 +48,11 @@ pub(crate) fn delete_apart(trees: &[PathBuf]) {
         if unsafe { sys::close_all_but(&[]) }.is_err() {
             return 1;
         }
-        title::set("hearth sweep", c"hearth sweep");
+        // It names the data directory, as every process of an instance does: its shim's line says which.
+        let line = fs::read("/proc/self/cmdline").unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        let rest = line.trim_end_matches('\0').strip_prefix("hearth shim").unwrap_or_default();
+        title::set(&format!("hearth sweep{rest}"), c"hearth sweep");
         delete(trees);
         0
     });
