@@ -1,8 +1,9 @@
 //! Backup and restore of a region, through the binary.
 
 use std::{
+    ffi::OsString,
     os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Stdio},
 };
 
@@ -74,11 +75,11 @@ impl Drop for Server {
 }
 
 /// What a folder holds, by name, with the bytes.
-fn content(folder: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+fn content(folder: &Path) -> Result<Vec<(OsString, Vec<u8>)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        found.push((path.clone(), std::fs::read(path)?));
+        let entry = entry?;
+        found.push((entry.file_name(), std::fs::read(entry.path())?));
     }
     found.sort();
     Ok(found)

@@ -265,7 +265,11 @@ fn part(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 fn hex_sha256(bytes: &[u8]) -> String {
-    digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    use fmt::Write as _;
+    digest(&SHA256, bytes).as_ref().iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// Passes bytes on and keeps their hash.
