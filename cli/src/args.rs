@@ -1,6 +1,7 @@
 //! The command line.
 
 mod change;
+mod region;
 mod view;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ pub(crate) use change::{
     Annotate, Apply, Cascade, Cordon, Create, Delete, DryRun, Edit, Files, Label, Marks, Patch, PatchType, Replace,
     Scale, Taint,
 };
+pub(crate) use region::{Region, RegionBackup, RegionInspect, RegionRestore};
 pub(crate) use view::{
     ApiResources, Completion, Describe, Events, Exec, Explain, Get, Logs, Rollout, RolloutStatus, Shell, Version, Wait,
 };
@@ -106,6 +108,9 @@ pub(crate) enum Command {
     /// Tokens by which devices join.
     #[command(subcommand)]
     Token(Token),
+    /// The region itself: backups, and what is restored from them.
+    #[command(subcommand)]
+    Region(Region),
     /// Images on this device.
     #[command(subcommand)]
     Image(Image),

@@ -121,6 +121,11 @@ impl DataDir {
         self.root.join("server")
     }
 
+    /// The store of the server.
+    pub(crate) fn raft(&self) -> PathBuf {
+        self.server().join("raft")
+    }
+
     pub(crate) fn agent(&self) -> PathBuf {
         self.root.join("agent")
     }

@@ -6,6 +6,7 @@ mod data_dir;
 mod follow;
 mod logging;
 mod output;
+mod region_files;
 mod roles;
 mod sources;
 mod target;
@@ -17,7 +18,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 
 use crate::{
-    args::{Cli, Command, Image, Rollout, Token},
+    args::{Cli, Command, Image, Region, Rollout, Token},
     context::Context,
     logging::log_to_stderr,
 };
@@ -55,6 +56,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Image(Image::Build(args)) => verbs::image::build(&args)?,
         Command::Image(Image::Ls(args)) => verbs::image::list(&args)?,
         Command::Image(Image::Rm(args)) => verbs::image::remove(&args)?,
+        Command::Region(Region::Inspect(args)) => verbs::region::inspect(&args)?,
         Command::ApiResources(args) => verbs::api_resources::run(&args),
         Command::Explain(args) => verbs::explain::run(&args)?,
         Command::Completion(args) => verbs::completion::run(&args),
@@ -92,7 +94,10 @@ async fn client_verb(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Token(Token::Create(args)) => verbs::token::create(context, &args).await?,
         Command::Token(Token::Ls(args)) => verbs::token::list(context, &args).await?,
         Command::Token(Token::Delete(args)) => verbs::token::delete(context, &args).await?,
-        Command::Up(_)
+        Command::Region(Region::Backup(args)) => verbs::region::backup(context, &args).await?,
+        Command::Region(Region::Restore(args)) => verbs::region::restore(&args).await?,
+        Command::Region(Region::Inspect(_))
+        | Command::Up(_)
         | Command::Down(_)
         | Command::Status(_)
         | Command::Server(_)

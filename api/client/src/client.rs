@@ -348,6 +348,14 @@ impl Client {
         Ok(answer.into_inner())
     }
 
+    /// A backup of the region as it is now, as chunks of bytes. With the key of its CA: as secret as that.
+    pub async fn backup(&self) -> Result<Answers<bytes::Bytes>, Status> {
+        let mut region = v1::region_client::RegionClient::new(self.channel.clone());
+        let answer = region.backup(timed(v1::BackupRequest {})).await.map_err(|error| convert::status(&error))?;
+        let chunks = answer.into_inner();
+        Ok(Box::pin(chunks.map(|chunk| chunk.map(|chunk| chunk.data).map_err(|error| convert::status(&error)))))
+    }
+
     /// Makes a one-time token by which a device of `owner` joins. `valid` zero: the region's default.
     pub async fn create_token(&self, owner: &str, valid: Duration) -> Result<v1::CreateTokenResponse, Status> {
         self.make_token(owner, false, valid).await

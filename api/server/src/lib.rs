@@ -21,6 +21,6 @@ mod tokens;
 
 pub use ca::CertificateAuthority;
 pub use clock::SystemClock;
-pub use grpc::{DeviceDoorConnector, NoDevices, TunnelConnector};
+pub use grpc::{BackupSource, DeviceDoorConnector, Frozen, NoDevices, TunnelConnector};
 pub use resources::ResourceService;
 pub use server::{ApiConfig, ApiServer, ApiServerBuilder, ServeError, server_name};

@@ -14,9 +14,10 @@ use tonic::{
 };
 
 use crate::{
+    BackupSource,
     ca::{CaError, CertificateAuthority},
     door::{Door, GuardLayer, Room},
-    grpc::{DeviceDoorConnector, EnrollmentDoor, NoDevices, PodsDoor, RegionDoor, ResourcesDoor},
+    grpc::{Backups, DeviceDoorConnector, EnrollmentDoor, NoBackups, NoDevices, PodsDoor, RegionDoor, ResourcesDoor},
     metrics::Metrics,
     resources::ResourceService,
     tokens::Tokens,
@@ -89,6 +90,7 @@ pub struct ApiServerBuilder {
     resources: Arc<ResourceService>,
     ca: Arc<CertificateAuthority>,
     connector: Arc<dyn DeviceDoorConnector>,
+    backups: Arc<dyn BackupSource>,
     registry: Registry,
     more: RoutesBuilder,
 }
@@ -106,8 +108,9 @@ impl ApiServer {
         resources: Arc<ResourceService>,
         ca: Arc<CertificateAuthority>,
     ) -> ApiServerBuilder {
-        let (connector, registry, more) = (Arc::new(NoDevices), Registry::new(), Routes::builder());
-        ApiServerBuilder { config, resources, ca, connector, registry, more }
+        let (connector, backups) = (Arc::new(NoDevices), Arc::new(NoBackups));
+        let (registry, more) = (Registry::new(), Routes::builder());
+        ApiServerBuilder { config, resources, ca, connector, backups, registry, more }
     }
 
     /// Serves until `shutdown` is done, then stops gracefully: no new connections, streams end with
@@ -181,6 +184,13 @@ impl ApiServerBuilder {
         self
     }
 
+    /// What backups are made of; without it there are none.
+    #[must_use]
+    pub fn backups(mut self, source: Arc<dyn BackupSource>) -> Self {
+        self.backups = source;
+        self
+    }
+
     /// Where the metrics are registered.
     #[must_use]
     pub fn metrics(mut self, registry: &Registry) -> Self {
@@ -224,6 +234,7 @@ impl ApiServerBuilder {
             tokens: tokens.clone(),
             region: self.config.region.clone(),
             version: self.config.version.clone(),
+            backups: Backups::new(self.backups),
         };
         let pods = PodsDoor { resources: resources.clone(), connector: self.connector };
         self.more

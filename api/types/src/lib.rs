@@ -12,6 +12,7 @@
 //! | [`validate`] | names, specs and fields, with the path of what is wrong |
 //! | [`patch`] | merge patch and three-way apply |
 //! | [`identity`] | who makes a request; who signs certificates |
+//! | [`restores`] | which revisions a region does not have since it was restored |
 //! | [`routes`] | what DNS and gateway know of hostnames |
 //! | [`selector`] | label and field selectors |
 //! | [`store`] | the trait [`store::Store`] and its transactions |
@@ -30,6 +31,7 @@ pub mod object;
 pub mod patch;
 pub mod quantity;
 pub mod registry;
+pub mod restores;
 pub mod routes;
 pub mod selector;
 pub mod status;

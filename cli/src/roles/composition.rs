@@ -9,14 +9,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use hearth_api::{ApiConfig, ApiServer, CertificateAuthority, ResourceService, TunnelConnector, server_name};
+use hearth_api::{
+    ApiConfig, ApiServer, BackupSource, CertificateAuthority, Frozen, ResourceService, TunnelConnector, server_name,
+};
 use hearth_client::Config;
 use hearth_dns::{DnsConfig, DnsServer};
 use hearth_gateway::{Gateway, GatewayConfig};
-use hearth_raft::{RaftConfig, RaftStore};
+use hearth_raft::{Owner, RaftConfig, RaftStore};
 use hearth_region::{Region, Timing};
 use hearth_tunnel::{HubConfig, TunnelHub};
-use hearth_types::{Clock, identity, store::Store};
+use hearth_types::{BoxFuture, Clock, Status, identity, store::Store};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +29,7 @@ use super::{
 use crate::{
     args::Server,
     data_dir::{DataDir, ServerReport, write_atomically},
+    region_files,
 };
 
 /// The number of a region's first server in its Raft group.
@@ -62,16 +65,12 @@ pub(super) async fn run_server(
         &data.server().join("ca"),
         &zone,
         Arc::clone(&clock),
-        hearth_raft::exists(&data.server().join("raft")),
+        hearth_raft::exists(&data.raft()),
     )?);
     ca.export(&data.ca())?;
     let raft = Arc::new(
-        RaftStore::open(
-            RaftConfig::new(data.server().join("raft"), FIRST_SERVER, &args.region),
-            &registry,
-            Arc::clone(&clock),
-        )
-        .await?,
+        RaftStore::open(RaftConfig::new(data.raft(), FIRST_SERVER, &args.region), &registry, Arc::clone(&clock))
+            .await?,
     );
     let store: Arc<dyn Store> = raft.clone();
     let resources = Arc::new(ResourceService::new(Arc::clone(&store), Arc::clone(&clock), &zone));
@@ -121,6 +120,11 @@ pub(super) async fn run_server(
     };
     let api = ApiServer::builder(config, resources, Arc::clone(&ca))
         .connector(Arc::new(TunnelConnector(Arc::clone(&hub))))
+        .backups(Arc::new(Backups {
+            store: Arc::clone(&raft),
+            owner: region_files::owner(data, &args.region)?,
+            clock: Arc::clone(&clock),
+        }))
         .metrics(&registry)
         .add_service(handle.devices_service())
         .build()?;
@@ -161,6 +165,22 @@ pub(super) async fn run_server(
     hub.close().await;
     raft.shutdown().await.context("cannot close the store")?;
     ended
+}
+
+/// Backups of the running store, with what else makes the region.
+struct Backups {
+    store: Arc<RaftStore>,
+    owner: Owner,
+    clock: Arc<dyn Clock>,
+}
+
+impl BackupSource for Backups {
+    fn freeze(&self) -> BoxFuture<'_, Result<Frozen, Status>> {
+        Box::pin(async {
+            let backup = self.store.backup(self.owner.clone(), self.clock.now()).await?;
+            Ok(Box::new(move |out: &mut dyn std::io::Write| backup.write(out)) as Frozen)
+        })
+    }
 }
 
 /// The running parts of a server. Each has a name; one that ends before it was told to takes the server

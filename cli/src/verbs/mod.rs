@@ -19,6 +19,7 @@ pub(crate) mod logs;
 mod modify;
 pub(crate) mod patch;
 mod pod_of;
+pub(crate) mod region;
 pub(crate) mod rollout;
 pub(crate) mod scale;
 pub(crate) mod taint;

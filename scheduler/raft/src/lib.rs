@@ -10,6 +10,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | `backup` | backups: of a running store, of the files of a stopped one, and back |
 //! | [`disk`] | the disk behind a trait; one in memory that fails and forgets |
 //! | `log` | segments, records with checksums, group commit, vote |
 //! | `machine` | applies entries, writes and reads snapshots |
@@ -17,6 +18,7 @@
 //! | `open` | configuration, whose store it is, files |
 //! | `store` | starts Raft, bounds requests, answers them |
 
+mod backup;
 pub mod disk;
 mod health;
 mod log;
@@ -29,6 +31,7 @@ mod store;
 mod types;
 mod watch;
 
+pub use backup::{Backup, BackupError, BackupHead, Keys, Owner, read_stopped, read_stopped_on, restore, restore_on};
 pub use log::{LogError, SEGMENT_BYTES};
 pub use machine::{SNAPSHOT_LOG_BYTES, SNAPSHOT_LOG_ENTRIES, SNAPSHOT_RETRY, SnapshotsError};
 pub use open::{RaftConfig, RaftStoreError, Tuning, exists};

@@ -24,8 +24,8 @@ use crate::{
     watch::BOOKMARK_INTERVAL,
 };
 
-const IDENTITY: &str = "identity";
-const IDENTITY_MAGIC: [u8; 8] = *b"HEARTHID";
+pub(crate) const IDENTITY: &str = "identity";
+pub(crate) const IDENTITY_MAGIC: [u8; 8] = *b"HEARTHID";
 
 /// Where the store is and whose.
 #[derive(Clone, Debug)]
@@ -150,9 +150,9 @@ pub enum RaftStoreError {
 
 /// Whose store it is.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Identity {
-    node_id: u64,
-    region: String,
+pub(crate) struct Identity {
+    pub(crate) node_id: u64,
+    pub(crate) region: String,
 }
 
 /// What was opened before Raft starts.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use hearth_state::{Command, Refusal, Response, check_txn};
+use hearth_state::{Command, Refusal, Response, State, check_txn};
 use hearth_types::{
     BoxFuture, Clock, Incarnation, Object, ObjectKey, Reason, Revision, Status,
     object::MAX_OBJECT_BYTES,
@@ -258,6 +258,12 @@ impl RaftStore {
             Response::Refused(refusal) => Err(Status::internal(refusal.to_string())),
             other => Err(Status::internal(format!("a transaction was answered with {other:?}"))),
         }
+    }
+
+    /// The state with every write in it that was acknowledged before; shares its memory with the one that goes on.
+    pub(crate) async fn frozen(&self) -> Result<State, Status> {
+        self.catch_up(Consistency::Linearizable).await?;
+        Ok(self.shared.machine().state.clone())
     }
 
     /// Waits until a local read sees every write that was acknowledged before.

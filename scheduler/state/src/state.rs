@@ -1,7 +1,9 @@
 //! The state of a region, and the one step that changes it.
 
+use std::collections::BTreeMap;
+
 use hearth_types::{
-    Incarnation, Object, ObjectKey, Revision, Timestamp,
+    GroupKind, Incarnation, Object, ObjectKey, Revision, Timestamp,
     store::{OpError, Query, Txn, TxnOutcome, WatchEvent},
 };
 use serde::{Deserialize, Serialize};
@@ -130,6 +132,24 @@ impl State {
     /// Every change after `from` that a query selects, in order.
     pub fn events_since(&self, from: Revision, query: &Query) -> Result<Vec<WatchEvent>, Expired> {
         self.history.batch(from, query, usize::MAX, usize::MAX).map(|batch| batch.events)
+    }
+
+    /// How many objects there are of each kind.
+    pub fn kinds(&self) -> BTreeMap<GroupKind, usize> {
+        let mut kinds = BTreeMap::new();
+        for key in self.objects.keys() {
+            *kinds.entry(key.kind.clone()).or_default() += 1;
+        }
+        kinds
+    }
+
+    /// The state as it goes on after a restore: at a later revision and without history, so that whoever watches from before is told
+    /// to list anew, and so is whoever had seen more than this.
+    #[must_use]
+    pub fn resumed(mut self, at: Revision) -> Self {
+        let at = at.max(self.revision());
+        self.history = History::restored(at, at, imbl::Vector::new());
+        self
     }
 
     pub(crate) fn objects(&self) -> &Objects {

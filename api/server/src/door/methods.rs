@@ -25,7 +25,7 @@ const fn method(service: &'static str, name: &'static str, allowed: Allowed) -> 
     Method { service, name, allowed }
 }
 
-static METHODS: [Method; 18] = [
+static METHODS: [Method; 19] = [
     method("hearth.v1.Resources", "Get", Allowed::Admins),
     method("hearth.v1.Resources", "List", Allowed::Admins),
     method("hearth.v1.Resources", "Watch", Allowed::Admins),
@@ -42,6 +42,7 @@ static METHODS: [Method; 18] = [
     method("hearth.v1.Region", "CreateToken", Allowed::Admins),
     method("hearth.v1.Region", "ListTokens", Allowed::Admins),
     method("hearth.v1.Region", "DeleteToken", Allowed::Admins),
+    method("hearth.v1.Region", "Backup", Allowed::Admins),
     method("hearth.v1.Enrollment", "Join", Allowed::Anyone),
     method("hearth.v1.Devices", "Session", Allowed::Devices),
 ];

@@ -1,11 +1,14 @@
 //! The gRPC services. Each turns messages into calls and errors into statuses, and does nothing else.
 
+mod backup;
 pub(crate) mod convert;
 mod enrollment;
 mod pods;
 mod region;
 mod resources;
 
+pub use backup::{BackupSource, Frozen};
+pub(crate) use backup::{Backups, NoBackups};
 pub(crate) use enrollment::EnrollmentDoor;
 pub(crate) use pods::PodsDoor;
 pub use pods::{DeviceDoorConnector, NoDevices, TunnelConnector};

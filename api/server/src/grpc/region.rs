@@ -9,7 +9,10 @@ use hearth_types::{
 };
 use tonic::{Request, Response};
 
-use super::convert::grpc;
+use super::{
+    backup::{self, Backups},
+    convert::grpc,
+};
 use crate::{resources::ResourceService, tokens::Tokens};
 
 pub(crate) struct RegionDoor {
@@ -17,10 +20,13 @@ pub(crate) struct RegionDoor {
     pub(crate) tokens: Arc<Tokens>,
     pub(crate) region: String,
     pub(crate) version: String,
+    pub(crate) backups: Backups,
 }
 
 #[tonic::async_trait]
 impl v1::region_server::Region for RegionDoor {
+    type BackupStream = backup::Chunks;
+
     async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, tonic::Status> {
         // A page of one answers with the revision too.
         let query = Query::all(GroupKind::NAMESPACE);
@@ -59,5 +65,9 @@ impl v1::region_server::Region for RegionDoor {
     ) -> Result<Response<v1::DeleteTokenResponse>, tonic::Status> {
         self.tokens.delete(&request.get_ref().id).await.map_err(grpc)?;
         Ok(Response::new(v1::DeleteTokenResponse {}))
+    }
+
+    async fn backup(&self, _: Request<v1::BackupRequest>) -> Result<Response<backup::Chunks>, tonic::Status> {
+        Ok(Response::new(self.backups.begin().await.map_err(grpc)?))
     }
 }

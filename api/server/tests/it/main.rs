@@ -5,6 +5,7 @@
 mod access;
 mod apply_all;
 mod authority;
+mod backups;
 mod join;
 mod life;
 mod objects;

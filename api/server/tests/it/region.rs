@@ -25,7 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::store::MemoryStore;
+use crate::{backups::FakeBackups, store::MemoryStore};
 
 pub(crate) const ZONE: &str = "hearth.internal";
 /// Nothing here takes longer on a busy machine, unless it hangs.
@@ -76,6 +76,7 @@ pub(crate) struct Region {
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) clock: Arc<MovedClock>,
     pub(crate) registry: Registry,
+    pub(crate) backups: Arc<FakeBackups>,
     pub(crate) stop: CancellationToken,
     pub(crate) server: tokio::task::JoinHandle<Result<(), hearth_api::ServeError>>,
     pub(crate) directory: tempfile::TempDir,
@@ -109,9 +110,10 @@ impl Region {
         let address = listener.local_addr().unwrap().to_string();
         let config =
             ApiConfig { region: "home".into(), version: "1.2.3".into(), token_addresses: vec![address.clone()] };
-        let registry = Registry::new();
+        let (registry, backups) = (Registry::new(), Arc::new(FakeBackups::default()));
         let mut builder = ApiServer::builder(config, resources, ca.clone())
             .metrics(&registry)
+            .backups(backups.clone())
             .add_service(v1::devices_server::DevicesServer::new(Sessions));
         if let Some(connector) = connector {
             builder = builder.connector(connector);
@@ -120,7 +122,7 @@ impl Region {
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let server = tokio::spawn(server.serve(listener, stopped));
-        Self { address, ca, store, clock, registry, stop, server, directory }
+        Self { address, ca, store, clock, registry, backups, stop, server, directory }
     }
 
     pub(crate) fn config(&self, issued: &Issued) -> Config {

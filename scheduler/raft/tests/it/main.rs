@@ -1,5 +1,6 @@
 //! Tests of the durable store: on a disk in memory that fails and forgets, and on the real one.
 
+mod backup;
 mod basic;
 mod crash;
 mod damage;

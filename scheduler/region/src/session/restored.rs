@@ -10,6 +10,7 @@ use hearth_types::{
     DeviceName, GroupKind, ObjectKey, Revision,
     condition::{self, Condition, Truth},
     kinds::ACCEPT_RESTORED,
+    restores,
 };
 use serde_json::Value;
 use tonic::Status;
@@ -37,6 +38,12 @@ impl Sessions {
     }
 }
 
+/// Whether a revision is one that was lost when the region was restored from a backup: known for good, however long ago that was.
+fn was_restored(hub: &Hub, seen: Revision) -> bool {
+    let Some(object) = hub.cache().get(&restores::key()).map(|entry| entry.object.clone()) else { return false };
+    restores::read(&object.value()).iter().any(|restore| restore.lost(seen))
+}
+
 /// Whether the region has lost what a device was told of. Says so in its conditions.
 pub(super) async fn lost_writes(
     hub: &Arc<Hub>,
@@ -49,7 +56,8 @@ pub(super) async fn lost_writes(
     };
     let was = condition::is_true(&object.value(), CONDITION);
     let same = hello.incarnation == hub.config.store.incarnation().as_str();
-    let lost = same && hub.sessions.is_ahead(device, Revision(hello.revision));
+    let seen = Revision(hello.revision);
+    let lost = same && (hub.sessions.is_ahead(device, seen) || was_restored(hub, seen));
     note_ahead(hub, device, lost || (was && same));
     if lost {
         let message = format!(

@@ -10,7 +10,7 @@ use hearth_region::Timing;
 use hearth_types::{
     DeviceKey, DeviceName, GroupKind,
     admission::Part,
-    condition,
+    condition, restores,
     store::Op,
     tunnel::{DialError, DialNotice},
 };
@@ -605,4 +605,37 @@ async fn a_device_that_has_seen_more_than_its_region_is_told_so_until_a_person_a
     assert_eq!(condition(&rig.get(GroupKind::DEVICE, "", "nas").await.unwrap()), Some(condition::Truth::True));
     annotate("1000000").await;
     rig.until(GroupKind::DEVICE, "", "nas", "taken back", |one| condition(one) == Some(condition::Truth::False)).await;
+}
+
+#[tokio::test]
+async fn a_device_that_has_seen_what_a_restore_lost_is_told_so_however_far_the_region_has_come_since() {
+    let rig = Rig::start().await;
+    drop(rig.connected("nas").await);
+    let key = DeviceKey(std::array::from_fn(|index| b"nas".get(index).copied().unwrap_or(0)));
+    let now: u64 = rig.get(GroupKind::NODE, "", "nas").await.unwrap()["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let lost = async |revision: u64| {
+        let hello = DeviceHello { incarnation: "test".into(), revision, ..support_hello() };
+        let (_out, inbound) = FakeDevice::open(rig.address, "nas", key, hello).await;
+        let Some(In::Hello(hello)) = said(&mut inbound.unwrap()).await else { panic!("a hello is first") };
+        hello.lost_writes
+    };
+    // This server is beyond it, and told it itself.
+    assert!(!lost(now).await);
+    // Restored from a backup at the revision before, and gone on at this one: long ago, as far as this server knows.
+    let mark = restores::key();
+    rig.create(
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": mark.name, "namespace": mark.namespace},
+        "data": {now.to_string(): (now - 1).to_string()}}),
+    )
+    .await;
+    let start = tokio::time::Instant::now();
+    while !lost(now).await {
+        assert!(start.elapsed() < PATIENCE, "never told");
+    }
+    assert!(!lost(now - 1).await, "it has seen nothing that was lost");
+    assert!(!lost(now + 1).await, "it has followed the restored region");
 }
