@@ -155,6 +155,13 @@ impl Instance {
         serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
     }
 
+    /// A condition of an object, where it has one of this type.
+    pub fn condition(&self, kind: &str, name: &str, namespace: &str, which: &str) -> Result<Value> {
+        let object = self.get(kind, name, namespace)?;
+        let mut conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.find(|one| one["type"] == which).cloned().with_context(|| format!("no condition {which}: {object}"))
+    }
+
     /// Objects of a kind as JSON.
     pub fn list(&self, kind: &str, namespace: &str) -> Result<Vec<Value>> {
         let text = self.run(&format!("get {kind} -n {namespace} -o json"))?;

@@ -41,7 +41,8 @@ pub(crate) async fn run(context: &Context, args: &Wait) -> Result<()> {
                 Awaited::Deleted | Awaited::Created => Absent::Wait,
                 _ => Absent::Fail,
             };
-            match wait(context, target.info, key, None, &awaited, absent, left()).await {
+            let wanted = Wanted { info: target.info, key, uid: None, awaited: &awaited, absent };
+            match wanted.wait(context, left()).await {
                 Ok(_) => {
                     let verb = if awaited == Awaited::Deleted { "deleted" } else { "condition met" };
                     output::line(&format!("{} {verb}", target.info.display_name(&key.name)));
@@ -108,35 +109,8 @@ pub(crate) async fn until(
 ) -> Result<Option<Object>> {
     let (name, uid) = selected.unwrap_or_default();
     let key = ObjectKey::new(info.group_kind(), namespace, name);
-    wait(context, info, &key, uid.as_ref(), awaited, Absent::Wait, timeout).await
-}
-
-async fn wait(
-    context: &Context,
-    info: &'static KindInfo,
-    key: &ObjectKey,
-    uid: Option<&Uid>,
-    awaited: &Awaited,
-    absent: Absent,
-    timeout: Duration,
-) -> Result<Option<Object>> {
-    let mut seen = Seen::default();
-    // Without time it is looked once.
-    let once = timeout.is_zero();
-    let watching = follow(context, info, key, uid, awaited, absent, once, &mut seen);
-    let done = if once { Ok(watching.await) } else { tokio::time::timeout(timeout, watching).await };
-    match done {
-        Ok(Err(error)) => return Err(error),
-        Ok(Ok(true)) => return Ok(seen.last),
-        Ok(Ok(false)) | Err(_) => {}
-    }
-    let told = match &seen.last {
-        _ if !seen.listed => ": the region did not answer".into(),
-        None if *awaited == Awaited::Deleted => String::new(),
-        None => ": there is no such object".into(),
-        Some(object) => format!(": {}", state(object)),
-    };
-    bail!("timed out waiting for the condition on {}/{}{told}", info.plural, key.name)
+    let wanted = Wanted { info, key: &key, uid: uid.as_ref(), awaited, absent: Absent::Wait };
+    wanted.wait(context, timeout).await
 }
 
 /// What was seen of an object while it was waited for.
@@ -148,51 +122,87 @@ struct Seen {
     last: Option<Object>,
 }
 
-/// Looks, then watches; true once it holds, false if it was to be looked only once.
-#[allow(clippy::too_many_arguments)] // the whole question, and where to leave what was seen
-async fn follow(
-    context: &Context,
+/// What is waited for, of which object.
+struct Wanted<'a> {
     info: &'static KindInfo,
-    key: &ObjectKey,
-    uid: Option<&Uid>,
-    awaited: &Awaited,
+    key: &'a ObjectKey,
+    /// Only this very object.
+    uid: Option<&'a Uid>,
+    awaited: &'a Awaited,
     absent: Absent,
-    once: bool,
-    seen: &mut Seen,
-) -> Result<bool> {
-    let fields = format!("metadata.name={}", key.name);
-    let selection = Selection { all_namespaces: false, labels: "", fields: &fields };
-    if once {
-        let (objects, _) = context.list_in(info, &key.namespace, &selection).await?;
+}
+
+impl Wanted<'_> {
+    async fn wait(&self, context: &Context, timeout: Duration) -> Result<Option<Object>> {
+        let mut seen = Seen::default();
+        // Without time it is looked once.
+        let done = if timeout.is_zero() {
+            Ok(self.look(context, &mut seen).await)
+        } else {
+            tokio::time::timeout(timeout, self.follow(context, &mut seen)).await
+        };
+        match done {
+            Ok(Err(error)) => return Err(error),
+            Ok(Ok(true)) => return Ok(seen.last),
+            Ok(Ok(false)) | Err(_) => {}
+        }
+        let told = match &seen.last {
+            _ if !seen.listed => ": the region did not answer".into(),
+            None if *self.awaited == Awaited::Deleted => String::new(),
+            None => ": there is no such object".into(),
+            Some(object) => format!(": {}", state(object)),
+        };
+        bail!("timed out waiting for the condition on {}/{}{told}", self.info.plural, self.key.name)
+    }
+
+    /// Looks once; whether it holds.
+    async fn look(&self, context: &Context, seen: &mut Seen) -> Result<bool> {
+        let fields = self.fields();
+        let (objects, _) = context.list_in(self.info, &self.key.namespace, &selection(&fields)).await?;
         seen.listed = true;
-        seen.last = objects.into_iter().find(|object| uid.is_none_or(|uid| uid == object.uid()));
-        if seen.last.is_none() && absent == Absent::Fail {
-            return Err(refusal(&Status::not_found(key)));
-        }
-        return Ok(awaited.holds(seen.last.as_ref().map(Object::value).as_ref()));
+        seen.last = objects.into_iter().find(|object| self.means(object));
+        self.holds(seen)
     }
-    let changes = follow::anew(context.source(info, &key.namespace, &selection)?, true);
-    pin_mut!(changes);
-    while let Some(change) = changes.next().await {
-        match change? {
-            // Another object of the same name is not the one that was meant.
-            Change::Added(object) | Change::Modified(object) => {
-                seen.last = uid.is_none_or(|uid| uid == object.uid()).then_some(object);
+
+    /// Watches; true once it holds.
+    async fn follow(&self, context: &Context, seen: &mut Seen) -> Result<bool> {
+        let fields = self.fields();
+        let changes = follow::anew(context.source(self.info, &self.key.namespace, &selection(&fields))?, true);
+        pin_mut!(changes);
+        while let Some(change) = changes.next().await {
+            match change? {
+                Change::Added(object) | Change::Modified(object) => {
+                    seen.last = self.means(&object).then_some(object);
+                }
+                Change::Deleted(_) => seen.last = None,
+                Change::Listed => seen.listed = true,
             }
-            Change::Deleted(_) => seen.last = None,
-            Change::Listed => seen.listed = true,
+            if seen.listed && self.holds(seen)? {
+                return Ok(true);
+            }
         }
-        if !seen.listed {
-            continue;
-        }
-        if seen.last.is_none() && absent == Absent::Fail {
-            return Err(refusal(&Status::not_found(key)));
-        }
-        if awaited.holds(seen.last.as_ref().map(Object::value).as_ref()) {
-            return Ok(true);
-        }
+        Ok(false)
     }
-    Ok(false)
+
+    fn fields(&self) -> String {
+        format!("metadata.name={}", self.key.name)
+    }
+
+    /// Another object of the same name is not the one that was meant.
+    fn means(&self, object: &Object) -> bool {
+        self.uid.is_none_or(|uid| uid == object.uid())
+    }
+
+    fn holds(&self, seen: &Seen) -> Result<bool> {
+        if seen.last.is_none() && self.absent == Absent::Fail {
+            return Err(refusal(&Status::not_found(self.key)));
+        }
+        Ok(self.awaited.holds(seen.last.as_ref().map(Object::value).as_ref()))
+    }
+}
+
+fn selection(fields: &str) -> Selection<'_> {
+    Selection { all_namespaces: false, labels: "", fields }
 }
 
 /// What an object says of itself, for people who wait: its conditions that are not true.

@@ -7,7 +7,7 @@ use std::{
     process::{Child, Stdio},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use hearth_e2e::{
     command,
     instance::{Instance, binary},
@@ -154,9 +154,7 @@ fn a_region_is_restored_from_a_backup_while_its_apps_run_on_and_what_came_later_
     instance.start("none")?;
     ensure!(instance.refused("get pod late -n alice")?.contains("not found"), "it was made after the backup");
     instance.eventually("the Device says so", || {
-        let device = instance.get("device", "nas", "default")?;
-        let conditions = device["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        let restored = conditions.iter().find(|one| one["type"] == "RegionRestored").context("the condition")?;
+        let restored = instance.condition("device", "nas", "default", "RegionRestored")?;
         ensure!(restored["status"] == "True", "{restored}");
         Ok(())
     })?;

@@ -167,9 +167,7 @@ fn a_server_from_an_old_copy_of_its_disk_stops_nothing_until_an_operator_says_so
     instance.start("none")?;
     ensure!(instance.refused("get pod late -n alice")?.contains("not found"), "it was made after the copy");
     let annotation = instance.eventually("the Device says so", || {
-        let device = instance.get("device", "nas", "default")?;
-        let conditions = device["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        let restored = conditions.iter().find(|one| one["type"] == "RegionRestored").context("the condition")?;
+        let restored = instance.condition("device", "nas", "default", "RegionRestored")?;
         ensure!(restored["status"] == "True", "{restored}");
         let message = restored["message"].as_str().unwrap_or_default();
         let found = message.split_whitespace().find(|word| word.starts_with("hearth.dev/accept-restored-region="));

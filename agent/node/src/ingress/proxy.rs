@@ -56,15 +56,18 @@ pub(super) fn upstream() -> Upstream {
         .build(connector)
 }
 
-/// Answers a request that came over a connection for `name`.
-pub(super) async fn answer(
-    ingress: &Ingress,
-    place: &Arc<Place>,
-    caller: SocketAddr,
-    name: &str,
-    request: Request<Incoming>,
-) -> Answer {
-    let answer = respond(ingress, place, caller, name, request).await;
+/// A user's connection, as far as its requests need to know.
+pub(super) struct Connection {
+    /// Its place among those that are allowed at once.
+    pub(super) place: Arc<Place>,
+    pub(super) caller: SocketAddr,
+    /// The name that its TLS handshake was for.
+    pub(super) name: String,
+}
+
+/// Answers a request that came over a connection.
+pub(super) async fn answer(ingress: &Ingress, connection: &Connection, request: Request<Incoming>) -> Answer {
+    let answer = respond(ingress, connection, request).await;
     let class = match answer.status().as_u16() {
         100..=199 => "1xx",
         200..=299 => "2xx",
@@ -76,27 +79,21 @@ pub(super) async fn answer(
     answer
 }
 
-async fn respond(
-    ingress: &Ingress,
-    place: &Arc<Place>,
-    caller: SocketAddr,
-    name: &str,
-    request: Request<Incoming>,
-) -> Answer {
+async fn respond(ingress: &Ingress, connection: &Connection, request: Request<Incoming>) -> Answer {
     let said = request.headers().clone();
     let own = |page: Response<http_body_util::Full<Bytes>>| page.map(|body| body.map_err(Into::into).boxed());
     let Some(authority) = authority(&request) else {
         return own(page::bad("The request names no host.", &said));
     };
     let host = headers::host_of(&authority);
-    let Some(route) = ingress.route(&host).filter(|_| host == name) else {
+    let Some(route) = ingress.route(&host).filter(|_| host == connection.name) else {
         return own(page::misdirected(&host, &said));
     };
     let target = match target::choose(&route, &ingress.inner.pods) {
         Ok(target) => target,
         Err(outage) => return own(page::outage(&outage, &host, &said)),
     };
-    match pass_on(&ingress.inner.upstream, place, target, &authority, caller, request).await {
+    match pass_on(&ingress.inner.upstream, connection, target, &authority, request).await {
         Ok(answer) => answer,
         Err(outage) => {
             // The pod may have ended while it was asked.
@@ -115,10 +112,9 @@ fn authority(request: &Request<Incoming>) -> Option<String> {
 
 async fn pass_on(
     upstream: &Upstream,
-    place: &Arc<Place>,
+    connection: &Connection,
     target: SocketAddr,
     authority: &str,
-    caller: SocketAddr,
     mut request: Request<Incoming>,
 ) -> Result<Answer, Outage> {
     let wanted = (request.version() == Version::HTTP_11).then(|| headers::upgrade(request.headers())).flatten();
@@ -130,7 +126,7 @@ async fn pass_on(
     head.uri = uri.map_err(|_| Outage::Unreachable)?;
     head.version = Version::HTTP_11;
     head.extensions = http::Extensions::new();
-    headers::forward(&mut head.headers, authority, caller.ip(), wanted);
+    headers::forward(&mut head.headers, authority, connection.caller.ip(), wanted);
     let body = Watched { body, activity: Arc::clone(&activity) };
     let asked = upstream.request(Request::from_parts(head, body));
     let mut response = tokio::select! {
@@ -144,7 +140,7 @@ async fn pass_on(
     let protocol = headers::upgrade(response.headers());
     if switched && let Some(client) = client {
         let app = hyper::upgrade::on(&mut response);
-        tokio::spawn(tunnel(client, app, Arc::clone(place)));
+        tokio::spawn(tunnel(client, app, Arc::clone(&connection.place)));
     }
     let (mut head, body) = response.into_parts();
     headers::strip_hop_by_hop(&mut head.headers);

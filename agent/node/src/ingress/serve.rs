@@ -69,7 +69,9 @@ where
         return;
     };
     match timeout(HANDSHAKE_TIMEOUT + CERTIFICATE_WAIT, handshake(ingress, stream)).await {
-        Ok(Ok((caller, name, tls))) => serve(ingress.clone(), Arc::new(place), caller, name, tls).await,
+        Ok(Ok((caller, name, tls))) => {
+            serve(ingress.clone(), proxy::Connection { place: Arc::new(place), caller, name }, tls).await;
+        }
         Ok(Err(error)) => tracing::debug!(%error, "a user's connection was refused"),
         Err(_) => tracing::debug!(error = %Refused::Slow, "a user's connection was refused"),
     }
@@ -113,14 +115,14 @@ async fn wait_for_certificate(certificates: &Certificates, name: &str) {
     let _ = timeout(CERTIFICATE_WAIT, there).await;
 }
 
-async fn serve<T>(ingress: Ingress, place: Arc<Place>, caller: SocketAddr, name: String, tls: T)
+async fn serve<T>(ingress: Ingress, connection: proxy::Connection, tls: T)
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let name: Arc<str> = name.into();
+    let connection = Arc::new(connection);
     let service = hyper::service::service_fn(move |request| {
-        let (ingress, place, name) = (ingress.clone(), Arc::clone(&place), Arc::clone(&name));
-        async move { Ok::<_, std::convert::Infallible>(proxy::answer(&ingress, &place, caller, &name, request).await) }
+        let (ingress, connection) = (ingress.clone(), Arc::clone(&connection));
+        async move { Ok::<_, std::convert::Infallible>(proxy::answer(&ingress, &connection, request).await) }
     });
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);

@@ -72,7 +72,6 @@ impl Service {
             self.start(object, sandbox).await;
         }
         self.orphans = alive.into_values().collect();
-        self.shared.taken_over();
         if self.desired.is_known() {
             self.remove_orphans().await;
         } else if !self.orphans.is_empty() {
@@ -128,5 +127,6 @@ impl Service {
                 tracing::error!(error = chain(&error), "the user ids of a dead pod cannot be freed");
             }
         }
+        self.shared.taken_over();
     }
 }

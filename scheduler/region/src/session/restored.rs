@@ -77,6 +77,10 @@ pub(super) async fn lost_writes(
 
 /// Takes the condition back once a person has said that what the region has now counts.
 pub(super) async fn settle(hub: &Arc<Hub>, device: &DeviceName) {
+    // Its hello counted it: nearly no device comes further.
+    if !hub.sessions.ahead.lock().unwrap_or_else(PoisonError::into_inner).contains(device) {
+        return;
+    }
     let key = ObjectKey::new(GroupKind::DEVICE, "", device.as_str());
     let Some(value) = hub.cache().get(&key).map(|entry| entry.object.value()) else { return };
     let Some(condition) = condition::get(&value, CONDITION).filter(|one| one.status == Truth::True) else { return };
@@ -84,12 +88,14 @@ pub(super) async fn settle(hub: &Arc<Hub>, device: &DeviceName) {
     if !said {
         return;
     }
-    note_ahead(hub, device, false);
     let message = "a person said that what the region has now counts";
     let change = run::change_device(hub, &key, |value| set(value, Truth::False, "Accepted", message, hub));
-    if let Err(status) = change.await {
+    match change.await {
+        Ok(()) => note_ahead(hub, device, false),
         // The next change of the Device, or its next session, comes here again.
-        tracing::warn!(%device, error = status.message(), "cannot take back that the region was restored");
+        Err(status) => {
+            tracing::warn!(%device, error = status.message(), "cannot take back that the region was restored")
+        }
     }
 }
 
