@@ -303,6 +303,7 @@ impl Client {
             patch: json(patch)?,
             request_id: id(options.request_id.as_ref()),
             status,
+            dry_run: options.dry_run,
         };
         let answer = self.resources().patch(timed(request)).await;
         written(answer)
@@ -341,17 +342,20 @@ impl Client {
         Ok(Box::pin(outputs.map(|output| output.map_err(|error| convert::status(&error)))))
     }
 
+    fn region(&self) -> v1::region_client::RegionClient<Channel> {
+        v1::region_client::RegionClient::new(self.channel.clone())
+    }
+
     /// What the region says of itself.
     pub async fn info(&self) -> Result<v1::InfoResponse, Status> {
-        let mut region = v1::region_client::RegionClient::new(self.channel.clone());
-        let answer = region.info(timed(v1::InfoRequest {})).await.map_err(|error| convert::status(&error))?;
+        let answer = self.region().info(timed(v1::InfoRequest {})).await.map_err(|error| convert::status(&error))?;
         Ok(answer.into_inner())
     }
 
     /// A backup of the region as it is now, as chunks of bytes. With the key of its CA: as secret as that.
     pub async fn backup(&self) -> Result<Answers<bytes::Bytes>, Status> {
-        let mut region = v1::region_client::RegionClient::new(self.channel.clone());
-        let answer = region.backup(timed(v1::BackupRequest {})).await.map_err(|error| convert::status(&error))?;
+        let answer =
+            self.region().backup(timed(v1::BackupRequest {})).await.map_err(|error| convert::status(&error))?;
         let chunks = answer.into_inner();
         Ok(Box::pin(chunks.map(|chunk| chunk.map(|chunk| chunk.data).map_err(|error| convert::status(&error)))))
     }
@@ -372,23 +376,20 @@ impl Client {
         any_owner: bool,
         valid: Duration,
     ) -> Result<v1::CreateTokenResponse, Status> {
-        let mut region = v1::region_client::RegionClient::new(self.channel.clone());
         let request = v1::CreateTokenRequest { owner: owner.into(), valid_seconds: valid.as_secs(), any_owner };
-        let answer = region.create_token(timed(request)).await.map_err(|error| convert::status(&error))?;
+        let answer = self.region().create_token(timed(request)).await.map_err(|error| convert::status(&error))?;
         Ok(answer.into_inner())
     }
 
     /// The join tokens that there are, newest first, without their secrets; used and expired ones too, as long as they are kept.
     pub async fn list_tokens(&self) -> Result<Vec<v1::Token>, Status> {
-        let mut region = v1::region_client::RegionClient::new(self.channel.clone());
-        let answer = region.list_tokens(timed(v1::ListTokensRequest {})).await;
+        let answer = self.region().list_tokens(timed(v1::ListTokensRequest {})).await;
         Ok(answer.map_err(|error| convert::status(&error))?.into_inner().tokens)
     }
 
     /// Deletes a join token by its id, so that nobody joins by it any more. A device that has joined stays.
     pub async fn delete_token(&self, id: &str) -> Result<(), Status> {
-        let mut region = v1::region_client::RegionClient::new(self.channel.clone());
-        let answer = region.delete_token(timed(v1::DeleteTokenRequest { id: id.into() })).await;
+        let answer = self.region().delete_token(timed(v1::DeleteTokenRequest { id: id.into() })).await;
         answer.map_err(|error| convert::status(&error)).map(drop)
     }
 }

@@ -338,6 +338,31 @@ fn fields_of_objects_are_changed() -> Result<()> {
     exactly(i, "patch cm a -n alice --type=merge -p 'data: {x: null}'", "configmap/a patched\n")?;
     exactly(i, "patch cm a -n alice -p '{\"data\": {\"y\": \"2\"}}'", "configmap/a patched (no change)\n")?;
     exactly(i, "get cm a -n alice -o jsonpath={.data}", r#"{"y":"2"}"#)?;
+    // A dry run says what would be, and changes nothing.
+    for (dry_run, told) in [("client", "(dry run)"), ("server", "(server dry run)")] {
+        exactly(i, &format!("label cm a -n alice x=y --dry-run={dry_run}"), &format!("configmap/a labeled {told}\n"))?;
+        exactly(
+            i,
+            &format!("annotate cm a -n alice x=y --dry-run={dry_run}"),
+            &format!("configmap/a annotated {told}\n"),
+        )?;
+        exactly(
+            i,
+            &format!("patch cm a -n alice -p '{{\"data\": {{\"z\": \"3\"}}}}' --dry-run={dry_run}"),
+            &format!("configmap/a patched {told}\n"),
+        )?;
+        exactly(
+            i,
+            &format!("taint nodes nas x=y:NoSchedule --dry-run={dry_run}"),
+            &format!("node/nas tainted {told}\n"),
+        )?;
+        exactly(
+            i,
+            "get cm a -n alice -o jsonpath={.data}{.metadata.labels.x}{.metadata.annotations.x}",
+            r#"{"y":"2"}"#,
+        )?;
+        exactly(i, "get node nas -o jsonpath={.spec.taints}", "")?;
+    }
     fails(i, "patch cm a -n alice --type=json -p '[]'", &["--type=json (RFC 6902) is not supported"])?;
     fails(i, "patch cm a -n alice -p nonsense", &["must be a map of fields"])?;
     fails(i, "patch cm a -n alice -p '{\"nonsense\": 1}'", &["nonsense: unknown field"])?;

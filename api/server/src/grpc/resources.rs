@@ -121,7 +121,7 @@ impl v1::resources_server::Resources for ResourcesDoor {
         let key = convert::key(request.r#ref).map_err(grpc)?;
         let patch = convert::json(&request.patch).map_err(grpc)?;
         let part = if request.status { Part::Status } else { Part::Main };
-        let options = WriteOptions { request_id: request.request_id, dry_run: false };
+        let options = WriteOptions { request_id: request.request_id, dry_run: request.dry_run };
         let written = self.0.patch(&key, &patch, part, &options).await.map_err(grpc)?;
         Ok(Response::new(convert::written(&written)))
     }
