@@ -3,11 +3,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 # Where `hearth up` keeps everything; another one runs beside it.
 DATA_DIR ?= /var/lib/hearth
 
-.PHONY: help up down build test verify fix bench image
+.PHONY: help up down build test verify fix bench
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'

@@ -31,6 +31,7 @@ for what in "$@"; do
         need /etc/ssl/certs ca-certificates
         ;;
     test)
+        need pgrep procps
         need ip iproute2
         need curl curl
         need openssl openssl
@@ -40,7 +41,6 @@ for what in "$@"; do
         need tcpdump tcpdump
         need kdig knot-dnsutils
         need dig bind9-dnsutils
-        need jq jq
         need /bin/busybox busybox-static
         need ping iputils-ping
         need mkfs.ext4 e2fsprogs
@@ -52,6 +52,7 @@ for what in "$@"; do
         fi
         ;;
     bench)
+        need pgrep procps
         need curl curl
         need openssl openssl
         need /bin/busybox busybox-static

@@ -3,11 +3,8 @@
 use std::{path::PathBuf, sync::OnceLock};
 
 use anyhow::{Result, anyhow};
-use futures_util::Stream;
 use hearth_client::{Client, Config};
-use hearth_types::{
-    Clock as _, Object, ObjectKey, Reason, Revision, Status, Timestamp, registry::KindInfo, store::WatchEvent,
-};
+use hearth_types::{Clock as _, Object, ObjectKey, Reason, Revision, Status, Timestamp, registry::KindInfo};
 
 use crate::{args::DEFAULT_DATA_DIR, follow::Remote, roles::SystemClock};
 
@@ -120,29 +117,5 @@ impl Context {
         selection: &Selection<'_>,
     ) -> Result<(Vec<Object>, Revision)> {
         self.client()?.list(&Self::selection(info, namespace, selection)).await.map_err(|status| refusal(&status))
-    }
-
-    /// Changes in the namespace or in all, after a revision.
-    pub(crate) async fn watch(
-        &self,
-        info: &KindInfo,
-        selection: &Selection<'_>,
-        from: Revision,
-    ) -> Result<impl Stream<Item = Result<WatchEvent>> + Send + Unpin + use<>> {
-        self.watch_in(info, self.namespace(), selection, from).await
-    }
-
-    /// Changes in a given namespace, after a revision.
-    pub(crate) async fn watch_in(
-        &self,
-        info: &KindInfo,
-        namespace: &str,
-        selection: &Selection<'_>,
-        from: Revision,
-    ) -> Result<impl Stream<Item = Result<WatchEvent>> + Send + Unpin + use<>> {
-        use futures_util::StreamExt as _;
-        let selection = Self::selection(info, namespace, selection);
-        let stream = self.client()?.watch(&selection, from).await.map_err(|status| refusal(&status))?;
-        Ok(stream.map(|event| event.map_err(|status| refusal(&status))))
     }
 }

@@ -252,6 +252,20 @@ impl Instance {
         command::run("kill", ["-9", &pid.to_string()]).map(drop)
     }
 
+    /// Sends SIGKILL to supervisor, server and agent, in this order, as a crash of all; returns when they are gone. Containers
+    /// go on.
+    pub fn kill9_all(&self) -> Result<()> {
+        let verbs = [" up ", " server ", " agent "];
+        for pid in verbs.iter().flat_map(|verb| self.pids(verb)) {
+            // The zygote goes by itself with its agent.
+            let _ = self.kill9(pid);
+        }
+        self.eventually("they are gone", || {
+            anyhow::ensure!(verbs.iter().all(|verb| self.pids(verb).is_empty()));
+            Ok(())
+        })
+    }
+
     /// Waits for something that the region or a client shows.
     pub fn eventually<T>(&self, what: &str, check: impl FnMut() -> Result<T>) -> Result<T> {
         eventually(what, Duration::from_secs(60), check).with_context(|| self.logs())

@@ -149,11 +149,7 @@ impl ImageStore {
 
     /// As [`Self::resolve`], and holds the image: no collection of this process takes its layers away while the caller has the hold.
     pub fn resolve_and_hold(&self, reference: &str) -> Result<(Image, Hold), ImageError> {
-        let hold = self.holds.hold(self.resolve(reference)?.manifest_digest);
-        // Again: it may have been collected in between, or its name have moved on, and then another one is held.
-        let image = self.resolve(reference)?;
-        let hold = if hold.is_of(&image.manifest_digest) { hold } else { self.holds.hold(image.manifest_digest) };
-        Ok((image, hold))
+        self.holds.hold(|| self.resolve(reference))
     }
 
     /// Writes down which images pods run from or are about to: until this is said again, [`Self::remove`] refuses to take away the last

@@ -352,9 +352,7 @@ fn prepare(instance: &Instance, dir: &std::path::Path) -> Result<Foundation, Net
     let store = Store::open(dir)?;
     let allocations = store.allocations()?;
     let ipv6 = host::has_ipv6();
-    // Allocations say nothing about it: they outlive pods and reboots.
-    let no_pods = !Survey::take()?.has_pods(instance);
-    let prefixes = claim_prefixes(instance, &store, no_pods, ipv6)?;
+    let prefixes = claim_prefixes(instance, &store, ipv6)?;
     let mut gateways = vec![nth(prefixes.ipv4, GATEWAY_INDEX)];
     gateways.extend(ipv6.then(|| nth(prefixes.ipv6, GATEWAY_INDEX)));
     let sockets = Sockets::bind(&gateways)?;
@@ -378,12 +376,15 @@ fn note_forwarding(store: &Store, ipv6: bool) -> Result<Strangers, NetworkError>
 }
 
 /// The prefixes that were kept, or new ones: at the first start, and where the host meanwhile uses them and no pod does.
-fn claim_prefixes(instance: &Instance, store: &Store, no_pods: bool, ipv6: bool) -> Result<Prefixes, NetworkError> {
+fn claim_prefixes(instance: &Instance, store: &Store, ipv6: bool) -> Result<Prefixes, NetworkError> {
     let socket = host::route_socket()?;
     let priority = instance.route_priority();
     let kept = store.prefixes()?;
     for attempt in 0..CLAIM_ATTEMPTS {
-        let taken = Survey::take()?.taken(instance);
+        let survey = Survey::take()?;
+        // Allocations say nothing about it: they outlive pods and reboots.
+        let no_pods = !survey.has_pods(instance);
+        let taken = survey.taken(instance);
         let is_free = |p: Prefix| !taken.iter().any(|t| t.overlaps(p));
         let chosen = match kept {
             Some(kept) if attempt == 0 && (!no_pods || is_free(kept.ipv4)) => kept,

@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use hearth_types::{Uid, kinds::Pod};
+use hearth_types::Uid;
 use tokio::sync::Notify;
 
 /// Who has a claim.
@@ -75,12 +75,6 @@ impl ClaimHolders {
     pub(crate) async fn released(&self) {
         self.released.notified().await;
     }
-}
-
-/// The names of the claims that a pod mounts.
-pub(crate) fn claims_of(pod: &Pod) -> impl Iterator<Item = &str> {
-    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    volumes.filter_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.as_str()))
 }
 
 #[cfg(test)]

@@ -35,6 +35,11 @@ const KINDS: [GroupKind; 6] = [
 /// Objects by what names them.
 pub(crate) type Objects = BTreeMap<ObjectKey, Object>;
 
+/// This device's own Device.
+pub(crate) fn device(objects: &Objects) -> Option<&Object> {
+    objects.values().find(|object| *object.kind() == GroupKind::DEVICE)
+}
+
 /// Why what the region says is not done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
@@ -241,14 +246,13 @@ impl Desired {
 
     /// Whether a person said on this device's Device that what the region lost need not be kept.
     fn may_forget(&self) -> bool {
-        let mut devices = self.objects.iter().filter(|(key, _)| key.kind == GroupKind::DEVICE);
         let seen = self.lost.seen.0.to_string();
         let said = |object: &Object| {
             let value = object.value();
             let annotations = value.pointer("/metadata/annotations");
             annotations.and_then(|all| all.get(ACCEPT_RESTORED)).is_some_and(|said| *said == seen)
         };
-        !self.lost.kept.is_empty() && devices.any(|(_, object)| said(object))
+        !self.lost.kept.is_empty() && device(&self.objects).is_some_and(said)
     }
 
     /// What this device had seen when its region had lost writes.

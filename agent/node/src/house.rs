@@ -4,11 +4,13 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use hearth_image::Digest;
-use hearth_types::{GroupKind, Object};
+use hearth_network::Notice;
+use hearth_types::Object;
 use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::{
+    desired,
     files::chain,
     shared::{Shared, blocking},
 };
@@ -75,24 +77,21 @@ fn in_use(shared: &Shared) -> HashSet<Digest> {
 async fn notices(shared: &Arc<Shared>) {
     let mut tick = interval(NOTICE);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = HashSet::new();
+    let mut told: Arc<[Notice]> = Arc::new([]);
     loop {
         tick.tick().await;
         let objects = shared.objects();
-        let Some(device) = objects.values().find(|object| *object.kind() == GroupKind::DEVICE) else { continue };
+        let Some(device) = desired::device(&objects) else { continue };
         let now = shared.network.notices();
-        told.retain(|text: &String| now.iter().any(|notice| notice.to_string() == *text));
-        for notice in now.iter() {
-            if told.insert(notice.to_string()) {
-                tell(shared, device, notice);
-            }
+        for notice in now.iter().filter(|notice| !told.contains(notice)) {
+            tell(shared, device, notice);
         }
+        told = now;
     }
 }
 
-fn tell(shared: &Shared, device: &Object, notice: &hearth_network::Notice) {
+fn tell(shared: &Shared, device: &Object, notice: &Notice) {
     let text = notice.to_string();
-    tracing::warn!(reason = notice.reason(), "{text}");
     let kind = if notice.cuts_pods_off() { "Warning" } else { "Normal" };
     shared.reporter.event((device.key(), device.uid()), kind, notice.reason(), &text, shared.now());
 }

@@ -45,7 +45,7 @@ const LAYER_FDS: i32 = 4;
 const DETACHED: i32 = 8;
 const PIDFD: i32 = 16;
 
-/// Probes the kernel. Takes about 10 ms; what needs mounts is tried by a child process in namespaces of its own, so that
+/// Probes the kernel, once a process: it takes about 10 ms. What needs mounts is tried by a child process in namespaces of its own, so that
 /// nothing of it is seen from outside.
 ///
 /// # Assumptions
@@ -53,7 +53,7 @@ const PIDFD: i32 = 16;
 /// program; call it early all the same.
 pub fn probe_kernel() -> KernelFeatures {
     let cgroups = Cgroups::find().ok();
-    let found = probe_in_child().unwrap_or(0);
+    let found = found();
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let actions = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
     KernelFeatures {
@@ -69,20 +69,21 @@ pub fn probe_kernel() -> KernelFeatures {
     }
 }
 
-/// How layers are handed to overlayfs here, the best way first.
-static LAYER_PATHS: OnceLock<&[LayerPath]> = OnceLock::new();
+/// What a child found that tried.
+static FOUND: OnceLock<i32> = OnceLock::new();
 
-/// Finds out how layers are handed to overlayfs, for this process and all that are forked from it.
-pub(crate) fn preload_layer_paths() {
-    layer_paths();
+fn found() -> i32 {
+    *FOUND.get_or_init(|| probe_in_child().unwrap_or(0))
 }
 
-/// The ways to try, in this order: only those that the kernel has, as probed once.
+/// Probes once, for this process and all that are forked from it.
+pub(crate) fn preload() {
+    found();
+}
+
+/// The ways to hand layers to overlayfs, in the order to try them: only those that the kernel has.
 pub(crate) fn layer_paths() -> &'static [LayerPath] {
-    LAYER_PATHS.get_or_init(|| {
-        let found = probe_in_child().unwrap_or(0);
-        if found & DETACHED != 0 { &[LayerPath::Detached, LayerPath::Attached] } else { &[LayerPath::Attached] }
-    })
+    if found() & DETACHED != 0 { &[LayerPath::Detached, LayerPath::Attached] } else { &[LayerPath::Attached] }
 }
 
 fn probe_in_child() -> io::Result<i32> {

@@ -92,7 +92,7 @@ pub fn fork_zygote(config: &ZygoteConfig) -> Result<Zygote, RuntimeError> {
         return Err(RuntimeError::NotSingleThreaded { threads });
     }
     seccomp::preload().map_err(RuntimeError::Seccomp)?;
-    features::preload_layer_paths();
+    features::preload();
     let pods = config.pods_dir();
     DirBuilder::new()
         .recursive(true)

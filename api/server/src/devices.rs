@@ -84,6 +84,11 @@ impl DeviceIndex {
         }
     }
 
+    /// A change that this server made itself, which may have removed the object.
+    pub(crate) fn note_stored(&self, object: &Object, removed: bool) {
+        if removed { self.note_removed(object) } else { self.note(object) }
+    }
+
     /// A removal that this server made itself. `object` is as it was.
     pub(crate) fn note_removed(&self, object: &Object) {
         if *object.kind() == GroupKind::DEVICE {

@@ -49,8 +49,8 @@ pub(crate) fn main(args: &Agent, log_format: LogFormat) -> Result<ExitCode> {
             tracing::warn!(pause = ?over.pause(), "starting over as the same process; containers go on");
             std::thread::sleep(over.pause());
             drop(lock);
-            let words: Vec<_> = std::env::args_os().collect();
-            let error = process::again(&words).env(Over::VARIABLE, over.0.to_string()).exec();
+            let words = std::env::args_os().skip(1);
+            let error = process::program().args(words).env(Over::VARIABLE, over.0.to_string()).exec();
             Err(error).context("cannot start over")
         }
     }

@@ -139,19 +139,7 @@ pub(super) async fn run_server(
     let renewal = (data.clone(), Arc::clone(&ca), zone.clone(), args.region.clone());
     parts.spawn("client-config", renew_client_config(renewal, api_address, stop()));
 
-    match parts.until(handle.ready(), &shutdown).await {
-        Ok(true) => {}
-        early => {
-            parts.stop(&shutdown).await;
-            hub.close().await;
-            raft.shutdown().await.context("cannot close the store")?;
-            return early.map(drop);
-        }
-    }
-    // Not before the routes are known: every name would be one that nobody has.
-    parts.spawn("gateway", gateway.run(stop()));
-    parts.spawn("dns", dns.run(stop()));
-    ready(&ServerReport {
+    let report = ServerReport {
         pid: std::process::id(),
         region: args.region.clone(),
         zone,
@@ -160,8 +148,25 @@ pub(super) async fn run_server(
         dns: dns_address,
         metrics: metrics_address,
         tunnel: tunnel_address,
-    })?;
-    let ended = parts.run(&shutdown).await;
+    };
+    let ended = match parts.until(handle.ready(), &shutdown).await {
+        Ok(true) => {
+            // Not before the routes are known: every name would be one that nobody has.
+            parts.spawn("gateway", gateway.run(stop()));
+            parts.spawn("dns", dns.run(stop()));
+            match ready(&report) {
+                Ok(()) => parts.run(&shutdown).await,
+                Err(error) => {
+                    parts.stop(&shutdown).await;
+                    Err(error)
+                }
+            }
+        }
+        early => {
+            parts.stop(&shutdown).await;
+            early.map(drop)
+        }
+    };
     hub.close().await;
     raft.shutdown().await.context("cannot close the store")?;
     ended

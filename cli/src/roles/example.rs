@@ -10,10 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, pin_mut};
 use hearth_client::WriteOptions;
 use hearth_image::{ImageStore, ImportOptions};
-use hearth_types::{condition, store::WatchEvent};
+use hearth_types::condition;
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -23,6 +23,7 @@ use tokio::{
 use crate::{
     context::{Context, Selection, refusal},
     data_dir::{DataDir, ServerReport, write_atomically},
+    follow::{self, Change},
     sources, target,
     verbs::wait,
 };
@@ -149,33 +150,25 @@ async fn wait_install(context: &Context, name: &str, say: &mut impl FnMut(&str))
     let info = target::kind("installs")?;
     let fields = format!("metadata.name={name}");
     let selection = Selection { fields: &fields, ..Selection::default() };
+    let changes = follow::anew(context.source(info, context.namespace(), &selection)?, false);
+    pin_mut!(changes);
     let mut told = String::new();
-    loop {
-        let (objects, revision) = context.list(info, &selection).await?;
-        let first = objects.into_iter().map(|object| Ok(WatchEvent::Added(object)));
-        let events = context.watch(info, &selection, revision).await?;
-        let mut events = futures_util::stream::iter(first).chain(events);
-        // A watch that breaks is made anew.
-        while let Some(Ok(event)) = events.next().await {
-            let (WatchEvent::Added(object) | WatchEvent::Modified(object)) = event else { continue };
-            let value = object.value();
-            let Some(ready) = condition::get(&value, "Ready") else { continue };
-            let text = format!(
-                "{name}: {}{}{}",
-                ready.reason,
-                if ready.message.is_empty() { "" } else { ": " },
-                ready.message
-            );
-            if text != told {
-                say(&text);
-                told = text;
-            }
-            let hostname = value["status"]["hostname"].as_str();
-            if let (condition::Truth::True, Some(hostname)) = (ready.status, hostname) {
-                return Ok(hostname.to_owned());
-            }
+    while let Some(change) = changes.next().await {
+        let (Change::Added(object) | Change::Modified(object)) = change? else { continue };
+        let value = object.value();
+        let Some(ready) = condition::get(&value, "Ready") else { continue };
+        let text =
+            format!("{name}: {}{}{}", ready.reason, if ready.message.is_empty() { "" } else { ": " }, ready.message);
+        if text != told {
+            say(&text);
+            told = text;
+        }
+        let hostname = value["status"]["hostname"].as_str();
+        if let (condition::Truth::True, Some(hostname)) = (ready.status, hostname) {
+            return Ok(hostname.to_owned());
         }
     }
+    bail!("the region ended the watch of {name}")
 }
 
 /// Makes the request that a user would make: through the gateway, by name, trusting the region's CA alone.

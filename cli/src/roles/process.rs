@@ -1,11 +1,6 @@
 //! This program as a process: how it starts itself, and what others see of it.
 
-use std::{
-    ffi::OsString,
-    os::unix::process::CommandExt as _,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{ffi::OsString, os::unix::process::CommandExt as _, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
@@ -13,9 +8,9 @@ use crate::data_dir::DataDir;
 
 /// The file that this process runs, also where it was replaced or removed since by an update: whoever is started again must
 /// fit those that run.
-pub(super) const OWN_PROGRAM: &str = "/proc/self/exe";
+const OWN_PROGRAM: &str = "/proc/self/exe";
 /// What the processes of every role are called.
-pub(super) const NAME: &str = "hearth";
+const NAME: &str = "hearth";
 /// Options before the verb that take a value as their next word.
 const WITH_VALUE: [&str; 4] = ["--config", "-n", "--namespace", "--log-format"];
 
@@ -29,14 +24,14 @@ pub(crate) fn name_data_dir(verb: &str, data: &DataDir) -> Result<()> {
     if words == wanted {
         return Ok(());
     }
-    let error = again(&wanted).exec();
+    let error = program().args(&wanted[1..]).exec();
     Err(error).context("cannot execute this program with its data directory named")
 }
 
-/// This program with other words; the first is what it is called.
-pub(super) fn again(words: &[OsString]) -> Command {
+/// This program, to be started with other words.
+pub(super) fn program() -> Command {
     let mut command = Command::new(OWN_PROGRAM);
-    command.arg0(NAME).args(words.iter().skip(1)).stdin(Stdio::inherit());
+    command.arg0(NAME);
     command
 }
 

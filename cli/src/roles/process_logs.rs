@@ -1,6 +1,13 @@
 //! The logs of processes in the background: bounded, since whoever writes them runs for years.
 
-use std::{fs, io, path::Path, time::Duration};
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
 
 use crate::data_dir::{DataDir, Role};
 
@@ -8,6 +15,13 @@ use crate::data_dir::{DataDir, Role};
 const MAX_LOG_BYTES: u64 = 16 << 20;
 /// How often sizes are looked at.
 const INTERVAL: Duration = Duration::from_mins(1);
+
+/// The log of a role, to be appended to.
+pub(super) fn open(data: &DataDir, role: Role) -> Result<File> {
+    let log = data.log(role);
+    fs::create_dir_all(log.parent().unwrap_or(data.root())).context("cannot make the directory for logs")?;
+    OpenOptions::new().create(true).append(true).open(&log).with_context(|| format!("cannot open {}", log.display()))
+}
 
 /// Keeps the logs bounded, for ever.
 pub(super) async fn rotate(data: &DataDir) {
@@ -32,7 +46,7 @@ fn rotate_one(log: &Path, max: u64) -> io::Result<()> {
         Err(error) => return Err(error),
     }
     fs::copy(log, log.with_extension("log.old"))?;
-    fs::OpenOptions::new().write(true).open(log)?.set_len(0)
+    OpenOptions::new().write(true).open(log)?.set_len(0)
 }
 
 #[cfg(test)]
@@ -46,7 +60,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let log = dir.path().join("server.log");
         rotate_one(&log, 10).expect("no log yet");
-        let mut writer = fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log");
+        let mut writer = OpenOptions::new().create(true).append(true).open(&log).expect("a log");
         writer.write_all(b"the first lines").expect("written");
         rotate_one(&log, 100).expect("short enough");
         assert_eq!(fs::read(&log).expect("read"), b"the first lines");

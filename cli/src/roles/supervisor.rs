@@ -2,7 +2,6 @@
 //! again what ends, until told to stop.
 
 use std::{
-    fs::{self, OpenOptions},
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -16,10 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     args::{Listen, Up},
     data_dir::{AgentReport, DataDir, Lock, Report, Role, ServerReport, UpReport},
-    roles::{
-        process::{NAME, OWN_PROGRAM},
-        process_logs,
-    },
+    roles::{process, process_logs},
     verbs,
 };
 
@@ -138,15 +134,8 @@ async fn start_agent(data: &DataDir, server: &ServerReport, metrics: &str) -> Re
 /// Starts the process of a role; what it says goes to its log.
 fn spawn(data: &DataDir, role: Role, arguments: &[String]) -> Result<Child> {
     data.clear_report(role)?;
-    let log = data.log(role);
-    fs::create_dir_all(log.parent().unwrap_or(data.root())).context("cannot make the directory for logs")?;
-    let out = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&log)
-        .with_context(|| format!("cannot open {}", log.display()))?;
-    Command::new(OWN_PROGRAM)
-        .arg0(NAME)
+    let out = process_logs::open(data, role)?;
+    Command::from(process::program())
         .args([role.name(), "--data-dir"])
         .arg(data.root())
         .args(arguments)

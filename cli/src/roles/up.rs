@@ -1,14 +1,13 @@
 //! `up`: a region and one device on this machine, with an example to begin with.
 
 use std::{
-    fs::{self, OpenOptions},
     process::Stdio,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{example, process, signals, status, supervisor};
+use super::{example, process, process_logs, signals, status, supervisor};
 use crate::{
     args::Up,
     context::Context,
@@ -77,15 +76,9 @@ fn refuse_second(data: &DataDir) -> Result<()> {
 
 fn spawn_background(data: &DataDir, args: &Up) -> Result<()> {
     data.clear_report(Role::Up)?;
-    let log = data.log(Role::Up);
-    fs::create_dir_all(log.parent().unwrap_or(data.root())).context("cannot make the directory for logs")?;
-    let out = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&log)
-        .with_context(|| format!("cannot open {}", log.display()))?;
-    let words = ["hearth", "up", "--data-dir"].map(std::ffi::OsString::from);
-    process::again(&words)
+    let out = process_logs::open(data, Role::Up)?;
+    process::program()
+        .args(["up", "--data-dir"])
         .arg(data.root())
         .args(["--supervise", "--zone", &args.zone, "--example", "none", "--owner", &args.owner])
         .args(args.device.iter().flat_map(|name| ["--device", name]))

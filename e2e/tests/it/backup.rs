@@ -37,19 +37,6 @@ fn inspect(file: &Path) -> Result<Value> {
     Ok(serde_json::from_str(&succeed(&["inspect", text(file), "-o", "json"])?)?)
 }
 
-fn kill_all(instance: &Instance) -> Result<()> {
-    let verbs = [" up ", " server ", " agent "];
-    for verb in verbs {
-        for pid in instance.pids(verb) {
-            let _ = instance.kill9(pid);
-        }
-    }
-    instance.eventually("they are gone", || {
-        ensure!(verbs.iter().all(|verb| instance.pids(verb).is_empty()));
-        Ok(())
-    })
-}
-
 /// A server by itself, ended with the test.
 struct Server(Child);
 
@@ -115,7 +102,7 @@ fn a_region_is_restored_from_a_backup_while_its_apps_run_on_and_what_came_later_
     instance.run("wait pod/late -n alice --for condition=Ready --timeout 60s")?;
     let before = instance.pids("hearth shim");
     ensure!(before.len() == 2, "{before:?}");
-    kill_all(&instance)?;
+    instance.kill9_all()?;
 
     // Of the dead one: nothing of it is changed.
     let (dead, raft) = (instance.path().join("dead.backup"), instance.path().join("server/raft"));

@@ -17,7 +17,16 @@ use hearth_e2e::{
 #[test]
 fn up_answers_as_pasted_and_down_leaves_nothing_but_data() -> Result<()> {
     let instance = Instance::empty()?;
-    let out = instance.start("notes")?;
+    let done = command::output(&mut instance.up_command("notes"), b"", command::LIMIT)?;
+    let (out, progress) = (String::from_utf8_lossy(&done.stdout).into_owned(), String::from_utf8_lossy(&done.stderr));
+    ensure!(done.status.success(), "{out}{progress}");
+    for step in ["answers at", "imported hearth.dev/notes", "applied Install", "notes: Running"] {
+        ensure!(progress.lines().any(|line| line.starts_with('[') && line.contains(step)), "{step}: {progress}");
+    }
+    ensure!(
+        out.contains("stop it all:") && out.contains(&format!("down --data-dir {}", instance.path().display())),
+        "{out}"
+    );
     let status = instance.status()?;
     for field in ["region", "zone", "api", "gateway", "dns", "metrics", "device"] {
         ensure!(status[field].is_string(), "{field} in {status}");
@@ -28,6 +37,16 @@ fn up_answers_as_pasted_and_down_leaves_nothing_but_data() -> Result<()> {
     let pasted = out.lines().find(|line| line.trim_start().starts_with("curl ")).context(out.clone())?;
     let page = command::succeed(Command::new("sh").args(["-c", &format!("{pasted} -sS --fail")]))?;
     ensure!(page.contains("<html") || page.contains("<!doctype html") || page.contains("<!DOCTYPE html"), "{page}");
+    // On one machine too it went through a tunnel that the device dialled, and out of it on the device.
+    for (field, metric) in [
+        ("metrics", "hearth_tunnel_dials_total{result=\"ok\"}"),
+        ("deviceMetrics", "hearth_tunnel_streams_total{kind=\"ingress\"}"),
+    ] {
+        let text = command::run("curl", ["-sS", "--fail", &format!("http://{}/metrics", instance.address(field)?)])?;
+        let count =
+            text.lines().find_map(|line| line.strip_prefix(metric)).with_context(|| format!("no {metric}: {text}"))?;
+        ensure!(count.trim().parse::<f64>()? >= 2.0, "the probe of `up`, and the line that was pasted: {count}");
+    }
     // A note survives down and up.
     let host = "notes.alice.hearth.internal";
     let post =
@@ -215,14 +234,79 @@ fn up_wants_root_and_a_known_example() -> Result<()> {
     let copy = instance.path().join("hearth");
     fs::copy(&binary, &copy)?;
     command::run("chmod", ["755", &instance.path().display().to_string(), &copy.display().to_string()])?;
-    let mut up = Command::new("setpriv");
-    up.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy).args(["up", "--detach"]);
-    let error = command::fail(&mut up)?;
-    ensure!(error.contains("must run as root"), "{error}");
+    for arguments in [&["up", "--detach"][..], &["down"], &["agent"], &["join", "hearth1.x"]] {
+        let mut unprivileged = Command::new("setpriv");
+        unprivileged.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy).args(arguments);
+        let error = command::fail(&mut unprivileged)?;
+        ensure!(error.contains("must run as root"), "{arguments:?}: {error}");
+    }
     let mut up = instance.up_command("nonesuch");
     let error = command::fail(&mut up)?;
     ensure!(error.contains("no example \"nonesuch\""), "{error}");
     Ok(())
+}
+
+#[test]
+fn a_regions_zone_is_its_own_and_cannot_be_changed() -> Result<()> {
+    let instance = Instance::empty()?;
+    let in_zone = |zone: &str| {
+        let mut up = instance.up_command("notes");
+        up.args(["--zone", zone]);
+        up
+    };
+    command::succeed(&mut in_zone("casa.test"))?;
+    assert_eq!(instance.status()?["zone"], "casa.test");
+    instance.fetch("notes.alice.casa.test", "/api/notes")?;
+    instance.down()?;
+    let error = command::fail(&mut in_zone("other.test"))?;
+    ensure!(error.contains("casa.test") && error.contains("cannot be changed"), "{error}");
+    command::succeed(&mut in_zone("casa.test"))?;
+    instance.fetch("notes.alice.casa.test", "/api/notes").map(drop)
+}
+
+#[test]
+fn a_client_config_is_chosen_by_flag_or_environment() -> Result<()> {
+    let instance = Instance::up("none")?;
+    let config = instance.path().join("client.yaml");
+    let nowhere = instance.path().join("nowhere.yaml");
+    let mut by_flag = instance.hearth(["get", "namespaces", "-o", "name", "--config"]);
+    ensure!(command::succeed(by_flag.arg(&config).env("HEARTH_CONFIG", &nowhere))?.contains("namespace/default"));
+    let mut by_environment = instance.hearth(["get", "namespaces", "-o", "name"]);
+    ensure!(command::succeed(by_environment.env("HEARTH_CONFIG", &config))?.contains("namespace/default"));
+    let error = command::fail(by_environment.env("HEARTH_CONFIG", &nowhere))?;
+    ensure!(error.contains("nowhere.yaml"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn logs_are_json_where_that_is_asked_for() -> Result<()> {
+    let instance = Instance::empty()?;
+    command::succeed(instance.up_command("none").env("HEARTH_LOG_FORMAT", "json"))?;
+    for role in ["server", "agent"] {
+        let text = fs::read_to_string(instance.path().join(format!("logs/{role}.log")))?;
+        ensure!(!text.is_empty(), "{role} logs");
+        for line in text.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).with_context(|| format!("{role}: {line}"))?;
+            ensure!(
+                line["level"].is_string() && line["timestamp"].is_string() && line["fields"]["message"].is_string(),
+                "{line}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn joining_makes_the_namespace_of_the_owner_that_the_device_says() -> Result<()> {
+    let instance = Instance::up("none")?;
+    let error = instance.refused("token create")?;
+    ensure!(error.contains("--owner") && error.contains("--any-owner"), "{error}");
+    let token = instance.run("token create --any-owner")?;
+    let other = tempfile::tempdir()?;
+    let mut join = instance.hearth(["join", token.trim(), "--owner", "bob", "--name", "attic", "--data-dir"]);
+    command::succeed(join.arg(other.path()))?;
+    assert_eq!(instance.get("device", "attic", "default")?["spec"]["owner"], "bob");
+    instance.run("get namespace bob").map(drop)
 }
 
 #[test]

@@ -119,13 +119,7 @@ fn an_exit_while_no_agent_runs_is_not_lost() -> Result<()> {
     )?;
     instance.run("wait pod/p -n alice --for condition=Ready --timeout 60s")?;
     let uid = instance.get("pod", "p", "alice")?["metadata"]["uid"].as_str().context("a uid")?.to_owned();
-    // The supervisor first, so that nobody starts the agent again.
-    for verb in [" up ", " agent ", " server "] {
-        for pid in instance.pids(verb) {
-            // The zygote goes by itself with its agent.
-            let _ = instance.kill9(pid);
-        }
-    }
+    instance.kill9_all()?;
     let found = command::run(
         "find",
         [

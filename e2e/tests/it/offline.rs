@@ -93,11 +93,7 @@ fn a_region_that_lost_its_disks_stops_and_deletes_nothing() -> Result<()> {
     let (before, id, known) = (instance.pids("hearth shim"), instance.id()?, advance(&instance, 0)?);
     ensure!(before.len() == 1);
     let device = instance.get("device", "nas", "default")?;
-    for verb in [" up ", " server ", " agent "] {
-        for pid in instance.pids(verb) {
-            let _ = instance.kill9(pid);
-        }
-    }
+    instance.kill9_all()?;
     // Everything of the region but its CA is gone; it starts anew as another incarnation.
     let raft = instance.path().join("server/raft");
     std::fs::remove_dir_all(&raft).with_context(|| raft.display().to_string())?;
@@ -157,11 +153,7 @@ fn a_server_from_an_old_copy_of_its_disk_stops_nothing_until_an_operator_says_so
     instance.run("wait pod/late -n alice --for condition=Ready --timeout 60s")?;
     let before = instance.pids("hearth shim");
     ensure!(before.len() == 2, "{before:?}");
-    for verb in [" up ", " server ", " agent "] {
-        for pid in instance.pids(verb) {
-            let _ = instance.kill9(pid);
-        }
-    }
+    instance.kill9_all()?;
     std::fs::remove_dir_all(&raft)?;
     std::fs::rename(&old, &raft)?;
     instance.start("none")?;

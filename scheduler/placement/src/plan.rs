@@ -263,10 +263,13 @@ impl<'a> Planner<'a> {
             }
         }
         self.room(index, shape)?;
-        match self.own_away(shape) {
-            Some(own) if *device.owner != *shape.owner => Err(Cause::OwnAway(own.into())),
-            _ => Ok(()),
+        // It walks all own devices: only for those that are not.
+        if *device.owner != *shape.owner
+            && let Some(own) = self.own_away(shape)
+        {
+            return Err(Cause::OwnAway(own.into()));
         }
+        Ok(())
     }
 
     fn room(&self, index: usize, shape: &Shape) -> Result<(), Cause> {

@@ -37,8 +37,7 @@ use crate::{
     log::{LogError, LogStore, SEGMENT_BYTES},
     machine::{Snapshots, SnapshotsError, StateMachine},
     metrics::Metrics,
-    open::{IDENTITY, IDENTITY_MAGIC, Identity, Opened, open_files},
-    sealed,
+    open::{IDENTITY, Identity, Opened, open_files},
     types::{LeaderId, LogId, SnapshotMeta, StoredMembership, Vote},
 };
 
@@ -349,8 +348,7 @@ async fn replay(disk: Arc<dyn Disk>, dir: &Path) -> Result<(String, State), Back
     let path = dir.join(IDENTITY);
     let damaged = |why: String| RaftStoreError::IdentityDamaged { path: path.clone(), why };
     let bytes = disk.read(&path).map_err(|error| damaged(error.to_string()))?;
-    let json = sealed::open(IDENTITY_MAGIC, &bytes).map_err(|error| damaged(error.to_string()))?;
-    let identity: Identity = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
+    let identity = Identity::decode(&path, &bytes)?;
     let config = RaftConfig::new(dir, identity.node_id, &identity.region);
     let opened = open_files(&disk, &config, &Health::new(), &unregistered()?)?;
     let Opened { mut log, writer, shared, lock: _lock } = opened;
@@ -407,9 +405,9 @@ pub async fn restore_on(
     let meta = SnapshotMeta { last_log_id: Some(last), last_membership: StoredMembership::new(Some(last), members) };
     Snapshots::open(Arc::clone(&disk), dir)?.write(&meta, &state).map_err(failed("write a snapshot to", dir))?;
     let identity = Identity { node_id: FIRST_SERVER, region: backup.head.region.clone() };
-    let json = serde_json::to_vec(&identity).map_err(|error| failed("describe", dir)(error.into()))?;
+    let bytes = identity.encode().map_err(failed("describe", dir))?;
     let path = dir.join(IDENTITY);
-    disk::replace(&*disk, &path, &sealed::seal(IDENTITY_MAGIC, &json)).map_err(failed("write", &path))?;
+    disk::replace(&*disk, &path, &bytes).map_err(failed("write", &path))?;
     let (mut log, writer) = LogStore::open(&disk, dir, SEGMENT_BYTES, false, &Health::new(), &unregistered()?)?;
     log.save_vote(&Vote::new(1, FIRST_SERVER)).await.map_err(failed("write the vote to", dir))?;
     log.purge(last).await.map_err(failed("write the log to", dir))?;

@@ -25,7 +25,7 @@ use crate::{
 };
 
 pub(crate) const IDENTITY: &str = "identity";
-pub(crate) const IDENTITY_MAGIC: [u8; 8] = *b"HEARTHID";
+const IDENTITY_MAGIC: [u8; 8] = *b"HEARTHID";
 
 /// Where the store is and whose.
 #[derive(Clone, Debug)]
@@ -196,6 +196,20 @@ pub(crate) fn open_files(
     Ok(Opened { log, writer, shared, lock })
 }
 
+impl Identity {
+    /// Reads the bytes of the file at `path`.
+    pub(crate) fn decode(path: &Path, bytes: &[u8]) -> Result<Self, RaftStoreError> {
+        let damaged = |why: String| RaftStoreError::IdentityDamaged { path: path.to_owned(), why };
+        let json = sealed::open(IDENTITY_MAGIC, bytes).map_err(|error| damaged(error.to_string()))?;
+        serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))
+    }
+
+    /// The bytes of the file.
+    pub(crate) fn encode(&self) -> io::Result<Vec<u8>> {
+        Ok(sealed::seal(IDENTITY_MAGIC, &serde_json::to_vec(self)?))
+    }
+}
+
 /// Checks whose store it is, and writes it down where it is new.
 fn check_identity(disk: &dyn Disk, config: &RaftConfig) -> Result<(), RaftStoreError> {
     let path = config.data_dir.join(IDENTITY);
@@ -207,14 +221,12 @@ fn check_identity(disk: &dyn Disk, config: &RaftConfig) -> Result<(), RaftStoreE
     let bytes = match disk.read(&path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let json = serde_json::to_vec(&wanted).map_err(|error| failed("describe")(error.into()))?;
-            return disk::replace(disk, &path, &sealed::seal(IDENTITY_MAGIC, &json)).map_err(failed("write to"));
+            let bytes = wanted.encode().map_err(failed("describe"))?;
+            return disk::replace(disk, &path, &bytes).map_err(failed("write to"));
         }
         Err(error) => return Err(failed("read")(error)),
     };
-    let damaged = |why: String| RaftStoreError::IdentityDamaged { path: path.clone(), why };
-    let json = sealed::open(IDENTITY_MAGIC, &bytes).map_err(|error| damaged(error.to_string()))?;
-    let found: Identity = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
+    let found = Identity::decode(&path, &bytes)?;
     if found == wanted {
         return Ok(());
     }

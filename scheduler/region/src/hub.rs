@@ -90,17 +90,14 @@ impl Hub {
     /// The watch of a kind tells this.
     pub(crate) fn observe_event(&self, kind: &GroupKind, event: WatchEvent) {
         self.take_in(|cache| {
-            let (change, upto) = match event {
-                // Other changes may be of the same revision, and come next.
+            // Other changes may be of the same revision, and come next.
+            let before = |object: &Object| Revision(object.revision().0.saturating_sub(1));
+            let (upto, change) = match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                    let before = Revision(object.revision().0.saturating_sub(1));
-                    (cache.put(object, Source::Watch), before)
+                    (before(&object), cache.put(object, Source::Watch))
                 }
-                WatchEvent::Deleted(object) => {
-                    let before = Revision(object.revision().0.saturating_sub(1));
-                    (cache.remove(object.key(), object.revision()), before)
-                }
-                WatchEvent::Bookmark(revision) => (None, revision),
+                WatchEvent::Deleted(object) => (before(&object), cache.remove(object.key(), object.revision())),
+                WatchEvent::Bookmark(revision) => (revision, None),
             };
             cache.advance(kind, upto);
             change.into_iter().collect()

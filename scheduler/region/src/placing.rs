@@ -168,14 +168,18 @@ async fn bind(hub: &Arc<Hub>, plan: &Plan) -> Result<bool, Status> {
 async fn explain(hub: &Arc<Hub>, unplaced: &[Unplaced], retell: bool) -> Result<bool, Status> {
     let mut ops = Vec::new();
     let mut notes = Vec::new();
-    for one in unplaced {
+    // Pods of one shape, which come one after the other, share their reasons.
+    let told = unplaced.chunk_by(|one, next| Arc::ptr_eq(&one.why, &next.why));
+    for (one, message) in told.flat_map(|alike| {
+        let message = alike[0].why.text();
+        alike.iter().map(move |one| (one, message.clone()))
+    }) {
         let Some((object, told)) = ({
             let cache = hub.cache();
             cache.get(&one.pod.key).and_then(|entry| Some((entry.object.clone(), entry.pod()?.unscheduled.clone())))
         }) else {
             continue;
         };
-        let message = one.why.text();
         let known = told.as_deref() == Some(message.as_str());
         if (known && !retell) || object.revision() != one.pod.revision {
             continue;

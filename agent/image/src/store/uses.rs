@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::Image;
 use crate::Digest;
 
 /// Images that somebody in this process is about to use, shared by all clones of a store.
@@ -18,21 +19,19 @@ pub struct Hold {
 }
 
 impl Holds {
-    pub(super) fn hold(&self, digest: Digest) -> Hold {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(digest).or_default() += 1;
-        Hold { digest, holds: self.clone() }
+    /// Holds the image that `find` finds; no collection comes between.
+    pub(super) fn hold<E>(&self, find: impl FnOnce() -> Result<Image, E>) -> Result<(Image, Hold), E> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let image = find()?;
+        let digest = image.manifest_digest;
+        *held.entry(digest).or_default() += 1;
+        Ok((image, Hold { digest, holds: self.clone() }))
     }
 
     /// Runs `work` with what is held, and nothing more is held until it has ended.
     pub(super) fn still<T>(&self, work: impl FnOnce(&dyn Fn(&Digest) -> bool) -> T) -> T {
         let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         work(&|digest| held.contains_key(digest))
-    }
-}
-
-impl Hold {
-    pub(super) fn is_of(&self, digest: &Digest) -> bool {
-        self.digest == *digest
     }
 }
 

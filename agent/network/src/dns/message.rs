@@ -1,7 +1,7 @@
 //! As much of DNS messages (RFC 1035 section 4) as a relay needs: header, one question. Pure.
 
 /// Length of the header.
-const HEADER: usize = 12;
+pub(super) const HEADER: usize = 12;
 /// Longest name on the wire, RFC 1035 section 2.3.4.
 const MAX_NAME: usize = 255;
 /// Longest label; the two bits above are compression, which a question needs not.

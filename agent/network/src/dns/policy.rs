@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::message::Query;
+use super::message::{HEADER, Query};
 use crate::denied::Denied;
 use crate::prefix::Prefix;
 
@@ -42,8 +42,6 @@ const TYPES_SERVICE: [u16; 2] = [64, 65];
 const KEY_IPV4HINT: u16 = 4;
 const KEY_IPV6HINT: u16 = 6;
 
-/// Length of the header.
-const HEADER: usize = 12;
 /// What follows the name of a record: type, class, time to live, length.
 const RECORD_HEADER: usize = 10;
 
@@ -87,8 +85,8 @@ impl NamePolicy {
 
 fn in_private_zone(labels: &[Vec<u8>]) -> bool {
     PRIVATE_ZONES.iter().any(|zone| {
-        let zone: Vec<Vec<u8>> = zone.split('.').map(|label| label.as_bytes().to_vec()).collect();
-        labels.ends_with(&zone)
+        let mut own = labels.iter().rev();
+        zone.rsplit('.').all(|label| own.next().is_some_and(|one| one == label.as_bytes()))
     })
 }
 

@@ -6,9 +6,8 @@ use serde_json::json;
 
 use super::Service;
 use crate::{
-    claims::claims_of,
     files::chain,
-    pod::{Input, WorkerHandle, uses_claim},
+    pod::{Input, WorkerHandle, claims_of, uses_claim},
     shared::blocking,
 };
 

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    desired::{Change, Desired, Refusal},
+    desired::{self, Change, Desired, Refusal},
     files::chain,
     ingress::Ingress,
     pod::{Input, Start, StoredPod, WorkerHandle, spawn, uses_any},
@@ -217,8 +217,7 @@ impl Service {
 
     /// Tells on the Device that the region forgot objects which this device keeps.
     fn tell_kept(&self, kept: usize) {
-        let device = self.desired.objects().values().find(|object| *object.kind() == GroupKind::DEVICE);
-        let Some(device) = device else { return };
+        let Some(device) = desired::device(self.desired.objects()) else { return };
         let text = format!(
             "the region has lost writes: {kept} objects that it no longer knows are kept on this device and run on; to let them go, \
              annotate the Device with {ACCEPT_RESTORED}={}",

@@ -10,9 +10,8 @@ use hearth_types::{GroupKind, Object, kinds::Pod};
 
 use super::Service;
 use crate::{
-    claims::claims_of,
     files::chain,
-    pod::{StoredPod, load_all, remove_unknown},
+    pod::{StoredPod, claims_of, load_all, remove_unknown},
     shared::blocking,
 };
 

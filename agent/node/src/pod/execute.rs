@@ -14,8 +14,8 @@ use hearth_types::{
 use hearth_volume::{ClaimId, ClaimSpec};
 use serde_json::json;
 
+use super::uses::claims_of;
 use crate::{
-    claims::claims_of,
     config::Configs,
     container::{self, Ingredients, Places},
     files::chain,
@@ -51,11 +51,11 @@ impl Site {
     }
 
     /// The image of a name, held so that it is not collected before the pod is seen to use it.
-    pub(crate) async fn image(&self, reference: String) -> Result<(Image, Arc<Hold>), Failure> {
+    pub(crate) async fn image(&self, reference: String) -> Result<(Image, Hold), Failure> {
         let images = self.shared.images.clone();
         let asked = reference.clone();
         let resolved = blocking(move || images.resolve_and_hold(&reference)).await;
-        resolved.map(|(image, hold)| (image, Arc::new(hold))).map_err(|error| {
+        resolved.map_err(|error| {
             let reason = match &error {
                 ImageError::NotFound { .. } => "ImageNotPresent",
                 ImageError::Reference(_) => "InvalidImageName",
@@ -247,7 +247,9 @@ impl Site {
     pub(crate) async fn remove(&self, sandbox: Option<hearth_runtime::Pod>, name: &str) -> Result<(), Failure> {
         if let Some(sandbox) = sandbox {
             match sandbox.remove_container(name).await {
-                Ok(()) | Err(RuntimeError::NoSuchContainer { .. } | RuntimeError::ShimGone { .. }) => {}
+                // Its layers are set aside and deleted by a process that nobody waits for; the rest goes with the pod.
+                Ok(()) => return Ok(()),
+                Err(RuntimeError::NoSuchContainer { .. } | RuntimeError::ShimGone { .. }) => {}
                 Err(error) => return Err(self.failed("sandbox", "FailedRemoveContainer", &error)),
             }
         }

@@ -10,5 +10,5 @@ mod worker;
 
 pub(crate) use orphan::remove_unknown;
 pub(crate) use record::{StoredPod, load_all};
-pub(crate) use uses::{uses_any, uses_claim};
+pub(crate) use uses::{claims_of, uses_any, uses_claim};
 pub(crate) use worker::{Input, Start, WorkerHandle, spawn};

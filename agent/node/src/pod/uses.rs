@@ -6,8 +6,13 @@ use hearth_types::{GroupKind, ObjectKey, kinds::Pod};
 
 /// Whether a pod mounts a claim.
 pub(crate) fn uses_claim(pod: &Pod, claim: &str) -> bool {
+    claims_of(pod).any(|one| one == claim)
+}
+
+/// The names of the claims that a pod mounts.
+pub(crate) fn claims_of(pod: &Pod) -> impl Iterator<Item = &str> {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    volumes.filter_map(|volume| volume.persistent_volume_claim.as_ref()).any(|one| one.claim_name == claim)
+    volumes.filter_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.as_str()))
 }
 
 /// Whether a pod uses one of these ConfigMaps, Secrets or claims.
@@ -22,11 +27,8 @@ pub(crate) fn uses_any(pod: &Pod, namespace: &str, keys: &HashSet<ObjectKey>) ->
     let volumes = spec.volumes.iter().flatten().any(|volume| {
         volume.config_map.as_ref().is_some_and(|one| config(&one.name))
             || volume.secret.as_ref().and_then(|one| one.secret_name.as_deref()).is_some_and(secret)
-            || volume
-                .persistent_volume_claim
-                .as_ref()
-                .is_some_and(|one| has(GroupKind::PERSISTENT_VOLUME_CLAIM, &one.claim_name))
     });
+    let claims = claims_of(pod).any(|claim| has(GroupKind::PERSISTENT_VOLUME_CLAIM, claim));
     let from = spec.containers.iter().flat_map(|one| one.env_from.iter().flatten()).any(|from| {
         from.config_map_ref.as_ref().is_some_and(|one| config(&one.name))
             || from.secret_ref.as_ref().is_some_and(|one| secret(&one.name))
@@ -36,7 +38,7 @@ pub(crate) fn uses_any(pod: &Pod, namespace: &str, keys: &HashSet<ObjectKey>) ->
         from.config_map_key_ref.as_ref().is_some_and(|one| config(&one.name))
             || from.secret_key_ref.as_ref().is_some_and(|one| secret(&one.name))
     });
-    volumes || from || env.any(|uses| uses)
+    volumes || claims || from || env.any(|uses| uses)
 }
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ pub(crate) struct Start {
 enum Outcome {
     Nothing,
     Event(Event),
-    Image(String, Result<(Image, Arc<Hold>), Failure>),
+    Image(String, Result<Box<(Image, Hold)>, Failure>),
     Volumes(Result<VolumePaths, Failure>),
     Refreshed(Result<VolumePaths, Failure>),
     Network(Result<PodNetwork, Failure>),
@@ -92,7 +92,7 @@ struct Worker {
     sandbox: Option<hearth_runtime::Pod>,
     network: Option<PodNetwork>,
     /// Each is held for as long as its pod is here.
-    images: HashMap<String, (Image, Arc<Hold>)>,
+    images: HashMap<String, (Image, Hold)>,
     volumes: VolumePaths,
     snapshot: watch::Sender<Snapshot>,
     written: Option<Record>,
@@ -230,7 +230,7 @@ impl Worker {
                 return;
             }
             Command::EnsureImage { container, image } => {
-                self.tasks.spawn(async move { Outcome::Image(container, site.image(image).await) })
+                self.tasks.spawn(async move { Outcome::Image(container, site.image(image).await.map(Box::new)) })
             }
             Command::EnsureVolumes => self.tasks.spawn(async move { Outcome::Volumes(site.volumes().await) }),
             Command::AttachNetwork => {
@@ -310,7 +310,8 @@ impl Worker {
                 self.step(event);
             }
             Outcome::Image(container, result) => {
-                let result = result.map(|(image, hold)| {
+                let result = result.map(|found| {
+                    let (image, hold) = *found;
                     let (reference, id) = (image.reference.clone(), image.manifest_digest.to_string());
                     self.images.insert(container.clone(), (image, hold));
                     ImageFacts { reference, id }

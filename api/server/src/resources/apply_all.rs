@@ -14,8 +14,9 @@ use serde_json::Value;
 use super::{
     Attempts, Doing, Outcome, ResourceService, WriteOptions, Written,
     apply::{first, merged, wanted},
+    namespace::needed_namespace,
     sent_key, sent_revision, suffix,
-    write::modified,
+    write::{change_op, modified},
 };
 
 /// Objects of one request at most: with their namespaces they are one transaction, which has
@@ -94,13 +95,7 @@ impl ResourceService {
         let admitted = prepare_update(one.info, old, merged(old, &one.wanted), Part::Main, &context)?;
         let outcome = if admitted.object == *old { Outcome::Unchanged } else { Outcome::Configured };
         if outcome == Outcome::Configured {
-            let (object, expect) = (admitted.object.clone(), Expect::same(old));
-            let removal = plan_removal(&object);
-            plan.ops.push(if removal {
-                Op::Delete { key: one.key.clone(), expect }
-            } else {
-                Op::Update { object, expect }
-            });
+            plan.ops.push(change_op(admitted.object.clone(), Expect::same(old)));
         }
         plan.written.push(Written { object: admitted.object, outcome, warnings: admitted.warnings });
         Ok(())
@@ -112,16 +107,13 @@ impl ResourceService {
         }
         let suffix = suffix();
         let admitted = prepare_create(one.info, first(&one.wanted), &self.context(&suffix))?;
-        if let Some(op) = self.namespace_op(one.info, &admitted.object).await? {
-            let (key, made) = match &op {
-                Op::Create { object } => (object.key().clone(), true),
-                Op::Check { key, .. } => (key.clone(), false),
-                _ => return Err(Status::internal("a namespace is checked or made")),
-            };
-            // A Namespace that is asked for as well is made as it is asked for.
-            if !made || asked.iter().all(|other| other.key != key) {
-                plan.namespaces.entry(key).or_insert(op);
-            }
+        // Looked at once for all objects in it. A Namespace that is asked for as well is made as it is asked for.
+        if let Some(key) = needed_namespace(one.info, &admitted.object)
+            && !plan.namespaces.contains_key(&key)
+            && let Some(op) = self.namespace_op(one.info, &admitted.object).await?
+            && (matches!(op, Op::Check { .. }) || asked.iter().all(|other| other.key != key))
+        {
+            plan.namespaces.insert(key, op);
         }
         plan.ops.push(Op::Create { object: admitted.object.clone() });
         plan.written.push(Written { object: admitted.object, outcome: Outcome::Created, warnings: admitted.warnings });
@@ -137,10 +129,9 @@ impl ResourceService {
             let Some(object) = stored.remove(one.object.key()) else {
                 continue;
             };
-            if plan_removal(&one.object) {
-                self.devices().note_removed(&object);
-            } else {
-                self.devices().note(&object);
+            let removed = plan_removal(&one.object);
+            self.devices().note_stored(&object, removed);
+            if !removed {
                 one.object = object;
             }
         }

@@ -58,11 +58,7 @@ impl ResourceService {
             };
             match self.one(op, id).await {
                 Ok(Attempt::Done(object)) => {
-                    if removed {
-                        self.devices().note_removed(&object)
-                    } else {
-                        self.devices().note(&object)
-                    }
+                    self.devices().note_stored(&object, removed);
                     return Ok(Deleted { object, removed });
                 }
                 Ok(Attempt::Again(_)) => {}

@@ -1,7 +1,7 @@
 //! The namespace that a new object needs: there, not being deleted, or made along with it.
 
 use hearth_types::{
-    Object, Reason, Status,
+    Object, ObjectKey, Reason, Status,
     admission::prepare_create,
     names,
     registry::KindInfo,
@@ -11,21 +11,22 @@ use serde_json::{Value, json};
 
 use super::{ResourceService, namespace_key, suffix};
 
+/// The namespace that has to be there for a new object, if any.
+pub(super) fn needed_namespace(info: &KindInfo, object: &Object) -> Option<ObjectKey> {
+    if info.is_namespaced() {
+        return Some(namespace_key(object.namespace()));
+    }
+    let value = (info.kind == "Device").then(|| object.value())?;
+    Some(namespace_key(value.pointer("/spec/owner").and_then(Value::as_str).unwrap_or_default()))
+}
+
 impl ResourceService {
     /// What has to happen in the transaction that creates `object`: the check that its namespace is there
     /// and not being deleted, or the making of it, where its name can be an owner's. A Device needs the
     /// namespace of its owner.
     pub(crate) async fn namespace_op(&self, info: &KindInfo, object: &Object) -> Result<Option<Op>, Status> {
-        let owner;
-        let name = if info.is_namespaced() {
-            object.namespace()
-        } else if info.kind == "Device" {
-            owner = object.value().pointer("/spec/owner").and_then(Value::as_str).unwrap_or_default().to_owned();
-            owner.as_str()
-        } else {
-            return Ok(None);
-        };
-        let key = namespace_key(name);
+        let Some(key) = needed_namespace(info, object) else { return Ok(None) };
+        let name = &*key.name;
         if let Some(namespace) = self.store.get(&key, Consistency::Linearizable).await? {
             if namespace.is_deleting() {
                 let text = format!(

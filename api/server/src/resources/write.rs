@@ -166,7 +166,7 @@ impl ResourceService {
                 return Ok(Written { object: admitted.object, outcome: Outcome::Configured, warnings });
             }
             let expect = Expect { revision: Some(revision.unwrap_or(old.revision())), uid: Some(old.uid().clone()) };
-            match self.store_change(key, admitted.object, expect, id).await? {
+            match self.store_change(admitted.object, expect, id).await? {
                 Attempt::Done(object) => return Ok(Written { object, outcome: Outcome::Configured, warnings }),
                 Attempt::Again(status) if revision.is_none() => last = Some(status),
                 Attempt::Again(_) => return Err(modified(key)),
@@ -177,22 +177,12 @@ impl ResourceService {
     }
 
     /// Stores a changed object, or removes it where it only waited for this change.
-    async fn store_change(
-        &self,
-        key: &ObjectKey,
-        object: Object,
-        expect: Expect,
-        id: RequestId,
-    ) -> Result<Attempt, Status> {
-        let removal = plan_removal(&object);
-        let op = if removal { Op::Delete { key: key.clone(), expect } } else { Op::Update { object, expect } };
+    async fn store_change(&self, object: Object, expect: Expect, id: RequestId) -> Result<Attempt, Status> {
+        let op = change_op(object, expect);
+        let removed = matches!(op, Op::Delete { .. });
         let attempt = self.one(op, id).await?;
         if let Attempt::Done(stored) = &attempt {
-            if removal {
-                self.devices().note_removed(stored);
-            } else {
-                self.devices().note(stored);
-            }
+            self.devices().note_stored(stored, removed);
         }
         Ok(attempt)
     }
@@ -207,6 +197,11 @@ impl ResourceService {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// The operation that stores a changed object, or removes it where it only waited for this change.
+pub(super) fn change_op(object: Object, expect: Expect) -> Op {
+    if plan_removal(&object) { Op::Delete { key: object.key().clone(), expect } } else { Op::Update { object, expect } }
 }
 
 pub(super) fn modified(key: &ObjectKey) -> Status {

@@ -240,16 +240,21 @@ fn object_shape(schema: &Value) -> Shape {
 
 impl Shape {
     fn check(&self, value: &mut Value, path: &mut String, causes: &mut Vec<Cause>) {
-        if causes.len() >= MAX_CAUSES || value.is_null() {
-            return; // null means absent, as in Kubernetes
+        // null means absent, as in Kubernetes
+        if !value.is_null() {
+            self.check_present(value, path, causes);
+        }
+    }
+
+    /// Checks a value that is there even where it is null: in a list it takes a place, and nothing drops it.
+    fn check_present(&self, value: &mut Value, path: &mut String, causes: &mut Vec<Cause>) {
+        if causes.len() >= MAX_CAUSES {
+            return;
         }
         match self {
+            Self::Any if value.is_null() => wrong_type(value, "a value", path, causes),
             Self::Any => {}
-            Self::Named(name) => {
-                if let Some(shape) = SHAPES.named.get(name) {
-                    shape.check(value, path, causes);
-                }
-            }
+            Self::Named(name) => SHAPES.named.get(name).unwrap_or(&Self::Any).check_present(value, path, causes),
             Self::Quantity => {
                 if let Value::Number(number) = value {
                     *value = Value::String(number.to_string());
@@ -273,11 +278,7 @@ impl Shape {
             Self::List(item) => match value.as_array_mut() {
                 Some(items) => {
                     for (index, one) in items.iter_mut().enumerate() {
-                        within(path, &format!("[{index}]"), |path| match one {
-                            // In a list it takes a place, and nothing drops it.
-                            Value::Null => item.refuse_null(path, causes),
-                            one => item.check(one, path, causes),
-                        });
+                        within(path, &format!("[{index}]"), |path| item.check_present(one, path, causes));
                     }
                 }
                 None => wrong_type(value, "a list", path, causes),
@@ -294,26 +295,6 @@ impl Shape {
             },
             Self::Struct(fields) => fields.check(value, path, causes),
             scalar => scalar.check_scalar(value, path, causes),
-        }
-    }
-
-    fn refuse_null(&self, path: &str, causes: &mut Vec<Cause>) {
-        let expected = match self {
-            Self::Named(name) if SHAPES.named.contains_key(name) => {
-                return SHAPES.named[name].refuse_null(path, causes);
-            }
-            Self::Any | Self::Named(_) => "a value",
-            Self::Text | Self::Base64 | Self::OneOf(_) => "a string",
-            Self::Boolean => "true or false",
-            Self::Number => "a number",
-            Self::Integer { .. } => "an integer",
-            Self::IntOrText => "an integer or a string",
-            Self::Quantity => "a quantity",
-            Self::List(_) => "a list",
-            Self::Map(_) | Self::Struct(_) => "a map",
-        };
-        if causes.len() < MAX_CAUSES {
-            wrong_type(&Value::Null, expected, path, causes);
         }
     }
 

@@ -11,10 +11,6 @@ use crate::{names, patch, registry::KindInfo, status::Cause};
 /// Annotations of one object in bytes at most, as in Kubernetes; without what `apply` keeps of itself.
 pub const MAX_ANNOTATION_BYTES: usize = 262_144;
 
-/// Why nobody may name the device of a pod: owners lend their devices and volumes are on one, which placement alone looks at.
-pub const PLACED: &str =
-    "placement sets it; choose a device by spec.nodeSelector, or an Install's by spec.placement.device";
-
 /// What validation found.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -106,7 +102,6 @@ pub fn body(info: &KindInfo, object: &Value, old: Option<&Value>, zone: &str, re
                 pod::unchanged(&old["spec"], &object["spec"], report);
             } else {
                 pod::spec(&object["spec"], "spec", report);
-                pod::unplaced(&object["spec"], "spec", report);
             }
         }
         "Deployment" => workload::deployment(object, old, report),

@@ -44,6 +44,9 @@ enum Use {
 }
 
 const UNSUPPORTED: &str = "not supported by this version of Hearth";
+/// Owners lend their devices and volumes are on one, which placement alone looks at: `Bind` names the device.
+const PLACED: &str =
+    "placement sets it; choose a device by spec.nodeSelector, or an Install's by spec.placement.device";
 const GUEST: &str = "refused: an app is a guest and has namespaces of its own";
 const NO_MESSAGES: &str = "not acted on by this version of Hearth: nothing is read from a file when the container ends";
 const NO_PROBES: &str = "not acted on by this version of Hearth: the container counts as ready when it runs";
@@ -54,7 +57,6 @@ const POD_FIELDS: &[(&str, Use)] = &[
     ("containers", Use::Acted),
     ("dnsPolicy", Use::Acted),
     ("hostname", Use::Acted),
-    ("nodeName", Use::Acted),
     ("nodeSelector", Use::Acted),
     ("restartPolicy", Use::Acted),
     ("securityContext", Use::Acted),
@@ -70,6 +72,7 @@ const POD_FIELDS: &[(&str, Use)] = &[
     ("schedulerName", Use::Only(&["default-scheduler"])),
     ("serviceAccount", Use::Only(&["default"])),
     ("serviceAccountName", Use::Only(&["default"])),
+    ("nodeName", Use::Refused(PLACED)),
     ("hostIPC", Use::Refused(GUEST)),
     ("hostNetwork", Use::Refused(GUEST)),
     ("hostPID", Use::Refused(GUEST)),
@@ -145,13 +148,6 @@ pub(super) fn spec(spec: &Value, path: &str, report: &mut Report) {
     security(spec, path, &["runAsUser", "runAsGroup", "runAsNonRoot", "seccompProfile"], report);
     let volumes = volumes(spec, path, report);
     containers(spec, path, &volumes, report);
-}
-
-/// Who names the device of a pod: placement, and it alone.
-pub(super) fn unplaced(spec: &Value, path: &str, report: &mut Report) {
-    if set(spec, "nodeName") {
-        report.wrong(format!("{path}.nodeName"), super::PLACED);
-    }
 }
 
 /// Holds what is set against what is known of each field.

@@ -61,7 +61,6 @@ fn workload(object: &Value, old: Option<&Value>, report: &mut Report) {
     if restart.is_some_and(|policy| policy != "Always") {
         report.wrong("spec.template.spec.restartPolicy", "must be Always: a Deployment keeps its pods running");
     }
-    pod::unplaced(&spec["template"]["spec"], "spec.template.spec", report);
     pod::spec(&spec["template"]["spec"], "spec.template.spec", report);
 }
 

@@ -106,10 +106,11 @@ impl Nginx {
         Ok(Some(Self { child, _folder: folder, address }))
     }
 
-    fn pids(&self) -> Vec<u32> {
+    /// The master and its workers.
+    fn pids(&self) -> Result<Vec<u32>> {
         let own = self.child.id();
-        let children = sh("pgrep", ["-P", &own.to_string()]).unwrap_or_default();
-        children.split_whitespace().filter_map(|pid| pid.parse().ok()).chain([own]).collect()
+        let children = sh("pgrep", ["-P", &own.to_string()])?;
+        Ok(children.split_whitespace().filter_map(|pid| pid.parse().ok()).chain([own]).collect())
     }
 }
 
@@ -137,7 +138,7 @@ fn case(
         ours.push(load(&gateway, arguments)?);
         our_cost.push(requests / (cpu(&pids) - before));
         if let Some(nginx) = nginx {
-            let pids = nginx.pids();
+            let pids = nginx.pids()?;
             let before = cpu(&pids);
             theirs.push(load(&nginx.address, arguments)?);
             their_cost.push(requests / (cpu(&pids) - before));
