@@ -11,6 +11,7 @@
 //! | [`admission`] | how an object that somebody sent becomes one that may be stored |
 //! | [`validate`] | names, specs and fields, with the path of what is wrong |
 //! | [`patch`] | merge patch and three-way apply |
+//! | [`group`] | the servers of a region: who belongs, who leads, how they call each other |
 //! | [`identity`] | who makes a request; who signs certificates |
 //! | [`restores`] | which revisions a region does not have since it was restored |
 //! | [`routes`] | what DNS and gateway know of hostnames |
@@ -22,6 +23,7 @@
 
 pub mod admission;
 pub mod condition;
+pub mod group;
 pub mod id;
 pub mod identity;
 pub mod kinds;
