@@ -31,6 +31,7 @@ mod network;
 mod open;
 mod reads;
 pub mod runtime;
+pub mod sabotage;
 mod sealed;
 mod signal;
 mod store;
