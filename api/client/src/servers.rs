@@ -8,6 +8,7 @@ use hearth_types::{
     group::{Member, MemberRole, Server},
     token::JoinToken,
 };
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tonic::transport::Channel;
 
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
     client::timed,
     convert,
     device::{self, DeviceIdentity},
-    verify::{Pin, PinnedVerifier},
+    verify::{Pin, PinnedVerifier, spki_hash},
 };
 
 /// Redeems a server's token: the answer has the number of this server, and the region's CA with its key. `identity` is the key of this
@@ -31,15 +32,15 @@ pub async fn join(
     let verifier = Arc::new(PinnedVerifier::new(Pin::Hash(token.ca_hash), false));
     let channel = device::channel(token.addresses.clone(), &token.server_name, verifier.clone(), identity)?;
     let request = v1::JoinServerRequest { token: token.secret.clone(), address: address.to_owned() };
-    let mut servers = v1::servers_client::ServersClient::new(channel);
+    let mut servers = v1::members_client::MembersClient::new(channel);
     let answer = servers.join(timed(request)).await.map_err(|error| convert::status(&error))?.into_inner();
     device::same_ca(&verifier, &answer.ca_pem)?;
     Ok(answer)
 }
 
 impl Client {
-    fn servers(&self) -> v1::servers_client::ServersClient<Channel> {
-        v1::servers_client::ServersClient::new(self.channel())
+    fn servers(&self) -> v1::members_client::MembersClient<Channel> {
+        v1::members_client::MembersClient::new(self.channel())
     }
 
     /// Makes a one-time token by which a server joins the region: whoever has it gets the key of the region's CA. `valid` zero: the
@@ -58,7 +59,7 @@ impl Client {
 
     /// The servers of the region as its leader sees them, in the order of their numbers.
     pub async fn members(&self) -> Result<Vec<Member>, Status> {
-        let answer = self.servers().members(timed(v1::MembersRequest {})).await;
+        let answer = self.servers().list(timed(v1::ListMembersRequest {})).await;
         let members = answer.map_err(|error| convert::status(&error))?.into_inner().members;
         members.into_iter().map(member).collect()
     }
@@ -71,8 +72,9 @@ impl Client {
 
     /// Has another server lead: this one, or whichever is least behind. Returns which one does.
     pub async fn transfer_leader(&self, to: Option<u64>) -> Result<Server, Status> {
-        let request = v1::TransferLeaderRequest { id: to.unwrap_or_default() };
-        let answer = self.servers().transfer_leader(timed(request)).await.map_err(|error| convert::status(&error))?;
+        let request = v1::TransferLeadershipRequest { id: to.unwrap_or_default() };
+        let answer =
+            self.servers().transfer_leadership(timed(request)).await.map_err(|error| convert::status(&error))?;
         server(answer.into_inner().leader)
     }
 }
@@ -90,4 +92,9 @@ fn member(member: v1::Member) -> Result<Member, Status> {
         behind: member.behind,
         silent: member.silent_millis.map(Duration::from_millis),
     })
+}
+
+/// SHA-256 of the SubjectPublicKeyInfo of a CA, as join tokens carry it; `None` where the PEM text holds no certificate.
+pub fn ca_hash(ca_pem: &[u8]) -> Option<[u8; 32]> {
+    CertificateDer::from_pem_slice(ca_pem).ok().as_ref().and_then(spki_hash)
 }

@@ -158,11 +158,16 @@ impl PeerChannels {
         let _ = self.0.removed.subscribe().wait_for(|removed| *removed).await;
     }
 
+    /// A channel to the API of another server, for other services that are between servers.
+    pub fn channel(&self, to: &Server) -> Result<Channel, CallError> {
+        self.0.channel(to, Lane::Entries).map(|(channel, _)| channel).map_err(|why| CallError(format!("{to}: {why}")))
+    }
+
     /// Asks a server to see to it that this one belongs to the group, at this address; returns once it votes.
     pub async fn admit(&self, to: &Server, address: &str) -> Result<(), Status> {
         let (channel, number) = self.0.channel(to, Lane::Entries).map_err(Status::unavailable)?;
-        let mut servers = v1::servers_client::ServersClient::new(channel);
-        match servers.admit(v1::AdmitRequest { address: address.to_owned() }).await {
+        let mut members = v1::members_client::MembersClient::new(channel);
+        match members.admit(v1::AdmitRequest { address: address.to_owned() }).await {
             Ok(_) => Ok(()),
             Err(error) => Err(self.0.failed(to, Lane::Entries, number, &error)),
         }

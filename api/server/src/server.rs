@@ -249,8 +249,8 @@ impl ApiServerBuilder {
     /// The server, ready to serve.
     pub fn build(mut self) -> Result<ApiServer, ServeError> {
         use v1::{
-            enrollment_server::EnrollmentServer, peers_server::PeersServer, pods_server::PodsServer,
-            region_server::RegionServer, resources_server::ResourcesServer, servers_server::ServersServer,
+            enrollment_server::EnrollmentServer, members_server::MembersServer, peers_server::PeersServer,
+            pods_server::PodsServer, region_server::RegionServer, resources_server::ResourcesServer,
         };
         let metrics = Arc::new(Metrics::new(&self.registry)?);
         let resources = self.resources;
@@ -291,7 +291,7 @@ impl ApiServerBuilder {
                         .max_decoding_message_size(MAX_PEER_BYTES)
                         .max_encoding_message_size(MAX_PEER_BYTES),
                 )
-                .add_service(ServersServer::new(door).max_decoding_message_size(MAX_JOIN_BYTES));
+                .add_service(MembersServer::new(door).max_decoding_message_size(MAX_JOIN_BYTES));
         }
         let (config, ca, routes) = (self.config, self.ca, self.more.routes().prepare());
         Ok(ApiServer { config, resources, ca, metrics, servers, routes })

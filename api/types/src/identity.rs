@@ -57,6 +57,11 @@ impl Identity {
     pub fn is_admin(&self) -> bool {
         matches!(self, Self::User { groups, .. } if groups.iter().any(|group| group == ADMINS))
     }
+
+    /// Whether it is a server of the region.
+    pub fn is_server(&self) -> bool {
+        matches!(self, Self::Server { .. })
+    }
 }
 
 impl std::fmt::Display for Identity {

@@ -48,11 +48,11 @@ static METHODS: [Method; 25] = [
     method("hearth.v1.Enrollment", "Join", Allowed::Anyone),
     method("hearth.v1.Devices", "Session", Allowed::Devices),
     method("hearth.v1.Peers", "Call", Allowed::Servers),
-    method("hearth.v1.Servers", "Join", Allowed::Anyone),
-    method("hearth.v1.Servers", "Admit", Allowed::Servers),
-    method("hearth.v1.Servers", "Members", Allowed::Admins),
-    method("hearth.v1.Servers", "Remove", Allowed::Admins),
-    method("hearth.v1.Servers", "TransferLeader", Allowed::Admins),
+    method("hearth.v1.Members", "Join", Allowed::Anyone),
+    method("hearth.v1.Members", "Admit", Allowed::Servers),
+    method("hearth.v1.Members", "List", Allowed::Admins),
+    method("hearth.v1.Members", "Remove", Allowed::Admins),
+    method("hearth.v1.Members", "TransferLeadership", Allowed::Admins),
 ];
 
 /// What stands for every path that is no method, so that metrics have a bounded number of labels.
@@ -83,7 +83,7 @@ impl Method {
             Allowed::Anyone => true,
             Allowed::Devices => matches!(identity, Identity::Device { .. }) || identity.is_admin(),
             // An admin is no server: a call's sender is which one it is.
-            Allowed::Servers => matches!(identity, Identity::Server { .. }),
+            Allowed::Servers => identity.is_server(),
             Allowed::Admins => identity.is_admin(),
         }
     }

@@ -42,7 +42,7 @@ impl ServersDoor {
 }
 
 #[tonic::async_trait]
-impl v1::servers_server::Servers for ServersDoor {
+impl v1::members_server::Members for ServersDoor {
     async fn join(
         &self,
         request: Request<v1::JoinServerRequest>,
@@ -60,9 +60,12 @@ impl v1::servers_server::Servers for ServersDoor {
         Ok(Response::new(v1::AdmitResponse {}))
     }
 
-    async fn members(&self, _: Request<v1::MembersRequest>) -> Result<Response<v1::MembersResponse>, tonic::Status> {
+    async fn list(
+        &self,
+        _: Request<v1::ListMembersRequest>,
+    ) -> Result<Response<v1::ListMembersResponse>, tonic::Status> {
         let members = self.servers.group().members().await.map_err(grpc)?;
-        Ok(Response::new(v1::MembersResponse { members: members.into_iter().map(shown).collect() }))
+        Ok(Response::new(v1::ListMembersResponse { members: members.into_iter().map(shown).collect() }))
     }
 
     async fn remove(
@@ -73,13 +76,13 @@ impl v1::servers_server::Servers for ServersDoor {
         Ok(Response::new(v1::RemoveServerResponse {}))
     }
 
-    async fn transfer_leader(
+    async fn transfer_leadership(
         &self,
-        request: Request<v1::TransferLeaderRequest>,
-    ) -> Result<Response<v1::TransferLeaderResponse>, tonic::Status> {
+        request: Request<v1::TransferLeadershipRequest>,
+    ) -> Result<Response<v1::TransferLeadershipResponse>, tonic::Status> {
         let to = Some(request.get_ref().id).filter(|id| *id != 0);
         let leader = self.servers.group().transfer_leader(to).await.map_err(grpc)?;
-        Ok(Response::new(v1::TransferLeaderResponse { leader: Some(reference(leader)) }))
+        Ok(Response::new(v1::TransferLeadershipResponse { leader: Some(reference(leader)) }))
     }
 }
 
