@@ -296,7 +296,7 @@ fn who_is_no_server_of_the_region_gets_nowhere() -> Result<()> {
     ensure!(peers_call(&first, &admin)? == "7");
 
     // A token is for what it is for, and for one.
-    let mut joins = |token: &str, expected: &str| -> Result<()> {
+    let joins = |token: &str, expected: &str| -> Result<()> {
         let instance = Instance::empty()?;
         let child = spawn(&instance, "127.0.0.1:0", Some(token))?;
         let mut server = Server { child, instance, api: String::new() };
