@@ -45,6 +45,8 @@ const DISK_PROBE: Duration = Duration::from_secs(5);
 const DISK_PROBE_BYTES: usize = 4 << 20;
 /// The pause before the region's first objects are tried again.
 const FIRST_OBJECTS_PAUSE: Duration = Duration::from_millis(200);
+/// How long another server may take to lead where this one stops: longer than that takes, and no longer than an election.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(2);
 /// How long parts get to stop by themselves.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -137,7 +139,10 @@ pub(super) async fn run_server(
     write_client_config(data, &ca, api_address, &zone, &region_name)?;
 
     let mut parts = Parts::default();
-    let stop = || shutdown.clone();
+    // The parts go on while this server hands over.
+    let stopping = CancellationToken::new();
+    let _handing_over = AbortOnDrop(tokio::spawn(hand_over(Arc::clone(&group), shutdown, stopping.clone())));
+    let (shutdown, stop) = (stopping.clone(), || stopping.clone());
     // Before the store is ready: it is only once the servers call each other.
     parts.spawn("api", api.serve(api_listener, stop().cancelled_owned()));
     let keeping = membership::keep(data.clone(), own, own_address, group, channels, stop());
@@ -200,6 +205,33 @@ async fn open_store(
     let start = if own.begins_region() { Start::First } else { Start::Joining };
     let (disk, transport) = (Arc::new(RealDisk), Arc::new(channels.clone()));
     Ok(Arc::new(RaftStore::open_group(disk, transport, start, config, registry, Arc::clone(clock)).await?))
+}
+
+/// Once this server is to stop, has another one lead, so that nobody waits for an election; then stops the parts.
+async fn hand_over(group: Arc<dyn Group>, shutdown: CancellationToken, parts: CancellationToken) {
+    shutdown.cancelled().await;
+    let handing_over = async {
+        if group.leadership().here && group.members().await?.len() > 1 {
+            let leader = group.transfer_leader(None).await?;
+            tracing::info!(%leader, "this server stops; another one leads now");
+        }
+        Ok::<(), Status>(())
+    };
+    match tokio::time::timeout(HAND_OVER_LIMIT, handing_over).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::info!(%error, "this server stops while it leads: no other could take over"),
+        Err(_) => tracing::info!("this server stops while it leads: no other took over in time"),
+    }
+    parts.cancel();
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Makes the objects that every region has. Tried until there is a leader that stores them.

@@ -335,3 +335,136 @@ pub(super) fn authority(
     let has_data = hearth_raft::exists(&data.raft()) || !own.begins_region();
     Ok(Arc::new(CertificateAuthority::for_region(&data.server().join("ca"), &own.zone, clock, has_data)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{pin::Pin, sync::Mutex};
+
+    use futures_util::{Stream, stream};
+    use hearth_types::{
+        BoxFuture, Status,
+        group::{Leadership, MemberRole},
+    };
+
+    use super::{super::SystemClock, *};
+
+    const ADDRESS: &str = "192.0.2.2:7443";
+
+    fn wanted<'a>(region: Option<&'a str>, zone: Option<&'a str>) -> Wanted<'a> {
+        Wanted { join: None, region, zone, address: ADDRESS }
+    }
+
+    fn joined(id: u64) -> Own {
+        let servers = vec![Server { id: 1, address: "192.0.2.1:7443".into() }];
+        Own { version: VERSION, id, region: "office".into(), zone: "office.test".into(), admitted: false, servers }
+    }
+
+    fn data() -> (tempfile::TempDir, DataDir) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = DataDir::create(dir.path()).expect("a data directory");
+        (dir, data)
+    }
+
+    #[tokio::test]
+    async fn a_server_stays_what_it_is() {
+        let (_dir, data) = data();
+        let first = own(&data, wanted(None, None)).await.expect("a new region");
+        assert_eq!((first.id, first.region.as_str(), first.zone.as_str()), (1, "home", "hearth.internal"));
+        assert!(first.begins_region() && !data.server().exists(), "nothing is written by that");
+        fs::create_dir(data.server()).expect("made");
+        fs::write(data.server().join("zone"), "old.test\n").expect("written");
+        assert_eq!(own(&data, wanted(None, None)).await.expect("as it was").zone, "old.test");
+        own(&data, wanted(None, Some("new.test"))).await.expect_err("a zone is for ever");
+
+        joined(3).write(&data.server()).expect("written");
+        let read = own(&data, wanted(Some("office"), None)).await.expect("read back");
+        assert!(read == joined(3) && !read.begins_region());
+        let error = own(&data, wanted(Some("home"), None)).await.expect_err("another region").to_string();
+        assert!(error.contains("--region home") && error.contains("\"office\""), "{error}");
+        let clock = Arc::new(SystemClock);
+        let error = authority(&data, &read, clock).expect_err("the CA is gone").to_string();
+        assert!(error.contains("its CA is missing"), "{error}");
+        for (bytes, text) in [(r#"{"version": 2}"#, "of version 2"), ("{", "not what a server wrote")] {
+            fs::write(data.server().join("member.json"), bytes).expect("written");
+            let error = own(&data, wanted(None, None)).await.expect_err(text).to_string();
+            assert!(error.contains(text), "{error}");
+        }
+    }
+
+    /// What the group says of its members.
+    struct Says(Mutex<Result<Vec<Server>, Status>>);
+
+    impl Group for Says {
+        fn id(&self) -> u64 {
+            3
+        }
+
+        fn members(&self) -> BoxFuture<'_, Result<Vec<Member>, Status>> {
+            let member = |server| Member { server, role: MemberRole::Voter, leads: false, behind: None, silent: None };
+            let said = self.0.lock().expect("no panic").clone().map(|all| all.into_iter().map(member).collect());
+            Box::pin(std::future::ready(said))
+        }
+
+        fn admit(&self, server: Server) -> BoxFuture<'_, Result<(), Status>> {
+            let mut said = self.0.lock().expect("no panic");
+            if let Ok(members) = &mut *said {
+                members.retain(|one| one.id != server.id);
+                members.push(server);
+            }
+            Box::pin(std::future::ready(Ok(())))
+        }
+
+        fn remove(&self, _: u64) -> BoxFuture<'_, Result<(), Status>> {
+            unreachable!("nobody asks")
+        }
+
+        fn transfer_leader(&self, _: Option<u64>) -> BoxFuture<'_, Result<Server, Status>> {
+            unreachable!("nobody asks")
+        }
+
+        fn leadership(&self) -> Leadership {
+            Leadership::default()
+        }
+
+        fn watch_leadership(&self) -> Pin<Box<dyn Stream<Item = Leadership> + Send>> {
+            Box::pin(stream::pending())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_asks_to_belong_moves_and_knows_when_it_was_removed() {
+        let (_dir, data) = data();
+        fs::create_dir(data.server()).expect("made");
+        let ca = CertificateAuthority::load_or_create(&data.server().join("ca"), "office.test", Arc::new(SystemClock));
+        let channels = PeerChannels::new(&Arc::new(ca.expect("a CA")), 3, Arc::new(SystemClock)).expect("channels");
+        // Nobody answers at the address that is known: a port that was just let go.
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").and_then(|one| one.local_addr()).expect("a port");
+        let other = Server { id: 1, address: gone.to_string() };
+        let mut own = Own { servers: vec![other.clone()], ..joined(3) };
+        let me = Server { id: 3, address: ADDRESS.into() };
+        let says = Says(Mutex::new(Err(Status::unavailable("no leader"))));
+        let step_now = async |own: &mut Own| step(&data, own, &me, &says, &channels).await;
+        let waits = |step: Result<Step>, text: &str| match step {
+            Ok(Step::Waits(why)) => assert!(why.contains(text), "{why}"),
+            Ok(_) => panic!("it waits: {text}"),
+            Err(error) => panic!("{error}"),
+        };
+        waits(step_now(&mut own).await, "server 1 at");
+        // There is a group, and this one is not in it yet.
+        *says.0.lock().expect("no panic") = Ok(vec![other.clone()]);
+        waits(step_now(&mut own).await, "server 1 at");
+        // It is, where it was before.
+        let old = Server { id: 3, address: "192.0.2.99:7443".into() };
+        *says.0.lock().expect("no panic") = Ok(vec![other.clone(), old]);
+        assert!(matches!(step_now(&mut own).await, Ok(Step::Changed)));
+        assert!(matches!(step_now(&mut own).await, Ok(Step::Belongs)));
+        let read = Own::load(&data).expect("read").expect("written");
+        assert!(read == own && own.admitted && own.servers == [other.clone(), me.clone()]);
+        // Without a leader, and at the address that all know, there is nothing to ask for.
+        *says.0.lock().expect("no panic") = Err(Status::unavailable("no leader"));
+        waits(step_now(&mut own).await, "no leader");
+        *says.0.lock().expect("no panic") = Ok(vec![other]);
+        let error = step_now(&mut own).await.err().expect("it was removed").to_string();
+        assert!(error.contains("server 3 was removed from the region for good"), "{error}");
+    }
+}
