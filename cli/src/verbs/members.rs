@@ -77,6 +77,7 @@ pub(crate) async fn transfer_leader(context: &Context, args: &RegionTransfer) ->
 
 #[cfg(test)]
 mod tests {
+    use MemberRole::{Learner, Voter};
     use hearth_types::group::Server;
 
     use super::*;
@@ -90,7 +91,6 @@ mod tests {
             behind,
             silent: silent.map(Duration::from_secs),
         };
-        use MemberRole::{Learner, Voter};
         for (member, expected) in [
             (member(Voter, true, Some(0), Some(0)), ["voter", "leader", "0"]),
             (member(Voter, false, Some(7), Some(1)), ["voter", "follower", "7"]),
