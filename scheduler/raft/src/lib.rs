@@ -20,6 +20,7 @@
 
 mod backup;
 mod core;
+pub mod decoders;
 pub mod disk;
 mod group;
 mod health;
