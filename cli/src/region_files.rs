@@ -4,7 +4,8 @@
 //! server/zone          the zone
 //! server/ca/ca.key     the CA's key
 //! server/ca/ca.pem     its certificate
-//! server/tunnel.key    the seed of the key of its tunnels
+//! server/tunnel.key    the seed of the key of its tunnels, by which it joined
+//! server/member.json   what it is in its region; not in a backup, since a restored region begins with one server
 //! server/raft/         the store
 //! ```
 

@@ -235,7 +235,7 @@ pub(super) async fn keep(
                 Step::Waits(why) => why,
             };
             if problem != said {
-                tracing::info!(server = me.id, address = %me.address, "waiting to belong to the region's group: {problem}");
+                tracing::info!(server = me.id, address = %me.address, "waiting for the region's other servers: {problem}");
                 said = problem;
             }
             tokio::time::sleep(pause).await;
