@@ -3,6 +3,7 @@
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use hearth_proto::{MAX_MESSAGE_BYTES, v1};
+use hearth_types::group::Group;
 use prometheus::Registry;
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -91,6 +92,7 @@ pub struct ApiServerBuilder {
     ca: Arc<CertificateAuthority>,
     connector: Arc<dyn DeviceDoorConnector>,
     backups: Arc<dyn BackupSource>,
+    group: Option<Arc<dyn Group>>,
     registry: Registry,
     more: RoutesBuilder,
 }
@@ -110,7 +112,7 @@ impl ApiServer {
     ) -> ApiServerBuilder {
         let (connector, backups) = (Arc::new(NoDevices), Arc::new(NoBackups));
         let (registry, more) = (Registry::new(), Routes::builder());
-        ApiServerBuilder { config, resources, ca, connector, backups, registry, more }
+        ApiServerBuilder { config, resources, ca, connector, backups, group: None, registry, more }
     }
 
     /// Serves until `shutdown` is done, then stops gracefully: no new connections, streams end with
@@ -191,6 +193,13 @@ impl ApiServerBuilder {
         self
     }
 
+    /// The region's servers, of which clients are told; without it they are told of none.
+    #[must_use]
+    pub fn group(mut self, group: Arc<dyn Group>) -> Self {
+        self.group = Some(group);
+        self
+    }
+
     /// Where the metrics are registered.
     #[must_use]
     pub fn metrics(mut self, registry: &Registry) -> Self {
@@ -235,6 +244,7 @@ impl ApiServerBuilder {
             region: self.config.region.clone(),
             version: self.config.version.clone(),
             backups: Backups::new(self.backups),
+            group: self.group,
         };
         let pods = PodsDoor { resources: resources.clone(), connector: self.connector };
         self.more

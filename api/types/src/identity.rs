@@ -5,6 +5,9 @@ use crate::{BoxFuture, DeviceKey, DeviceName, Status};
 /// The group whose members may do everything, as in Kubernetes.
 pub const ADMINS: &str = "system:masters";
 
+/// The organisation in the certificates of a region's servers.
+pub const SERVERS: &str = "hearth:servers";
+
 /// Who makes a request. Doors put it into the request's extensions; services decide by it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
@@ -34,7 +37,16 @@ pub enum Identity {
 impl Identity {
     /// Whether it may do everything.
     pub fn is_admin(&self) -> bool {
-        matches!(self, Self::User { groups, .. } if groups.iter().any(|group| group == ADMINS))
+        self.is_in(ADMINS)
+    }
+
+    /// Whether it is a server of the region.
+    pub fn is_server(&self) -> bool {
+        self.is_in(SERVERS)
+    }
+
+    fn is_in(&self, wanted: &str) -> bool {
+        matches!(self, Self::User { groups, .. } if groups.iter().any(|group| group == wanted))
     }
 }
 

@@ -23,7 +23,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    SystemClock, metrics,
+    SystemClock,
+    alone::Alone,
+    metrics,
     server::{address, advertised, bind},
 };
 use crate::{
@@ -76,11 +78,17 @@ pub(super) async fn run_server(
     let resources = Arc::new(ResourceService::new(Arc::clone(&store), Arc::clone(&clock), &zone));
     resources.ensure_defaults().await.context("cannot make the region's first objects")?;
 
+    let token_addresses: Vec<_> =
+        advertised(api_address, &args.listen.advertise)?.iter().map(ToString::to_string).collect();
+    let reachable = token_addresses.first().cloned().unwrap_or_else(|| api_address.to_string());
+    let group = Arc::new(Alone(hearth_types::group::Server { id: FIRST_SERVER, address: reachable }));
     let (region, handle) = Region::new(hearth_region::Config {
         zone: zone.clone(),
         region: args.region.clone(),
         clock: Arc::clone(&clock),
         store,
+        group: group.clone(),
+        channels: group.clone(),
         signer: ca.clone(),
         registry: registry.clone(),
         timing: Timing::default(),
@@ -113,11 +121,7 @@ pub(super) async fn run_server(
         .map_err(|error| super::server::cannot_listen("--listen-dns", "DNS", dns_listen, &error))?;
     let dns_address = dns.local_addr();
 
-    let config = ApiConfig {
-        region: args.region.clone(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        token_addresses: advertised(api_address, &args.listen.advertise)?.iter().map(ToString::to_string).collect(),
-    };
+    let config = ApiConfig { region: args.region.clone(), version: env!("CARGO_PKG_VERSION").into(), token_addresses };
     let api = ApiServer::builder(config, resources, Arc::clone(&ca))
         .connector(Arc::new(TunnelConnector(Arc::clone(&hub))))
         .backups(Arc::new(Backups {
@@ -125,8 +129,10 @@ pub(super) async fn run_server(
             owner: region_files::owner(data, &args.region)?,
             clock: Arc::clone(&clock),
         }))
+        .group(group)
         .metrics(&registry)
         .add_service(handle.devices_service())
+        .add_service(handle.dials_service())
         .build()?;
     write_client_config(data, &ca, api_address, &zone, &args.region)?;
 

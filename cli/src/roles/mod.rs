@@ -2,6 +2,7 @@
 //! one of each on this machine.
 
 pub(crate) mod agent;
+mod alone;
 mod composition;
 pub(crate) mod down;
 mod example;

@@ -9,6 +9,8 @@ pub(super) enum Allowed {
     Admins,
     /// Devices of this region.
     Devices,
+    /// Servers of this region.
+    Servers,
     /// Anybody, a stranger included.
     Anyone,
 }
@@ -25,7 +27,7 @@ const fn method(service: &'static str, name: &'static str, allowed: Allowed) -> 
     Method { service, name, allowed }
 }
 
-static METHODS: [Method; 19] = [
+static METHODS: [Method; 21] = [
     method("hearth.v1.Resources", "Get", Allowed::Admins),
     method("hearth.v1.Resources", "List", Allowed::Admins),
     method("hearth.v1.Resources", "Watch", Allowed::Admins),
@@ -45,6 +47,8 @@ static METHODS: [Method; 19] = [
     method("hearth.v1.Region", "Backup", Allowed::Admins),
     method("hearth.v1.Enrollment", "Join", Allowed::Anyone),
     method("hearth.v1.Devices", "Session", Allowed::Devices),
+    method("hearth.v1.Dials", "Dial", Allowed::Servers),
+    method("hearth.v1.Dials", "Sessions", Allowed::Servers),
 ];
 
 /// What stands for every path that is no method, so that metrics have a bounded number of labels.
@@ -64,6 +68,7 @@ impl Method {
         match self.allowed {
             Allowed::Anyone => true,
             Allowed::Devices => matches!(identity, Identity::Device { .. }) || identity.is_admin(),
+            Allowed::Servers => identity.is_server(),
             Allowed::Admins => identity.is_admin(),
         }
     }
