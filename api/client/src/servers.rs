@@ -139,3 +139,91 @@ impl Servers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, collections::VecDeque};
+
+    use hearth_types::ObjectKey;
+
+    use super::*;
+    use crate::connect::ConnectError;
+
+    /// Three servers that nobody listens at: what they answer is a script.
+    fn three() -> Servers {
+        let server = |address: &str| Server {
+            address: address.to_owned(),
+            channel: tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
+        };
+        Servers { servers: ["a", "b", "c"].map(server).into(), preferred: AtomicUsize::new(0) }
+    }
+
+    fn unreachable() -> tonic::Status {
+        tonic::Status::from_error(Box::new(ConnectError::Tcp { address: "a".into(), why: "refused".into() }))
+    }
+
+    /// Makes a request whose tries are answered as the script says; returns how it ended and how many tries are left.
+    async fn made(
+        servers: &Servers,
+        again: Again,
+        script: impl IntoIterator<Item = Result<&'static str, tonic::Status>>,
+    ) -> (Result<&'static str, Status>, usize) {
+        let script: RefCell<VecDeque<_>> = RefCell::new(script.into_iter().collect());
+        let call = async |_: Channel, request: tonic::Request<&'static str>| {
+            assert_eq!(request.into_inner(), "the same request id");
+            script.borrow_mut().pop_front().expect("no more tries").map(tonic::Response::new)
+        };
+        let ended = servers.call(again, "the same request id", call).await;
+        (ended, script.into_inner().len())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_others_are_asked_in_turn_and_the_one_that_answered_first_from_then_on() {
+        let servers = three();
+        assert_eq!(servers.addresses(), ["a", "b", "c"]);
+        let (ended, left) =
+            made(&servers, Again::Safe, [Err(unreachable()), Err(tonic::Status::unavailable("no leader")), Ok("c")])
+                .await;
+        assert_eq!((ended, left), (Ok("c"), 0));
+        assert_eq!(servers.addresses(), ["c", "a", "b"]);
+        assert_eq!(made(&servers, Again::Safe, [Ok("c")]).await, (Ok("c"), 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_election_is_waited_for_and_a_region_that_is_not_there_is_not() {
+        let servers = three();
+        let election = (0..20).map(|_| Err(tonic::Status::unavailable("no leader"))).chain([Ok("led")]);
+        assert_eq!(made(&servers, Again::Safe, election).await, (Ok("led"), 0));
+        let begin = Instant::now();
+        let (ended, left) = made(&servers, Again::Safe, (0..3).map(|_| Err(unreachable()))).await;
+        assert_eq!((ended.expect_err("nobody is there").reason, left), (Reason::ServiceUnavailable, 0));
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+        // For ever it is not waited either.
+        let never = (0..1000).map(|_| Err(tonic::Status::unavailable("no leader")));
+        made(&servers, Again::Safe, never).await.0.expect_err("in the end");
+        assert!(begin.elapsed() <= PATIENCE, "{:?}", begin.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_have_happened_is_asked_again_only_by_its_request_id() {
+        let servers = three();
+        let broke = || Err(tonic::Status::unavailable("the connection broke"));
+        let (ended, left) = made(&servers, Again::Never, [broke(), Ok("twice")]).await;
+        assert_eq!((ended.expect_err("it may have happened").reason, left), (Reason::ServiceUnavailable, 1));
+        assert_eq!(made(&servers, Again::Never, [Err(unreachable()), Ok("once")]).await, (Ok("once"), 0));
+        // What a server refuses, all refuse.
+        let refusal = Status::not_found(&ObjectKey::new(hearth_types::GroupKind::POD, "a", "b"));
+        let details = serde_json::to_vec(&refusal).expect("JSON");
+        let refused = tonic::Status::with_details(tonic::Code::NotFound, "none", details.into());
+        let (ended, left) = made(&servers, Again::Safe, [Err(refused), Ok("found")]).await;
+        assert_eq!((ended, left), (Err(refusal), 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_only_server_is_asked_once() {
+        let servers = Servers::one(three().channel());
+        let (ended, left) =
+            made(&servers, Again::Safe, [Err(tonic::Status::unavailable("starting")), Ok("later")]).await;
+        assert_eq!((ended.expect_err("as it was").reason, left), (Reason::ServiceUnavailable, 1));
+    }
+}
