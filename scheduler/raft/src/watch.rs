@@ -15,7 +15,12 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use crate::{machine::Shared, metrics::Metrics};
+use crate::{
+    machine::Shared,
+    metrics::Metrics,
+    sabotage::{self, Bug},
+    signal::Listener,
+};
 
 /// Events that one watcher has in memory at most, but for those of one large transaction.
 const BATCH_EVENTS: usize = 256;
@@ -35,7 +40,7 @@ struct Watcher {
     batch: VecDeque<WatchEvent>,
     /// The last bookmark.
     told: Revision,
-    changed: watch::Receiver<()>,
+    changed: Listener,
     closed: watch::Receiver<bool>,
     bookmark: Pin<Box<Sleep>>,
     interval: Duration,
@@ -59,6 +64,8 @@ pub(crate) fn watch(
     from: Revision,
     interval: Duration,
 ) -> Result<WatchStream, Status> {
+    let late = sabotage::has(Bug::WatchResumesLate) && from < shared.machine().state.revision();
+    let from = if late { Revision(from.0 + 1) } else { from };
     shared.machine().state.history().check(from)?;
     shared.metrics.watchers.inc();
     let watcher = Watcher {
@@ -90,7 +97,7 @@ impl Watcher {
                 return Ok(event);
             }
             // Before looking, so that a change that comes while looking wakes.
-            self.changed.mark_unchanged();
+            self.changed.mark_seen();
             if self.advance()? {
                 if self.batch.is_empty() {
                     // There is more to look at, and others want this thread.
@@ -99,7 +106,8 @@ impl Watcher {
                 continue;
             }
             tokio::select! {
-                changed = self.changed.changed() => changed.map_err(|_| closed())?,
+                biased;
+                () = self.changed.raised() => {}
                 () = until_closed(&mut self.closed) => return Err(closed()),
                 () = self.bookmark.as_mut() => {
                     self.rest();
@@ -131,6 +139,10 @@ impl Watcher {
         };
         let changes = if self.query.selector.fields.is_empty() { BATCH_CHANGES } else { BATCH_PARSED };
         let batch = history.batch(self.position, &self.query, BATCH_EVENTS, changes);
+        if batch.is_err() && sabotage::has(Bug::WatcherSkips) {
+            self.position = self.shared.machine().state.revision();
+            return Ok(false);
+        }
         let batch = batch.inspect_err(|_| self.shared.metrics.watchers_expired.inc())?;
         self.position = batch.upto;
         let several = batch.events.len() > 1;
