@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 use crate::{
     config::{Config, ConfigError, Resolved},
     connect, convert,
-    servers::{Again, Servers},
+    failover::{Again, Servers},
 };
 
 /// How long one request may take before its answer begins.
@@ -154,7 +154,7 @@ pub struct Deleted {
 /// token, `exec`) goes to another server only where it was surely never sent.
 #[derive(Clone, Debug)]
 pub struct Client {
-    servers: Arc<Servers>,
+    pub(crate) servers: Arc<Servers>,
 }
 
 impl Client {
@@ -375,7 +375,8 @@ impl Client {
         any_owner: bool,
         valid: Duration,
     ) -> Result<v1::CreateTokenResponse, Status> {
-        let request = v1::CreateTokenRequest { owner: owner.into(), valid_seconds: valid.as_secs(), any_owner };
+        let request =
+            v1::CreateTokenRequest { owner: owner.into(), valid_seconds: valid.as_secs(), any_owner, server: false };
         let create = async |channel, request| region(channel).create_token(request).await;
         self.servers.call(Again::Never, request, create).await
     }
@@ -397,7 +398,7 @@ fn resources(channel: Channel) -> v1::resources_client::ResourcesClient<Channel>
     v1::resources_client::ResourcesClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-fn region(channel: Channel) -> v1::region_client::RegionClient<Channel> {
+pub(crate) fn region(channel: Channel) -> v1::region_client::RegionClient<Channel> {
     v1::region_client::RegionClient::new(channel)
 }
 

@@ -1,5 +1,5 @@
-//! The join token: what an operator hands to a new device. One line of text that carries where the region
-//! is, how to tell that it is the right one, and a secret that is good for one device.
+//! The join token: what an operator hands to a new device or server. One line of text that carries where the region
+//! is, how to tell that it is the right one, and a secret that is good for one of them.
 
 use std::{fmt, str::FromStr};
 

@@ -2,10 +2,10 @@
 //! one of each on this machine.
 
 pub(crate) mod agent;
-mod alone;
 mod composition;
 pub(crate) mod down;
 mod example;
+mod membership;
 mod metrics;
 mod process;
 mod process_logs;

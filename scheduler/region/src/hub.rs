@@ -233,6 +233,11 @@ impl Hub {
         }
     }
 
+    /// Whether this is the only server, as far as it knows.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.servers.borrow().len() < 2
+    }
+
     /// The region's servers are these now.
     pub(crate) fn set_servers(&self, addresses: Arc<[String]>) {
         self.servers.send_if_modified(|known| {

@@ -15,6 +15,7 @@ use futures_util::{Stream, StreamExt as _};
 use hearth_types::{
     Status,
     group::Leadership,
+    restores,
     store::{Consistency, Query, list_all},
 };
 use tokio::task::JoinSet;
@@ -24,6 +25,11 @@ use crate::{hub::Hub, placing, reconcile, recorder, session, upkeep};
 
 /// Reconciles that are under way at once: they mostly wait for the store, which batches what comes together.
 const WORKERS: usize = 16;
+/// How often a leader that is not alone makes sure that a majority still takes it for one. A server that is cut off from the others is not
+/// told that another leads; devices that still reach it would stay with it for ever.
+const CONFIRM_EVERY: Duration = Duration::from_secs(2);
+/// How long that may take before its sessions end: longer than a majority that is there ever needs.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(4);
 /// The pause before what could not be read is read again.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -41,6 +47,19 @@ pub(crate) async fn run(hub: Arc<Hub>) -> &'static str {
     let mut changes = hub.config.group.watch_leadership();
     while let Some(mut now) = changes.next().await {
         while now.here {
+            if !hub.is_alone() {
+                // The majority may have to be waited for; what comes meanwhile counts.
+                tokio::select! {
+                    () = confirmed(&hub) => {}
+                    next = end_of(now.term, &mut changes) => {
+                        match next {
+                            Ok(next) => now = next,
+                            Err(ended) => return ended,
+                        }
+                        continue;
+                    }
+                }
+            }
             now = match lead(&hub, now.term, &mut changes).await {
                 Ok(next) => next,
                 Err(ended) => return ended,
@@ -49,6 +68,31 @@ pub(crate) async fn run(hub: Arc<Hub>) -> &'static str {
         hub.set_ready();
     }
     "leadership"
+}
+
+/// Waits until a majority has confirmed that this server leads.
+async fn confirmed(hub: &Hub) {
+    while !confirm(hub).await {
+        tracing::warn!("the other servers of the region do not confirm that this one leads; trying again");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Whether a majority confirms now that this server leads: only then it can answer a linearizable read.
+async fn confirm(hub: &Hub) -> bool {
+    let key = restores::key();
+    let read = hub.config.store.get(&key, Consistency::Linearizable);
+    matches!(tokio::time::timeout(CONFIRM_LIMIT, read).await, Ok(Ok(_)))
+}
+
+/// Waits until a majority does not confirm any more that this server leads.
+async fn doubted(hub: &Hub) {
+    loop {
+        tokio::time::sleep(CONFIRM_EVERY).await;
+        if !hub.is_alone() && !confirm(hub).await {
+            return;
+        }
+    }
 }
 
 /// Leads for a term; returns what came after it.
@@ -77,6 +121,10 @@ async fn lead(
     loops.spawn(named("upkeep", upkeep::run(Arc::clone(hub))));
     let next = tokio::select! {
         next = end_of(term, changes) => next,
+        () = doubted(hub) => {
+            tracing::warn!(term, "the other servers of the region do not confirm that this one leads: devices are sent to them");
+            Ok(hub.config.group.leadership())
+        }
         // No loop ends by itself: one that did panicked.
         ended = loops.join_next() => Err(ended.and_then(Result::ok).unwrap_or("panicked")),
     };

@@ -114,7 +114,7 @@ struct Table {
     /// The term for which this server leads; sessions are opened for it alone.
     term: Option<u64>,
     places: HashMap<DeviceName, Place>,
-    /// Sessions that were opened in this term.
+    /// Counts the sessions that were opened. Begins anywhere and goes on in the next term, since a server may lead for one term twice.
     opened: u64,
     /// When this server began to lead.
     since: Option<Instant>,
@@ -138,7 +138,7 @@ impl Sessions {
     pub(crate) fn new(timing: &Timing) -> (Self, mpsc::Receiver<StatusJob>) {
         let (statuses, inbox) = mpsc::channel(STATUS_QUEUE);
         let sessions = Self {
-            table: Mutex::default(),
+            table: Mutex::new(Table { opened: u64::from(chance()), ..Table::default() }),
             told: Mutex::default(),
             ahead: Mutex::default(),
             timing: *timing,
@@ -155,8 +155,10 @@ impl Sessions {
     /// From now on devices have the time of a silence to come: what an earlier leader knew of them does not count. The store is at
     /// this revision.
     pub(crate) fn start(&self, term: u64, revision: Revision) {
-        let fresh = Table { term: Some(term), since: Some(Instant::now()), base: revision, ..Table::default() };
-        *self.table() = fresh;
+        let mut table = self.table();
+        let opened = table.opened;
+        *table = Table { term: Some(term), since: Some(Instant::now()), base: revision, opened, ..Table::default() };
+        drop(table);
         self.told.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -259,7 +261,11 @@ impl Sessions {
 
     /// Ends every session; none is opened until this server leads again.
     pub(crate) fn end_all(&self, goodbye: &Goodbye) {
-        let ended = std::mem::take(&mut *self.table());
+        let ended = {
+            let mut table = self.table();
+            let opened = table.opened;
+            std::mem::replace(&mut *table, Table { opened, ..Table::default() })
+        };
         for place in ended.places.into_values() {
             if let Place::Live(session) = place {
                 session.end_with(spread(goodbye));
@@ -279,7 +285,12 @@ impl Table {
 
 /// A goodbye to one of many devices: with a pause of its own.
 fn spread(goodbye: &Goodbye) -> Goodbye {
+    let pause = u64::from(chance()) * RETRY_SPREAD_MILLIS / u64::from(u16::MAX);
+    Goodbye { retry_after_millis: goodbye.retry_after_millis + pause, ..goodbye.clone() }
+}
+
+/// Any number.
+fn chance() -> u16 {
     let [low, high, ..] = uuid::Uuid::new_v4().into_bytes();
-    let chance = u64::from(u16::from_le_bytes([low, high])) * RETRY_SPREAD_MILLIS / u64::from(u16::MAX);
-    Goodbye { retry_after_millis: goodbye.retry_after_millis + chance, ..goodbye.clone() }
+    u16::from_le_bytes([low, high])
 }

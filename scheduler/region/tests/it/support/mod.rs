@@ -22,7 +22,7 @@ use hearth_types::{
     BoxFuture, Clock, DeviceKey, DeviceName, GroupKind, Object, ObjectKey, RequestId, Status, Timestamp, Uid,
     admission::{self, Context, DeletePlan, Part},
     group::Server,
-    identity::{CertificateSigner, Identity, SERVERS},
+    identity::{CertificateSigner, Identity},
     store::{CLAIM_DEVICE, Consistency, Expect, Op, Query, Store, Txn, list_all},
 };
 use serde_json::{Value, json};
@@ -319,8 +319,7 @@ impl Rig {
 fn identify_server(request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
     let mut request = identify(request)?;
     if request.extensions().get::<Identity>().is_none() {
-        let groups = vec![SERVERS.to_owned()];
-        request.extensions_mut().insert(Identity::User { name: "hearth:server:2".into(), groups });
+        request.extensions_mut().insert(Identity::Server { id: 2 });
     }
     Ok(request)
 }
