@@ -1,15 +1,20 @@
 //! What every client verb has: the region's client and the namespace, made when first needed.
 
-use std::{path::PathBuf, sync::OnceLock};
+use std::{path::PathBuf, sync::OnceLock, time::Duration};
 
 use anyhow::{Result, anyhow};
 use hearth_client::{Client, Config};
-use hearth_types::{Clock as _, Object, ObjectKey, Reason, Revision, Status, Timestamp, registry::KindInfo};
+use hearth_types::{Clock as _, Object, ObjectKey, Reason, Revision, Status, Timestamp, names, registry::KindInfo};
 
 use crate::{args::DEFAULT_DATA_DIR, follow::Remote, roles::SystemClock};
 
 /// The namespace of who names none.
 const DEFAULT_NAMESPACE: &str = "default";
+
+/// After how long without a change the configuration's list of servers is looked at anew.
+const SERVERS_ARE_OLD: Duration = Duration::from_secs(86_400);
+/// How long a command waits for that when it is done.
+const SERVERS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Which objects of a kind.
 #[derive(Clone, Copy, Debug, Default)]
@@ -56,6 +61,36 @@ impl Context {
     /// The client.
     pub(crate) fn client(&self) -> Result<&Client> {
         Ok(&self.connected()?.0)
+    }
+
+    /// Keeps in the configuration which servers the region has, the one that answered first first, so that the next command finds one also
+    /// where the server that the configuration names is gone. Asks only where this command had to go to another server than the first, or
+    /// the configuration is old; and should it fail, the command has not.
+    pub(crate) async fn keep_servers(&self) {
+        let Some((client, _)) = self.connected.get() else { return };
+        let saved = std::fs::metadata(&self.config).and_then(|file| file.modified());
+        let old = saved.is_ok_and(|saved| saved.elapsed().is_ok_and(|age| age > SERVERS_ARE_OLD));
+        let answered = client.addresses();
+        let known = Config::load(&self.config).and_then(|config| config.resolve());
+        let moved = known.is_ok_and(|known| known.addresses.first() != answered.first());
+        if !old && !moved {
+            return;
+        }
+        let Ok(Ok(info)) = tokio::time::timeout(SERVERS_PATIENCE, client.info()).await else { return };
+        let mut servers = names::addresses(&info.servers);
+        // The one that answered, then the others.
+        if let Some(index) = client.addresses().first().and_then(|first| servers.iter().position(|one| one == first)) {
+            servers.rotate_left(index);
+        }
+        if servers.is_empty() {
+            return;
+        }
+        if let Err(error) = Config::save_servers(&self.config, &servers) {
+            tracing::debug!(%error, "the region's servers cannot be kept");
+        } else if old {
+            // It was looked at. One that cannot be marked so is looked at with the next command again.
+            let _ = std::fs::File::open(&self.config).and_then(|file| file.set_modified(std::time::SystemTime::now()));
+        }
     }
 
     /// The namespace of the command line, else of the config, else `default`.

@@ -62,7 +62,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Completion(args) => verbs::completion::run(&args),
         client => {
             log_to_stderr(cli.log_format, "error");
-            return single_threaded()?.block_on(client_verb(&context, client));
+            return single_threaded()?.block_on(async {
+                let done = client_verb(&context, client).await;
+                if done.is_ok() {
+                    context.keep_servers().await;
+                }
+                done
+            });
         }
     }
     Ok(ExitCode::SUCCESS)

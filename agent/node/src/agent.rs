@@ -27,6 +27,7 @@ use crate::{
     ingress::{Ingress, IngressError},
     manager,
     metrics::Metrics,
+    servers::Servers,
     session::{Roster, Session},
     shared::{Pods, Shared, blocking},
 };
@@ -44,7 +45,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Names the instance's host objects.
     pub instance: InstanceId,
-    /// Where the region's server is, `host:port`, instead of what the device learned when it joined.
+    /// Where a server of the region is, `host:port`: tried before those that the device learned of.
     pub server: Option<String>,
     /// Forked by main before any thread existed, with [`zygote_config`].
     pub zygote: Zygote,
@@ -207,6 +208,7 @@ impl Agent {
         let (served, counted) = (Arc::clone(&pods), metrics.clone());
         let opened = blocking(move || open(&stores, &instance, &incarnation, served, counted)).await?;
         let (images, volumes, ids, ingress, desired, info) = opened;
+        let servers = paths.servers();
         let shared = Shared::new(paths, config.clock, images, volumes, network, runtime.clone(), ids, metrics, pods);
         let shared = Arc::new(shared);
         let roster = Arc::new(Roster::default());
@@ -227,8 +229,8 @@ impl Agent {
         let door = door::Door::new(Arc::clone(&shared), config.registry);
         let session = Session {
             shared: Arc::clone(&shared),
+            servers: Servers::load(servers, config.server, identity.addresses()),
             identity,
-            server: config.server,
             manager,
             ingress: ingress.clone(),
             tunnel: tunnel.clone(),

@@ -121,13 +121,19 @@ impl Identity {
         DeviceIdentity::from_seed(&self.seed).map_err(|error| IdentityError::Key(files::chain(&error)))
     }
 
-    /// Its region, at `server` instead of the known addresses where there is one.
-    pub(crate) fn region(&self, server: Option<&str>, now: Timestamp) -> Region {
+    /// The addresses of the region's servers that the token named.
+    pub(crate) fn addresses(&self) -> &[String] {
+        &self.stored.addresses
+    }
+
+    /// Its region, at one of its servers. `has_others`: there are more to go to.
+    pub(crate) fn region(&self, server: &str, has_others: bool, now: Timestamp) -> Region {
         Region {
-            addresses: server.map_or_else(|| self.stored.addresses.clone(), |one| vec![one.to_owned()]),
+            addresses: vec![server.to_owned()],
             server_name: self.stored.server_name.clone(),
             ca_pem: self.stored.ca_pem.clone().into_bytes(),
             ignore_validity: !is_clock_set(now),
+            has_others,
         }
     }
 }

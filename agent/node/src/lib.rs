@@ -36,6 +36,7 @@ mod metrics;
 mod paths;
 mod pod;
 mod reporter;
+mod servers;
 mod session;
 mod shared;
 mod teardown;

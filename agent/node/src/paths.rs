@@ -21,6 +21,8 @@ paths! {
     identity = "identity.json",
     /// The seed of its Ed25519 key, mode 0600.
     seed = "device.key",
+    /// The region's servers, as it last told.
+    servers = "servers.json",
     /// What the region last said should run.
     desired = "desired.json",
     /// What the agent knows of its pods beyond what runs.

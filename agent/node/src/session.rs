@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -12,7 +13,7 @@ use hearth_proto::{
     v1::{self, device_message::Message as Up, devices_client::DevicesClient, region_message::Message as Down},
 };
 use hearth_tunnel::DeviceTunnel;
-use hearth_types::{Incarnation, kinds::DeviceInfo, tunnel::DialNotice};
+use hearth_types::{Incarnation, group::MAX_SERVERS, kinds::DeviceInfo, names, tunnel::DialNotice};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -26,6 +27,7 @@ use crate::{
     identity::{Identity, IdentityError},
     ingress::Ingress,
     manager::Manager,
+    servers::Servers,
     shared::{Shared, blocking},
 };
 
@@ -33,6 +35,8 @@ use crate::{
 const QUEUE: usize = 16;
 /// How long connecting and the region's hello may take.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same at first where there are other servers to go to; it grows with every round that finds none, for lines that are slow.
+const FIRST_HELLO_TIMEOUT: Duration = Duration::from_secs(4);
 /// Heartbeats as often as the region says, within these bounds.
 const MIN_HEARTBEAT: Duration = Duration::from_millis(500);
 const MAX_HEARTBEAT: Duration = Duration::from_mins(1);
@@ -42,6 +46,10 @@ const SILENT_HEARTBEATS: u32 = 3;
 /// chance, so that thousands of devices do not come at once.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// The longest pause where one of the region's servers answers that another is to lead: an election takes about a second.
+const MAX_ELECTION_PAUSE: Duration = Duration::from_secs(1);
+/// After so many rounds of that in a row it is no election: a server that is cut off from the others says so for ever.
+const ELECTION_ROUNDS: u32 = 30;
 /// A session that held so long begins the pauses anew.
 const STABLE: Duration = Duration::from_secs(10);
 /// The longest pause that a region may ask for.
@@ -54,6 +62,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(15);
 const MAX_ROSTER: usize = 64;
 /// Dials under way at once.
 const MAX_DIALS: usize = 8;
+/// Servers that are tried in one round: all that are known, and one that the last of them may name.
+const MAX_TRIED: usize = MAX_SERVERS * 2;
 /// Addresses in one notice.
 const MAX_ADDRESSES: usize = 16;
 
@@ -84,7 +94,7 @@ impl Roster {
 pub(crate) struct Session {
     pub(crate) shared: Arc<Shared>,
     pub(crate) identity: Identity,
-    pub(crate) server: Option<String>,
+    pub(crate) servers: Servers,
     pub(crate) manager: Manager,
     pub(crate) ingress: Ingress,
     pub(crate) tunnel: DeviceTunnel,
@@ -100,8 +110,8 @@ enum End {
     Identity(#[from] IdentityError),
     #[error(transparent)]
     Device(#[from] DeviceError),
-    #[error("the region does not answer within {} s", HELLO_TIMEOUT.as_secs())]
-    NoHello,
+    #[error("{server} does not answer within {seconds} s")]
+    NoHello { server: String, seconds: u64 },
     #[error("the region's first message is no hello")]
     NotHello,
     #[error("the region speaks version {0} of the session, this agent {SESSION_VERSION}: update the agent")]
@@ -111,11 +121,13 @@ enum End {
     #[error("the region ended the session")]
     Closed,
     #[error("the region ended the session: {reason}")]
-    Goodbye { reason: String, pause: Duration },
+    Goodbye { reason: String, pause: Duration, leader: Option<String> },
     #[error("the region has been silent for {0} s")]
     Silent(u64),
     #[error("the region knows less than it did; asking it again")]
     Behind,
+    #[error("no server of the region is known")]
+    NoServer,
     #[error("the agent ends")]
     Shutdown,
 }
@@ -123,8 +135,8 @@ enum End {
 impl End {
     fn label(&self) -> &'static str {
         match self {
-            Self::Identity(_) | Self::Device(_) => "device",
-            Self::NoHello | Self::NotHello | Self::Version(_) => "hello",
+            Self::Identity(_) | Self::Device(_) | Self::NoServer => "device",
+            Self::NoHello { .. } | Self::NotHello | Self::Version(_) => "hello",
             Self::Refused(_) => "refused",
             Self::Closed => "closed",
             Self::Goodbye { .. } => "goodbye",
@@ -135,23 +147,33 @@ impl End {
     }
 }
 
+/// What a round over all servers came to.
+struct Round {
+    /// Why there is no session any more, or none was made: of the last server that was tried.
+    end: End,
+    /// There was a session, for so long.
+    held: Option<Duration>,
+    /// A server answered that another one is to lead.
+    is_there: bool,
+}
+
 impl Session {
     /// Keeps a session for ever.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
         let mut failures = 0_u32;
         let mut told = String::new();
         loop {
-            let begin = Instant::now();
-            let Err(end) = self.once().await else { return };
-            self.shared.metrics.session_up.set(0);
-            self.connected.send_replace(false);
-            self.shared.metrics.sessions.with_label_values(&[end.label()]).inc();
+            let Round { end, held, is_there } = self.round(failures).await;
             if matches!(end, End::Shutdown) {
                 return;
             }
-            failures = if begin.elapsed() >= STABLE { 0 } else { failures.saturating_add(1) };
+            failures = if held.is_some_and(|held| held >= STABLE) { 0 } else { failures.saturating_add(1) };
             let asked = if let End::Goodbye { pause, .. } = &end { *pause } else { Duration::ZERO };
-            let pause = pause(failures, chance()).max(asked);
+            let mut pause = pause(failures, chance());
+            if is_there && failures <= ELECTION_ROUNDS {
+                pause = pause.min(MAX_ELECTION_PAUSE.mul_f64(0.5 + chance() / 2.0));
+            }
+            let pause = pause.max(asked);
             let text = chain(&end);
             // The same failure again and again is told once.
             if text == told {
@@ -164,6 +186,54 @@ impl Session {
         }
     }
 
+    /// Tries one server after the other until there was a session. A server that names the leader has that one tried next.
+    async fn round(&mut self, failures: u32) -> Round {
+        let mut next = self.servers.round();
+        let has_others = next.len() > 1;
+        let patience =
+            if has_others { FIRST_HELLO_TIMEOUT + Duration::from_secs(failures.into()) } else { HELLO_TIMEOUT };
+        let patience = patience.min(HELLO_TIMEOUT);
+        let mut tried: Vec<String> = Vec::new();
+        let mut round = Round { end: End::NoServer, held: None, is_there: false };
+        // A leader that is named may be none that is known. So many are tried in one round, whatever they name.
+        while let Some(server) = next.pop_front()
+            && tried.len() < MAX_TRIED
+        {
+            if tried.contains(&server) {
+                continue;
+            }
+            let opened = self.open(&server, has_others, patience).await;
+            tried.push(server.clone());
+            let end = match opened {
+                Ok((live, inbound, heartbeat)) => {
+                    let begin = Instant::now();
+                    let end = live.run(inbound, heartbeat).await;
+                    round.held = Some(begin.elapsed());
+                    self.servers.lost(&server);
+                    self.shared.metrics.session_up.set(0);
+                    self.connected.send_replace(false);
+                    end
+                }
+                Err(end) => end,
+            };
+            self.shared.metrics.sessions.with_label_values(&[end.label()]).inc();
+            if let End::Goodbye { leader, .. } = &end {
+                round.is_there = true;
+                match leader.clone().filter(|leader| names::is_address(leader)) {
+                    // Of a session: after a pause, with the others that it ended.
+                    Some(leader) if round.held.is_some() => self.servers.in_session(&leader),
+                    Some(leader) => next.push_front(leader),
+                    None => {}
+                }
+            }
+            round.end = end;
+            if round.held.is_some() || matches!(round.end, End::Shutdown) {
+                break;
+            }
+        }
+        round
+    }
+
     /// What this machine is, and what it lacks now.
     fn info(&self) -> Vec<u8> {
         let mut info = self.info.clone();
@@ -171,9 +241,15 @@ impl Session {
         serde_json::to_vec(&info).unwrap_or_default()
     }
 
-    async fn once(&self) -> Result<(), End> {
+    /// Opens a session with a server.
+    async fn open(
+        &mut self,
+        server: &str,
+        has_others: bool,
+        patience: Duration,
+    ) -> Result<(Live<'_>, tonic::Streaming<v1::RegionMessage>, Duration), End> {
         let (incarnation, revision) = self.manager.begin_session().await.ok_or(End::Shutdown)?;
-        let region = self.identity.region(self.server.as_deref(), self.shared.now());
+        let region = self.identity.region(server, has_others, self.shared.now());
         let channel = device::connect(&region, &self.identity.key()?)?;
         let mut client = DevicesClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -193,14 +269,24 @@ impl Session {
             let first = inbound.message().await?;
             Ok::<_, tonic::Status>((inbound, first))
         };
-        let opened = timeout(HELLO_TIMEOUT, opened).await.map_err(|_| End::NoHello)?;
+        let opened = timeout(patience, opened).await;
+        let opened = opened.map_err(|_| End::NoHello { server: server.into(), seconds: patience.as_secs() })?;
         let refused = |status: tonic::Status| End::Refused(hearth_client::convert::status(&status));
         let (inbound, first) = opened.map_err(refused)?;
-        let Some(Down::Hello(hello)) = first.and_then(|message| message.message) else { return Err(End::NotHello) };
+        let hello = match first.and_then(|message| message.message) {
+            Some(Down::Hello(hello)) => hello,
+            Some(Down::Goodbye(goodbye)) => {
+                self.servers_are(&goodbye.servers).await;
+                return Err(End::from(goodbye));
+            }
+            _ => return Err(End::NotHello),
+        };
         if hello.version != SESSION_VERSION {
             return Err(End::Version(hello.version));
         }
-        tracing::info!(incarnation = hello.incarnation, zone = hello.zone, "session with the region");
+        tracing::info!(server, incarnation = hello.incarnation, zone = hello.zone, "session with the region");
+        self.servers_are(&hello.servers).await;
+        self.servers.in_session(server);
         self.shared.metrics.session_up.set(1);
         self.connected.send_replace(true);
         self.shared.reporter.begin_session();
@@ -209,15 +295,37 @@ impl Session {
             self.manager.region_lost_writes(&incarnation).await.ok_or(End::Shutdown)?;
         }
         self.ingress.certificates().begin_session();
-        Live { session: self, out, dials: JoinSet::new(), incarnation, refused: false, ask_again: None }
-            .run(inbound, Duration::from_millis(hello.heartbeat_millis).clamp(MIN_HEARTBEAT, MAX_HEARTBEAT))
-            .await
+        let heartbeat = Duration::from_millis(hello.heartbeat_millis).clamp(MIN_HEARTBEAT, MAX_HEARTBEAT);
+        let live = Live { session: self, out, dials: JoinSet::new(), incarnation, refused: false, ask_again: None };
+        Ok((live, inbound, heartbeat))
+    }
+
+    /// The region says that these are its servers.
+    async fn servers_are(&mut self, addresses: &[String]) {
+        if !self.servers.learn(addresses) {
+            return;
+        }
+        let keep = self.servers.keep();
+        if let Err(error) = blocking(keep).await {
+            tracing::warn!(
+                error = chain(&error),
+                "the list of the region's servers cannot be kept; the region tells it again"
+            );
+        }
+    }
+}
+
+impl From<v1::Goodbye> for End {
+    fn from(goodbye: v1::Goodbye) -> Self {
+        let pause = Duration::from_millis(goodbye.retry_after_millis).min(MAX_ASKED_PAUSE);
+        let leader = Some(goodbye.leader).filter(|leader| !leader.is_empty());
+        Self::Goodbye { reason: goodbye.reason, pause, leader }
     }
 }
 
 /// A session that is up.
 struct Live<'a> {
-    session: &'a Session,
+    session: &'a mut Session,
     out: mpsc::Sender<v1::DeviceMessage>,
     dials: JoinSet<v1::DialResult>,
     incarnation: Incarnation,
@@ -228,13 +336,23 @@ struct Live<'a> {
 }
 
 impl Live<'_> {
-    async fn run(mut self, mut inbound: tonic::Streaming<v1::RegionMessage>, heartbeat: Duration) -> Result<(), End> {
-        let session = self.session;
+    async fn run(mut self, inbound: tonic::Streaming<v1::RegionMessage>, heartbeat: Duration) -> End {
+        match self.talk(inbound, heartbeat).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn talk(
+        &mut self,
+        mut inbound: tonic::Streaming<v1::RegionMessage>,
+        heartbeat: Duration,
+    ) -> Result<Infallible, End> {
         let mut beat = interval(heartbeat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut check = interval(CERTIFICATE_CHECK);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut certificates = session.ingress.watch();
+        let mut certificates = self.session.ingress.watch();
         let mut sequence = 0;
         let mut heard = Instant::now();
         loop {
@@ -254,7 +372,7 @@ impl Live<'_> {
                     sequence += 1;
                     send(&self.out, Up::Heartbeat(v1::Heartbeat { sequence })).await?;
                 }
-                () = session.shared.reporter.changed() => self.report().await?,
+                () = self.session.shared.reporter.changed() => self.report().await?,
                 changed = certificates.changed() => {
                     changed.map_err(|_| End::Shutdown)?;
                     self.ask_for_certificates().await?;
@@ -266,7 +384,7 @@ impl Live<'_> {
     }
 
     async fn take(&mut self, message: v1::RegionMessage) -> Result<(), End> {
-        let session = self.session;
+        let session = &mut *self.session;
         // What this agent does not know is of a newer region, and skipped.
         let Some(message) = message.message else { return Ok(()) };
         match message {
@@ -291,9 +409,10 @@ impl Live<'_> {
             }
             Down::Dial(dial) => self.dial(dial).await?,
             Down::Goodbye(goodbye) => {
-                let pause = Duration::from_millis(goodbye.retry_after_millis).min(MAX_ASKED_PAUSE);
-                return Err(End::Goodbye { reason: goodbye.reason, pause });
+                session.servers_are(&goodbye.servers).await;
+                return Err(End::from(goodbye));
             }
+            Down::Servers(servers) => session.servers_are(&servers.addresses).await,
             Down::Hello(_) | Down::HeartbeatAck(_) => {}
         }
         Ok(())

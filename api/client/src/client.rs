@@ -1,10 +1,6 @@
 //! The client of people's tools.
 
-use std::{
-    pin::Pin,
-    sync::{Arc, atomic::AtomicUsize},
-    time::Duration,
-};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_core::Stream;
 use futures_util::StreamExt as _;
@@ -22,8 +18,8 @@ use tonic::transport::Channel;
 
 use crate::{
     config::{Config, ConfigError, Resolved},
-    connect::{self, Target},
-    convert,
+    connect, convert,
+    failover::{Again, Servers},
 };
 
 /// How long one request may take before its answer begins.
@@ -150,11 +146,15 @@ pub struct Deleted {
     pub removed: bool,
 }
 
-/// A client of a region. Cheap to clone; clones share one connection, which is made when first needed and
-/// again whenever it is lost.
+/// A client of a region. Cheap to clone; clones share the connections to its servers, which are made when first needed and
+/// again whenever they are lost.
+///
+/// It knows one server or several. Where one cannot be reached or cannot do now what is asked, the others are asked in turn, for up to 15 s:
+/// what reads, and what writes with a request id, as all writes of objects do, so that it is done once. What has none (making a
+/// token, `exec`) goes to another server only where it was surely never sent.
 #[derive(Clone, Debug)]
 pub struct Client {
-    channel: Channel,
+    pub(crate) servers: Arc<Servers>,
 }
 
 impl Client {
@@ -181,30 +181,29 @@ impl Client {
             .with_client_auth_cert(chain, key)
             .map_err(|error| bad("client-certificate-data")(error.to_string()))?;
         tls.alpn_protocols = vec![b"h2".to_vec()];
-        let addresses = vec![resolved.address.clone()];
-        let target = Target { addresses, server_name, tls: Arc::new(tls), preferred: AtomicUsize::new(0) };
-        Ok(Self { channel: connect::channel(target)? })
+        Ok(Self { servers: Arc::new(Servers::new(resolved.addresses.clone(), &server_name, &Arc::new(tls))?) })
     }
 
     /// A client over a channel that is there already.
     pub fn from_channel(channel: Channel) -> Self {
-        Self { channel }
+        Self { servers: Arc::new(Servers::one(channel)) }
     }
 
-    /// The channel, for services that this client has no methods for.
+    /// The channel to the server that answered last, for services that this client has no methods for.
     pub fn channel(&self) -> Channel {
-        self.channel.clone()
+        self.servers.channel()
     }
 
-    fn resources(&self) -> v1::resources_client::ResourcesClient<Channel> {
-        v1::resources_client::ResourcesClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    /// The addresses of the servers, that of the one that answered last first.
+    pub fn addresses(&self) -> Vec<String> {
+        self.servers.addresses()
     }
 
     /// One object.
     pub async fn get(&self, key: &ObjectKey) -> Result<Object, Status> {
         let request = v1::GetRequest { r#ref: Some(convert::reference(key)), local: false };
-        let answer = self.resources().get(timed(request)).await.map_err(|error| convert::status(&error))?;
-        convert::object(answer.get_ref())
+        let get = async |channel, request| resources(channel).get(request).await;
+        convert::object(&self.servers.call(Again::Safe, request, get).await?)
     }
 
     /// Every object that is selected, over all pages, and the revision that they show.
@@ -229,7 +228,8 @@ impl Client {
             continue_token: options.continue_token.clone().unwrap_or_default(),
             local: options.local,
         };
-        let answer = self.resources().list(timed(request)).await.map_err(|error| convert::status(&error))?.into_inner();
+        let list = async |channel, request| resources(channel).list(request).await;
+        let answer = self.servers.call(Again::Safe, request, list).await?;
         let more = !answer.continue_token.is_empty();
         Ok(ListPage {
             items: answer.items.iter().map(convert::object).collect::<Result<_, _>>()?,
@@ -243,33 +243,33 @@ impl Client {
     /// Ends with an error; `Expired` where the revision is no longer in the history.
     pub async fn watch(&self, selection: &Selection, from: Revision) -> Result<Answers<WatchEvent>, Status> {
         let request = v1::WatchRequest { selection: Some(selection.clone().into_proto()), from_revision: from.0 };
-        let answer = self.resources().watch(timed(request)).await.map_err(|error| convert::status(&error))?;
-        let events = answer.into_inner();
+        let watch = async |channel, request| resources(channel).watch(request).await;
+        let events = self.servers.call(Again::Safe, request, watch).await?;
         Ok(Box::pin(events.map(|event| event.map_err(|error| convert::status(&error)).and_then(convert::watch_event))))
     }
 
     /// Creates an object; fails where there is one of that name.
     pub async fn create(&self, object: &Value, options: &WriteOptions) -> Result<Written, Status> {
-        let answer = self.resources().create(write(object, options)?).await;
-        written(answer)
+        let create = async |channel, request| resources(channel).create(request).await;
+        answered(self.servers.call(Again::Safe, write(object, options)?, create).await?)
     }
 
     /// Replaces an object; `metadata.resourceVersion` in it, where set, must be the stored one.
     pub async fn update(&self, object: &Value, options: &WriteOptions) -> Result<Written, Status> {
-        let answer = self.resources().update(write(object, options)?).await;
-        written(answer)
+        let update = async |channel, request| resources(channel).update(request).await;
+        answered(self.servers.call(Again::Safe, write(object, options)?, update).await?)
     }
 
     /// Replaces `status` alone.
     pub async fn update_status(&self, object: &Value, options: &WriteOptions) -> Result<Written, Status> {
-        let answer = self.resources().update_status(write(object, options)?).await;
-        written(answer)
+        let update_status = async |channel, request| resources(channel).update_status(request).await;
+        answered(self.servers.call(Again::Safe, write(object, options)?, update_status).await?)
     }
 
     /// Three-way merge with what was applied last; creates where there is none.
     pub async fn apply(&self, object: &Value, options: &WriteOptions) -> Result<Written, Status> {
-        let answer = self.resources().apply(write(object, options)?).await;
-        written(answer)
+        let apply = async |channel, request| resources(channel).apply(request).await;
+        answered(self.servers.call(Again::Safe, write(object, options)?, apply).await?)
     }
 
     /// Applies several objects, as [`Client::apply`] does each, in one transaction: all of them or none. The answers are in the order of
@@ -281,13 +281,14 @@ impl Client {
     /// an object may be there only once. Objects that are as they should be are answered as [`Outcome::Unchanged`], and where all are,
     /// nothing is written. With `dry_run` everything is checked and nothing stored.
     pub async fn apply_all(&self, objects: &[Value], options: &WriteOptions) -> Result<Vec<Written>, Status> {
-        let request = timed(v1::ApplyAllRequest {
+        let request = v1::ApplyAllRequest {
             objects: objects.iter().map(json).collect::<Result<_, _>>()?,
             request_id: id(options.request_id.as_ref()),
             dry_run: options.dry_run,
-        });
-        let answer = self.resources().apply_all(request).await.map_err(|error| convert::status(&error))?;
-        answer.into_inner().items.into_iter().map(answered).collect()
+        };
+        let apply_all = async |channel, request| resources(channel).apply_all(request).await;
+        let answer = self.servers.call(Again::Safe, request, apply_all).await?;
+        answer.items.into_iter().map(answered).collect()
     }
 
     /// JSON merge patch (RFC 7386), of the object or of its `status`.
@@ -305,8 +306,8 @@ impl Client {
             status,
             dry_run: options.dry_run,
         };
-        let answer = self.resources().patch(timed(request)).await;
-        written(answer)
+        let patch = async |channel, request| resources(channel).patch(request).await;
+        answered(self.servers.call(Again::Safe, request, patch).await?)
     }
 
     /// Deletes an object, at once or gracefully.
@@ -317,16 +318,15 @@ impl Client {
             grace_seconds: options.grace_seconds,
             uid: options.uid.as_ref().map(ToString::to_string).unwrap_or_default(),
         };
-        let answer = self.resources().delete(timed(request)).await.map_err(|error| convert::status(&error))?;
-        let answer = answer.into_inner();
+        let delete = async |channel, request| resources(channel).delete(request).await;
+        let answer = self.servers.call(Again::Safe, request, delete).await?;
         Ok(Deleted { removed: answer.removed, object: convert::required(answer.object)? })
     }
 
     /// A pod's log, as chunks of bytes.
     pub async fn logs(&self, request: v1::LogsRequest) -> Result<Answers<bytes::Bytes>, Status> {
-        let mut pods = v1::pods_client::PodsClient::new(self.channel.clone());
-        let answer = pods.logs(timed(request)).await.map_err(|error| convert::status(&error))?;
-        let chunks = answer.into_inner();
+        let logs = async |channel, request| v1::pods_client::PodsClient::new(channel).logs(request).await;
+        let chunks = self.servers.call(Again::Safe, request, logs).await?;
         Ok(Box::pin(chunks.map(|chunk| chunk.map(|chunk| chunk.data).map_err(|error| convert::status(&error)))))
     }
 
@@ -336,27 +336,26 @@ impl Client {
         &self,
         input: impl Stream<Item = v1::ExecInput> + Send + 'static,
     ) -> Result<Answers<v1::ExecOutput>, Status> {
-        let mut pods = v1::pods_client::PodsClient::new(self.channel.clone());
+        if self.servers.has_others() {
+            // The input can be sent once: to a server that is there.
+            self.info().await?;
+        }
+        let mut pods = v1::pods_client::PodsClient::new(self.channel());
         let answer = pods.exec(input).await.map_err(|error| convert::status(&error))?;
         let outputs = answer.into_inner();
         Ok(Box::pin(outputs.map(|output| output.map_err(|error| convert::status(&error)))))
     }
 
-    fn region(&self) -> v1::region_client::RegionClient<Channel> {
-        v1::region_client::RegionClient::new(self.channel.clone())
-    }
-
     /// What the region says of itself.
     pub async fn info(&self) -> Result<v1::InfoResponse, Status> {
-        let answer = self.region().info(timed(v1::InfoRequest {})).await.map_err(|error| convert::status(&error))?;
-        Ok(answer.into_inner())
+        let info = async |channel, request| region(channel).info(request).await;
+        self.servers.call(Again::Safe, v1::InfoRequest {}, info).await
     }
 
     /// A backup of the region as it is now, as chunks of bytes. With the key of its CA: as secret as that.
     pub async fn backup(&self) -> Result<Answers<bytes::Bytes>, Status> {
-        let answer =
-            self.region().backup(timed(v1::BackupRequest {})).await.map_err(|error| convert::status(&error))?;
-        let chunks = answer.into_inner();
+        let backup = async |channel, request| region(channel).backup(request).await;
+        let chunks = self.servers.call(Again::Safe, v1::BackupRequest {}, backup).await?;
         Ok(Box::pin(chunks.map(|chunk| chunk.map(|chunk| chunk.data).map_err(|error| convert::status(&error)))))
     }
 
@@ -378,21 +377,29 @@ impl Client {
     ) -> Result<v1::CreateTokenResponse, Status> {
         let request =
             v1::CreateTokenRequest { owner: owner.into(), valid_seconds: valid.as_secs(), any_owner, server: false };
-        let answer = self.region().create_token(timed(request)).await.map_err(|error| convert::status(&error))?;
-        Ok(answer.into_inner())
+        let create = async |channel, request| region(channel).create_token(request).await;
+        self.servers.call(Again::Never, request, create).await
     }
 
     /// The join tokens that there are, newest first, without their secrets; used and expired ones too, as long as they are kept.
     pub async fn list_tokens(&self) -> Result<Vec<v1::Token>, Status> {
-        let answer = self.region().list_tokens(timed(v1::ListTokensRequest {})).await;
-        Ok(answer.map_err(|error| convert::status(&error))?.into_inner().tokens)
+        let list = async |channel, request| region(channel).list_tokens(request).await;
+        Ok(self.servers.call(Again::Safe, v1::ListTokensRequest {}, list).await?.tokens)
     }
 
     /// Deletes a join token by its id, so that nobody joins by it any more. A device that has joined stays.
     pub async fn delete_token(&self, id: &str) -> Result<(), Status> {
-        let answer = self.region().delete_token(timed(v1::DeleteTokenRequest { id: id.into() })).await;
-        answer.map_err(|error| convert::status(&error)).map(drop)
+        let delete = async |channel, request| region(channel).delete_token(request).await;
+        self.servers.call(Again::Never, v1::DeleteTokenRequest { id: id.into() }, delete).await.map(drop)
     }
+}
+
+fn resources(channel: Channel) -> v1::resources_client::ResourcesClient<Channel> {
+    v1::resources_client::ResourcesClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+pub(crate) fn region(channel: Channel) -> v1::region_client::RegionClient<Channel> {
+    v1::region_client::RegionClient::new(channel)
 }
 
 /// The certificates of a PEM text as the only roots of trust.
@@ -420,16 +427,8 @@ fn json(value: &Value) -> Result<bytes::Bytes, Status> {
     Ok(text.into())
 }
 
-fn write(object: &Value, options: &WriteOptions) -> Result<tonic::Request<v1::WriteRequest>, Status> {
-    Ok(timed(v1::WriteRequest {
-        json: json(object)?,
-        request_id: id(options.request_id.as_ref()),
-        dry_run: options.dry_run,
-    }))
-}
-
-fn written(answer: Result<tonic::Response<v1::WriteResponse>, tonic::Status>) -> Result<Written, Status> {
-    answered(answer.map_err(|error| convert::status(&error))?.into_inner())
+fn write(object: &Value, options: &WriteOptions) -> Result<v1::WriteRequest, Status> {
+    Ok(v1::WriteRequest { json: json(object)?, request_id: id(options.request_id.as_ref()), dry_run: options.dry_run })
 }
 
 fn answered(answer: v1::WriteResponse) -> Result<Written, Status> {

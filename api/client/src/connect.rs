@@ -17,10 +17,14 @@ use tonic::transport::{Channel, Endpoint};
 
 /// How long one address may take for TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same where there are other servers to go to: three round trips of a bad line.
+const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(3);
 /// How often a connection without traffic is tried, so that a dead one is noticed; it also keeps NAT entries alive.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long the answer may take before the connection counts as dead.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Both where there are other servers to go to: a server that lost power is left within twice this.
+const KEEPALIVE_OF_SEVERAL: Duration = Duration::from_secs(3);
 /// The most bytes of headers that are taken: an error's details travel in one.
 const MAX_HEADER_BYTES: u32 = 64 << 10;
 
@@ -36,10 +40,12 @@ pub enum ConnectError {
         why: String,
     },
     /// It took too long.
-    #[error("cannot reach the region's API at https://{address}: no answer within {} s", CONNECT_TIMEOUT.as_secs())]
+    #[error("cannot reach the region's API at https://{address}: no answer within {seconds} s")]
     Timeout {
         /// `host:port`.
         address: String,
+        /// How long was waited.
+        seconds: u64,
     },
     /// TCP, but no TLS.
     #[error("cannot trust the region's API at https://{address}: {why}")]
@@ -63,22 +69,30 @@ pub(crate) struct Target {
     pub(crate) tls: Arc<ClientConfig>,
     /// The address that answered last: it is tried first.
     pub(crate) preferred: AtomicUsize,
+    /// There are others to go to where this does not answer, here or at who has this.
+    pub(crate) has_others: bool,
 }
 
 impl Target {
+    pub(crate) fn new(addresses: Vec<String>, server_name: ServerName<'static>, tls: Arc<ClientConfig>) -> Self {
+        let has_others = addresses.len() > 1;
+        Self { addresses, server_name, tls, preferred: AtomicUsize::new(0), has_others }
+    }
+
     async fn connect(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
         let first = self.preferred.load(Ordering::Relaxed);
+        let patience = if self.has_others { CONNECT_TIMEOUT_OF_SEVERAL } else { CONNECT_TIMEOUT };
         let mut last = None;
         for step in 0..self.addresses.len() {
             let index = (first + step) % self.addresses.len();
             let address = &self.addresses[index];
-            match tokio::time::timeout(CONNECT_TIMEOUT, self.connect_to(address)).await {
+            match tokio::time::timeout(patience, self.connect_to(address)).await {
                 Ok(Ok(stream)) => {
                     self.preferred.store(index, Ordering::Relaxed);
                     return Ok(stream);
                 }
                 Ok(Err(error)) => last = Some(error),
-                Err(_) => last = Some(ConnectError::Timeout { address: address.clone() }),
+                Err(_) => last = Some(ConnectError::Timeout { address: address.clone(), seconds: patience.as_secs() }),
             }
         }
         Err(last.unwrap_or_else(|| ConnectError::Tcp { address: String::new(), why: "no address is known".into() }))
@@ -121,10 +135,15 @@ pub(crate) fn channel(target: Target) -> Result<Channel, tonic::transport::Error
         ServerName::DnsName(name) => name.as_ref().to_owned(),
         _ => "region".to_owned(),
     };
+    let (interval, patience) = if target.has_others {
+        (KEEPALIVE_OF_SEVERAL, KEEPALIVE_OF_SEVERAL)
+    } else {
+        (KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT)
+    };
     // The scheme stays `http` for tonic, which else wants to do TLS itself.
     let endpoint = Endpoint::from_shared(format!("http://{name}"))?
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .http2_keep_alive_interval(interval)
+        .keep_alive_timeout(patience)
         .keep_alive_while_idle(true)
         .http2_max_header_list_size(MAX_HEADER_BYTES);
     let target = Arc::new(target);

@@ -9,6 +9,18 @@ use crate::connect::ConnectError;
 /// The most bytes of a server's error details that are read.
 const MAX_DETAILS_BYTES: usize = 64 << 10;
 
+/// Whether a request was surely never sent, since no connection could be made.
+pub(crate) fn was_never_sent(grpc: &tonic::Status) -> bool {
+    let mut source = std::error::Error::source(grpc);
+    while let Some(error) = source {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
 /// The error that a gRPC status carries: the [`Status`] in its details, else what its code says.
 pub fn status(grpc: &tonic::Status) -> Status {
     if !grpc.details().is_empty()

@@ -1,7 +1,7 @@
 //! How a device joins a region and keeps its connection: it proves itself by its Ed25519 key, in a
 //! certificate that it makes and signs itself, and it trusts the CA that it pinned when it joined.
 
-use std::sync::{Arc, atomic::AtomicUsize};
+use std::sync::Arc;
 
 use hearth_proto::v1;
 use hearth_types::{DeviceKey, Reason, Status, token::JoinToken};
@@ -103,6 +103,8 @@ pub struct Region {
     pub ca_pem: Vec<u8>,
     /// The device's clock is not set: the dates in certificates are not looked at, everything else is.
     pub ignore_validity: bool,
+    /// There are servers beside these to go to: one that does not answer is left sooner.
+    pub has_others: bool,
 }
 
 /// A channel to a region over mutual TLS 1.3, by the device's key. It connects when first used and again
@@ -110,7 +112,7 @@ pub struct Region {
 pub fn connect(region: &Region, identity: &DeviceIdentity) -> Result<Channel, DeviceError> {
     let roots = roots(&region.ca_pem).map_err(DeviceError::Ca)?;
     let verifier = PinnedVerifier::new(Pin::Roots(roots), region.ignore_validity);
-    channel(region.addresses.clone(), &region.server_name, Arc::new(verifier), identity)
+    channel(region.addresses.clone(), &region.server_name, Arc::new(verifier), identity, region.has_others)
 }
 
 /// Joins the region of a token under a name. `owner` may be empty where the token names one. The CA is
@@ -126,7 +128,7 @@ pub async fn join(
     ignore_validity: bool,
 ) -> Result<v1::JoinResponse, Status> {
     let verifier = Arc::new(PinnedVerifier::new(Pin::Hash(token.ca_hash), ignore_validity));
-    let channel = channel(token.addresses.clone(), &token.server_name, verifier.clone(), identity)?;
+    let channel = channel(token.addresses.clone(), &token.server_name, verifier.clone(), identity, false)?;
     let mut enrollment = v1::enrollment_client::EnrollmentClient::new(channel);
     let request = v1::JoinRequest { token: token.secret.clone(), device_name: device_name.into(), owner: owner.into() };
     let answer = enrollment.join(timed(request)).await.map_err(|error| convert::status(&error))?.into_inner();
@@ -151,6 +153,7 @@ pub(crate) fn channel(
     server_name: &str,
     verifier: Arc<PinnedVerifier>,
     identity: &DeviceIdentity,
+    has_others: bool,
 ) -> Result<Channel, DeviceError> {
     let name =
         ServerName::try_from(server_name.to_owned()).map_err(|_| DeviceError::ServerName(server_name.to_owned()))?;
@@ -164,7 +167,8 @@ pub(crate) fn channel(
     tls.alpn_protocols = vec![b"h2".to_vec()];
     // A session ticket would spare nothing here, and a device's key is to be proven every time.
     tls.resumption = rustls::client::Resumption::disabled();
-    let target = Target { addresses, server_name: name, tls: Arc::new(tls), preferred: AtomicUsize::new(0) };
+    let mut target = Target::new(addresses, name, Arc::new(tls));
+    target.has_others |= has_others;
     connect::channel(target).map_err(DeviceError::Channel)
 }
 

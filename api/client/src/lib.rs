@@ -15,6 +15,7 @@ pub mod config;
 mod connect;
 pub mod convert;
 pub mod device;
+mod failover;
 pub mod servers;
 mod verify;
 

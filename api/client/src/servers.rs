@@ -13,9 +13,10 @@ use tonic::transport::Channel;
 
 use crate::{
     Client,
-    client::timed,
+    client::{region, timed},
     convert,
     device::{self, DeviceIdentity},
+    failover::Again,
     verify::{Pin, PinnedVerifier, spki_hash},
 };
 
@@ -30,7 +31,7 @@ pub async fn join(
     address: &str,
 ) -> Result<v1::JoinServerResponse, Status> {
     let verifier = Arc::new(PinnedVerifier::new(Pin::Hash(token.ca_hash), false));
-    let channel = device::channel(token.addresses.clone(), &token.server_name, verifier.clone(), identity)?;
+    let channel = device::channel(token.addresses.clone(), &token.server_name, verifier.clone(), identity, false)?;
     let request = v1::JoinServerRequest { token: token.secret.clone(), address: address.to_owned() };
     let mut servers = v1::members_client::MembersClient::new(channel);
     let answer = servers.join(timed(request)).await.map_err(|error| convert::status(&error))?.into_inner();
@@ -39,10 +40,6 @@ pub async fn join(
 }
 
 impl Client {
-    fn servers(&self) -> v1::members_client::MembersClient<Channel> {
-        v1::members_client::MembersClient::new(self.channel())
-    }
-
     /// Makes a one-time token by which a server joins the region: whoever has it gets the key of the region's CA. `valid` zero: the
     /// region's default.
     pub async fn create_server_token(&self, valid: Duration) -> Result<v1::CreateTokenResponse, Status> {
@@ -52,31 +49,33 @@ impl Client {
             any_owner: false,
             server: true,
         };
-        let mut region = v1::region_client::RegionClient::new(self.channel());
-        let answer = region.create_token(timed(request)).await.map_err(|error| convert::status(&error))?;
-        Ok(answer.into_inner())
+        let create = async |channel, request| region(channel).create_token(request).await;
+        self.servers.call(Again::Never, request, create).await
     }
 
     /// The servers of the region as its leader sees them, in the order of their numbers.
     pub async fn members(&self) -> Result<Vec<Member>, Status> {
-        let answer = self.servers().list(timed(v1::ListMembersRequest {})).await;
-        let members = answer.map_err(|error| convert::status(&error))?.into_inner().members;
-        members.into_iter().map(member).collect()
+        let list = async |channel, request| servers(channel).list(request).await;
+        let answer = self.servers.call(Again::Safe, v1::ListMembersRequest {}, list).await?;
+        answer.members.into_iter().map(member).collect()
     }
 
     /// Removes a server for good. Refused where the region would stop.
     pub async fn remove_server(&self, id: u64) -> Result<(), Status> {
-        let answer = self.servers().remove(timed(v1::RemoveServerRequest { id })).await;
-        answer.map_err(|error| convert::status(&error)).map(drop)
+        let remove = async |channel, request| servers(channel).remove(request).await;
+        self.servers.call(Again::Never, v1::RemoveServerRequest { id }, remove).await.map(drop)
     }
 
     /// Has another server lead: this one, or whichever is least behind. Returns which one does.
     pub async fn transfer_leader(&self, to: Option<u64>) -> Result<Server, Status> {
         let request = v1::TransferLeadershipRequest { id: to.unwrap_or_default() };
-        let answer =
-            self.servers().transfer_leadership(timed(request)).await.map_err(|error| convert::status(&error))?;
-        server(answer.into_inner().leader)
+        let transfer = async |channel, request| servers(channel).transfer_leadership(request).await;
+        server(self.servers.call(Again::Never, request, transfer).await?.leader)
     }
+}
+
+fn servers(channel: Channel) -> v1::members_client::MembersClient<Channel> {
+    v1::members_client::MembersClient::new(channel)
 }
 
 fn server(reference: Option<v1::ServerRef>) -> Result<Server, Status> {

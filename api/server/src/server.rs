@@ -270,6 +270,7 @@ impl ApiServerBuilder {
             region: self.config.region.clone(),
             version: self.config.version.clone(),
             backups: Backups::new(self.backups),
+            group: servers.as_ref().map(|servers| Arc::clone(servers.group())),
         };
         let pods = PodsDoor { resources: resources.clone(), connector: self.connector };
         self.more

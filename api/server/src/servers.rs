@@ -10,11 +10,10 @@ use hearth_types::{
     GroupKind, Object, Reason, RequestId, Status, Uid,
     admission::{Context, Part, prepare_create, prepare_update},
     group::{Group, Server},
-    registry,
+    names, registry,
     selector::{FieldSelector, Selector},
     servers::{self, Numbers},
     store::{Consistency, Expect, Op, Query, WatchEvent, list_all, write_one},
-    token::is_address,
 };
 
 use crate::resources::{ResourceService, shown};
@@ -38,8 +37,8 @@ impl Servers {
         Self { resources, group, numbers: RwLock::default() }
     }
 
-    pub(crate) fn group(&self) -> &dyn Group {
-        self.group.as_ref()
+    pub(crate) fn group(&self) -> &Arc<dyn Group> {
+        &self.group
     }
 
     /// Refuses a server that was removed from the region. The refusal names the object that says so, by which the caller tells it from
@@ -53,7 +52,7 @@ impl Servers {
 
     /// Refuses an address that is none or that another member has.
     pub(crate) async fn check_address(&self, address: &str, own: Option<u64>) -> Result<Vec<Server>, Status> {
-        if address.len() > MAX_ADDRESS_BYTES || !is_address(address) {
+        if address.len() > MAX_ADDRESS_BYTES || !names::is_address(address) {
             let text = format!("address {}: must be host:port", shown(address));
             return Err(Status::new(Reason::BadRequest, text));
         }

@@ -13,7 +13,7 @@ use hearth_types::{
     kinds, names, registry,
     selector::{FieldSelector, Selector},
     store::{Consistency, Expect, Op, OpError, Query, Txn, list_all, write_one},
-    token::{JoinToken, MAX_TOKEN_ADDRESSES, is_address},
+    token::{JoinToken, MAX_TOKEN_ADDRESSES},
 };
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde_json::{Value, json};
@@ -199,7 +199,7 @@ impl Tokens {
         if let Some(servers) = &self.servers {
             let asked = tokio::time::timeout(MEMBERS_TIMEOUT, servers.group().members()).await;
             for member in asked.into_iter().flatten().flatten() {
-                if !addresses.contains(&member.server.address) && is_address(&member.server.address) {
+                if !addresses.contains(&member.server.address) && names::is_address(&member.server.address) {
                     addresses.push(member.server.address);
                 }
             }

@@ -49,6 +49,26 @@ pub fn dns_subdomain(name: &str) -> Result<(), &'static str> {
     if name.split('.').all(|label| dns_label(label).is_ok()) { Ok(()) } else { Err(WHY) }
 }
 
+/// Whether a text is `host:port`, `address:port` or `[address]:port`, with a port above zero.
+pub fn is_address(text: &str) -> bool {
+    if let Ok(address) = text.parse::<std::net::SocketAddr>() {
+        return address.port() != 0;
+    }
+    text.rsplit_once(':')
+        .is_some_and(|(host, port)| dns_subdomain(host).is_ok() && port.parse::<u16>().is_ok_and(|port| port != 0))
+}
+
+/// The addresses of servers that are among the texts that somebody sent: each once, the first [`MAX_SERVERS`](crate::group::MAX_SERVERS).
+pub fn addresses<'a>(texts: impl IntoIterator<Item = &'a String>) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for text in texts {
+        if found.len() < crate::group::MAX_SERVERS && is_address(text) && !found.contains(text) {
+            found.push(text.clone());
+        }
+    }
+    found
+}
+
 /// A label or annotation key: an optional DNS prefix and `/`, then a name of at most 63 characters.
 pub fn label_key(key: &str) -> Result<(), &'static str> {
     let name = match key.split_once('/') {

@@ -60,7 +60,7 @@ impl JoinToken {
         if self.addresses.is_empty() || self.addresses.len() > MAX_TOKEN_ADDRESSES {
             return Err(damaged("it has no address, or too many"));
         }
-        if !self.addresses.iter().all(|address| is_address(address)) {
+        if !self.addresses.iter().all(|address| names::is_address(address)) {
             return Err(damaged("an address is not host:port"));
         }
         names::dns_subdomain(&self.server_name).map_err(|_| damaged("the server's name is none"))?;
@@ -71,16 +71,6 @@ impl JoinToken {
         }
         Ok(self)
     }
-}
-
-/// Whether a text is an address as tokens carry them: `host:port`, `address:port` or `[address]:port`, with a port above zero.
-pub fn is_address(text: &str) -> bool {
-    if let Ok(address) = text.parse::<std::net::SocketAddr>() {
-        return address.port() != 0;
-    }
-    text.rsplit_once(':').is_some_and(|(host, port)| {
-        names::dns_subdomain(host).is_ok() && port.parse::<u16>().is_ok_and(|port| port != 0)
-    })
 }
 
 impl fmt::Display for JoinToken {

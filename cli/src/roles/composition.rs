@@ -17,11 +17,17 @@ use hearth_client::Config;
 use hearth_dns::{DnsConfig, DnsServer};
 use hearth_gateway::{Gateway, GatewayConfig};
 use hearth_raft::{Owner, RaftConfig, RaftStore, Start, disk::RealDisk};
-use hearth_region::{Region, Timing};
+use hearth_region::{Region, ServerChannels, Timing};
 use hearth_tunnel::{HubConfig, TunnelHub};
-use hearth_types::{BoxFuture, Clock, Status, group::Group, identity, store::Store};
+use hearth_types::{
+    BoxFuture, Clock, Status,
+    group::{self, CallError, Group},
+    identity,
+    store::Store,
+};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 
 use super::{
     SystemClock,
@@ -88,6 +94,8 @@ pub(super) async fn run_server(
         region: region_name.clone(),
         clock: Arc::clone(&clock),
         store,
+        group: Arc::clone(&group),
+        channels: Arc::new(Others(channels.clone())),
         signer: ca.clone(),
         registry: registry.clone(),
         timing: Timing::default(),
@@ -135,6 +143,7 @@ pub(super) async fn run_server(
         .group(Arc::clone(&group), raft.peers())
         .metrics(&registry)
         .add_service(handle.devices_service())
+        .add_service(handle.dials_service())
         .build()?;
     write_client_config(data, &ca, api_address, &zone, &region_name)?;
 
@@ -212,6 +221,15 @@ async fn hand_over(store: Arc<RaftStore>, shutdown: CancellationToken, parts: Ca
     shutdown.cancelled().await;
     store.hand_over(HAND_OVER_LIMIT).await;
     parts.cancel();
+}
+
+/// How the region's loops call the other servers.
+struct Others(PeerChannels);
+
+impl ServerChannels for Others {
+    fn channel(&self, to: &group::Server) -> Result<Channel, CallError> {
+        self.0.channel(to)
+    }
 }
 
 /// A task that ends with its owner.

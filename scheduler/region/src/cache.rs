@@ -311,8 +311,11 @@ impl Cache {
         self.progress(kind).advance(upto);
     }
 
-    /// Takes in a whole list of a kind: what it does not have and is not newer is gone.
+    /// Takes in a whole list of a kind: what it does not have and is not newer is gone. One that is behind the watch says nothing new.
     pub(crate) fn replace(&mut self, kind: &GroupKind, objects: Vec<Object>, revision: Revision) -> Vec<Change> {
+        if revision < self.progress(kind).upto {
+            return Vec::new();
+        }
         let present: BTreeSet<ObjectKey> = objects.iter().map(|object| object.key().clone()).collect();
         let gone: Vec<ObjectKey> = self
             .of_kind(kind.clone())

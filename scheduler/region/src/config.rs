@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hearth_types::{Clock, identity::CertificateSigner, store::Store};
+use hearth_types::{Clock, group::Group, identity::CertificateSigner, store::Store};
+
+use crate::remote::ServerChannels;
 
 /// How often a device sends a heartbeat. Three of them fit into [`SILENCE`], so that two lost ones change nothing.
 pub const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -48,6 +50,10 @@ pub struct Config {
     pub clock: Arc<dyn Clock>,
     /// The region's store.
     pub store: Arc<dyn Store>,
+    /// The region's servers: this one runs its controllers, placement and sessions only while it leads.
+    pub group: Arc<dyn Group>,
+    /// How the server that leads is called, where it is another one.
+    pub channels: Arc<dyn ServerChannels>,
     /// Signs certificates for the ingresses of devices.
     pub signer: Arc<dyn CertificateSigner>,
     /// Where metrics are registered.

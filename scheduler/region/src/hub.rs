@@ -5,8 +5,10 @@ use std::{
     time::Duration,
 };
 
+use hearth_proto::v1::Goodbye;
 use hearth_types::{
     GroupKind, Object, Revision, Timestamp,
+    group::Leadership,
     store::{Op, TxnOutcome, WatchEvent},
 };
 use tokio::sync::{Notify, mpsc, watch};
@@ -15,25 +17,21 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config, RegionError,
     cache::{Cache, Change, Source},
+    lead::{self, Lead},
     metrics::Metrics,
-    placing,
     queue::Queue,
     reconcile,
-    recorder::{self, Note, Recorder},
+    recorder::{Note, Recorder},
+    remote::{self, RemoteSessions},
     routes::RouteTable,
-    session::{self, Sessions, StatusJob},
+    servers,
+    session::{Sessions, StatusJob},
     triggers::{self, Controller, Key},
-    upkeep, watcher,
+    watcher,
 };
 
-/// Reconciles that are under way at once: they mostly wait for the store, which batches what comes together.
-const WORKERS: usize = 16;
-
-/// The queues that only one loop reads; taken when it starts.
-struct Inboxes {
-    notes: mpsc::Receiver<Note>,
-    statuses: mpsc::Receiver<StatusJob>,
-}
+/// How long a device waits that comes while nobody is known to lead: an election takes about a second, and the device adds jitter.
+const ELECTION_RETRY: Duration = Duration::from_millis(300);
 
 /// What the loops share.
 pub(crate) struct Hub {
@@ -43,11 +41,20 @@ pub(crate) struct Hub {
     pub(crate) routes: Arc<RouteTable>,
     pub(crate) recorder: Recorder,
     pub(crate) sessions: Sessions,
+    /// The sessions of the server that leads, where it is another one.
+    pub(crate) remote: RemoteSessions,
+    /// Where the region's servers answer.
+    pub(crate) servers: watch::Sender<Arc<[String]>>,
     pub(crate) placement: Notify,
     pub(crate) shutdown: CancellationToken,
+    /// Read by whichever loop writes events now.
+    pub(crate) notes: tokio::sync::Mutex<mpsc::Receiver<Note>>,
+    /// Read by whichever loop writes statuses now.
+    pub(crate) statuses: tokio::sync::Mutex<mpsc::Receiver<StatusJob>>,
     cache: RwLock<Cache>,
     ready: watch::Sender<bool>,
-    inboxes: Mutex<Option<Inboxes>>,
+    lead: Mutex<Option<Lead>>,
+    run: Mutex<bool>,
 }
 
 impl Hub {
@@ -61,11 +68,16 @@ impl Hub {
             routes: Arc::new(RouteTable::default()),
             recorder,
             sessions,
+            remote: RemoteSessions::default(),
+            servers: watch::Sender::new(Arc::from([])),
             placement: Notify::new(),
             shutdown: CancellationToken::new(),
+            notes: tokio::sync::Mutex::new(notes),
+            statuses: tokio::sync::Mutex::new(statuses),
             cache: RwLock::new(Cache::default()),
             ready: watch::Sender::new(false),
-            inboxes: Mutex::new(Some(Inboxes { notes, statuses })),
+            lead: Mutex::new(None),
+            run: Mutex::new(false),
             config,
         })
     }
@@ -140,7 +152,8 @@ impl Hub {
             }
         }
         drop(cache);
-        if changes.is_empty() || !self.is_ready() {
+        // A server that begins to lead looks at everything after this says so.
+        if changes.is_empty() || self.lead().is_none() {
             return;
         }
         let cache = self.cache();
@@ -164,8 +177,74 @@ impl Hub {
         let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
     }
 
+    /// The caches are filled, and where this server leads, it does.
+    pub(crate) fn set_ready(&self) {
+        self.ready.send_replace(true);
+    }
+
     pub(crate) fn is_ready(&self) -> bool {
         *self.ready.borrow()
+    }
+
+    /// This server's time of leading, if it leads as far as it knows.
+    pub(crate) fn lead(&self) -> Option<Lead> {
+        self.lead.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether this server leads, by the group's own word, and for the term for which its loops run.
+    pub(crate) fn leads(&self) -> bool {
+        self.lead().is_some_and(|lead| {
+            let Leadership { term, here, .. } = self.config.group.leadership();
+            here && term == lead.term
+        })
+    }
+
+    /// Begins to lead. The caches have everything that former leaders wrote.
+    pub(crate) async fn begin_lead(&self, lead: Lead) {
+        self.queue.clear();
+        let (mut notes, mut statuses) = (self.notes.lock().await, self.statuses.lock().await);
+        // Of an earlier time: devices report again, and whoever leads tells.
+        while notes.try_recv().is_ok() {}
+        while statuses.try_recv().is_ok() {}
+        drop((notes, statuses));
+        let revision = self.cache().revision();
+        self.sessions.start(lead.term, revision);
+        *self.lead.lock().unwrap_or_else(PoisonError::into_inner) = Some(lead);
+        self.look_at_everything(self.config.timing.silence);
+    }
+
+    /// Leads no longer: sessions end.
+    pub(crate) fn end_lead(&self, lead: &Lead, reason: &str) {
+        *self.lead.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        lead.over.cancel();
+        self.metrics.behind_devices.set(0);
+        self.sessions.end_all(&self.goodbye(reason));
+    }
+
+    /// A goodbye to a device whose session is not, or no longer, with this server.
+    pub(crate) fn goodbye(&self, reason: &str) -> Goodbye {
+        let leader = self.config.group.leadership().leader.filter(|leader| leader.id != self.config.group.id());
+        let wait = if leader.is_some() { Duration::ZERO } else { ELECTION_RETRY };
+        Goodbye {
+            reason: reason.to_owned(),
+            retry_after_millis: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+            leader: leader.map(|leader| leader.address).unwrap_or_default(),
+            servers: self.servers.borrow().to_vec(),
+        }
+    }
+
+    /// Whether this is the only server, as far as it knows.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.servers.borrow().len() < 2
+    }
+
+    /// The region's servers are these now.
+    pub(crate) fn set_servers(&self, addresses: Arc<[String]>) {
+        self.servers.send_if_modified(|known| {
+            let other = *known != addresses;
+            *known = addresses;
+            other
+        });
     }
 
     /// Looks at everything once, now that the caches are filled, and again at the devices when all had time to reconnect.
@@ -202,10 +281,9 @@ impl Hub {
 
     /// Runs every loop until `shutdown`.
     pub(crate) async fn run(self: Arc<Self>, shutdown: CancellationToken) -> Result<(), RegionError> {
-        let inboxes = self.inboxes.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Inboxes { notes, statuses }) = inboxes else {
+        if std::mem::replace(&mut *self.run.lock().unwrap_or_else(PoisonError::into_inner), true) {
             return Err(RegionError::LoopEnded("region (it was run twice)"));
-        };
+        }
         let mut tasks = tokio::task::JoinSet::new();
         let (primed, mut filled) = mpsc::channel(hearth_types::registry::all().len());
         for info in hearth_types::registry::all() {
@@ -215,6 +293,11 @@ impl Hub {
                 "watch"
             });
         }
+        let hub = Arc::clone(&self);
+        tasks.spawn(async move {
+            servers::run(hub).await;
+            "servers"
+        });
         let mut left = hearth_types::registry::all().len();
         while left > 0 {
             tokio::select! {
@@ -223,37 +306,12 @@ impl Hub {
                 Some(()) = filled.recv() => left -= 1,
             }
         }
-        let revision = self.cache().revision();
-        self.sessions.start(revision);
-        self.ready.send_replace(true);
-        self.look_at_everything(self.config.timing.silence);
-        tracing::info!(region = self.config.region, "the region's loops are running");
-        for _ in 0..WORKERS {
-            let hub = Arc::clone(&self);
-            tasks.spawn(async move {
-                reconcile::work(hub).await;
-                "reconcile"
-            });
-        }
+        tracing::info!(region = self.config.region, "the region's caches are filled");
+        tasks.spawn(lead::run(Arc::clone(&self)));
         let hub = Arc::clone(&self);
         tasks.spawn(async move {
-            placing::run(hub).await;
-            "placement"
-        });
-        let hub = Arc::clone(&self);
-        tasks.spawn(async move {
-            recorder::run(hub, notes).await;
-            "event"
-        });
-        let hub = Arc::clone(&self);
-        tasks.spawn(async move {
-            session::write_statuses(hub, statuses).await;
-            "status"
-        });
-        let hub = Arc::clone(&self);
-        tasks.spawn(async move {
-            upkeep::run(hub).await;
-            "upkeep"
+            remote::run(hub).await;
+            "sessions of the leader"
         });
         let result = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
@@ -262,7 +320,9 @@ impl Hub {
         };
         self.ready.send_replace(false);
         self.shutdown.cancel();
-        self.sessions.end_all("the server is shutting down");
+        if let Some(lead) = self.lead() {
+            self.end_lead(&lead, "the server is shutting down");
+        }
         result
     }
 }

@@ -1,16 +1,19 @@
-//! The leader's loops of a region: caches fed by the store, controllers, placement, and the table of
-//! device sessions. This crate is the IO shell: what to do is decided by `hearth-controllers` and
+//! A region's work: caches fed by the store and the routes in them, on every server; and on the one that leads controllers, placement and
+//! the table of device sessions. This crate is the IO shell: what to do is decided by `hearth-controllers` and
 //! `hearth-placement`, which are pure.
 
 mod cache;
 pub mod config;
 mod hub;
+mod lead;
 mod metrics;
 mod placing;
 mod queue;
 mod reconcile;
 mod recorder;
+mod remote;
 mod routes;
+mod servers;
 mod session;
 mod triggers;
 mod upkeep;
@@ -20,9 +23,10 @@ mod writer;
 use std::sync::Arc;
 
 pub use config::{Config, Timing};
-use hearth_proto::v1::devices_server::DevicesServer;
+use hearth_proto::v1::{devices_server::DevicesServer, dials_server::DialsServer};
 use hearth_types::{routes::RouteLookup, tunnel::DialNotifier};
-pub use session::DevicesService;
+pub use remote::ServerChannels;
+pub use session::{DevicesService, DialsService};
 use tokio_util::sync::CancellationToken;
 
 use crate::hub::Hub;
@@ -56,8 +60,8 @@ impl Region {
         Ok((Self { hub: Arc::clone(&hub) }, RegionHandle { hub }))
     }
 
-    /// Runs until `shutdown`: fills the caches, then reconciles, places and serves sessions. Sessions are told
-    /// goodbye at the end. An error means that a loop failed for good.
+    /// Runs until `shutdown`: fills the caches; then, whenever this server leads, reconciles, places and has sessions. Sessions are told
+    /// goodbye at the end, as whenever another server comes to lead. An error means that a loop failed for good.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RegionError> {
         self.hub.run(shutdown).await
     }
@@ -72,7 +76,13 @@ impl RegionHandle {
             .max_encoding_message_size(hearth_proto::MAX_MESSAGE_BYTES)
     }
 
-    /// Asks devices to dial, through their sessions.
+    /// The gRPC service by which the region's other servers ask for devices whose sessions are here. Doors must put a
+    /// [`hearth_types::identity::Identity`] into the extensions of every request.
+    pub fn dials_service(&self) -> DialsServer<DialsService> {
+        DialsServer::new(DialsService::new(Arc::clone(&self.hub)))
+    }
+
+    /// Asks devices to dial, through their sessions, here or at the server that leads.
     pub fn dial_notifier(&self) -> Arc<dyn DialNotifier> {
         Arc::new(session::Dialling::new(Arc::clone(&self.hub)))
     }
@@ -82,13 +92,18 @@ impl RegionHandle {
         Arc::clone(&self.hub.routes) as Arc<dyn RouteLookup>
     }
 
-    /// Waits until the caches are filled: lookups and sessions work from then on.
+    /// Waits until the caches are filled: lookups work from then on, whichever server leads. Where this server leads then, it has begun to.
     pub async fn ready(&self) {
         self.hub.ready().await;
     }
 
-    /// Whether the caches are filled.
+    /// Whether [`RegionHandle::ready`] is done.
     pub fn is_ready(&self) -> bool {
         self.hub.is_ready()
+    }
+
+    /// Whether this server leads, and its controllers, placement and sessions run.
+    pub fn is_leading(&self) -> bool {
+        self.hub.leads()
     }
 }

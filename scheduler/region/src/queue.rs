@@ -41,17 +41,12 @@ pub(crate) struct Queue<K> {
 
 impl<K: Clone + Eq + Hash> Queue<K> {
     pub(crate) fn new() -> Self {
-        let state = State {
-            ready: VecDeque::new(),
-            queued: HashSet::new(),
-            running: HashSet::new(),
-            dirty: HashSet::new(),
-            delayed: BTreeMap::new(),
-            due: HashMap::new(),
-            failures: HashMap::new(),
-            count: 0,
-        };
-        Self { state: Mutex::new(state), wake: Notify::new() }
+        Self { state: Mutex::new(State::new()), wake: Notify::new() }
+    }
+
+    /// Forgets everything. Nobody may be working on a key.
+    pub(crate) fn clear(&self) {
+        *self.state() = State::new();
     }
 
     fn state(&self) -> MutexGuard<'_, State<K>> {
@@ -138,6 +133,19 @@ impl<K: Clone + Eq + Hash> Queue<K> {
 }
 
 impl<K: Clone + Eq + Hash> State<K> {
+    fn new() -> Self {
+        Self {
+            ready: VecDeque::new(),
+            queued: HashSet::new(),
+            running: HashSet::new(),
+            dirty: HashSet::new(),
+            delayed: BTreeMap::new(),
+            due: HashMap::new(),
+            failures: HashMap::new(),
+            count: 0,
+        }
+    }
+
     fn add(&mut self, key: K) {
         if self.running.contains(&key) {
             self.dirty.insert(key);

@@ -132,8 +132,9 @@ impl Bucket {
     }
 }
 
-/// Writes what is noted, until the queue ends.
-pub(crate) async fn run(hub: Arc<Hub>, mut notes: mpsc::Receiver<Note>) {
+/// Writes what is noted, for ever.
+pub(crate) async fn run(hub: Arc<Hub>) {
+    let mut notes = hub.notes.lock().await;
     let mut names: Recent<(Uid, String, String, String), ObjectKey> = Recent::new();
     let mut buckets: Recent<Uid, Bucket> = Recent::new();
     while let Some(first) = notes.recv().await {

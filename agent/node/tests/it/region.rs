@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -58,6 +58,9 @@ pub struct Shared {
     pub incarnation: Mutex<String>,
     pub acknowledge: AtomicBool,
     session: Mutex<Option<Outgoing>>,
+    /// The server that leads, by its place in `servers`.
+    pub leads: AtomicUsize,
+    pub servers: Mutex<Vec<String>>,
     dials: AtomicU64,
     key: Mutex<Option<DeviceKey>>,
 }
@@ -68,12 +71,13 @@ pub struct Region {
     pub hub: TunnelHub,
     pub ca: rustls::pki_types::CertificateDer<'static>,
     token: JoinToken,
-    server: tokio::task::JoinHandle<()>,
+    acceptor: tokio_rustls::TlsAcceptor,
+    servers: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        self.server.abort();
+        self.servers.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }
 
@@ -91,8 +95,6 @@ impl Region {
         let server = CertificateParams::new(vec!["api.test".to_owned()]).unwrap();
         let server = server.signed_by(&server_key, &issuer).unwrap();
 
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             issuer,
             ca_pem: ca.pem(),
@@ -103,6 +105,8 @@ impl Region {
             incarnation: Mutex::new("one".into()),
             acknowledge: AtomicBool::new(true),
             session: Mutex::default(),
+            leads: AtomicUsize::new(0),
+            servers: Mutex::default(),
             dials: AtomicU64::new(0),
             key: Mutex::default(),
         });
@@ -115,36 +119,39 @@ impl Region {
             .unwrap();
         tls.alpn_protocols = vec![b"h2".to_vec()];
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
-        let (streams, incoming) = mpsc::channel(8);
-        let service = Service(Arc::clone(&shared));
-        let server = tokio::spawn(async move {
-            let serve = Server::builder()
-                .add_service(EnrollmentServer::new(service.clone()))
-                .add_service(DevicesServer::new(service))
-                .serve_with_incoming(ReceiverStream::new(incoming));
-            let accept = async {
-                loop {
-                    let (stream, _) = listener.accept().await.unwrap();
-                    if let Ok(stream) = acceptor.accept(stream).await {
-                        let _ = streams.send(Ok::<_, std::io::Error>(stream)).await;
-                    }
-                }
-            };
-            tokio::select! {
-                () = accept => {}
-                result = serve => result.unwrap(),
-            }
-        });
         let hub = HubConfig::new([7; 32], "127.0.0.1:0".parse().unwrap(), Vec::new());
         let notifier = Arc::new(Notifier(Arc::clone(&shared)));
         let hub = TunnelHub::start(hub, notifier, &prometheus::Registry::new()).await.unwrap();
+        let mut servers = Vec::new();
+        let address = serve(&shared, &acceptor, &mut servers).await;
         let token = JoinToken {
             addresses: vec![address.to_string()],
             server_name: "api.test".into(),
             ca_hash,
             secret: "id.secret".into(),
         };
-        Self { shared, address, hub, ca: ca.der().clone(), token, server }
+        Self { shared, address, hub, ca: ca.der().clone(), token, acceptor, servers }
+    }
+
+    /// Starts another server of the region, and gives its address.
+    pub async fn another(&mut self) -> SocketAddr {
+        serve(&self.shared, &self.acceptor, &mut self.servers).await
+    }
+
+    /// Kills a server.
+    pub fn stop(&self, server: usize) {
+        self.servers[server].abort();
+    }
+
+    /// Another server leads from now on, and the one that did is gone with all its connections; or it says goodbye.
+    pub async fn lead(&mut self, server: usize, killed: bool) {
+        let old = self.shared.leads.swap(server, Ordering::SeqCst);
+        let session = self.shared.session.lock().unwrap().take();
+        if killed {
+            self.stop(old);
+        } else if let Some(session) = session {
+            let _ = session.send(Ok(down(Down::Goodbye(self.shared.goodbye())))).await;
+        }
     }
 
     pub fn token(&self) -> String {
@@ -213,7 +220,49 @@ impl Region {
     }
 }
 
+/// Serves at a port of its own until it is aborted; then its connections are gone too.
+async fn serve(
+    shared: &Arc<Shared>,
+    acceptor: &tokio_rustls::TlsAcceptor,
+    servers: &mut Vec<tokio::task::JoinHandle<()>>,
+) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    shared.servers.lock().unwrap().push(address.to_string());
+    let (streams, incoming) = mpsc::channel(8);
+    let (service, acceptor) = (Service(Arc::clone(shared), servers.len()), acceptor.clone());
+    servers.push(tokio::spawn(async move {
+        let serve = Server::builder()
+            .add_service(EnrollmentServer::new(service.clone()))
+            .add_service(DevicesServer::new(service))
+            .serve_with_incoming(ReceiverStream::new(incoming));
+        let accept = async {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    let _ = streams.send(Ok::<_, std::io::Error>(stream)).await;
+                }
+            }
+        };
+        tokio::select! {
+            () = accept => {}
+            result = serve => result.unwrap(),
+        }
+    }));
+    address
+}
+
 impl Shared {
+    fn goodbye(&self) -> v1::Goodbye {
+        let servers = self.servers.lock().unwrap().clone();
+        v1::Goodbye {
+            reason: "another server leads".into(),
+            leader: servers[self.leads.load(Ordering::SeqCst)].clone(),
+            servers,
+            ..v1::Goodbye::default()
+        }
+    }
+
     fn full(&self, revision: u64) -> v1::Desired {
         v1::Desired { full: true, revision, upserts: self.objects.lock().unwrap().clone(), deletes: Vec::new() }
     }
@@ -243,7 +292,7 @@ fn down(message: Down) -> v1::RegionMessage {
 }
 
 #[derive(Clone)]
-struct Service(Arc<Shared>);
+struct Service(Arc<Shared>, usize);
 
 #[tonic::async_trait]
 impl Enrollment for Service {
@@ -273,6 +322,10 @@ impl Devices for Service {
         let mut inbound = request.into_inner();
         let (out, queue) = mpsc::channel(64);
         let shared = Arc::clone(&self.0);
+        if shared.leads.load(Ordering::SeqCst) != self.1 {
+            out.send(Ok(down(Down::Goodbye(shared.goodbye())))).await.unwrap();
+            return Ok(Response::new(Box::pin(ReceiverStream::new(queue))));
+        }
         let Some(Ok(v1::DeviceMessage { message: Some(Up::Hello(hello)) })) = inbound.next().await else {
             return Err(Status::invalid_argument("no hello"));
         };
@@ -282,6 +335,7 @@ impl Devices for Service {
             incarnation,
             zone: "test".into(),
             heartbeat_millis: 1000,
+            servers: shared.servers.lock().unwrap().clone(),
             lost_writes: hello.incarnation == *shared.incarnation.lock().unwrap()
                 && hello.revision > shared.revision.load(Ordering::SeqCst),
             ..v1::RegionHello::default()

@@ -32,6 +32,7 @@ list!(
     statuses_are_sent_again_until_they_are_acknowledged,
     a_missing_image_is_waited_for_and_a_missing_secret_named,
     a_deleted_pod_stops_gracefully_and_its_claim_goes_when_marked,
+    a_device_follows_the_leader_and_knows_the_servers_after_a_restart,
 );
 
 fn pod(name: &str, script: &str) -> Value {
@@ -548,4 +549,30 @@ async fn a_deleted_pod_stops_gracefully_and_its_claim_goes_when_marked() {
         (empty(paths.logs()) && empty(paths.scratch()) && empty(paths.pods())).then_some(())
     })
     .await;
+}
+
+async fn a_device_follows_the_leader_and_knows_the_servers_after_a_restart() {
+    let mut region = Region::start().await;
+    let (second, third) = (region.another().await, region.another().await);
+    let mut device = Device::new(&region).await;
+    region.enroll(device.join(&region).await.unwrap().key);
+    let hellos = async |region: &Region, count: usize| {
+        region.heard("another hello", |heard| (heard.hellos.len() >= count).then_some(())).await;
+    };
+    // A server that does not lead says which one does.
+    device.start(&second.to_string());
+    hellos(&region, 1).await;
+    region.lead(1, false).await;
+    hellos(&region, 2).await;
+    // It knows them all by now: the first one, of which its token knows, is gone, and so is the one that led.
+    let begin = tokio::time::Instant::now();
+    region.lead(2, true).await;
+    hellos(&region, 3).await;
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    device.kill();
+    region.stop(0);
+    // The last that is left is in no token and named by nobody.
+    device.start(&second.to_string());
+    hellos(&region, 4).await;
+    assert!(std::fs::read_to_string(device.paths().servers()).unwrap().contains(&third.to_string()));
 }

@@ -27,7 +27,7 @@ const fn method(service: &'static str, name: &'static str, allowed: Allowed) -> 
     Method { service, name, allowed }
 }
 
-static METHODS: [Method; 25] = [
+static METHODS: [Method; 27] = [
     method("hearth.v1.Resources", "Get", Allowed::Admins),
     method("hearth.v1.Resources", "List", Allowed::Admins),
     method("hearth.v1.Resources", "Watch", Allowed::Admins),
@@ -47,6 +47,8 @@ static METHODS: [Method; 25] = [
     method("hearth.v1.Region", "Backup", Allowed::Admins),
     method("hearth.v1.Enrollment", "Join", Allowed::Anyone),
     method("hearth.v1.Devices", "Session", Allowed::Devices),
+    method("hearth.v1.Dials", "Dial", Allowed::Servers),
+    method("hearth.v1.Dials", "Sessions", Allowed::Servers),
     method("hearth.v1.Peers", "Call", Allowed::Servers),
     method("hearth.v1.Members", "Join", Allowed::Anyone),
     method("hearth.v1.Members", "Admit", Allowed::Servers),

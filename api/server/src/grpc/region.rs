@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use hearth_proto::v1;
 use hearth_types::{
     GroupKind, Reason, Status,
+    group::{Group, MAX_SERVERS},
     store::{Consistency, Query},
 };
 use tonic::{Request, Response};
@@ -18,12 +19,29 @@ use crate::{
     tokens::{Joiner, Tokens},
 };
 
+/// How long the group may take to say who belongs to it: an answer without is better than none.
+const MEMBERS_TIMEOUT: Duration = Duration::from_secs(1);
+
 pub(crate) struct RegionDoor {
     pub(crate) resources: Arc<ResourceService>,
     pub(crate) tokens: Arc<Tokens>,
     pub(crate) region: String,
     pub(crate) version: String,
     pub(crate) backups: Backups,
+    /// `None` where nobody says which servers there are.
+    pub(crate) group: Option<Arc<dyn Group>>,
+}
+
+impl RegionDoor {
+    /// Where the region's servers answer; empty where that cannot be said now.
+    async fn servers(&self) -> Vec<String> {
+        let Some(group) = &self.group else { return Vec::new() };
+        match tokio::time::timeout(MEMBERS_TIMEOUT, group.members()).await {
+            Ok(Ok(members)) => members.into_iter().map(|member| member.server.address).take(MAX_SERVERS).collect(),
+            // Whoever asks keeps what it knows.
+            Ok(Err(_)) | Err(_) => Vec::new(),
+        }
+    }
 }
 
 fn joiner(request: &v1::CreateTokenRequest) -> Result<Joiner<'_>, Status> {
@@ -55,6 +73,7 @@ impl v1::region_server::Region for RegionDoor {
             zone: self.resources.zone().to_owned(),
             incarnation: self.resources.store().incarnation().to_string(),
             revision: page.revision.0,
+            servers: self.servers().await,
         }))
     }
 

@@ -169,7 +169,14 @@ impl ResourceService {
     /// Changes after `from`; from zero, first everything that is there, as ADDED, then a bookmark.
     pub async fn watch(&self, query: Query, from: Revision) -> Result<WatchStream, Status> {
         if from > Revision::ZERO {
-            return self.store.watch(query, from).await;
+            return match self.store.watch(query.clone(), from).await {
+                Err(status) if status.reason == Reason::Expired => {
+                    // Whoever comes from another server may have seen more there than this one has yet. One read catches it up.
+                    self.store.list(&query, 1, None, Consistency::Linearizable).await?;
+                    self.store.watch(query, from).await
+                }
+                other => other,
+            };
         }
         let mut attempt = 0;
         let (items, revision) = loop {

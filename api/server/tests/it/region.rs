@@ -72,7 +72,7 @@ impl v1::devices_server::Devices for Sessions {
         let Some(Identity::Device { name, owner, .. }) = request.extensions().get::<Identity>() else {
             return Err(tonic::Status::internal("no device"));
         };
-        let goodbye = v1::Goodbye { reason: format!("{owner}/{name}"), retry_after_millis: 0 };
+        let goodbye = v1::Goodbye { reason: format!("{owner}/{name}"), ..v1::Goodbye::default() };
         let message = v1::RegionMessage { message: Some(v1::region_message::Message::Goodbye(goodbye)) };
         Ok(tonic::Response::new(Box::pin(stream::iter([Ok(message)]).chain(stream::pending()))))
     }
@@ -197,6 +197,7 @@ impl Region {
             server_name: server_name(ZONE),
             ca_pem: self.ca.pem().as_bytes().to_vec(),
             ignore_validity: false,
+            has_others: false,
         }
     }
 

@@ -11,14 +11,12 @@ mod status;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-pub(crate) use dial::Dialling;
+pub use dial::DialsService;
+pub(crate) use dial::{Asked, Dialling, MAX_DEVICE_NAME};
 use hearth_controllers::node::Contact;
 use hearth_proto::v1::{Goodbye, RegionMessage, region_message::Message};
 use hearth_types::{DeviceKey, DeviceName, Revision};
@@ -26,7 +24,7 @@ use outbox::Outbox;
 pub use service::DevicesService;
 pub(crate) use status::{StatusJob, write_statuses};
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, broadcast, mpsc, oneshot},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -37,10 +35,16 @@ use crate::config::Timing;
 const STATUS_QUEUE: usize = 256;
 /// How long a device that was told goodbye waits before it comes back.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Devices that are told at once to come back leave so much to chance, in milliseconds, so that a thousand do not come in one moment.
+const RETRY_SPREAD_MILLIS: u64 = 500;
+/// Changes of sessions that a server which follows them may be behind; one that is further behind begins anew.
+const CHANGES: usize = 4096;
+/// How many bits of a session's number count the sessions of one term; the rest is the term.
+const COUNT_BITS: u32 = 32;
 
 /// One device's session, as others see it.
 pub(crate) struct Session {
-    /// No other session of this server has it.
+    /// No other session of the region has it: a term has one leader.
     pub(crate) id: u64,
     pub(crate) device: DeviceName,
     pub(crate) key: DeviceKey,
@@ -75,8 +79,11 @@ impl Session {
 
     fn goodbye(&self, reason: &str) {
         let retry_after_millis = u64::try_from(RETRY_AFTER.as_millis()).unwrap_or(u64::MAX);
-        let message = Message::Goodbye(Goodbye { reason: reason.to_owned(), retry_after_millis });
-        self.outbox.close(Some(Ok(RegionMessage { message: Some(message) })));
+        self.end_with(Goodbye { reason: reason.to_owned(), retry_after_millis, ..Goodbye::default() });
+    }
+
+    fn end_with(&self, goodbye: Goodbye) {
+        self.outbox.close(Some(Ok(RegionMessage { message: Some(Message::Goodbye(goodbye)) })));
         self.end.cancel();
     }
 
@@ -94,19 +101,36 @@ enum Place {
     },
 }
 
+/// A device has another session now, or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SessionChange {
+    pub(crate) device: DeviceName,
+    pub(crate) session: Option<u64>,
+}
+
+/// What is known of devices' sessions in one time of leading.
+#[derive(Default)]
+struct Table {
+    /// The term for which this server leads; sessions are opened for it alone.
+    term: Option<u64>,
+    places: HashMap<DeviceName, Place>,
+    /// Counts the sessions that were opened. Begins anywhere and goes on in the next term, since a server may lead for one term twice.
+    opened: u64,
+    /// When this server began to lead.
+    since: Option<Instant>,
+    /// The revision at which it did: everything that former leaders told is not above.
+    base: Revision,
+}
+
 /// The sessions, by device. Heartbeats end here: only a change of contact becomes a write.
 pub(crate) struct Sessions {
-    places: Mutex<HashMap<DeviceName, Place>>,
-    /// When devices that had no session since the start count as silent.
-    patience: Mutex<Option<Instant>>,
-    /// The revision at which this server started.
-    base: OnceLock<Revision>,
-    /// The revision of what each device was told last by this server. Bounded by the number of devices.
+    table: Mutex<Table>,
+    /// The revision of what each device was told last in this term. Bounded by the number of devices.
     told: Mutex<HashMap<DeviceName, Revision>>,
     /// Devices that have seen more of the region than it has itself.
     ahead: Mutex<BTreeSet<DeviceName>>,
     timing: Timing,
-    next: AtomicU64,
+    changes: broadcast::Sender<SessionChange>,
     pub(crate) statuses: mpsc::Sender<StatusJob>,
 }
 
@@ -114,35 +138,38 @@ impl Sessions {
     pub(crate) fn new(timing: &Timing) -> (Self, mpsc::Receiver<StatusJob>) {
         let (statuses, inbox) = mpsc::channel(STATUS_QUEUE);
         let sessions = Self {
-            places: Mutex::new(HashMap::new()),
-            patience: Mutex::new(None),
-            base: OnceLock::new(),
+            table: Mutex::new(Table { opened: u64::from(chance()), ..Table::default() }),
             told: Mutex::default(),
             ahead: Mutex::default(),
             timing: *timing,
-            next: AtomicU64::new(1),
+            changes: broadcast::Sender::new(CHANGES),
             statuses,
         };
         (sessions, inbox)
     }
 
-    fn places(&self) -> MutexGuard<'_, HashMap<DeviceName, Place>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on devices have the time of a silence to come back. The store is at this revision.
-    pub(crate) fn start(&self, revision: Revision) {
-        // Once: the loops run once.
-        let _ = self.base.set(revision);
-        *self.patience.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + self.timing.silence);
+    /// From now on devices have the time of a silence to come: what an earlier leader knew of them does not count. The store is at
+    /// this revision.
+    pub(crate) fn start(&self, term: u64, revision: Revision) {
+        let mut table = self.table();
+        let opened = table.opened;
+        *table = Table { term: Some(term), since: Some(Instant::now()), base: revision, opened, ..Table::default() };
+        drop(table);
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// What is known of a device's session, and when to ask again.
     pub(crate) fn contact(&self, device: &str) -> (Contact, Option<Duration>) {
-        let silent_from = match self.places().get(&DeviceName::from(device)) {
+        let table = self.table();
+        let silent_from = match table.places.get(&DeviceName::from(device)) {
             Some(Place::Live(_)) => return (Contact::Connected, None),
             Some(Place::Away { silent_from }) => Some(*silent_from),
-            None => *self.patience.lock().unwrap_or_else(PoisonError::into_inner),
+            None => table.since.map(|since| since + self.timing.silence),
         };
         let left = silent_from.map(|from| from.saturating_duration_since(Instant::now()));
         match left {
@@ -153,16 +180,24 @@ impl Sessions {
 
     /// A device's session, if it has one.
     pub(crate) fn get(&self, device: &DeviceName) -> Option<Arc<Session>> {
-        match self.places().get(device) {
-            Some(Place::Live(session)) => Some(Arc::clone(session)),
-            _ => None,
-        }
+        self.table().live(device)
     }
 
-    /// Opens a session; one that the device had before is told goodbye.
-    fn open(&self, device: DeviceName, key: DeviceKey, outbox: Outbox) -> Arc<Session> {
+    /// How long ago this server began to lead, of a device that has not had a session since.
+    fn not_since(&self, device: &DeviceName) -> Option<Duration> {
+        let table = self.table();
+        if table.places.contains_key(device) { None } else { table.since.map(|since| since.elapsed()) }
+    }
+
+    /// Opens a session; one that the device had before is told goodbye. `None` where this server does not lead for this term.
+    fn open(&self, term: u64, device: DeviceName, key: DeviceKey, outbox: Outbox) -> Result<Arc<Session>, Outbox> {
+        let mut table = self.table();
+        if table.term != Some(term) {
+            return Err(outbox);
+        }
+        table.opened += 1;
         let session = Arc::new(Session {
-            id: self.next.fetch_add(1, Ordering::Relaxed),
+            id: (term << COUNT_BITS) | (table.opened & u64::from(u32::MAX)),
             device: device.clone(),
             key,
             outbox,
@@ -170,22 +205,42 @@ impl Sessions {
             end: CancellationToken::new(),
             dials: Mutex::new(Dials::default()),
         });
-        if let Some(Place::Live(old)) = self.places().insert(device, Place::Live(Arc::clone(&session))) {
+        let old = table.places.insert(device.clone(), Place::Live(Arc::clone(&session)));
+        self.tell(device, Some(session.id));
+        drop(table);
+        if let Some(Place::Live(old)) = old {
             old.goodbye("the device opened a newer session");
         }
-        session
+        Ok(session)
     }
 
     /// A session is over. `silent`: the device said nothing for too long, so that no grace is left to it.
     /// Returns whether it was the device's last.
     pub(crate) fn close(&self, session: &Session, silent: bool) -> bool {
-        let mut places = self.places();
-        let last = matches!(places.get(&session.device), Some(Place::Live(current)) if current.id == session.id);
+        let mut table = self.table();
+        let last = table.live(&session.device).is_some_and(|current| current.id == session.id);
         if last {
             let grace = if silent { Duration::ZERO } else { self.timing.reconnect_grace };
-            places.insert(session.device.clone(), Place::Away { silent_from: Instant::now() + grace });
+            table.places.insert(session.device.clone(), Place::Away { silent_from: Instant::now() + grace });
+            self.tell(session.device.clone(), None);
         }
         last
+    }
+
+    /// Under the table's lock, so that changes are told in their order.
+    fn tell(&self, device: DeviceName, session: Option<u64>) {
+        // Whether anybody listens does not matter.
+        let _ = self.changes.send(SessionChange { device, session });
+    }
+
+    /// Every session that there is, and each change from then on.
+    pub(crate) fn follow(&self) -> (Vec<SessionChange>, broadcast::Receiver<SessionChange>) {
+        let table = self.table();
+        let live = table.places.values().filter_map(|place| match place {
+            Place::Live(session) => Some(SessionChange { device: session.device.clone(), session: Some(session.id) }),
+            Place::Away { .. } => None,
+        });
+        (live.collect(), self.changes.subscribe())
     }
 
     /// What a device shall have may have changed.
@@ -204,15 +259,38 @@ impl Sessions {
         }
     }
 
-    /// Ends every session.
-    pub(crate) fn end_all(&self, reason: &str) {
-        let live: Vec<Arc<Session>> = self
-            .places()
-            .values()
-            .filter_map(|place| if let Place::Live(session) = place { Some(Arc::clone(session)) } else { None })
-            .collect();
-        for session in live {
-            session.goodbye(reason);
+    /// Ends every session; none is opened until this server leads again.
+    pub(crate) fn end_all(&self, goodbye: &Goodbye) {
+        let ended = {
+            let mut table = self.table();
+            let opened = table.opened;
+            std::mem::replace(&mut *table, Table { opened, ..Table::default() })
+        };
+        for place in ended.places.into_values() {
+            if let Place::Live(session) = place {
+                session.end_with(spread(goodbye));
+            }
         }
     }
+}
+
+impl Table {
+    fn live(&self, device: &DeviceName) -> Option<Arc<Session>> {
+        match self.places.get(device) {
+            Some(Place::Live(session)) => Some(Arc::clone(session)),
+            _ => None,
+        }
+    }
+}
+
+/// A goodbye to one of many devices: with a pause of its own.
+fn spread(goodbye: &Goodbye) -> Goodbye {
+    let pause = u64::from(chance()) * RETRY_SPREAD_MILLIS / u64::from(u16::MAX);
+    Goodbye { retry_after_millis: goodbye.retry_after_millis + pause, ..goodbye.clone() }
+}
+
+/// Any number.
+fn chance() -> u16 {
+    let [low, high, ..] = uuid::Uuid::new_v4().into_bytes();
+    u16::from_le_bytes([low, high])
 }

@@ -29,11 +29,12 @@ impl Sessions {
         *known = (*known).max(revision);
     }
 
-    /// Whether a device has seen what this region does not have: more than there was when this server started, and more than it told since.
-    /// (With several servers, what the others told will count too.)
+    /// Whether a device has seen what this region does not have: more than there was when this server began to lead, and more than it told
+    /// since. What former leaders told was acknowledged, and so it was there. (A server that only believes to lead may be behind; it finds
+    /// out when it reads the Device or writes the condition, and refuses the session.)
     fn is_ahead(&self, device: &DeviceName, seen: Revision) -> bool {
+        let base = self.table().base;
         let told: &HashMap<DeviceName, Revision> = &self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let base = self.base.get().copied().unwrap_or_default();
         seen > base.max(told.get(device).copied().unwrap_or_default())
     }
 }

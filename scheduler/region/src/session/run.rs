@@ -5,17 +5,17 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use hearth_proto::{
     SESSION_VERSION,
     v1::{
-        Desired, DeviceHello, DeviceMessage, EventReport, HeartbeatAck, RegionHello, device_message,
-        region_message::Message,
+        Desired, DeviceHello, DeviceMessage, EventReport, HeartbeatAck, RegionHello, RegionMessage, Servers,
+        device_message, region_message::Message,
     },
 };
 use hearth_types::{DeviceKey, DeviceName, GroupKind, ObjectKey, Uid, kinds::DeviceInfo, store::Consistency};
 use serde_json::{Value, json};
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tonic::{Status, Streaming};
 
 use super::{Outbox, Session, StatusJob, certificate, desired, restored};
-use crate::{hub::Hub, reconcile, recorder::Note, writer};
+use crate::{hub::Hub, lead::Lead, reconcile, recorder::Note, writer};
 
 /// How long a device has for its hello.
 const HELLO: Duration = Duration::from_secs(10);
@@ -46,20 +46,33 @@ pub(super) async fn session(
     key: DeviceKey,
     mut inbound: Streaming<DeviceMessage>,
     outbox: Outbox,
+    lead: Lead,
 ) {
-    if let Err(status) = hello(&hub, &device, &key, &mut inbound, &outbox).await {
+    let mut servers = hub.servers.subscribe();
+    let elsewhere = |outbox: Outbox| {
+        let goodbye = Message::Goodbye(hub.goodbye("another server of the region leads now"));
+        outbox.close(Some(Ok(RegionMessage { message: Some(goodbye) })));
+    };
+    let greeted = tokio::select! {
+        greeted = hello(&hub, &device, &key, &mut inbound, &outbox, &mut servers) => greeted,
+        () = lead.over.cancelled() => return elsewhere(outbox),
+    };
+    if let Err(status) = greeted {
         tracing::info!(%device, error = status.message(), "refused a session");
         outbox.close(Some(Err(status)));
         return;
     }
-    let session = hub.sessions.open(device.clone(), key, outbox);
+    let session = match hub.sessions.open(lead.term, device.clone(), key, outbox) {
+        Ok(session) => session,
+        Err(outbox) => return elsewhere(outbox),
+    };
     // A key that was removed since the hello found no session to end.
     let keys = hub.cache().keys_of(device.as_str());
     hub.sessions.check_key(device.as_str(), &keys);
     hub.metrics.sessions.inc();
     hub.queue.add(reconcile::node_key(device.as_str()));
     tracing::info!(%device, session = session.id, "a device opened its session");
-    let end = talk(&hub, &session, inbound).await;
+    let end = talk(&hub, &session, inbound, servers).await;
     session.end.cancel();
     session.outbox.close(None);
     hub.metrics.sessions.dec();
@@ -83,6 +96,7 @@ async fn hello(
     key: &DeviceKey,
     inbound: &mut Streaming<DeviceMessage>,
     outbox: &Outbox,
+    servers: &mut watch::Receiver<Arc<[String]>>,
 ) -> Result<(), Status> {
     let first = timeout(HELLO, inbound.message()).await;
     let first = first.map_err(|_| Status::deadline_exceeded(format!("no hello within {} s", HELLO.as_secs())))??;
@@ -97,15 +111,11 @@ async fn hello(
         return Err(Status::failed_precondition(text));
     }
     let object = ObjectKey::new(GroupKind::DEVICE, "", device.as_str());
-    if !hub.cache().keys_of(device.as_str()).contains(key) {
-        // A device that joined a moment ago: the cache may be behind.
-        let stored = hub.config.store.get(&object, Consistency::Linearizable).await;
-        if let Some(stored) = stored.map_err(|error| Status::unavailable(error.message))? {
-            hub.observe_read(stored);
-        }
-        if !hub.cache().keys_of(device.as_str()).contains(key) {
-            return Err(Status::permission_denied(format!("device {device} is not known, or not by this key")));
-        }
+    // The cache may be behind, of a device that joined a moment ago. And a server that was cut off may not know that another leads: it
+    // cannot read like this, and the device goes on to the next.
+    let stored = refresh(hub, &object).await?;
+    if !stored || !hub.cache().keys_of(device.as_str()).contains(key) {
+        return Err(Status::permission_denied(format!("device {device} is not known, or not by this key")));
     }
     store_info(hub, &object, &hello).await?;
     let lost_writes = restored::lost_writes(hub, device, &object, &hello).await?;
@@ -118,8 +128,9 @@ async fn hello(
         heartbeat_millis: millis(hub.config.timing.heartbeat),
         now_millis: hub.now().0,
         lost_writes,
+        servers: servers.borrow_and_update().to_vec(),
     };
-    let message = hearth_proto::v1::RegionMessage { message: Some(Message::Hello(answer)) };
+    let message = RegionMessage { message: Some(Message::Hello(answer)) };
     if outbox.send(message) { Ok(()) } else { Err(Status::aborted("the device is gone")) }
 }
 
@@ -160,25 +171,30 @@ pub(super) async fn change_device(hub: &Arc<Hub>, key: &ObjectKey, change: impl 
         let action = hearth_controllers::Action::Update { base, value };
         match writer::execute(hub, &[action], "session").await {
             Ok(()) => return Ok(()),
-            Err(writer::WriteError::Outdated(_)) => refresh(hub, key).await?,
+            Err(writer::WriteError::Outdated(_)) => drop(refresh(hub, key).await?),
             Err(writer::WriteError::Refused(error)) => return Err(Status::unavailable(error.message)),
         }
     }
     Err(Status::aborted(format!("{key} is changed by others all the time; try again")))
 }
 
-async fn refresh(hub: &Hub, key: &ObjectKey) -> Result<(), Status> {
+/// Brings the cache up to what is stored of an object. Returns whether there is one.
+async fn refresh(hub: &Hub, key: &ObjectKey) -> Result<bool, Status> {
     let stored = hub.config.store.get(key, Consistency::Linearizable).await;
-    if let Some(stored) = stored.map_err(|error| Status::unavailable(error.message))? {
-        hub.observe_read(stored);
-    }
-    Ok(())
+    let Some(stored) = stored.map_err(|error| Status::unavailable(error.message))? else { return Ok(false) };
+    hub.observe_read(stored);
+    Ok(true)
 }
 
 /// What a device has, by what it was sent.
 type Sent = BTreeMap<ObjectKey, desired::Shown>;
 
-async fn talk(hub: &Arc<Hub>, session: &Arc<Session>, mut inbound: Streaming<DeviceMessage>) -> End {
+async fn talk(
+    hub: &Arc<Hub>,
+    session: &Arc<Session>,
+    mut inbound: Streaming<DeviceMessage>,
+    mut servers: watch::Receiver<Arc<[String]>>,
+) -> End {
     let mut sent = Sent::new();
     let mut events = EventBudget::new();
     let mut signing = JoinSet::new();
@@ -195,6 +211,11 @@ async fn talk(hub: &Arc<Hub>, session: &Arc<Session>, mut inbound: Streaming<Dev
                     return End::Ended;
                 }
                 restored::settle(hub, &session.device).await;
+            }
+            // The sender lives as long as the hub.
+            Ok(()) = servers.changed() => {
+                let addresses = servers.borrow_and_update().to_vec();
+                session.send(Message::Servers(Servers { addresses }));
             }
             Some(_) = signing.join_next() => {}
             message = timeout(hub.config.timing.silence, inbound.message()) => match message {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hearth_proto::v1::{DeviceMessage, devices_server::Devices};
+use hearth_proto::v1::{DeviceMessage, RegionMessage, devices_server::Devices, region_message::Message};
 use hearth_types::identity::Identity;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -39,8 +39,19 @@ impl Devices for DevicesService {
             return Err(Status::unavailable(format!("region {} is starting; try again", self.hub.config.region)));
         }
         let (outbox, stream) = outbox::new();
-        // Ends with the stream, the session's end or the hub's shutdown; a panic ends the stream alone.
-        tokio::spawn(run::session(Arc::clone(&self.hub), name, key, request.into_inner(), outbox));
+        match self.hub.lead() {
+            // Ends with the stream, the session's end, the time of leading or the hub's shutdown; a panic ends the stream alone.
+            Some(lead) => {
+                let session = run::session(Arc::clone(&self.hub), name, key, request.into_inner(), outbox, lead);
+                tokio::spawn(session);
+            }
+            None => {
+                let goodbye = self.hub.goodbye(
+                    "this server of the region does not lead; devices have their sessions with the one that does",
+                );
+                outbox.close(Some(Ok(RegionMessage { message: Some(Message::Goodbye(goodbye)) })));
+            }
+        }
         Ok(Response::new(stream))
     }
 }

@@ -13,7 +13,6 @@ use hearth_types::{
     store::{Consistency, Expect, MAX_OPS, Op},
 };
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 
 use super::{Session, desired};
 use crate::{
@@ -50,7 +49,8 @@ struct Item {
 }
 
 /// Writes reports for ever: what comes together is one transaction.
-pub(crate) async fn write_statuses(hub: Arc<Hub>, mut jobs: mpsc::Receiver<StatusJob>) {
+pub(crate) async fn write_statuses(hub: Arc<Hub>) {
+    let mut jobs = hub.statuses.lock().await;
     while let Some(first) = jobs.recv().await {
         let mut batch = vec![first];
         let mut count = batch[0].report.items.len();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod apps;
+mod group;
 mod placement;
 mod sessions;
 mod support;

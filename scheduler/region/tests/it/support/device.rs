@@ -41,7 +41,17 @@ impl FakeDevice {
         key: DeviceKey,
         hello: DeviceHello,
     ) -> (mpsc::Sender<DeviceMessage>, Result<tonic::Streaming<RegionMessage>, tonic::Status>) {
-        let mut client = DevicesClient::connect(format!("http://{address}")).await.expect("connected");
+        let client = DevicesClient::connect(format!("http://{address}")).await.expect("connected");
+        Self::open_by(client, name, key, hello).await
+    }
+
+    /// The same over a connection that is there.
+    pub(crate) async fn open_by(
+        mut client: DevicesClient<tonic::transport::Channel>,
+        name: &str,
+        key: DeviceKey,
+        hello: DeviceHello,
+    ) -> (mpsc::Sender<DeviceMessage>, Result<tonic::Streaming<RegionMessage>, tonic::Status>) {
         let (out, stream) = mpsc::channel(64);
         let mut request = tonic::Request::new(ReceiverStream::new(stream));
         request.metadata_mut().insert("device", name.parse().expect("ascii"));

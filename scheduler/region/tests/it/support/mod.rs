@@ -1,6 +1,7 @@
 //! A region over the real state machine in memory, with a device that speaks the session over real gRPC.
 
 mod device;
+mod group;
 mod store;
 
 use std::{
@@ -13,11 +14,14 @@ use std::{
 };
 
 pub(crate) use device::{FakeDevice, hello};
+pub(crate) use group::Cluster;
+use group::{Plain, View};
 use hearth_proto::v1::devices_server::DevicesServer;
 use hearth_region::{Config, DevicesService, Region, RegionHandle, Timing};
 use hearth_types::{
     BoxFuture, Clock, DeviceKey, DeviceName, GroupKind, Object, ObjectKey, RequestId, Status, Timestamp, Uid,
     admission::{self, Context, DeletePlan, Part},
+    group::Server,
     identity::{CertificateSigner, Identity},
     store::{CLAIM_DEVICE, Consistency, Expect, Op, Query, Store, Txn, list_all},
 };
@@ -82,13 +86,26 @@ impl Rig {
         Self::over(Arc::new(MemoryStore::new()), Timing::default()).await
     }
 
+    /// The only server of a region.
     pub(crate) async fn over(store: Arc<MemoryStore>, timing: Timing) -> Self {
+        let cluster = Cluster::new();
+        cluster.elect(Some(1));
+        Self::member(store, timing, 1, &cluster).await
+    }
+
+    /// One of the servers of a region, which share a store.
+    pub(crate) async fn member(store: Arc<MemoryStore>, timing: Timing, id: u64, cluster: &Arc<Cluster>) -> Self {
         let signer = Arc::new(Signer::default());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        cluster.add(Server { id, address: address.to_string() });
         let config = Config {
             zone: ZONE.into(),
             region: "test".into(),
             clock: Arc::new(SystemClock),
             store: store.clone(),
+            group: Arc::new(View(id, Arc::clone(cluster))),
+            channels: Arc::new(Plain),
             signer: signer.clone(),
             registry: prometheus::Registry::new(),
             timing,
@@ -99,17 +116,25 @@ impl Rig {
         tokio::spawn(region.run(shutdown.clone()));
         handle.ready().await;
         assert!(handle.routes().primed());
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
         let service: DevicesServer<DevicesService> = handle.devices_service();
         let server = tonic::transport::Server::builder()
             .add_service(InterceptedService::new(service, identify))
+            .add_service(InterceptedService::new(handle.dials_service(), identify_server))
             .serve_with_incoming_shutdown(
                 tokio_stream::wrappers::TcpListenerStream::new(listener),
                 shutdown.clone().cancelled_owned(),
             );
         tokio::spawn(server);
         Self { store, handle, signer, address, shutdown, count: AtomicU64::new(0) }
+    }
+
+    /// Waits until this server has begun to lead.
+    pub(crate) async fn leading(&self) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while !self.handle.is_leading() {
+            assert!(tokio::time::Instant::now() < deadline, "it never led");
+            tokio::task::yield_now().await;
+        }
     }
 
     fn context<R>(&self, f: impl FnOnce(&Context<'_>) -> R) -> R {
@@ -287,6 +312,16 @@ impl Rig {
             "spec": {"app": "notes"}}))
         .await;
     }
+}
+
+/// The door of the tests between servers: whoever does not say that it is a device is a server.
+#[allow(clippy::result_large_err, clippy::unnecessary_wraps)]
+fn identify_server(request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+    let mut request = identify(request)?;
+    if request.extensions().get::<Identity>().is_none() {
+        request.extensions_mut().insert(Identity::Server { id: 2 });
+    }
+    Ok(request)
 }
 
 /// The door of the tests: whoever calls says who it is.

@@ -18,6 +18,8 @@ pub(crate) struct MemoryStore {
     revision: watch::Sender<Revision>,
     /// Refuses every write while set.
     pub(crate) broken: std::sync::atomic::AtomicBool,
+    /// How many it refused so.
+    pub(crate) refused: watch::Sender<usize>,
     pub(crate) writes: std::sync::atomic::AtomicU64,
     /// Refuses transactions with such an operation, for good.
     pub(crate) refuses: Mutex<Option<Which>>,
@@ -35,6 +37,7 @@ impl MemoryStore {
             state: Arc::new(Mutex::new(state)),
             revision: watch::Sender::new(Revision::ZERO),
             broken: false.into(),
+            refused: watch::Sender::new(0),
             writes: 0.into(),
             refuses: Mutex::new(None),
             holds: watch::Sender::new(None),
@@ -106,6 +109,7 @@ impl Store for MemoryStore {
     fn write(&self, txn: Txn) -> BoxFuture<'_, Result<TxnOutcome, Status>> {
         Box::pin(async move {
             if self.broken.load(std::sync::atomic::Ordering::Relaxed) {
+                self.refused.send_modify(|count| *count += 1);
                 return Err(Status::unavailable("the test broke the store"));
             }
             let has = |which: Which| txn.ops.iter().any(which);
