@@ -6,7 +6,7 @@ SHELL := /bin/bash
 # Where `hearth up` keeps everything; another one runs beside it.
 DATA_DIR ?= /var/lib/hearth
 
-.PHONY: help up down build test verify fix bench
+.PHONY: help up down build test verify fix bench fuzz
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
@@ -43,4 +43,9 @@ fix: ## format, and mend what clippy can mend
 bench: ## figures beside a peer's; NAME=... for one
 	@scripts/deps.sh build run bench
 	@$(MAKE) --no-print-directory build
+	cargo build --release --locked -p hearth-client --example load
 	cargo run --release --locked -p hearth-e2e --bin bench -- $(NAME)
+
+fuzz: ## fuzz a decoder: TARGET=... SECONDS=60; without a target, lists them
+	@scripts/deps.sh build fuzz
+	@scripts/fuzz.sh $(TARGET) $(SECONDS)

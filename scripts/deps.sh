@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what build, run, tests and benchmarks need and this machine lacks, from Debian's packages.
-# Usage: deps.sh [build] [run] [test] [bench]
+# Usage: deps.sh [build] [run] [test] [bench] [fuzz]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -59,8 +59,10 @@ for what in "$@"; do
         need crun crun
         need /usr/share/containers/seccomp.json golang-github-containers-common
         need h2load nghttp2-client
+        need etcd etcd-server
         command -v nginx >/dev/null || need_unpacked usr/sbin/nginx nginx nginx
         ;;
+    fuzz) need c++ g++ ;;
     *) echo "deps.sh: unknown: $what" >&2; exit 2 ;;
     esac
 done

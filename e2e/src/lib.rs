@@ -4,6 +4,7 @@
 pub mod command;
 pub mod instance;
 pub mod netns;
+pub mod server;
 pub mod traces;
 
 use std::time::{Duration, Instant};

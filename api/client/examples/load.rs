@@ -1,7 +1,8 @@
 //! Load for a store: `load hearth|etcd puts|reads CLIENTS SECONDS BYTES ENDPOINT...`, where an endpoint is a client.yaml, or the
 //! address of an etcd server. Clients are spread over the endpoints, and each sends one request at a time. Prints one line of JSON.
 //!
-//! Every put replaces one of a thousand objects with another value; reads are linearizable.
+//! Every put replaces one of a thousand objects with another value; reads are linearizable. `load hearth watches COUNT 0 0 ENDPOINT`
+//! opens watches, says so, and after a line on its input tells how long one event took to all of them.
 #![allow(clippy::print_stdout)] // a program for the terminal
 
 use std::{
@@ -12,8 +13,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use hearth_client::{Client, Config, WriteOptions};
+use futures_util::StreamExt as _;
+use hearth_client::{Client, Config, Selection, WriteOptions};
 use hearth_proto::v1::{GetRequest, ObjectRef, WriteRequest, resources_client::ResourcesClient};
+use hearth_types::GroupKind;
 use serde_json::json;
 use tonic::{
     Request,
@@ -137,6 +140,9 @@ async fn run() -> Result<serde_json::Value, Failure> {
         return Err("load hearth|etcd puts|reads CLIENTS SECONDS BYTES ENDPOINT...".into());
     };
     let (clients, seconds, bytes): (usize, u64, usize) = (clients.parse()?, seconds.parse()?, bytes.parse()?);
+    if act == "watches" {
+        return watches(clients, &endpoints[0]).await;
+    }
     let puts = act == "puts";
     let connections = clients.div_ceil(CLIENTS_A_CONNECTION).max(endpoints.len().min(clients));
     let mut targets = Vec::new();
@@ -181,6 +187,48 @@ async fn run() -> Result<serde_json::Value, Failure> {
         taken.get(place).map_or(f64::NAN, |time| time.as_secs_f64() * 1e3)
     };
     Ok(json!({"rate": rate, "p50_ms": at(50), "p99_ms": at(99), "failed": failed}))
+}
+
+/// Watches on one connection: as many as a server takes streams.
+const WATCHES_A_CONNECTION: usize = 200;
+
+async fn watches(count: usize, endpoint: &str) -> Result<serde_json::Value, Failure> {
+    let writer = hearth(endpoint)?;
+    let selection = Selection::namespace(GroupKind::CONFIG_MAP, "default");
+    let (_, from) = writer.list(&selection).await?;
+    let mut open = Vec::new();
+    let mut client = hearth(endpoint)?;
+    for number in 0..count {
+        if number % WATCHES_A_CONNECTION == 0 {
+            client = hearth(endpoint)?;
+        }
+        open.push((client.clone(), client.watch(&selection, from).await?));
+    }
+    println!("{}", json!({"open": open.len()}));
+    tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new())).await??;
+    let waiting: Vec<_> = open
+        .into_iter()
+        .map(|(client, mut events)| {
+            tokio::spawn(async move {
+                let event = events.next().await;
+                (Instant::now(), event.is_some_and(|event| event.is_ok()), client)
+            })
+        })
+        .collect();
+    // Those who wait have to be waiting.
+    tokio::task::yield_now().await;
+    let started = Instant::now();
+    let object = serde_json::from_slice(&object(OBJECTS, &started.elapsed().as_nanos().to_string()))?;
+    writer.apply(&object, &WriteOptions::default()).await?;
+    let written = started.elapsed();
+    let (mut last, mut told) = (started, 0);
+    for one in waiting {
+        let (at, fine, _) = one.await?;
+        last = last.max(at);
+        told += usize::from(fine);
+    }
+    let all = last.duration_since(started).as_secs_f64() * 1e3;
+    Ok(json!({"told": told, "written_ms": written.as_secs_f64() * 1e3, "all_ms": all}))
 }
 
 /// Makes what is written and read.

@@ -3,153 +3,19 @@
 use std::{
     io::Write as _,
     path::Path,
-    process::{Child, Command, Stdio},
-    time::Duration,
+    process::Command,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use hearth_e2e::{command, eventually, instance::Instance};
-use serde_json::Value;
+use anyhow::{Context as _, Result, ensure};
+use hearth_e2e::{
+    command, eventually,
+    instance::Instance,
+    server::{PATIENCE, Server, place, three},
+};
 
 /// How long a write may take that meets an election: the figures ask for 3 s, on a machine that does nothing else.
 const ELECTION: Duration = Duration::from_secs(20);
-/// How long anything else may take.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A server by itself, in a data directory of its own; ended with the test.
-struct Server {
-    // Ended before its directory goes.
-    child: Child,
-    instance: Instance,
-    api: String,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The process of a server; what it says goes to a file in its data directory.
-fn spawn(instance: &Instance, api: &str, join: Option<&str>) -> Result<Child> {
-    let mut server = instance.hearth(["server", "--listen-api", api]);
-    server.arg("--data-dir").arg(instance.path());
-    for flag in ["--listen-gateway", "--listen-dns", "--listen-metrics"] {
-        server.args([flag, "127.0.0.1:0"]);
-    }
-    server.args(join.iter().flat_map(|token| ["--join", token]));
-    let log = std::fs::File::options().create(true).append(true).open(log_of(instance))?;
-    Ok(server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?)
-}
-
-fn log_of(instance: &Instance) -> std::path::PathBuf {
-    instance.path().join("server.stderr")
-}
-
-impl Server {
-    /// Starts a region's first server, or with a token another one; returns once it answers.
-    fn start(join: Option<&str>) -> Result<Self> {
-        let instance = Instance::empty()?;
-        let child = spawn(&instance, "127.0.0.1:0", join)?;
-        let mut server = Self { child, instance, api: String::new() };
-        server.answers()?;
-        Ok(server)
-    }
-
-    /// Waits until it answers, and notes where.
-    fn answers(&mut self) -> Result<()> {
-        let api = eventually("the server answers", PATIENCE, || {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(Err(status));
-            }
-            self.instance.address("api").map(Ok)
-        });
-        match api.with_context(|| self.log())? {
-            Ok(api) => self.api = api,
-            Err(status) => bail!("the server ended ({status}): {}", self.log()),
-        }
-        Ok(())
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(log_of(&self.instance)).unwrap_or_default()
-    }
-
-    /// As a power cut does it.
-    fn kill(&mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-
-    /// Starts it again, at an address.
-    fn again(&mut self, api: &str, join: Option<&str>) -> Result<()> {
-        self.child = spawn(&self.instance, api, join)?;
-        self.answers()
-    }
-
-    /// Waits until it ended by itself; returns what it said.
-    fn ended(&mut self) -> Result<String> {
-        eventually("the server ends", PATIENCE, || self.child.try_wait()?.context("it runs"))
-            .with_context(|| self.log())?;
-        Ok(self.log())
-    }
-
-    fn token(&self) -> Result<String> {
-        Ok(self.instance.run("token create --server")?.trim().to_owned())
-    }
-
-    fn members(&self) -> Result<Vec<Value>> {
-        let list: Value = serde_json::from_str(&self.instance.run("region members -o json")?)?;
-        list["items"].as_array().cloned().with_context(|| format!("not a list: {list}"))
-    }
-
-    /// Waits until these servers belong, all of them voters that answer.
-    fn all_well(&self, ids: &[u64]) -> Result<Vec<Value>> {
-        let well = eventually("all servers are well", PATIENCE, || {
-            let members = self.members()?;
-            let found: Vec<_> = members.iter().filter_map(|one| one["id"].as_u64()).collect();
-            ensure!(found == ids, "{found:?}");
-            for one in &members {
-                let answers = one["silentSeconds"].as_f64().is_some_and(|silent| silent < 3.0);
-                ensure!(one["role"] == "voter" && answers && !one["behind"].is_null(), "{one}");
-            }
-            Ok(members)
-        });
-        well.with_context(|| self.log())
-    }
-
-    fn leader(&self) -> Result<u64> {
-        let members = self.members()?;
-        let leader = members.iter().find(|one| one["leads"] == true).context("nobody leads")?;
-        leader["id"].as_u64().context("a number")
-    }
-
-    fn write(&self, name: &str) -> Result<String> {
-        self.instance.apply(&format!(
-            "{{apiVersion: v1, kind: ConfigMap, metadata: {{name: {name}, namespace: default}}, data: {{a: b}}}}"
-        ))
-    }
-
-    fn has(&self, name: &str) -> Result<()> {
-        self.instance.get("cm", name, "default").map(drop)
-    }
-}
-
-/// A region of three; server `n` is at place `n - 1`.
-fn three() -> Result<Vec<Server>> {
-    let first = Server::start(None)?;
-    let second = Server::start(Some(&first.token()?))?;
-    // The second one lets the third one in as well as the first could.
-    let third = Server::start(Some(&second.token()?))?;
-    first.all_well(&[1, 2, 3])?;
-    Ok(vec![first, second, third])
-}
-
-fn place(id: u64) -> usize {
-    usize::try_from(id).unwrap() - 1
-}
 
 #[test]
 fn three_servers_go_on_without_any_one_of_them_and_it_comes_back() -> Result<()> {
@@ -180,7 +46,8 @@ fn three_servers_go_on_without_any_one_of_them_and_it_comes_back() -> Result<()>
         server.kill()?;
     }
     for server in &mut servers {
-        server.child = spawn(&server.instance, &server.api, None)?;
+        let api = server.api.clone();
+        server.spawn(&api, None)?;
     }
     for server in &mut servers {
         server.answers()?;
@@ -196,7 +63,7 @@ fn three_servers_go_on_without_any_one_of_them_and_it_comes_back() -> Result<()>
     ensure!(servers[0].leader()? != before);
     // One that is stopped in good order hands over first.
     let stopping = place(servers[0].leader()?);
-    command::run("kill", ["-TERM", &servers[stopping].child.id().to_string()])?;
+    command::run("kill", ["-TERM", &servers[stopping].pid().to_string()])?;
     let said = servers[stopping].ended()?;
     ensure!(said.contains("leads from now on"), "{said}");
     let other = &servers[(stopping + 1) % 3];
@@ -252,7 +119,7 @@ fn a_dead_server_is_replaced_and_nobody_takes_away_the_last_majority() -> Result
     servers[3].has("before")?;
     // The one that was removed is told so, and does not come back by itself.
     let api = servers[2].api.clone();
-    servers[2].child = spawn(&servers[2].instance, &api, None)?;
+    servers[2].spawn(&api, None)?;
     let said = servers[2].ended()?;
     ensure!(said.contains("server 3 was removed from the region for good"), "{said}");
     ensure!(servers[0].members()?.len() == 3);
@@ -314,9 +181,7 @@ fn who_is_no_server_of_the_region_gets_nowhere() -> Result<()> {
 
     // A token is for what it is for, and for one.
     let joins = |token: &str, expected: &str| -> Result<()> {
-        let instance = Instance::empty()?;
-        let child = spawn(&instance, "127.0.0.1:0", Some(token))?;
-        let mut server = Server { child, instance, api: String::new() };
+        let mut server = Server::spawned(Instance::empty()?, Some(token))?;
         let said = server.ended()?;
         ensure!(said.contains(expected), "{expected}: {said}");
         ensure!(!server.instance.path().join("server").exists(), "nothing is half made");
@@ -335,10 +200,10 @@ fn who_is_no_server_of_the_region_gets_nowhere() -> Result<()> {
     for server in [&mut first, &mut second] {
         let api = server.api.clone();
         server.kill()?;
-        server.child = spawn(&server.instance, &api, Some(&foreign))?;
+        server.spawn(&api, Some(&foreign))?;
         let said = server.ended()?;
         ensure!(said.contains("of another region than the token is for"), "{said}");
-        server.child = spawn(&server.instance, &api, Some(&token))?;
+        server.spawn(&api, Some(&token))?;
     }
     first.answers()?;
     second.answers()?;

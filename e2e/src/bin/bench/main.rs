@@ -10,6 +10,7 @@ mod device;
 mod memory;
 mod reach;
 mod report;
+mod store;
 mod up;
 
 use anyhow::{Result, bail};
@@ -18,8 +19,13 @@ use anyhow::{Result, bail};
 type Bench = fn(&mut report::Report) -> Result<()>;
 
 /// The benchmarks by name.
-const BENCHES: [(&str, Bench); 4] =
-    [("up", up::run), ("device", device::run), ("reach", reach::run), ("memory", memory::run)];
+const BENCHES: [(&str, Bench); 5] = [
+    ("up", up::run),
+    ("device", device::run),
+    ("reach", reach::run),
+    ("memory", memory::run),
+    ("store", store::run),
+];
 
 fn main() -> Result<()> {
     let wanted = std::env::args().nth(1);

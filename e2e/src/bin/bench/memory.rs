@@ -18,6 +18,11 @@ fn pss_kib(pid: u32) -> Result<f64> {
     Ok(line.split_whitespace().nth(1).context("a number")?.parse()?)
 }
 
+/// The proportional set size of a process.
+pub(crate) fn pss_mib(pid: u32) -> Result<f64> {
+    Ok(pss_kib(pid)? / 1024.0)
+}
+
 fn sum_mib(pids: &[u32]) -> f64 {
     // A helper process may have ended meanwhile.
     pids.iter().filter_map(|pid| pss_kib(*pid).ok()).sum::<f64>() / 1024.0
