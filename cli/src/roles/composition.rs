@@ -150,7 +150,7 @@ pub(super) async fn run_server(
     let mut parts = Parts::default();
     // The parts go on while this server hands over.
     let stopping = CancellationToken::new();
-    let _handing_over = AbortOnDrop(tokio::spawn(hand_over(Arc::clone(&group), shutdown, stopping.clone())));
+    let _handing_over = AbortOnDrop(tokio::spawn(hand_over(Arc::clone(&raft), shutdown, stopping.clone())));
     let (shutdown, stop) = (stopping.clone(), || stopping.clone());
     // Before the store is ready: it is only once the servers call each other.
     parts.spawn("api", api.serve(api_listener, stop().cancelled_owned()));
@@ -218,20 +218,9 @@ async fn open_store(
 }
 
 /// Once this server is to stop, has another one lead, so that nobody waits for an election; then stops the parts.
-async fn hand_over(group: Arc<dyn Group>, shutdown: CancellationToken, parts: CancellationToken) {
+async fn hand_over(store: Arc<RaftStore>, shutdown: CancellationToken, parts: CancellationToken) {
     shutdown.cancelled().await;
-    let handing_over = async {
-        if group.leadership().here && group.members().await?.len() > 1 {
-            let leader = group.transfer_leader(None).await?;
-            tracing::info!(%leader, "this server stops; another one leads now");
-        }
-        Ok::<(), Status>(())
-    };
-    match tokio::time::timeout(HAND_OVER_LIMIT, handing_over).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::info!(%error, "this server stops while it leads: no other could take over"),
-        Err(_) => tracing::info!("this server stops while it leads: no other took over in time"),
-    }
+    store.hand_over(HAND_OVER_LIMIT).await;
     parts.cancel();
 }
 
