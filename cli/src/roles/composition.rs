@@ -25,7 +25,7 @@ use hearth_types::{
     identity,
     store::Store,
 };
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
@@ -154,13 +154,14 @@ pub(super) async fn run_server(
     let (shutdown, stop) = (stopping.clone(), || stopping.clone());
     // Before the store is ready: it is only once the servers call each other.
     parts.spawn("api", api.serve(api_listener, stop().cancelled_owned()));
+    let client_address = own_address.clone();
     let keeping = membership::keep(data.clone(), own, own_address, group, channels, stop());
     parts.spawn("membership", keeping);
     parts.spawn("region", region.run(stop()));
     parts.spawn("store", watch_store(Arc::clone(&raft), data.server(), stop()));
     parts.spawn("metrics", metrics::serve(metrics_listener, registry, stop()));
     let renewal = (data.clone(), Arc::clone(&ca), zone.clone(), region_name.clone());
-    parts.spawn("client-config", renew_client_config(renewal, api_address, stop()));
+    parts.spawn("client-config", renew_client_config(renewal, api_address, (client_address, handle.servers()), stop()));
 
     let report = ServerReport {
         pid: std::process::id(),
@@ -405,15 +406,30 @@ async fn watch_store(store: Arc<RaftStore>, folder: PathBuf, shutdown: Cancellat
     }
 }
 
+/// Keeps `client.yaml` as it should be: its certificate, and the region's servers.
 async fn renew_client_config(
     (data, ca, zone, region): (DataDir, Arc<CertificateAuthority>, String, String),
     api: SocketAddr,
+    (own, mut servers): (String, watch::Receiver<Arc<[String]>>),
     shutdown: CancellationToken,
 ) -> Result<()> {
+    let mut renewal = tokio::time::interval(CLIENT_RENEWAL);
+    // The first is now, when it was just written.
+    renewal.tick().await;
     loop {
+        let known = servers.borrow_and_update().clone();
+        if known.len() > 1 {
+            // This one first, at the address by which this machine reaches it best.
+            let here = super::example::reachable(api).to_string();
+            let others = known.iter().filter(|one| **one != own && **one != here).cloned();
+            let all: Vec<String> = std::iter::once(here.clone()).chain(others).collect();
+            Config::save_servers(&data.client_config(), &all)?;
+        }
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            () = tokio::time::sleep(CLIENT_RENEWAL) => write_client_config(&data, &ca, api, &zone, &region)?,
+            _ = renewal.tick() => write_client_config(&data, &ca, api, &zone, &region)?,
+            // The region lives longer than this; should it not, the next renewal is waited for.
+            Ok(()) = servers.changed() => {}
         }
     }
 }

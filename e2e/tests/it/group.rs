@@ -210,3 +210,97 @@ fn who_is_no_server_of_the_region_gets_nowhere() -> Result<()> {
     first.all_well(&[1, 2])?;
     Ok(())
 }
+
+/// A device whose agent runs by itself; ended with the test.
+struct Device {
+    agent: Child,
+    instance: Instance,
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = self.agent.kill();
+        let _ = self.agent.wait();
+    }
+}
+
+impl Device {
+    fn start(token: &str) -> Result<Self> {
+        let instance = Instance::empty()?;
+        command::succeed(
+            instance.hearth(["join", token, "--name", "nas", "--owner", "alice", "--data-dir"]).arg(instance.path()),
+        )?;
+        instance.import_busybox()?;
+        let log = std::fs::File::options().create(true).append(true).open(instance.path().join("agent.log"))?;
+        let mut agent = instance.hearth(["agent", "--data-dir"]);
+        agent.arg(instance.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        Ok(Self { agent: agent.spawn()?, instance })
+    }
+}
+
+/// Sessions at a server, by its own metrics.
+fn sessions(server: &Server) -> Result<u64> {
+    let metrics = format!("http://{}/metrics", server.instance.address("metrics")?);
+    let text = command::run("curl", ["-sS", "--max-time", "5", &metrics])?;
+    let line = text.lines().find_map(|line| line.strip_prefix("hearth_region_sessions ")).context("no such metric")?;
+    Ok(line.trim().parse()?)
+}
+
+#[test]
+fn devices_and_clients_move_on_when_the_leader_dies_and_nothing_is_said_of_silence() -> Result<()> {
+    let mut servers = three()?;
+    let token = servers[0].instance.run("token create --owner alice")?;
+    let device = Device::start(token.trim())?;
+    let logs = |servers: &[Server]| {
+        servers.iter().map(Server::log).chain([device.instance.logs()]).collect::<Vec<_>>().join("\n---\n")
+    };
+    let ready = |server: &Server| server.instance.condition("node", "nas", "default", "Ready");
+    eventually("the device is ready", PATIENCE, || {
+        let condition = ready(&servers[0])?;
+        ensure!(condition["status"] == "True", "{condition}");
+        Ok(())
+    })
+    .with_context(|| logs(&servers))?;
+    servers[0].instance.apply(
+        "{apiVersion: v1, kind: Pod, metadata: {name: echo, namespace: alice}, \
+         spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: busybox, args: [sh, -c, 'sleep 100000']}]}}",
+    )?;
+    servers[0]
+        .instance
+        .run("wait pod/echo -n alice --for=condition=Ready --timeout=60s")
+        .with_context(|| logs(&servers))?;
+    let events = |server: &Server| -> Result<Vec<Value>> {
+        let all = server.instance.list("events", "default")?;
+        Ok(all.into_iter().filter(|one| one["involvedObject"]["name"] == "nas").collect())
+    };
+    let (before, told) = (ready(&servers[0])?, events(&servers[0])?.len());
+    for _ in 0..2 {
+        let dead = place(servers[0].leader()?);
+        let others = [(dead + 1) % 3, (dead + 2) % 3];
+        servers[dead].kill()?;
+        let begin = std::time::Instant::now();
+        eventually("the device has a session again", ELECTION, || {
+            let at: Result<Vec<_>> = others.iter().map(|at| sessions(&servers[*at])).collect();
+            ensure!(at?.iter().sum::<u64>() == 1);
+            Ok(())
+        })
+        .with_context(|| logs(&servers))?;
+        eprintln!("the device had a session again after {:?}", begin.elapsed());
+        // A client that knows the dead server first goes to another one by itself.
+        servers[dead].instance.run("get nodes")?;
+        servers[dead].write(&format!("through-another-{dead}"))?;
+        // Through each: the one that has the session, and the one that asks it.
+        for at in others {
+            let mut exec =
+                servers[at].instance.hearth(["exec", "echo", "-n", "alice", "--", "/bin/busybox", "echo", "reached"]);
+            let said = command::succeed(&mut exec).with_context(|| logs(&servers))?;
+            ensure!(said.trim() == "reached", "{said}");
+        }
+        ensure!(ready(&servers[others[0]])? == before, "the device was never silent");
+        let api = servers[dead].api.clone();
+        servers[dead].again(&api, None)?;
+        servers[others[0]].all_well(&[1, 2, 3])?;
+    }
+    ensure!(events(&servers[0])?.len() == told, "{:?}", events(&servers[0])?);
+    Ok(())
+}

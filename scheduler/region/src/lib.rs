@@ -27,6 +27,7 @@ use hearth_proto::v1::{devices_server::DevicesServer, dials_server::DialsServer}
 use hearth_types::{routes::RouteLookup, tunnel::DialNotifier};
 pub use remote::ServerChannels;
 pub use session::{DevicesService, DialsService};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::hub::Hub;
@@ -100,6 +101,11 @@ impl RegionHandle {
     /// Whether [`RegionHandle::ready`] is done.
     pub fn is_ready(&self) -> bool {
         self.hub.is_ready()
+    }
+
+    /// Where the region's servers answer: now, and whenever that changes. Empty while it is not known.
+    pub fn servers(&self) -> watch::Receiver<Arc<[String]>> {
+        self.hub.servers.subscribe()
     }
 
     /// Whether this server leads, and its controllers, placement and sessions run.
