@@ -256,12 +256,13 @@ pub(crate) enum Token {
 }
 
 #[derive(Args, Debug)]
+#[command(group(clap::ArgGroup::new("whose").required(true).args(["owner", "any_owner"])))]
 pub(crate) struct TokenCreate {
     /// Whose device it will be.
-    #[arg(long, value_name = "NAME", required_unless_present = "any_owner")]
+    #[arg(long, value_name = "NAME")]
     pub(crate) owner: Option<String>,
     /// The joining device says whose it is: whoever has the token chooses any owner.
-    #[arg(long, conflicts_with = "owner")]
+    #[arg(long)]
     pub(crate) any_owner: bool,
     /// How long it can be used.
     #[arg(long, default_value = "1h", value_parser = duration)]

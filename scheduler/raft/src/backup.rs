@@ -38,7 +38,7 @@ use crate::{
     machine::{Snapshots, SnapshotsError, StateMachine},
     metrics::Metrics,
     open::{IDENTITY, Identity, Opened, open_files},
-    types::{LeaderId, LogId, SnapshotMeta, StoredMembership, Vote},
+    types::{SnapshotMeta, StoredMembership, Vote, log_id},
 };
 
 const MAGIC: [u8; 8] = *b"HEARTHBK";
@@ -400,7 +400,7 @@ pub async fn restore_on(
     let state = marked(backup.state.clone().resumed(restore.resumed), restore, now)?;
 
     // One entry that nobody has in a log: a server that joins later gets a snapshot, never the log alone.
-    let last = LogId { leader_id: LeaderId { term: 1, node_id: FIRST_SERVER }, index: 1 };
+    let last = log_id(1, 1);
     let members = Membership::new_with_defaults(vec![[FIRST_SERVER].into()], []);
     let meta = SnapshotMeta { last_log_id: Some(last), last_membership: StoredMembership::new(Some(last), members) };
     Snapshots::open(Arc::clone(&disk), dir)?.write(&meta, &state).map_err(failed("write a snapshot to", dir))?;

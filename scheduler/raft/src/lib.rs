@@ -19,14 +19,20 @@
 //! | `store` | starts Raft, bounds requests, answers them |
 
 mod backup;
+mod core;
 pub mod disk;
+mod group;
 mod health;
+mod leadership;
 mod log;
 mod machine;
 mod metrics;
 mod network;
 mod open;
+mod reads;
+pub mod runtime;
 mod sealed;
+mod signal;
 mod store;
 mod types;
 mod watch;
@@ -34,6 +40,8 @@ mod watch;
 pub use backup::{Backup, BackupError, BackupHead, Keys, Owner, read_stopped, read_stopped_on, restore, restore_on};
 pub use log::{LogError, SEGMENT_BYTES};
 pub use machine::{SNAPSHOT_LOG_BYTES, SNAPSHOT_LOG_ENTRIES, SNAPSHOT_RETRY, SnapshotsError};
-pub use open::{RaftConfig, RaftStoreError, Tuning, exists};
-pub use store::{MAX_BYTES_IN_FLIGHT, MAX_TXN_BYTES, MAX_WATCHERS, MAX_WRITES_IN_FLIGHT, REQUEST_TIMEOUT, RaftStore};
+pub use open::{HEARTBEAT, RaftConfig, RaftStoreError, Tuning, exists};
+pub use store::{
+    MAX_BYTES_IN_FLIGHT, MAX_TXN_BYTES, MAX_WATCHERS, MAX_WRITES_IN_FLIGHT, REQUEST_TIMEOUT, RaftStore, Start,
+};
 pub use watch::BOOKMARK_INTERVAL;

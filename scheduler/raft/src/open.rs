@@ -36,6 +36,8 @@ pub struct RaftConfig {
     pub node_id: u64,
     /// The region's name.
     pub region: String,
+    /// Where others reach this server's API, as `host:port`; empty where there are no others.
+    pub address: String,
     /// What tests change.
     pub tuning: Tuning,
 }
@@ -43,7 +45,13 @@ pub struct RaftConfig {
 impl RaftConfig {
     /// The store of a server, tuned for production.
     pub fn new(data_dir: impl Into<PathBuf>, node_id: u64, region: impl Into<String>) -> Self {
-        Self { data_dir: data_dir.into(), node_id, region: region.into(), tuning: Tuning::default() }
+        Self {
+            data_dir: data_dir.into(),
+            node_id,
+            region: region.into(),
+            address: String::new(),
+            tuning: Tuning::default(),
+        }
     }
 }
 
@@ -62,6 +70,8 @@ pub struct Tuning {
     pub bookmark_interval: Duration,
     /// See [`SNAPSHOT_RETRY`].
     pub snapshot_retry: Range<Duration>,
+    /// See [`HEARTBEAT`].
+    pub heartbeat: Duration,
 }
 
 impl Default for Tuning {
@@ -73,6 +83,7 @@ impl Default for Tuning {
             entries_kept: 1_000,
             bookmark_interval: BOOKMARK_INTERVAL,
             snapshot_retry: SNAPSHOT_RETRY,
+            heartbeat: HEARTBEAT,
         }
     }
 }
@@ -248,18 +259,30 @@ pub fn exists(data_dir: &Path) -> bool {
     }
 }
 
-/// Raft's settings. Elections: with heartbeats every 100 ms, a server that heard nothing for 0.5 to 1 s asks for votes:
-/// enough for links of up to some 100 ms, and writes work again within a second or two of a leader's death.
-pub(crate) fn raft_config(config: &RaftConfig) -> Result<openraft::Config, RaftStoreError> {
+/// How often the leader is heard of, and within what time its calls have to be answered: so the round trip between servers has to be
+/// below it. A leader counts as lost after 5 of them, and then the others wait 3 to 5 more before one stands for election: with 75 ms,
+/// writes go on 0.6 to 0.8 s after a leader's death. On links with round trips above some 50 ms, set it to twice the round trip.
+pub const HEARTBEAT: Duration = Duration::from_millis(75);
+/// The shortest and the longest wait before an election, in heartbeats. The longest is also how long a leader is believed in.
+const ELECTION: Range<u64> = 3..5;
+/// Entries that travel at once at most; their bytes are bounded before that.
+const ENTRIES_AT_ONCE: u64 = 4_096;
+
+/// Raft's settings. `alone`: nobody else votes.
+pub(crate) fn raft_config(config: &RaftConfig, alone: bool) -> Result<openraft::Config, RaftStoreError> {
+    let heartbeat = config.tuning.heartbeat.as_millis() as u64;
     let raft = openraft::Config {
         cluster_name: config.region.clone(),
-        heartbeat_interval: 100,
-        election_timeout_min: 500,
-        election_timeout_max: 1_000,
+        heartbeat_interval: heartbeat,
+        election_timeout_min: heartbeat * ELECTION.start,
+        election_timeout_max: heartbeat * ELECTION.end,
+        max_payload_entries: ENTRIES_AT_ONCE,
         // The store asks for snapshots itself, by bytes.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: config.tuning.entries_kept,
         enable_pre_vote: Some(true),
+        // What was committed is not on disk. A server alone knows it all the same; another has to be elected to know.
+        enable_leader_restore: Some(alone),
         ..openraft::Config::default()
     };
     raft.validate().map_err(|error| RaftStoreError::Raft(error.to_string()))

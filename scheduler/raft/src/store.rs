@@ -1,34 +1,36 @@
 //! [`RaftStore`]: opens log, snapshots and Raft, and is a [`Store`].
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use futures_core::Stream;
 use hearth_state::{Command, Refusal, Response, State, check_txn};
 use hearth_types::{
     BoxFuture, Clock, Incarnation, Object, ObjectKey, Reason, Revision, Status,
+    group::{CallError, Group, Lane, Leadership, Member, PeerService, PeerTransport, Server},
     object::MAX_OBJECT_BYTES,
     store::{Consistency, ListPage, Op, Query, Store, Txn, TxnOutcome, WatchStream},
 };
-use openraft::{
-    Raft,
-    errors::{ClientWriteError, RaftError},
-    impls::BasicNode,
-    raft::ReadPolicy,
-};
+use openraft::impls::BasicNode;
 use tokio::{
     sync::{Mutex, Semaphore, watch},
-    task::JoinHandle,
+    task::JoinSet,
 };
 use tracing::Instrument as _;
 
 use crate::{
-    disk::{Disk, RealDisk},
+    core::{Core, RaftHandle},
+    disk::{self, Disk, RealDisk},
+    group::{self, Ask},
     health::Health,
+    leadership::LeadershipWatch,
     log::Writer,
     machine::{Shared, StateMachine},
     metrics::Metrics,
-    network::{Alone, Network},
+    network::{Addresses, Caller, Network, server_in},
     open::{Opened, RaftConfig, RaftStoreError, open_files, raft_config},
-    types::{Proposal, TypeConfig},
+    reads::Reads,
+    types::Proposal,
     watch::watch,
 };
 
@@ -45,7 +47,8 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a start may take from the log being read to the last entry being applied.
 const OPEN_TIMEOUT: Duration = Duration::from_mins(2);
 
-type RaftHandle = Raft<TypeConfig, StateMachine>;
+/// How long a store that is not ready waits before it looks again.
+const READY_PAUSE: Duration = Duration::from_secs(1);
 
 /// A region's store on this server: durable, linearizable, watched.
 ///
@@ -54,27 +57,32 @@ type RaftHandle = Raft<TypeConfig, StateMachine>;
 /// `ServiceUnavailable` or `Timeout` may have happened: send it again under the same request id. Once the disk failed or
 /// is full, no write is acknowledged until the store is opened anew (see [`RaftStore::failure`]); reads go on.
 pub struct RaftStore {
-    raft: RaftHandle,
-    shared: Arc<Shared>,
-    health: Health,
-    incarnation: Incarnation,
-    alone: bool,
+    core: Arc<Core>,
     writes: Semaphore,
     kilobytes: Semaphore,
-    closed: watch::Sender<bool>,
     bookmark_interval: Duration,
+    clock: Arc<dyn Clock>,
     clean_up: Mutex<Option<CleanUp>>,
 }
 
 struct CleanUp {
     writer: Writer,
-    snapshotter: JoinHandle<()>,
+    tasks: JoinSet<()>,
     lock: Box<dyn Send + Sync>,
 }
 
+/// How a store comes to be, where there is none yet; one that is there goes on as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// It is the first of its region.
+    First,
+    /// It waits for the servers that there are to admit it (see [`Group::admit`]).
+    Joining,
+}
+
 impl RaftStore {
-    /// Opens the store, or makes it where there is none. Returns once everything that was acknowledged before is
-    /// applied.
+    /// Opens the store of a region of one server, or makes it where there is none. Returns once everything that was acknowledged
+    /// before is applied.
     pub async fn open(
         config: RaftConfig,
         registry: &prometheus::Registry,
@@ -83,20 +91,36 @@ impl RaftStore {
         Self::open_on(Arc::new(RealDisk), config, registry, clock).await
     }
 
-    /// Opens the store on a disk of the caller's.
+    /// The same on a disk of the caller's.
     pub async fn open_on(
         disk: Arc<dyn Disk>,
         config: RaftConfig,
         registry: &prometheus::Registry,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, RaftStoreError> {
+        let store = Self::open_group(disk, Arc::new(NoPeers), Start::First, config, registry, clock).await?;
+        store.ready().await?;
+        Ok(store)
+    }
+
+    /// Opens the store of a server of a region, on a disk and over a network of the caller's. From then on others may call
+    /// [`RaftStore::peers`], and have to: only they make it [`RaftStore::ready`], but for the only server of a region.
+    pub async fn open_group(
+        disk: Arc<dyn Disk>,
+        transport: Arc<dyn PeerTransport>,
+        start: Start,
+        config: RaftConfig,
+        registry: &prometheus::Registry,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, RaftStoreError> {
         let span = tracing::info_span!("open_store", region = config.region, node = config.node_id);
-        Self::open_with(disk, Alone, config, registry, clock).instrument(span).await
+        Self::open_with(disk, transport, start, config, registry, clock).instrument(span).await
     }
 
     async fn open_with(
         disk: Arc<dyn Disk>,
-        network: impl Network,
+        transport: Arc<dyn PeerTransport>,
+        start: Start,
         config: RaftConfig,
         registry: &prometheus::Registry,
         clock: Arc<dyn Clock>,
@@ -105,34 +129,57 @@ impl RaftStore {
         let health = Health::new();
         let opened = {
             let (disk, config, health, metrics) = (Arc::clone(&disk), config.clone(), health.clone(), metrics.clone());
-            tokio::task::spawn_blocking(move || open_files(&disk, &config, &health, &metrics))
+            move || open_files(&disk, &config, &health, &metrics)
         };
-        let opened = opened.await.map_err(|error| RaftStoreError::Raft(error.to_string()))??;
-        let Opened { log, writer, shared, lock } = opened;
-        let raft_config = Arc::new(raft_config(&config)?);
+        let opened = if disk.pause().is_some() {
+            opened()
+        } else {
+            tokio::task::spawn_blocking(opened).await.map_err(|error| RaftStoreError::Raft(error.to_string()))?
+        };
+        let Opened { log, writer, shared, lock } = opened?;
+        let found = shared.machine().state.feature_level();
+        if found > hearth_state::FEATURE_LEVEL {
+            return Err(RaftStoreError::FeatureLevel { found, known: hearth_state::FEATURE_LEVEL });
+        }
+        let here = Server { id: config.node_id, address: config.address.clone() };
+        let alone = log.voters().unwrap_or_else(|| shared.machine().voters()) == [here.id];
+        let raft_config = Arc::new(raft_config(&config, alone)?);
+        let caller = Caller { region: config.region.as_str().into(), transport };
+        let addresses = Addresses::default();
+        let network = Network { caller: caller.clone(), addresses: addresses.clone() };
         let machine = StateMachine(Arc::clone(&shared));
-        let raft = RaftHandle::new(config.node_id, raft_config, network, log, machine)
+        let raft = RaftHandle::new(here.id, raft_config, network, log, machine)
             .await
             .map_err(|error| RaftStoreError::Raft(error.to_string()))?;
-        let snapshotter = tokio::spawn(take_snapshots(raft.clone(), Arc::clone(&shared)));
-        let mut store = Self {
-            raft,
-            shared,
+        let (reads, rounds) = Reads::new();
+        let core = Arc::new(Core {
+            raft: raft.clone(),
+            shared: Arc::clone(&shared),
             health,
-            incarnation: Incarnation::from(""),
-            alone: true,
+            disk,
+            dir: config.data_dir.clone(),
+            here: here.clone(),
+            caller,
+            leaders: LeadershipWatch::default(),
+            reads,
+            incoming: Mutex::new(None),
+            closed: watch::Sender::new(false),
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(take_snapshots(raft.clone(), shared));
+        tasks.spawn(core.leaders.clone().follow(raft, here, addresses));
+        tasks.spawn(rounds.run(Arc::downgrade(&core)));
+        tasks.spawn(Arc::clone(&core).raise_feature_level(Arc::clone(&clock)));
+        let store = Self {
+            core,
             writes: Semaphore::new(MAX_WRITES_IN_FLIGHT),
             kilobytes: Semaphore::new(MAX_BYTES_IN_FLIGHT >> 10),
-            closed: watch::Sender::new(false),
             bookmark_interval: config.tuning.bookmark_interval,
-            clean_up: Mutex::new(Some(CleanUp { writer, snapshotter, lock })),
+            clock,
+            clean_up: Mutex::new(Some(CleanUp { writer, tasks, lock })),
         };
-        match store.start(&config, &*clock).await {
-            Ok(incarnation) => {
-                store.incarnation = incarnation;
-                tracing::info!(incarnation = %store.incarnation, revision = %store.revision(), "the store is open");
-                Ok(store)
-            }
+        match store.start(start, alone).await {
+            Ok(()) => Ok(store),
             Err(error) => {
                 let _ = store.shutdown().await;
                 Err(error)
@@ -140,60 +187,93 @@ impl RaftStore {
         }
     }
 
-    /// Starts the group where it is new, waits until the log is applied, and returns the data's identity.
-    async fn start(&mut self, config: &RaftConfig, clock: &dyn Clock) -> Result<Incarnation, RaftStoreError> {
+    /// Starts the group where it is new, and waits until the log is applied where nobody else can have more.
+    async fn start(&self, start: Start, alone: bool) -> Result<(), RaftStoreError> {
+        let core = &self.core;
         let raft = |error: &dyn std::fmt::Display| {
-            RaftStoreError::Raft(match self.health.failure() {
+            RaftStoreError::Raft(match core.health.failure() {
                 Some(failure) => failure.to_string(),
                 None => error.to_string(),
             })
         };
-        if !self.raft.is_initialized().await.map_err(|error| raft(&error))? {
-            let members = BTreeMap::from([(config.node_id, BasicNode::default())]);
-            self.raft.initialize(members).await.map_err(|error| raft(&error))?;
+        let new = !core.raft.is_initialized().await.map_err(|error| raft(&error))?;
+        if new && start == Start::First {
+            let members = BTreeMap::from([(core.here.id, BasicNode::new(core.here.address.clone()))]);
+            core.raft.initialize(members).await.map_err(|error| raft(&error))?;
         }
-        self.raft.wait_for_recovery(Some(OPEN_TIMEOUT)).await.map_err(|error| raft(&error))?;
-        self.alone = self.raft.voter_ids().eq([config.node_id]);
-        let found = self.shared.machine().state.feature_level();
+        if alone || (new && start == Start::First) {
+            core.raft.wait_for_recovery(Some(OPEN_TIMEOUT)).await.map_err(|error| raft(&error))?;
+        }
+        let found = core.shared.machine().state.feature_level();
         if found > hearth_state::FEATURE_LEVEL {
             return Err(RaftStoreError::FeatureLevel { found, known: hearth_state::FEATURE_LEVEL });
         }
-        let incarnation = self.identity(clock).await?;
-        // A server alone is all servers, and reads what it writes.
-        if self.alone && self.shared.machine().state.feature_level() < hearth_state::FEATURE_LEVEL {
-            let raise = Command::RaiseFeatureLevel { level: hearth_state::FEATURE_LEVEL, now: clock.now() };
-            self.propose(raise).await.map_err(RaftStoreError::Incarnation)?;
-        }
-        Ok(incarnation)
+        Ok(())
     }
 
-    async fn identity(&self, clock: &dyn Clock) -> Result<Incarnation, RaftStoreError> {
-        if let Some(incarnation) = self.shared.machine().state.incarnation() {
-            return Ok(incarnation.clone());
+    /// Waits until this server has everything that was acknowledged, however long that takes: until it was admitted, and a majority of
+    /// the servers is there.
+    pub async fn ready(&self) -> Result<(), RaftStoreError> {
+        let core = &self.core;
+        loop {
+            if let Some(why) = core.health.failure() {
+                return Err(RaftStoreError::Raft(why.to_string()));
+            }
+            if *core.closed.borrow() {
+                return Err(RaftStoreError::Raft("the store is shutting down".into()));
+            }
+            let caught_up = core.catch_up().await;
+            let incarnation = core.shared.machine().state.incarnation().cloned();
+            match (caught_up, incarnation) {
+                (Ok(()), Some(incarnation)) => {
+                    tracing::info!(%incarnation, revision = %self.revision(), "the store is open");
+                    break;
+                }
+                (Ok(()), None) => {
+                    let incarnation = Incarnation::from(uuid::Uuid::new_v4().to_string());
+                    let command = Command::Initialize { incarnation, now: self.clock.now() };
+                    core.propose(Proposal::new(command)).await.map_err(RaftStoreError::Incarnation)?;
+                }
+                (Err(status), _) => {
+                    tracing::info!(%status, "waiting for the region's other servers");
+                    let mut changes = core.leaders.listen();
+                    let _ = tokio::time::timeout(READY_PAUSE, changes.raised()).await;
+                }
+            }
         }
-        let incarnation = Incarnation::from(uuid::Uuid::new_v4().to_string());
-        let command = Command::Initialize { incarnation, now: clock.now() };
-        match self.propose(command).await.map_err(RaftStoreError::Incarnation)? {
-            Response::Incarnation(incarnation) => Ok(incarnation),
-            other => Err(RaftStoreError::Incarnation(Status::internal(format!("unexpected answer {other:?}")))),
+        // A server alone is all servers, and reads what it writes.
+        if core.alone() && core.shared.machine().state.feature_level() < hearth_state::FEATURE_LEVEL {
+            let raise = Command::RaiseFeatureLevel { level: hearth_state::FEATURE_LEVEL, now: self.clock.now() };
+            core.propose(Proposal::new(raise)).await.map_err(RaftStoreError::Incarnation)?;
         }
+        Ok(())
+    }
+
+    /// What this server answers to the others.
+    pub fn peers(&self) -> Arc<dyn PeerService> {
+        Arc::clone(&self.core) as Arc<dyn PeerService>
     }
 
     /// Closes the store: no more writes, watches end, files are closed. Everything acknowledged is on disk already.
     pub async fn shutdown(&self) -> Result<(), RaftStoreError> {
-        let _ = self.closed.send(true);
-        let Some(clean_up) = self.clean_up.lock().await.take() else {
+        let _ = self.core.closed.send(true);
+        let Some(mut clean_up) = self.clean_up.lock().await.take() else {
             return Ok(());
         };
-        clean_up.snapshotter.abort();
-        let _ = clean_up.snapshotter.await;
-        let stopped = self.raft.shutdown().await;
+        clean_up.tasks.shutdown().await;
+        let stopped = self.core.raft.shutdown().await;
         // Only now, when Raft no longer hears that the snapshot failed.
-        self.shared.begin_closing();
+        self.core.shared.begin_closing();
         // openraft keeps the log until its last task is gone; the thread ends with it.
         let joined = tokio::time::timeout(REQUEST_TIMEOUT, clean_up.writer.join()).await;
-        let shared = Arc::clone(&self.shared);
-        let _ = tokio::task::spawn_blocking(move || shared.close_files()).await;
+        let shared = Arc::clone(&self.core.shared);
+        let closing = move || {
+            shared.close_files();
+            Ok(())
+        };
+        let _ = disk::call(&self.core.disk, closing).await;
+        // An unfinished snapshot of another server has its file open.
+        drop(self.core.incoming.lock().await.take());
         // Only now is nobody left who touches the directory.
         drop(clean_up.lock);
         stopped.map_err(|error| RaftStoreError::Shutdown(error.to_string()))?;
@@ -202,57 +282,36 @@ impl RaftStore {
 
     /// Why the store acknowledges no more writes; `None` while it does. Part of the server's readiness.
     pub fn failure(&self) -> Option<Arc<str>> {
-        self.health.failure()
+        self.core.health.failure()
     }
 
     /// Waits until the store acknowledges no more writes, and says why.
     pub async fn failed(&self) -> Arc<str> {
-        self.health.failed().await
+        self.core.health.failed().await
     }
 
     /// The last revision that this server applied.
     pub fn revision(&self) -> Revision {
-        self.shared.machine().state.revision()
+        self.core.shared.machine().state.revision()
     }
 
     /// Takes a snapshot now, without waiting for it.
     pub async fn request_snapshot(&self) -> Result<(), Status> {
-        self.raft.trigger().snapshot().await.map_err(|error| self.unavailable(&error))
-    }
-
-    async fn propose(&self, command: Command) -> Result<Response, Status> {
-        if let Some(why) = self.health.failure() {
-            return Err(Status::unavailable(why.to_string()));
-        }
-        let written = tokio::time::timeout(REQUEST_TIMEOUT, self.raft.client_write(Proposal::new(command))).await;
-        match written {
-            Ok(Ok(response)) => Ok(response.data),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
-                Err(Status::unavailable("this server does not lead the region now; send the request again"))
-            }
-            Ok(Err(error)) => Err(self.unavailable(&error)),
-            Err(_) => Err(Status::new(
-                Reason::Timeout,
-                format!(
-                    "the write was not done within {} s; whether it will be is unknown, send it again under the same request id",
-                    REQUEST_TIMEOUT.as_secs()
-                ),
-            )),
-        }
+        self.core.raft.trigger().snapshot().await.map_err(|error| self.core.unavailable(&error))
     }
 
     async fn write_txn(&self, txn: Txn) -> Result<TxnOutcome, Status> {
         let bytes = check(&txn)?;
         let busy = |_| {
-            self.shared.metrics.writes_refused.inc();
+            self.core.shared.metrics.writes_refused.inc();
             Status::new(Reason::TooManyRequests, "too many writes are on their way; send the request again in a moment")
         };
         let _write = self.writes.try_acquire().map_err(busy)?;
         let _bytes = self.kilobytes.try_acquire_many((bytes >> 10) as u32 + 1).map_err(busy)?;
-        self.shared.metrics.writes_in_flight.inc();
-        let metrics = self.shared.metrics.clone();
+        self.core.shared.metrics.writes_in_flight.inc();
+        let metrics = self.core.shared.metrics.clone();
         let _counted = OnDrop(|| metrics.writes_in_flight.dec());
-        match self.propose(Command::Txn(txn)).await? {
+        match self.core.propose(Proposal::new(Command::Txn(txn))).await? {
             Response::Txn(outcome) => Ok(outcome),
             Response::Refused(Refusal::Reused) => Err(Status::new(Reason::Conflict, Refusal::Reused.to_string())),
             Response::Refused(refusal) => Err(Status::internal(refusal.to_string())),
@@ -263,22 +322,14 @@ impl RaftStore {
     /// The state with every write in it that was acknowledged before; shares its memory with the one that goes on.
     pub(crate) async fn frozen(&self) -> Result<State, Status> {
         self.catch_up(Consistency::Linearizable).await?;
-        Ok(self.shared.machine().state.clone())
+        Ok(self.core.shared.machine().state.clone())
     }
 
     /// Waits until a local read sees every write that was acknowledged before.
     async fn catch_up(&self, read: Consistency) -> Result<(), Status> {
-        if read == Consistency::Local || (self.alone && self.health.failure().is_some()) {
-            // A group of one that failed: nobody else can have acknowledged anything, and what this server acknowledged
-            // it has applied.
-            return Ok(());
-        }
-        let checked = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
-        match tokio::time::timeout(REQUEST_TIMEOUT, checked).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) if self.alone && self.health.failure().is_some() => Ok(()),
-            Ok(Err(error)) => Err(self.unavailable(&error)),
-            Err(_) => Err(Status::new(Reason::Timeout, "the region did not confirm the read in time; read again")),
+        match read {
+            Consistency::Local => Ok(()),
+            Consistency::Linearizable => self.core.catch_up().await,
         }
     }
 
@@ -290,7 +341,7 @@ impl RaftStore {
         read: Consistency,
     ) -> Result<ListPage, Status> {
         self.catch_up(read).await?;
-        let state = self.shared.machine().state.clone();
+        let state = self.core.shared.machine().state.clone();
         if query.selector.fields.is_empty() {
             return Ok(state.list(query, limit, token)?);
         }
@@ -299,21 +350,13 @@ impl RaftStore {
         let listed = tokio::task::spawn_blocking(move || state.list(&query, limit, token.as_deref())).await;
         Ok(listed.map_err(|error| Status::internal(format!("a list failed: {error}")))??)
     }
-
-    fn unavailable(&self, error: &dyn std::fmt::Display) -> Status {
-        match self.health.failure() {
-            Some(why) => Status::unavailable(why.to_string()),
-            None if *self.closed.borrow() => Status::unavailable("the store is shutting down"),
-            None => Status::unavailable(format!("the region's store is not available: {error}; try again")),
-        }
-    }
 }
 
 impl Store for RaftStore {
     fn get<'a>(&'a self, key: &'a ObjectKey, read: Consistency) -> BoxFuture<'a, Result<Option<Object>, Status>> {
         Box::pin(async move {
             self.catch_up(read).await?;
-            Ok(self.shared.machine().state.get(key).cloned())
+            Ok(self.core.shared.machine().state.get(key).cloned())
         })
     }
 
@@ -329,11 +372,11 @@ impl Store for RaftStore {
 
     fn watch(&self, query: Query, from: Revision) -> BoxFuture<'_, Result<WatchStream, Status>> {
         Box::pin(async move {
-            if self.shared.metrics.watchers.get() >= MAX_WATCHERS {
+            if self.core.shared.metrics.watchers.get() >= MAX_WATCHERS {
                 let why = format!("{MAX_WATCHERS} watches are open; share them, or try again later");
                 return Err(Status::new(Reason::TooManyRequests, why));
             }
-            watch(&self.shared, self.closed.subscribe(), query, from, self.bookmark_interval)
+            watch(&self.core.shared, self.core.closed.subscribe(), query, from, self.bookmark_interval)
         })
     }
 
@@ -343,7 +386,57 @@ impl Store for RaftStore {
     }
 
     fn incarnation(&self) -> Incarnation {
-        self.incarnation.clone()
+        // Empty until the store is ready.
+        let machine = self.core.shared.machine();
+        machine.state.incarnation().cloned().unwrap_or_else(|| Incarnation::from(""))
+    }
+}
+
+impl Group for RaftStore {
+    fn id(&self) -> u64 {
+        self.core.here.id
+    }
+
+    fn members(&self) -> BoxFuture<'_, Result<Vec<Member>, Status>> {
+        Box::pin(async {
+            let answer = self.core.administer(&Ask::Members, group::CHANGE_LIMIT).await?;
+            let mut members: Vec<Member> = answer.members.into_iter().map(group::member_in).collect();
+            members.sort_by_key(|member| member.server.id);
+            Ok(members)
+        })
+    }
+
+    fn admit(&self, server: Server) -> BoxFuture<'_, Result<(), Status>> {
+        Box::pin(async { self.core.administer(&Ask::Admit(server), group::ADMIT_LIMIT).await.map(drop) })
+    }
+
+    fn remove(&self, id: u64) -> BoxFuture<'_, Result<(), Status>> {
+        Box::pin(async move { self.core.administer(&Ask::Remove(id), group::CHANGE_LIMIT).await.map(drop) })
+    }
+
+    fn transfer_leader(&self, to: Option<u64>) -> BoxFuture<'_, Result<Server, Status>> {
+        Box::pin(async move {
+            let answer = self.core.administer(&Ask::Transfer(to), group::CHANGE_LIMIT).await?;
+            answer.leader.map(server_in).ok_or_else(|| Status::internal("the answer names no leader"))
+        })
+    }
+
+    fn leadership(&self) -> Leadership {
+        self.core.leadership()
+    }
+
+    fn watch_leadership(&self) -> Pin<Box<dyn Stream<Item = Leadership> + Send>> {
+        self.core.leaders.stream()
+    }
+}
+
+/// The network of a region of one server: nobody is in reach.
+struct NoPeers;
+
+impl PeerTransport for NoPeers {
+    fn call(&self, to: &Server, _: Lane, _: Bytes) -> BoxFuture<'static, Result<Bytes, CallError>> {
+        let error = CallError(format!("{to}: this server was started without a network to others"));
+        Box::pin(async { Err(error) })
     }
 }
 

@@ -4,8 +4,11 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use hearth_state::{Command, Response};
-use openraft::impls::BasicNode;
+use hearth_types::store::Op;
+use openraft::impls::{BasicNode, leader_id_std};
 use serde::{Deserialize, Serialize};
+
+use crate::runtime::Runtime;
 
 openraft::declare_raft_types!(
     /// The types of a region's Raft group.
@@ -14,15 +17,39 @@ openraft::declare_raft_types!(
         R = Response,
         NodeId = u64,
         Node = BasicNode,
+        // One leader a term, as Raft has it.
+        LeaderId = leader_id_std::LeaderId<u64, u64>,
+        AsyncRuntime = Runtime,
 );
 
-pub(crate) type LeaderId = openraft::type_config::alias::LeaderIdOf<TypeConfig>;
+/// Of an entry: the term alone.
+pub(crate) type CommittedLeaderId = openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>;
 pub(crate) type LogId = openraft::type_config::alias::LogIdOf<TypeConfig>;
 pub(crate) type Vote = openraft::type_config::alias::VoteOf<TypeConfig>;
 pub(crate) type Entry = openraft::type_config::alias::EntryOf<TypeConfig>;
 pub(crate) type Payload = openraft::type_config::alias::PayloadOf<TypeConfig>;
 pub(crate) type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
 pub(crate) type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>;
+
+/// The id of an entry.
+pub(crate) fn log_id(term: u64, index: u64) -> LogId {
+    LogId { leader_id: CommittedLeaderId::new(term), index }
+}
+
+/// What an entry takes in the log, nearly.
+pub(crate) fn payload_size(payload: &Payload) -> u64 {
+    let Payload::Normal(proposal) = payload else {
+        return 64;
+    };
+    let Command::Txn(txn) = &*proposal.command else {
+        return 128;
+    };
+    let op = |op: &Op| match op {
+        Op::Create { object } | Op::Update { object, .. } => object.json().len(),
+        Op::Delete { .. } | Op::Bind { .. } | Op::Check { .. } => 256,
+    };
+    128 + txn.ops.iter().map(op).sum::<usize>() as u64
+}
 
 /// A command on its way through Raft. Cheap to clone.
 #[derive(Clone)]

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use crate::{machine::Shared, metrics::Metrics};
+use crate::{machine::Shared, metrics::Metrics, signal::Listener};
 
 /// Events that one watcher has in memory at most, but for those of one large transaction.
 const BATCH_EVENTS: usize = 256;
@@ -35,7 +35,7 @@ struct Watcher {
     batch: VecDeque<WatchEvent>,
     /// The last bookmark.
     told: Revision,
-    changed: watch::Receiver<()>,
+    changed: Listener,
     closed: watch::Receiver<bool>,
     bookmark: Pin<Box<Sleep>>,
     interval: Duration,
@@ -90,7 +90,7 @@ impl Watcher {
                 return Ok(event);
             }
             // Before looking, so that a change that comes while looking wakes.
-            self.changed.mark_unchanged();
+            self.changed.mark_seen();
             if self.advance()? {
                 if self.batch.is_empty() {
                     // There is more to look at, and others want this thread.
@@ -99,7 +99,8 @@ impl Watcher {
                 continue;
             }
             tokio::select! {
-                changed = self.changed.changed() => changed.map_err(|_| closed())?,
+                biased;
+                () = self.changed.raised() => {}
                 () = until_closed(&mut self.closed) => return Err(closed()),
                 () = self.bookmark.as_mut() => {
                     self.rest();

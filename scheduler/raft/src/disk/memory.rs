@@ -5,6 +5,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use super::{Disk, DiskFile};
@@ -61,6 +62,8 @@ struct Inner {
     faults: Vec<Fault>,
     changes: usize,
     locked: Vec<PathBuf>,
+    /// Draws how long syncs take, up to a longest time; `None`: the disk is called on threads.
+    pauses: Option<(Dice, Duration)>,
 }
 
 /// The disk; clones are the same disk.
@@ -71,6 +74,13 @@ impl MemoryDisk {
     /// An empty disk.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty disk that is called in place: a sync of the log takes up to `slowest`, drawn by `seed`.
+    pub fn in_place(slowest: Duration, seed: u64) -> Self {
+        let disk = Self::default();
+        disk.inner().pauses = Some((Dice(seed), slowest));
+        disk
     }
 
     /// Sets a fault to come.
@@ -120,6 +130,7 @@ impl MemoryDisk {
             next: inner.next,
             durable_names: names.clone(),
             names,
+            pauses: inner.pauses,
             ..Inner::default()
         })))
     }
@@ -171,6 +182,7 @@ fn partly(inode: &Inode, dice: &mut Dice) -> Vec<u8> {
 }
 
 /// SplitMix64: enough for a choice, and the same everywhere.
+#[derive(Clone, Copy)]
 struct Dice(u64);
 
 impl Dice {
@@ -231,6 +243,16 @@ impl Disk for MemoryDisk {
         inode.map(|inode| inode.current.clone()).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
+    fn read_part(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let bytes = self.read(path)?;
+        let start = (offset as usize).min(bytes.len());
+        Ok(bytes[start..start.saturating_add(length).min(bytes.len())].to_vec())
+    }
+
+    fn size(&self, path: &Path) -> io::Result<u64> {
+        self.read(path).map(|bytes| bytes.len() as u64)
+    }
+
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let mut id = 0;
         self.change_names(|inner| {
@@ -266,6 +288,12 @@ impl Disk for MemoryDisk {
 
     fn free(&self, _: &Path) -> io::Result<u64> {
         Ok(self.inner().room() as u64)
+    }
+
+    fn pause(&self) -> Option<Duration> {
+        let mut inner = self.inner();
+        let (dice, slowest) = inner.pauses.as_mut()?;
+        Some(Duration::from_micros(dice.below(slowest.as_micros() as usize + 1) as u64))
     }
 
     fn lock(&self, dir: &Path) -> io::Result<Box<dyn Send + Sync>> {

@@ -13,6 +13,8 @@ mod real;
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
 pub use memory::{Crash, Fault, MemoryDisk};
@@ -26,6 +28,10 @@ pub trait Disk: Send + Sync + 'static {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// The whole content of a file.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// At most `length` bytes of a file, from `offset` on; fewer only at its end.
+    fn read_part(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>>;
+    /// How many bytes a file has.
+    fn size(&self, path: &Path) -> io::Result<u64>;
     /// A new file, or an existing one made empty.
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
     /// Renames a file over another or none.
@@ -38,6 +44,23 @@ pub trait Disk: Send + Sync + 'static {
     fn free(&self, dir: &Path) -> io::Result<u64>;
     /// Takes a directory for this process, until the result is dropped; fails with `WouldBlock` where another has it.
     fn lock(&self, dir: &Path) -> io::Result<Box<dyn Send + Sync>>;
+    /// `None` for a disk that makes its callers wait: it is called on threads that may. Else it is called in place, and each sync
+    /// of the log is made after the pause that this returns, on the runtime's clock: so a simulation needs no threads, and meets
+    /// crashes between a write and its sync.
+    fn pause(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Makes calls of a disk without holding up other tasks.
+pub(crate) async fn call<T: Send + 'static>(
+    disk: &Arc<dyn Disk>,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    if disk.pause().is_some() {
+        return work();
+    }
+    tokio::task::spawn_blocking(work).await.map_err(|error| io::Error::other(error.to_string()))?
 }
 
 /// A file that is written at its end.

@@ -5,7 +5,7 @@
 //! commit).
 
 mod files;
-mod record;
+pub(crate) mod record;
 mod vote;
 
 use std::{
@@ -30,7 +30,7 @@ use crate::{
     disk::Disk,
     health::Health,
     metrics::Metrics,
-    types::{Entry, LogId, Payload, Proposal, TypeConfig, Vote},
+    types::{Entry, LogId, Payload, Proposal, TypeConfig, Vote, payload_size},
 };
 
 /// Appends that wait for the writing thread at most; behind it, Raft waits. Each is a batch of proposals, which the
@@ -38,6 +38,9 @@ use crate::{
 const QUEUE: usize = 1_024;
 /// Bytes that go to disk before one sync at most, so that no write waits for a very long one.
 const MAX_BATCH_BYTES: usize = 8 << 20;
+
+/// Bytes of entries that go to another server at once, but for one larger entry: some 100 ms of a link of 100 Mbit/s.
+const MAX_SENT_BYTES: u64 = 1 << 20;
 
 /// Work for the writing thread, done in order.
 enum Job {
@@ -62,13 +65,21 @@ pub(crate) struct LogStore {
     jobs: mpsc::Sender<Job>,
 }
 
-/// The writing thread: ends once every [`LogStore`] is gone.
-pub(crate) struct Writer(thread::JoinHandle<()>);
+/// What writes the log: ends once every [`LogStore`] is gone.
+pub(crate) enum Writer {
+    /// A thread, which waits for the disk.
+    Thread(thread::JoinHandle<()>),
+    /// A task, where the disk is called in place.
+    Task(tokio::task::JoinHandle<()>),
+}
 
 impl Writer {
     /// Waits until everything is written and the files are closed.
     pub(crate) async fn join(self) {
-        let _ = tokio::task::spawn_blocking(|| self.0.join()).await;
+        match self {
+            Self::Thread(thread) => drop(tokio::task::spawn_blocking(|| thread.join()).await),
+            Self::Task(task) => drop(task.await),
+        }
     }
 }
 
@@ -89,16 +100,30 @@ impl LogStore {
         }
         let (jobs, receiver) = mpsc::channel(QUEUE);
         let engine = Engine { files, vote_file, health: health.clone(), metrics: metrics.clone() };
-        let thread = thread::Builder::new().name("hearth-log".into()).spawn(move || engine.run(receiver));
-        let thread =
-            thread.map_err(|source| LogError::Io { what: "start the thread for", path: dir.into(), source })?;
+        let writer = if disk.pause().is_some() {
+            Writer::Task(tokio::spawn(engine.run_in_place(Arc::clone(disk), receiver)))
+        } else {
+            let thread = thread::Builder::new().name("hearth-log".into()).spawn(move || engine.run(receiver));
+            let failed = |source| LogError::Io { what: "start the thread for", path: dir.into(), source };
+            Writer::Thread(thread.map_err(failed)?)
+        };
         let cache = Cache { entries: loaded.entries, purged: loaded.purged, vote };
-        Ok((Self { cache: Arc::new(Mutex::new(cache)), jobs }, Writer(thread)))
+        Ok((Self { cache: Arc::new(Mutex::new(cache)), jobs }, writer))
     }
 
     /// The last log id that was let go.
     pub(crate) fn purged(&self) -> Option<LogId> {
         self.cache().purged
+    }
+
+    /// Who votes by the last membership that is in the log.
+    pub(crate) fn voters(&self) -> Option<Vec<u64>> {
+        let cache = self.cache();
+        let membership = cache.entries.iter().rev().find_map(|entry| match &entry.payload {
+            Payload::Membership(membership) => Some(membership),
+            _ => None,
+        });
+        membership.map(|membership| membership.voter_ids().collect())
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
@@ -139,6 +164,19 @@ impl RaftLogReader<TypeConfig> for LogStore {
         let place = |index: u64| (index.saturating_sub(first) as usize).min(cache.entries.len());
         let (start, end) = (place(start), place(end));
         Ok(cache.entries.range(start..end.max(start)).cloned().collect())
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        let mut entries = self.try_get_log_entries(start..end).await?;
+        let mut bytes = 0;
+        let fits = entries.iter().take_while(|entry| {
+            bytes += payload_size(&entry.payload);
+            bytes <= MAX_SENT_BYTES
+        });
+        // One entry always goes, however large.
+        let count = fits.count().max(1);
+        entries.truncate(count);
+        Ok(entries)
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -224,72 +262,105 @@ struct Engine {
     metrics: Metrics,
 }
 
+/// Appends that one sync makes durable.
+struct Batch {
+    records: Vec<u8>,
+    max_index: Option<u64>,
+    waiting: Vec<IOFlushed<TypeConfig>>,
+}
+
+impl Batch {
+    /// Adds the appends that wait behind it. Returns the first job that is none.
+    fn gather(&mut self, jobs: &mut mpsc::Receiver<Job>) -> Option<Job> {
+        while self.records.len() < MAX_BATCH_BYTES {
+            match jobs.try_recv() {
+                Ok(Job::Append { records, max_index, done }) => {
+                    self.records.extend_from_slice(&records);
+                    self.max_index = self.max_index.max(max_index);
+                    self.waiting.push(done);
+                }
+                Ok(other) => return Some(other),
+                Err(_) => break,
+            }
+        }
+        None
+    }
+}
+
 impl Engine {
     fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         let mut next = None;
         while let Some(job) = next.take().or_else(|| jobs.blocking_recv()) {
-            if let Some(why) = self.health.failure() {
-                refuse(job, &why);
-                continue;
-            }
-            match job {
-                Job::Append { records, max_index, done } => {
-                    next = self.append_batch(records, max_index, done, &mut jobs);
-                }
-                Job::Truncate { mut records, done } => {
-                    let result = self.files.append(&mut records, None).and_then(|()| self.files.sync());
-                    let _ = done.send(self.checked("cutting the log", result));
-                }
-                Job::Vote { vote, done } => {
-                    let result = self.vote_file.save(&vote);
-                    let _ = done.send(self.checked("saving the vote", result));
-                }
-                Job::Purge { upto, done } => {
-                    let result = self.files.purge(upto);
-                    let _ = done.send(self.checked("purging the log", result));
-                }
-            }
+            let Some(mut batch) = self.start(job) else { continue };
+            next = batch.gather(&mut jobs);
+            let written = self.write(&mut batch);
+            self.finish(batch, written);
         }
     }
 
-    /// Writes an append and those that wait behind it, makes them durable with one sync, and says so. Returns the first
-    /// job that is no append.
-    fn append_batch(
-        &mut self,
-        mut records: Vec<u8>,
-        mut max_index: Option<u64>,
-        done: IOFlushed<TypeConfig>,
-        jobs: &mut mpsc::Receiver<Job>,
-    ) -> Option<Job> {
-        let mut waiting = vec![done];
+    /// The same where the disk is called in place, with its pause between a write and its sync.
+    async fn run_in_place(mut self, disk: Arc<dyn Disk>, mut jobs: mpsc::Receiver<Job>) {
         let mut next = None;
-        while records.len() < MAX_BATCH_BYTES {
-            match jobs.try_recv() {
-                Ok(Job::Append { records: more, max_index: index, done }) => {
-                    records.extend_from_slice(&more);
-                    max_index = max_index.max(index);
-                    waiting.push(done);
-                }
-                Ok(other) => {
-                    next = Some(other);
-                    break;
-                }
-                Err(_) => break,
+        loop {
+            let job = match next.take() {
+                Some(job) => job,
+                None => match jobs.recv().await {
+                    Some(job) => job,
+                    None => return,
+                },
+            };
+            let Some(mut batch) = self.start(job) else { continue };
+            next = batch.gather(&mut jobs);
+            let written = self.write(&mut batch);
+            tokio::time::sleep(disk.pause().unwrap_or_default()).await;
+            self.finish(batch, written);
+        }
+    }
+
+    /// Does a job, or returns it where it is an append.
+    fn start(&mut self, job: Job) -> Option<Batch> {
+        if let Some(why) = self.health.failure() {
+            refuse(job, &why);
+            return None;
+        }
+        match job {
+            Job::Append { records, max_index, done } => {
+                return Some(Batch { records, max_index, waiting: vec![done] });
+            }
+            Job::Truncate { mut records, done } => {
+                let result = self.files.append(&mut records, None).and_then(|()| self.files.sync());
+                let _ = done.send(self.checked("cutting the log", result));
+            }
+            Job::Vote { vote, done } => {
+                let result = self.vote_file.save(&vote);
+                let _ = done.send(self.checked("saving the vote", result));
+            }
+            Job::Purge { upto, done } => {
+                let result = self.files.purge(upto);
+                let _ = done.send(self.checked("purging the log", result));
             }
         }
-        let written = self.files.append(&mut records, max_index);
-        let result = self.checked("writing", written).and_then(|()| {
+        None
+    }
+
+    fn write(&mut self, batch: &mut Batch) -> io::Result<()> {
+        let written = self.files.append(&mut batch.records, batch.max_index);
+        self.checked("writing", written)
+    }
+
+    /// Makes what was written durable with one sync, and says so.
+    fn finish(&mut self, batch: Batch, written: io::Result<()>) {
+        let result = written.and_then(|()| {
             let timer = self.metrics.sync_seconds.start_timer();
             let synced = self.files.sync();
             timer.observe_duration();
             self.checked("fdatasync", synced)
         });
-        self.metrics.appended_bytes.inc_by(records.len() as u64);
-        self.metrics.batch_appends.observe(waiting.len() as f64);
-        for done in waiting {
+        self.metrics.appended_bytes.inc_by(batch.records.len() as u64);
+        self.metrics.batch_appends.observe(batch.waiting.len() as f64);
+        for done in batch.waiting {
             done.io_completed(result.as_ref().copied().map_err(same_error));
         }
-        next
     }
 
     /// Enters the failed state where the disk failed.

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use hearth_state::Command;
 use openraft::Membership;
 
-use crate::types::{Entry, LeaderId, LogId, Payload, Proposal};
+use crate::types::{Entry, LogId, Payload, Proposal, log_id};
 
 /// The first bytes of a segment.
 pub(crate) const MAGIC: &[u8; 8] = b"HEARTHLG";
@@ -114,18 +114,21 @@ fn record(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
 
 /// Appends the record of an entry.
 pub(crate) fn push_entry(out: &mut Vec<u8>, entry: &Entry) {
-    record(out, |out| {
-        let (kind, body) = match &entry.payload {
-            Payload::Blank => (KIND_BLANK, Bytes::new()),
-            Payload::Normal(proposal) => (KIND_COMMAND, proposal.bytes()),
-            Payload::Membership(membership) => {
-                (KIND_MEMBERSHIP, serde_json::to_vec(membership).expect("a membership is JSON").into())
-            }
-        };
-        out.push(kind);
-        push_log_id(out, &entry.log_id);
-        out.extend_from_slice(&body);
-    });
+    record(out, |out| push_payload(out, entry));
+}
+
+/// Appends the payload of an entry's record alone, as it also travels between servers.
+pub(crate) fn push_payload(out: &mut Vec<u8>, entry: &Entry) {
+    let (kind, body) = match &entry.payload {
+        Payload::Blank => (KIND_BLANK, Bytes::new()),
+        Payload::Normal(proposal) => (KIND_COMMAND, proposal.bytes()),
+        Payload::Membership(membership) => {
+            (KIND_MEMBERSHIP, serde_json::to_vec(membership).expect("a membership is JSON").into())
+        }
+    };
+    out.push(kind);
+    push_log_id(out, &entry.log_id);
+    out.extend_from_slice(&body);
 }
 
 /// Appends the record of a truncation.
@@ -283,13 +286,14 @@ pub(crate) fn read_payload(payload: &[u8]) -> Result<Record, Unread> {
 
 fn push_log_id(out: &mut Vec<u8>, id: &LogId) {
     out.extend_from_slice(&id.leader_id.term.to_le_bytes());
-    out.extend_from_slice(&id.leader_id.node_id.to_le_bytes());
+    // Reserved: the first releases wrote the leader's number here.
+    out.extend_from_slice(&0_u64.to_le_bytes());
     out.extend_from_slice(&id.index.to_le_bytes());
 }
 
 fn read_log_id(bytes: &[u8]) -> LogId {
     let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-    LogId { leader_id: LeaderId { term: number(0), node_id: number(8) }, index: number(16) }
+    log_id(number(0), number(16))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -304,7 +308,7 @@ mod tests {
     use super::*;
 
     fn id(index: u64) -> LogId {
-        LogId { leader_id: LeaderId { term: 3, node_id: 1 }, index }
+        log_id(3, index)
     }
 
     fn entry(index: u64, size: usize) -> Entry {

@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::files::LogError;
 use crate::{
     disk::{self, Disk},
@@ -15,6 +17,34 @@ use crate::{
 
 const NAME: &str = "vote";
 const MAGIC: [u8; 8] = *b"HEARTHVT";
+
+/// What the file says, as JSON.
+#[derive(Serialize, Deserialize)]
+struct Ballot {
+    leader_id: Candidate,
+    /// Whether the candidate was elected.
+    committed: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Candidate {
+    term: u64,
+    node_id: u64,
+}
+
+impl From<&Vote> for Ballot {
+    fn from(vote: &Vote) -> Self {
+        let candidate = Candidate { term: vote.leader_id.term, node_id: vote.leader_id.voted_for };
+        Self { leader_id: candidate, committed: vote.committed }
+    }
+}
+
+impl From<Ballot> for Vote {
+    fn from(ballot: Ballot) -> Self {
+        let Candidate { term, node_id } = ballot.leader_id;
+        if ballot.committed { Self::new_committed(term, node_id) } else { Self::new(term, node_id) }
+    }
+}
 
 /// The file of the vote.
 pub(crate) struct VoteFile {
@@ -35,7 +65,8 @@ impl VoteFile {
         let vote = match bytes {
             Some(bytes) => {
                 let json = sealed::open(MAGIC, &bytes).map_err(|error| damaged(error.to_string()))?;
-                Some(serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?)
+                let ballot: Ballot = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
+                Some(ballot.into())
             }
             None => None,
         };
@@ -44,7 +75,7 @@ impl VoteFile {
 
     /// Saves a vote; durable on return.
     pub(crate) fn save(&self, vote: &Vote) -> io::Result<()> {
-        let json = serde_json::to_vec(vote).map_err(io::Error::other)?;
+        let json = serde_json::to_vec(&Ballot::from(vote)).map_err(io::Error::other)?;
         disk::replace(&*self.disk, &self.path, &sealed::seal(MAGIC, &json))
     }
 }

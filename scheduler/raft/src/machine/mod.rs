@@ -6,6 +6,7 @@ use std::{
     collections::HashMap,
     io,
     ops::Range,
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU64, Ordering},
@@ -25,12 +26,14 @@ use tokio::sync::{Notify, watch};
 pub use self::snapshots::SnapshotsError;
 pub(crate) use self::snapshots::{Newest, SnapshotFile, Snapshots};
 use crate::{
+    disk::{self, Disk},
     health::Health,
     metrics::Metrics,
-    types::{LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig},
+    signal::{Listener, Signal},
+    types::{CommittedLeaderId, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig, payload_size},
 };
 
-type RaftSnapshot = Snapshot<crate::types::LeaderId, u64, openraft::impls::BasicNode, SnapshotFile>;
+pub(crate) type RaftSnapshot = Snapshot<CommittedLeaderId, u64, openraft::impls::BasicNode, SnapshotFile>;
 
 /// Entries applied under one lock at most, so that readers wait for a millisecond at most.
 const APPLY_AT_ONCE: usize = 64;
@@ -77,7 +80,10 @@ impl Machine {
 pub(crate) struct Shared {
     machine: RwLock<Machine>,
     /// Wakes the watchers of a kind.
-    wakers: RwLock<HashMap<GroupKind, watch::Sender<()>>>,
+    wakers: RwLock<HashMap<GroupKind, Signal>>,
+    /// Raised when entries were applied.
+    applied: Signal,
+    disk: Arc<dyn Disk>,
     snapshots: Snapshots,
     /// Held while snapshot files are written or removed; `true` once the store is closed.
     files_closed: Mutex<bool>,
@@ -113,6 +119,8 @@ impl Shared {
         Arc::new(Self {
             machine: RwLock::new(machine),
             wakers: RwLock::default(),
+            applied: Signal::default(),
+            disk: snapshots.disk(),
             snapshots,
             files_closed: Mutex::new(false),
             current: RwLock::new(current),
@@ -137,12 +145,24 @@ impl Shared {
     }
 
     /// Wakes its receiver after every change of an object of a kind.
-    pub(crate) fn subscribe(&self, kind: &GroupKind) -> watch::Receiver<()> {
+    pub(crate) fn subscribe(&self, kind: &GroupKind) -> Listener {
         if let Some(waker) = self.wakers.read().unwrap_or_else(PoisonError::into_inner).get(kind) {
-            return waker.subscribe();
+            return waker.listen();
         }
         let mut wakers = self.wakers.write().unwrap_or_else(PoisonError::into_inner);
-        wakers.entry(kind.clone()).or_insert_with(|| watch::Sender::new(())).subscribe()
+        wakers.entry(kind.clone()).or_default().listen()
+    }
+
+    /// Waits until an entry is applied.
+    pub(crate) async fn applied(&self, index: u64) {
+        let reached = || self.machine().applied.is_some_and(|applied| applied.index >= index);
+        if reached() {
+            return;
+        }
+        let mut applied = self.applied.listen();
+        while !reached() {
+            applied.raised().await;
+        }
     }
 
     fn wake(&self, kinds: &[GroupKind]) {
@@ -151,13 +171,13 @@ impl Shared {
         }
         let wakers = self.wakers.read().unwrap_or_else(PoisonError::into_inner);
         for waker in kinds.iter().filter_map(|kind| wakers.get(kind)) {
-            let _ = waker.send(());
+            waker.raise();
         }
     }
 
     fn wake_all(&self) {
         for waker in self.wakers.read().unwrap_or_else(PoisonError::into_inner).values() {
-            let _ = waker.send(());
+            waker.raise();
         }
     }
 
@@ -196,6 +216,19 @@ impl Shared {
         *self.files_closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
+    /// Takes a snapshot that another server sent, whole and durable, among this server's. Blocks.
+    pub(crate) fn adopt(&self, from: &Path) -> io::Result<RaftSnapshot> {
+        let closed = self.files_closed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *closed {
+            return Err(io::Error::other("the store is closed"));
+        }
+        let (meta, snapshot) = self.snapshots.adopt(from)?;
+        if let Err(error) = self.snapshots.prune() {
+            tracing::warn!(%error, "cannot remove old snapshots; they only take room");
+        }
+        Ok(Snapshot { meta, snapshot })
+    }
+
     /// Writes a snapshot and makes it the current one.
     fn write_snapshot(&self, meta: SnapshotMeta, state: &State) -> io::Result<RaftSnapshot> {
         let closed = self.files_closed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -218,6 +251,11 @@ impl Machine {
         let loaded = state.revision();
         let membership = meta.last_membership.clone();
         Self { state, applied: meta.last_log_id, membership, kinds: HashMap::new(), loaded }
+    }
+
+    /// Who votes by what is applied.
+    pub(crate) fn voters(&self) -> Vec<u64> {
+        self.membership.membership().voter_ids().collect()
     }
 
     fn meta(&self) -> SnapshotMeta {
@@ -295,6 +333,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 shared.metrics.objects.set(machine.state.len() as i64);
             }
             shared.wake(&touched);
+            shared.applied.raise();
             for (responder, response) in answers {
                 responder.send(response);
             }
@@ -311,11 +350,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> Result<(), io::Error> {
         let shared = Arc::clone(&self.0);
         let meta = meta.clone();
-        blocking(move || {
+        disk::call(&Arc::clone(&self.0.disk), move || {
             let (_, state, bytes) = snapshot.load()?;
             *shared.machine_mut() = Machine::of(state, &meta);
             shared.set_current(meta, snapshot, bytes);
             shared.wake_all();
+            shared.applied.raise();
             Ok(())
         })
         .await
@@ -324,23 +364,6 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn get_current_snapshot(&mut self) -> Result<Option<RaftSnapshot>, io::Error> {
         Ok(self.0.current().map(|(meta, snapshot)| Snapshot { meta, snapshot }))
     }
-}
-
-/// What an entry takes in the log, nearly.
-fn payload_size(payload: &Payload) -> u64 {
-    use hearth_state::Command;
-    use hearth_types::store::Op;
-    let Payload::Normal(proposal) = payload else {
-        return 64;
-    };
-    let Command::Txn(txn) = &*proposal.command else {
-        return 128;
-    };
-    let op = |op: &Op| match op {
-        Op::Create { object } | Op::Update { object, .. } => object.json().len(),
-        Op::Delete { .. } | Op::Bind { .. } | Op::Check { .. } => 256,
-    };
-    128 + txn.ops.iter().map(op).sum::<usize>() as u64
 }
 
 /// Makes a snapshot of the state as it was when this was made, while entries go on being applied.
@@ -358,7 +381,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         let mut pause = self.shared.timing.retry.start;
         loop {
             let (shared, meta, state) = (Arc::clone(&self.shared), self.meta.clone(), self.state.clone());
-            let error = match blocking(move || shared.write_snapshot(meta, &state)).await {
+            let error = match disk::call(&self.shared.disk, move || shared.write_snapshot(meta, &state)).await {
                 Err(error) if !*closing.borrow() => error,
                 done => return done,
             };
@@ -377,22 +400,18 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| io::Error::other(error.to_string()))?
-}
-
 #[cfg(test)]
 mod tests {
     use hearth_state::Command;
     use hearth_types::Timestamp;
 
     use super::*;
-    use crate::types::{LeaderId, Proposal};
+    use crate::types::{Proposal, log_id};
 
     #[test]
     fn an_entry_that_cannot_be_applied_stops_the_machine_before_it() {
         let mut machine = Machine::of(State::default(), &SnapshotMeta::default());
-        let id = |index| LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index };
+        let id = |index| log_id(1, index);
         let mut apply = |index, command| {
             let applied = machine.apply(id(index), Payload::Normal(Proposal::new(command)), &mut Vec::new());
             (applied.map_err(|error| error.to_string()), machine.applied, machine.state.feature_level())

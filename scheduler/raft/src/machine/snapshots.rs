@@ -11,11 +11,13 @@ use std::{
 };
 
 use hearth_state::State;
+use openraft::{Membership, impls::BasicNode};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     disk::{self, Disk, TEMPORARY},
     sealed,
-    types::SnapshotMeta,
+    types::{LogId, SnapshotMeta, StoredMembership, log_id},
 };
 
 const MAGIC: [u8; 8] = *b"HEARTHSN";
@@ -68,6 +70,24 @@ impl std::fmt::Debug for SnapshotFile {
 }
 
 impl SnapshotFile {
+    /// The name of its file.
+    pub(crate) fn name(&self) -> String {
+        self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    /// How many bytes it has.
+    pub(crate) async fn size(&self) -> io::Result<u64> {
+        let (disk, path) = (Arc::clone(&self.disk), self.path.clone());
+        disk::call(&self.disk, move || disk.size(&path)).await
+    }
+
+    /// At most `length` bytes of it, from `offset` on; an error where there are none.
+    pub(crate) async fn part(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let (disk, path) = (Arc::clone(&self.disk), self.path.clone());
+        let bytes = disk::call(&self.disk, move || disk.read_part(&path, offset, length)).await?;
+        if bytes.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(bytes) }
+    }
+
     /// Reads it.
     pub(crate) fn load(&self) -> io::Result<(SnapshotMeta, State, u64)> {
         let bytes = self.disk.read(&self.path)?;
@@ -75,6 +95,49 @@ impl SnapshotFile {
             io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot {}: {why}", self.path.display()))
         })?;
         Ok((meta, state, bytes.len() as u64))
+    }
+}
+
+/// What the head says, as JSON.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    last_log_id: Option<EntryId>,
+    last_membership: Members,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Members {
+    log_id: Option<EntryId>,
+    membership: Membership<u64, BasicNode>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct EntryId {
+    leader_id: Leader,
+    index: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Leader {
+    term: u64,
+}
+
+impl From<&SnapshotMeta> for Head {
+    fn from(meta: &SnapshotMeta) -> Self {
+        let id = |id: &LogId| EntryId { leader_id: Leader { term: id.leader_id.term }, index: id.index };
+        let members = &meta.last_membership;
+        let log_id = members.log_id().as_ref().map(id);
+        let last_membership = Members { log_id, membership: members.membership().clone() };
+        Self { last_log_id: meta.last_log_id.as_ref().map(id), last_membership }
+    }
+}
+
+impl From<Head> for SnapshotMeta {
+    fn from(head: Head) -> Self {
+        let id = |id: EntryId| log_id(id.leader_id.term, id.index);
+        let Members { log_id, membership } = head.last_membership;
+        let last_membership = StoredMembership::new(log_id.map(id), membership);
+        Self { last_log_id: head.last_log_id.map(id), last_membership }
     }
 }
 
@@ -108,6 +171,11 @@ impl Snapshots {
         Ok(all)
     }
 
+    /// The disk that they are on.
+    pub(crate) fn disk(&self) -> Arc<dyn Disk> {
+        Arc::clone(&self.disk)
+    }
+
     /// The newest one that is intact.
     pub(crate) fn newest(&self) -> Result<Option<Newest>, SnapshotsError> {
         let mut skipped = None;
@@ -133,12 +201,28 @@ impl Snapshots {
         }
     }
 
+    /// Gives a snapshot that another server sent, whole and durable, a name of its own, where it can be read. Removes it otherwise.
+    pub(crate) fn adopt(&self, from: &Path) -> io::Result<(SnapshotMeta, SnapshotFile)> {
+        let checked = SnapshotFile { disk: Arc::clone(&self.disk), path: from.to_owned() }.load();
+        let (meta, _, _) = checked.inspect_err(|_| drop(self.disk.remove(from)))?;
+        let path = self.next_path(&meta);
+        self.disk.rename(from, &path)?;
+        self.disk.sync_dir(&self.dir)?;
+        Ok((meta, SnapshotFile { disk: Arc::clone(&self.disk), path }))
+    }
+
+    /// The path of a new snapshot: no other has had it.
+    fn next_path(&self, meta: &SnapshotMeta) -> PathBuf {
+        let index = meta.last_log_id.map_or(0, |id| id.index);
+        let highest = self.sorted().ok().and_then(|all| all.iter().map(|(order, _)| order.1).max());
+        let number = highest.map_or(1, |highest| highest + 1);
+        self.dir.join(format!("snapshot-{index:020}-{number:010}.snap"))
+    }
+
     /// Writes a snapshot; durable on return. Returns it with its size.
     pub(crate) fn write(&self, meta: &SnapshotMeta, state: &State) -> io::Result<(SnapshotFile, u64)> {
-        let index = meta.last_log_id.map_or(0, |id| id.index);
-        let number = self.sorted().ok().and_then(|all| all.last().map(|(order, _)| order.1 + 1)).unwrap_or(1);
-        let path = self.dir.join(format!("snapshot-{index:020}-{number:010}.snap"));
-        let json = serde_json::to_vec(meta).map_err(io::Error::other)?;
+        let path = self.next_path(meta);
+        let json = serde_json::to_vec(&Head::from(meta)).map_err(io::Error::other)?;
         let head = sealed::seal(MAGIC, &json);
         self.check_room(state)?;
         let mut size = 4 + head.len() as u64;
@@ -204,7 +288,7 @@ fn read(bytes: &[u8]) -> Result<(SnapshotMeta, State), String> {
     let (length, rest) = bytes.split_first_chunk::<4>().ok_or("it is cut off")?;
     let (head, state) = rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or("it is cut off")?;
     let json = sealed::open(MAGIC, head).map_err(|error| error.to_string())?;
-    let meta = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    let meta = serde_json::from_slice::<Head>(json).map_err(|error| error.to_string())?.into();
     let state = State::decode(state).map_err(|error| error.to_string())?;
     Ok((meta, state))
 }

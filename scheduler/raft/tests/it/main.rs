@@ -5,6 +5,8 @@ mod basic;
 mod crash;
 mod damage;
 mod faults;
+mod group;
 mod kill;
+mod network;
 mod support;
 mod watch;
