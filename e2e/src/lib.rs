@@ -5,6 +5,7 @@ pub mod command;
 pub mod history;
 pub mod instance;
 pub mod netns;
+pub mod sim;
 pub mod traces;
 
 use std::time::{Duration, Instant};
