@@ -25,8 +25,9 @@ use crate::{
     machine::{Shared, StateMachine},
     network::{CallFailure, Caller, Incoming, Malformed, answer_of, wire},
     reads::Reads,
+    sabotage::{self, Bug},
     store::REQUEST_TIMEOUT,
-    types::{LogId, Proposal, TypeConfig},
+    types::{LogId, Proposal, TypeConfig, log_id},
 };
 
 pub(crate) type RaftHandle = Raft<TypeConfig, StateMachine>;
@@ -84,7 +85,7 @@ impl Core {
 
     /// Writes, at the leader wherever it is, and returns the answer once the entry is applied here too: what is read here afterwards
     /// has it.
-    pub(crate) async fn propose(&self, proposal: Proposal) -> Result<Response, Status> {
+    pub(crate) async fn propose(&self, mut proposal: Proposal) -> Result<Response, Status> {
         let deadline = Instant::now() + REQUEST_TIMEOUT;
         // Whether some attempt may have got through.
         let mut unknown = false;
@@ -106,6 +107,9 @@ impl Core {
                 return Err(self.unavailable(&why));
             }
             tracing::debug!(why, "a write is tried again");
+            if sabotage::has(Bug::RetriedUnderAnotherId) {
+                proposal = proposal.under_another_id();
+            }
             let pause = (Instant::now() + RETRY_PAUSE).min(deadline);
             let _ = timeout_at(pause, changes.raised()).await;
             if Instant::now() < deadline {
@@ -173,10 +177,15 @@ impl Core {
             // it has applied.
             return if self.alone() { Ok(()) } else { Err(Status::unavailable(why.to_string())) };
         }
+        if sabotage::has(Bug::StaleFollowerRead) && !self.leads() {
+            return Ok(());
+        }
         let too_long = |_| Status::new(Reason::Timeout, "the region did not confirm the read in time; read again");
         let read = async {
             let log_id = self.read_index().await?;
-            self.shared.applied(log_id.index).await;
+            if !sabotage::has(Bug::ReadBeforeApplied) {
+                self.shared.applied(log_id.index).await;
+            }
             Ok(())
         };
         match tokio::time::timeout(REQUEST_TIMEOUT, read).await.map_err(too_long)? {
@@ -216,6 +225,9 @@ impl Core {
     }
 
     async fn confirm_once(&self) -> Result<LogId, Attempt> {
+        if self.leads() && sabotage::has(Bug::StaleLeaderRead) {
+            return Ok(log_id(0, 0));
+        }
         if self.leads() {
             let asked = self.raft.get_read_linearizer(ReadPolicy::ReadIndex);
             return match tokio::time::timeout(READ_INDEX_LIMIT, asked).await {

@@ -11,6 +11,7 @@ use openraft::{RaftMetrics, ServerState, async_runtime::watch::WatchReceiver as 
 
 use crate::{
     core::RaftHandle,
+    metrics::Metrics,
     network::Addresses,
     signal::{Listener, Signal},
     types::TypeConfig,
@@ -50,15 +51,19 @@ impl LeadershipWatch {
     }
 
     /// Follows Raft until it stops.
-    pub(crate) async fn follow(self, raft: RaftHandle, here: Server, addresses: Addresses) {
+    pub(crate) async fn follow(self, raft: RaftHandle, here: Server, addresses: Addresses, gauges: Metrics) {
         let mut metrics = raft.metrics();
         let mut members = None;
         loop {
             let now = {
                 let metrics = metrics.borrow_watched();
+                gauges.leader.set((metrics.state == ServerState::Leader).into());
+                gauges.term.set(metrics.current_term as i64);
                 if members != *metrics.membership_config.log_id() {
                     members = *metrics.membership_config.log_id();
-                    addresses.update(metrics.membership_config.membership());
+                    let membership = metrics.membership_config.membership();
+                    gauges.voters.set(membership.voter_ids().count() as i64);
+                    addresses.update(membership);
                 }
                 of(&metrics, &here)
             };

@@ -20,6 +20,7 @@
 
 mod backup;
 mod core;
+pub mod decoders;
 pub mod disk;
 mod group;
 mod health;
@@ -31,6 +32,7 @@ mod network;
 mod open;
 mod reads;
 pub mod runtime;
+pub mod sabotage;
 mod sealed;
 mod signal;
 mod store;

@@ -31,6 +31,12 @@ pub(crate) struct Metrics {
     pub(crate) writes_in_flight: IntGauge,
     /// Writes refused because too many were on their way.
     pub(crate) writes_refused: IntCounter,
+    /// Whether this server leads.
+    pub(crate) leader: IntGauge,
+    /// The term.
+    pub(crate) term: IntGauge,
+    /// Servers of the region that vote.
+    pub(crate) voters: IntGauge,
     /// 1 once the store acknowledges no more writes.
     pub(crate) failed: IntGauge,
 }
@@ -82,6 +88,9 @@ impl Metrics {
                 "writes_refused_total",
                 "Transactions refused because too many were on their way.",
             )?,
+            leader: gauge("leader", "1 while this server leads the region, else 0.")?,
+            term: gauge("term", "Raft's term: rises with every election.")?,
+            voters: gauge("voters", "Servers of the region that vote.")?,
             failed: gauge("failed", "1 once the store stopped acknowledging writes, until a restart.")?,
         })
     }

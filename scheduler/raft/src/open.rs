@@ -20,6 +20,7 @@ use crate::{
         SNAPSHOT_LOG_BYTES, SNAPSHOT_LOG_ENTRIES, SNAPSHOT_RETRY, Shared, SnapshotTiming, Snapshots, SnapshotsError,
     },
     metrics::Metrics,
+    sabotage::{self, Bug},
     sealed,
     watch::BOOKMARK_INTERVAL,
 };
@@ -282,7 +283,7 @@ pub(crate) fn raft_config(config: &RaftConfig, alone: bool) -> Result<openraft::
         max_in_snapshot_log_to_keep: config.tuning.entries_kept,
         enable_pre_vote: Some(true),
         // What was committed is not on disk. A server alone knows it all the same; another has to be elected to know.
-        enable_leader_restore: Some(alone),
+        enable_leader_restore: Some(alone || sabotage::has(Bug::LeaderRestored)),
         ..openraft::Config::default()
     };
     raft.validate().map_err(|error| RaftStoreError::Raft(error.to_string()))

@@ -166,8 +166,9 @@ impl RaftStore {
             closed: watch::Sender::new(false),
         });
         let mut tasks = JoinSet::new();
+        let gauges = shared.metrics.clone();
         tasks.spawn(take_snapshots(raft.clone(), shared));
-        tasks.spawn(core.leaders.clone().follow(raft, here, addresses));
+        tasks.spawn(core.leaders.clone().follow(raft, here, addresses, gauges));
         tasks.spawn(rounds.run(Arc::downgrade(&core)));
         tasks.spawn(Arc::clone(&core).raise_feature_level(Arc::clone(&clock)));
         let store = Self {
@@ -252,6 +253,18 @@ impl RaftStore {
     /// What this server answers to the others.
     pub fn peers(&self) -> Arc<dyn PeerService> {
         Arc::clone(&self.core) as Arc<dyn PeerService>
+    }
+
+    /// Hands leadership to another server, where this one leads and is not alone, so that its end is no pause for anybody. Does what
+    /// it can within `limit`.
+    pub async fn hand_over(&self, limit: Duration) {
+        if self.core.leads() && !self.core.alone() {
+            match tokio::time::timeout(limit, self.transfer_leader(None)).await {
+                Ok(Ok(leader)) => tracing::info!("{leader} leads from now on"),
+                Ok(Err(status)) => tracing::warn!(%status, "leadership was not handed over"),
+                Err(_) => tracing::warn!("leadership was not handed over in time"),
+            }
+        }
     }
 
     /// Closes the store: no more writes, watches end, files are closed. Everything acknowledged is on disk already.

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use hearth_state::{Command, Response};
-use hearth_types::store::Op;
+use hearth_types::store::{Op, Txn};
 use openraft::impls::{BasicNode, leader_id_std};
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,17 @@ impl Proposal {
     pub(crate) fn new(command: Command) -> Self {
         let encoded = command.encode().into();
         Self { command: Arc::new(command), encoded }
+    }
+
+    /// The same for a store that takes it for another one: a bug that tests put back.
+    pub(crate) fn under_another_id(&self) -> Self {
+        match &*self.command {
+            Command::Txn(txn) => {
+                let request_id = format!("{}-again", txn.request_id).as_str().into();
+                Self::new(Command::Txn(Txn { request_id, ..txn.clone() }))
+            }
+            _ => self.clone(),
+        }
     }
 
     pub(crate) fn bytes(&self) -> Bytes {

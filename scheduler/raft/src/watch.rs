@@ -15,7 +15,12 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use crate::{machine::Shared, metrics::Metrics, signal::Listener};
+use crate::{
+    machine::Shared,
+    metrics::Metrics,
+    sabotage::{self, Bug},
+    signal::Listener,
+};
 
 /// Events that one watcher has in memory at most, but for those of one large transaction.
 const BATCH_EVENTS: usize = 256;
@@ -59,6 +64,8 @@ pub(crate) fn watch(
     from: Revision,
     interval: Duration,
 ) -> Result<WatchStream, Status> {
+    let late = sabotage::has(Bug::WatchResumesLate) && from < shared.machine().state.revision();
+    let from = if late { Revision(from.0 + 1) } else { from };
     shared.machine().state.history().check(from)?;
     shared.metrics.watchers.inc();
     let watcher = Watcher {
@@ -132,6 +139,10 @@ impl Watcher {
         };
         let changes = if self.query.selector.fields.is_empty() { BATCH_CHANGES } else { BATCH_PARSED };
         let batch = history.batch(self.position, &self.query, BATCH_EVENTS, changes);
+        if batch.is_err() && sabotage::has(Bug::WatcherSkips) {
+            self.position = self.shared.machine().state.revision();
+            return Ok(false);
+        }
         let batch = batch.inspect_err(|_| self.shared.metrics.watchers_expired.inc())?;
         self.position = batch.upto;
         let several = batch.events.len() > 1;

@@ -89,7 +89,9 @@ pub(crate) fn write_whole(
     let named = || {
         let mut file = disk.create(&temporary)?;
         write(&mut *file)?;
-        file.sync()?;
+        if !(crate::sabotage::has(crate::sabotage::Bug::SnapshotNotSynced) && is_snapshot(path)) {
+            file.sync()?;
+        }
         disk.rename(&temporary, path)?;
         Ok(file)
     };
@@ -99,6 +101,10 @@ pub(crate) fn write_whole(
     })?;
     disk.sync_dir(dir)?;
     Ok(file)
+}
+
+fn is_snapshot(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "snap")
 }
 
 /// The name under which a file is written before it gets its own.

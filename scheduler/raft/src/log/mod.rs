@@ -30,6 +30,7 @@ use crate::{
     disk::Disk,
     health::Health,
     metrics::Metrics,
+    sabotage::{self, Bug},
     types::{Entry, LogId, Payload, Proposal, TypeConfig, Vote, payload_size},
 };
 
@@ -199,7 +200,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let vote = *vote;
-        self.durably(|done| Job::Vote { vote, done }).await?;
+        if !sabotage::has(Bug::VoteNotSaved) {
+            self.durably(|done| Job::Vote { vote, done }).await?;
+        }
         self.cache().vote = Some(vote);
         Ok(())
     }
@@ -230,7 +233,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let mut records = Vec::new();
         record::push_truncate(&mut records, last_log_id.as_ref());
-        self.durably(|done| Job::Truncate { records, done }).await?;
+        if !sabotage::has(Bug::TruncationNotWritten) {
+            self.durably(|done| Job::Truncate { records, done }).await?;
+        }
         let mut cache = self.cache();
         let keep = last_log_id.map(|id| id.index);
         while cache.entries.back().is_some_and(|entry| Some(entry.log_id.index) > keep) {
@@ -270,6 +275,12 @@ struct Batch {
 }
 
 impl Batch {
+    fn acknowledge(&mut self, result: &io::Result<()>) {
+        for done in self.waiting.drain(..) {
+            done.io_completed(result.as_ref().copied().map_err(same_error));
+        }
+    }
+
     /// Adds the appends that wait behind it. Returns the first job that is none.
     fn gather(&mut self, jobs: &mut mpsc::Receiver<Job>) -> Option<Job> {
         while self.records.len() < MAX_BATCH_BYTES {
@@ -312,6 +323,9 @@ impl Engine {
             let Some(mut batch) = self.start(job) else { continue };
             next = batch.gather(&mut jobs);
             let written = self.write(&mut batch);
+            if sabotage::has(Bug::AcknowledgedBeforeSync) {
+                batch.acknowledge(&written);
+            }
             tokio::time::sleep(disk.pause().unwrap_or_default()).await;
             self.finish(batch, written);
         }
@@ -349,18 +363,16 @@ impl Engine {
     }
 
     /// Makes what was written durable with one sync, and says so.
-    fn finish(&mut self, batch: Batch, written: io::Result<()>) {
+    fn finish(&mut self, mut batch: Batch, written: io::Result<()>) {
         let result = written.and_then(|()| {
             let timer = self.metrics.sync_seconds.start_timer();
             let synced = self.files.sync();
             timer.observe_duration();
-            self.checked("fdatasync", synced)
+            self.checked("fdatasync", if sabotage::has(Bug::FailedSyncIgnored) { Ok(()) } else { synced })
         });
         self.metrics.appended_bytes.inc_by(batch.records.len() as u64);
         self.metrics.batch_appends.observe(batch.waiting.len() as f64);
-        for done in batch.waiting {
-            done.io_completed(result.as_ref().copied().map_err(same_error));
-        }
+        batch.acknowledge(&result);
     }
 
     /// Enters the failed state where the disk failed.

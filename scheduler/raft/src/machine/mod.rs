@@ -3,6 +3,7 @@
 mod snapshots;
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     io,
     ops::Range,
@@ -15,8 +16,8 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt as _};
-use hearth_state::{Response, State, apply};
-use hearth_types::{GroupKind, Revision};
+use hearth_state::{Command, Response, State, apply};
+use hearth_types::{GroupKind, Revision, store::Txn};
 use openraft::{
     OptionalSend, RaftSnapshotBuilder, Snapshot,
     storage::{EntryResponder, RaftStateMachine},
@@ -24,11 +25,12 @@ use openraft::{
 use tokio::sync::{Notify, watch};
 
 pub use self::snapshots::SnapshotsError;
-pub(crate) use self::snapshots::{Newest, SnapshotFile, Snapshots};
+pub(crate) use self::snapshots::{Newest, SnapshotFile, Snapshots, decode as decode_snapshot};
 use crate::{
     disk::{self, Disk},
     health::Health,
     metrics::Metrics,
+    sabotage::{self, Bug},
     signal::{Listener, Signal},
     types::{CommittedLeaderId, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig, payload_size},
 };
@@ -67,6 +69,8 @@ pub(crate) struct Machine {
     kinds: HashMap<GroupKind, Revision>,
     /// The revision of the snapshot that the state was loaded from.
     loaded: Revision,
+    /// Whether nothing was applied since the start.
+    fresh: bool,
 }
 
 impl Machine {
@@ -250,7 +254,7 @@ impl Machine {
     fn of(state: State, meta: &SnapshotMeta) -> Self {
         let loaded = state.revision();
         let membership = meta.last_membership.clone();
-        Self { state, applied: meta.last_log_id, membership, kinds: HashMap::new(), loaded }
+        Self { state, applied: meta.last_log_id, membership, kinds: HashMap::new(), loaded, fresh: true }
     }
 
     /// Who votes by what is applied.
@@ -259,6 +263,9 @@ impl Machine {
     }
 
     fn meta(&self) -> SnapshotMeta {
+        if sabotage::has(Bug::SnapshotWithoutMembership) {
+            return SnapshotMeta { last_log_id: self.applied, last_membership: StoredMembership::default() };
+        }
         SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() }
     }
 
@@ -279,7 +286,11 @@ impl Machine {
                 Response::Nothing
             }
             Payload::Normal(proposal) => {
-                let applied = apply(&mut self.state, &proposal.command);
+                let command = sabotaged(&proposal.command, log_id, self.fresh);
+                if std::mem::take(&mut self.fresh) && sabotage::has(Bug::AppliedTwiceAfterRestart) {
+                    apply(&mut self.state, &proposal.command);
+                }
+                let applied = apply(&mut self.state, command.as_ref());
                 for change in &applied.changes {
                     let kind = change.now.kind();
                     match self.kinds.get_mut(kind) {
@@ -293,6 +304,18 @@ impl Machine {
                 applied.response
             }
         })
+    }
+}
+
+/// The command as it is applied: itself, unless a test put a bug back.
+fn sabotaged(command: &Command, log_id: LogId, fresh: bool) -> Cow<'_, Command> {
+    let twice = fresh && sabotage::has(Bug::AppliedTwiceAfterRestart);
+    match command {
+        Command::Txn(txn) if twice || sabotage::has(Bug::DuplicatesApplied) => {
+            let request_id = format!("{}-{}", log_id.index, txn.request_id).as_str().into();
+            Cow::Owned(Command::Txn(Txn { request_id, ..txn.clone() }))
+        }
+        command => Cow::Borrowed(command),
     }
 }
 
@@ -352,6 +375,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let meta = meta.clone();
         disk::call(&Arc::clone(&self.0.disk), move || {
             let (_, state, bytes) = snapshot.load()?;
+            let state = if sabotage::has(Bug::SnapshotNotInstalled) { shared.machine().state.clone() } else { state };
             *shared.machine_mut() = Machine::of(state, &meta);
             shared.set_current(meta, snapshot, bytes);
             shared.wake_all();
@@ -402,7 +426,6 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
 #[cfg(test)]
 mod tests {
-    use hearth_state::Command;
     use hearth_types::Timestamp;
 
     use super::*;

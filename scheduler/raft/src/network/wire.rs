@@ -69,12 +69,12 @@ pub(crate) fn append_in(message: proto::AppendEntries) -> Result<AppendEntriesRe
         let Record::Entry(entry) = read else {
             return Err(Malformed("an entry is none".into()));
         };
-        let next = last.map_or(0, |id| id.index + 1);
-        if entry.log_id.index != next
+        let next = last.map_or(Some(0), |id| id.index.checked_add(1));
+        if Some(entry.log_id.index) != next
             || Some(entry.log_id.leader_id) < last.map(|id| id.leader_id)
             || entry.log_id.leader_id.term > vote.leader_id.term
         {
-            return Err(Malformed(format!("entry {} is where entry {next} must be", entry.log_id)));
+            return Err(Malformed(format!("entry {} cannot follow {last:?}", entry.log_id)));
         }
         last = Some(entry.log_id);
         entries.push(entry);
@@ -176,4 +176,129 @@ pub(crate) fn transferred_in(
         Outcome::Unflushed(id) => unflushed(Some(id_in(id))),
         Outcome::Empty(_) => unflushed(None),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use hearth_proto::v1::peer_request::Request;
+    use hearth_state::Command;
+    use hearth_types::Timestamp;
+    use openraft::Membership;
+    use proptest::prelude::*;
+    use prost::Message as _;
+
+    use super::*;
+    use crate::types::{Payload, Proposal};
+
+    fn ids() -> impl Strategy<Value = Option<LogId>> {
+        proptest::option::of((0..9_u64, 0..99_u64).prop_map(|(term, index)| log_id(term, index)))
+    }
+
+    fn votes() -> impl Strategy<Value = Vote> {
+        (0..9_u64, 0..9_u64, any::<bool>())
+            .prop_map(|(term, id, elected)| if elected { Vote::new_committed(term, id) } else { Vote::new(term, id) })
+    }
+
+    /// What a leader of term 9 sends after entry 4 of term 3.
+    fn request() -> AppendEntriesRequest<TypeConfig> {
+        let command = Command::Initialize { incarnation: "i".into(), now: Timestamp(7) };
+        let payloads = [
+            Payload::Blank,
+            Payload::Normal(Proposal::new(command)),
+            Payload::Membership(Membership::new_with_defaults(vec![[1, 2, 3].into()], [4])),
+        ];
+        let entries = payloads.into_iter().zip(5..).map(|(payload, index)| Entry { log_id: log_id(9, index), payload });
+        AppendEntriesRequest {
+            vote: Vote::new_committed(9, 2),
+            prev_log_id: Some(log_id(3, 4)),
+            entries: entries.collect(),
+            leader_commit: Some(log_id(3, 2)),
+        }
+    }
+
+    #[test]
+    fn entries_survive_their_way() {
+        let sent = request();
+        let bytes = append_out(&sent).encode_to_vec();
+        let read = append_in(proto::AppendEntries::decode(&*bytes).expect("a message")).expect("makes sense");
+        assert_eq!(
+            (read.vote, read.prev_log_id, read.leader_commit),
+            (sent.vote, sent.prev_log_id, sent.leader_commit)
+        );
+        assert_eq!(format!("{:?}", read.entries), format!("{:?}", sent.entries));
+        let command = |entries: &[Entry]| match &entries[1].payload {
+            Payload::Normal(proposal) => proposal.command.clone(),
+            _ => panic!("a command"),
+        };
+        assert_eq!(command(&read.entries), command(&sent.entries));
+    }
+
+    #[test]
+    fn entries_that_cannot_follow_each_other_are_refused() {
+        let refused = |change: &dyn Fn(&mut proto::AppendEntries)| {
+            let mut message = append_out(&request());
+            change(&mut message);
+            append_in(message).expect_err("refused")
+        };
+        refused(&|message| drop(message.entries.remove(1)));
+        refused(&|message| message.entries.swap(0, 1));
+        refused(&|message| message.previous = None);
+        refused(&|message| message.previous = Some(proto::LogId { term: 3, index: u64::MAX }));
+        refused(&|message| message.previous = Some(proto::LogId { term: 10, index: 4 }));
+        refused(&|message| message.leader = None);
+        refused(&|message| message.leader = Some(proto::Ballot { term: 9, candidate: 2, elected: false }));
+        // Entries of a later term than the leader's.
+        refused(&|message| message.leader = Some(proto::Ballot { term: 8, candidate: 2, elected: true }));
+        // A record that is no entry, and none at all.
+        refused(&|message| message.entries[0] = vec![4].into());
+        refused(&|message| message.entries[0] = Vec::new().into());
+    }
+
+    proptest! {
+        #[test]
+        fn votes_and_answers_survive_their_way(vote in votes(), last in ids(), transfer: bool, pre: bool, granted: bool) {
+            prop_assert_eq!(vote_in(Some(vote_out(&vote))), Ok(vote));
+            let response = VoteResponse::<TypeConfig>::new(vote, last, granted);
+            prop_assert_eq!(voted_in(voted_out(&response)), Ok(response));
+            let mut request = VoteRequest::new(Vote::new(vote.leader_id.term, vote.leader_id.voted_for), last);
+            request.leadership_transfer = transfer;
+            prop_assert_eq!(vote_request_in(vote_request_out(&request, pre)), Ok((request, pre)));
+            let asked = TransferLeaderRequest::new(Vote::new_committed(3, 1), 2, Some(log_id(3, 9)));
+            let unflushed = TransferLeaderError::LogNotFlushed { expected: Some(log_id(3, 9)), actual: last };
+            let changed = TransferLeaderError::VoteChanged { expected: Vote::new_committed(3, 1), actual: vote };
+            for answer in [Ok(()), Err(unflushed), Err(changed)] {
+                prop_assert_eq!(transferred_in(transferred_out(&answer), &asked), Ok(answer));
+            }
+            let answers = [
+                AppendEntriesResponse::Success,
+                AppendEntriesResponse::Conflict,
+                AppendEntriesResponse::HigherVote(vote),
+                last.map_or(AppendEntriesResponse::Conflict, |id| AppendEntriesResponse::PartialSuccess(Some(id))),
+            ];
+            for answer in answers {
+                prop_assert_eq!(appended_in(appended_out(&answer)), Ok(answer));
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), at in 0..400_usize, flip: u8) {
+            read(&bytes);
+            // Nearly a message.
+            let mut message = proto::PeerRequest {
+                region: "home".into(),
+                to: 1,
+                request: Some(Request::AppendEntries(append_out(&request()))),
+            }
+            .encode_to_vec();
+            if let Some(byte) = message.get_mut(at) {
+                *byte ^= flip;
+            }
+            read(&message);
+        }
+    }
+
+    fn read(bytes: &[u8]) {
+        crate::decoders::peer_request(bytes);
+        crate::decoders::peer_response(bytes);
+    }
 }

@@ -32,6 +32,8 @@ pub(crate) fn address(id: u64) -> String {
 struct Inner {
     servers: BTreeMap<String, Arc<dyn PeerService>>,
     cut: BTreeSet<u64>,
+    /// Which of a server's lives it is in: what an earlier one still sends is lost.
+    lives: BTreeMap<u64, u64>,
 }
 
 /// The network; clones are the same one.
@@ -70,8 +72,17 @@ impl Network {
         self.parts.load(Ordering::SeqCst)
     }
 
+    /// The network as a server sees it that starts.
     fn of(&self, from: u64) -> Arc<dyn PeerTransport> {
-        Arc::new(Port { network: self.clone(), from })
+        let life = self.next_life(from);
+        Arc::new(Port { network: self.clone(), from, life })
+    }
+
+    fn next_life(&self, id: u64) -> u64 {
+        let mut inner = self.inner.lock().expect("unpoisoned");
+        let life = inner.lives.entry(id).or_default();
+        *life += 1;
+        *life
     }
 }
 
@@ -103,15 +114,17 @@ pub(crate) fn nonsense() -> Vec<Vec<u8>> {
 struct Port {
     network: Network,
     from: u64,
+    life: u64,
 }
 
 impl PeerTransport for Port {
     fn call(&self, to: &Server, lane: Lane, request: Bytes) -> BoxFuture<'static, Result<Bytes, CallError>> {
-        let (network, from, to) = (self.network.clone(), self.from, to.clone());
+        let (network, from, life, to) = (self.network.clone(), self.from, self.life, to.clone());
         Box::pin(async move {
             let connected = || {
                 let inner = network.inner.lock().expect("unpoisoned");
-                let cut = inner.cut.contains(&from) || inner.cut.contains(&to.id);
+                let dead = inner.lives.get(&from) != Some(&life);
+                let cut = dead || inner.cut.contains(&from) || inner.cut.contains(&to.id);
                 if cut { None } else { inner.servers.get(&to.address).cloned() }
             };
             let unreachable = || CallError(format!("{to} cannot be reached"));
@@ -188,6 +201,7 @@ impl Cluster {
             .expect("unpoisoned")
             .servers
             .retain(|_, service| !std::ptr::addr_eq(Arc::as_ptr(service), Arc::as_ptr(&store.peers())));
+        self.network.next_life(id);
         let left = self.disks[&id].after(Crash::LoseAll);
         self.disks.insert(id, left);
         let _ = store.shutdown().await;
