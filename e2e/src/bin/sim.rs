@@ -21,6 +21,8 @@ fn main() -> Result<()> {
     match arguments.next().as_deref() {
         Some("seed") => one(number(arguments.next())?),
         Some("runs") => many(number(arguments.next())?, arguments.next().map(|first| number(Some(first))).transpose()?),
+        #[cfg(feature = "sabotage")]
+        Some("bugs") => bugs(number(arguments.next())?),
         _ => bail!("say `seed N` for one run and its trace, or `runs N [FIRST]` for many"),
     }
 }
@@ -61,6 +63,35 @@ fn many(runs: u64, first: Option<u64>) -> Result<()> {
     let found = found.into_iter().collect::<Result<Vec<_>>>()?.concat();
     println!("{runs} runs in {:.1} s, {} of them bad", started.elapsed().as_secs_f64(), found.len());
     conclude(&found)
+}
+
+/// Within how many runs each known bug is found, and by what.
+#[cfg(feature = "sabotage")]
+fn bugs(runs: u64) -> Result<()> {
+    let mut missed = Vec::new();
+    for bug in hearth_raft::sabotage::Bug::ALL {
+        let started = Instant::now();
+        let mut found = None;
+        for seed in 0..runs {
+            let report = sim::run_with(bug, seed)?;
+            if let Some(violation) = report.violations.into_iter().next() {
+                found = Some((seed, violation));
+                break;
+            }
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        match found {
+            Some((seed, violation)) => {
+                let violation: String = violation.chars().take(160).collect();
+                println!("{bug:?}: seed {seed}, {seconds:.1} s: {}", violation.replace('\n', " "));
+            }
+            None => {
+                println!("{bug:?}: not within {runs} seeds, {seconds:.1} s");
+                missed.push(format!("{bug:?}"));
+            }
+        }
+    }
+    conclude(&missed)
 }
 
 fn summary(report: &Report) -> String {

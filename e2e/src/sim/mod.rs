@@ -99,6 +99,18 @@ fn catch_panics() {
     });
 }
 
+/// The same with a known bug in every store.
+///
+/// # Errors
+/// As [`run`].
+#[cfg(feature = "sabotage")]
+pub fn run_with(bug: hearth_raft::sabotage::Bug, seed: u64) -> std::io::Result<Report> {
+    hearth_raft::sabotage::put_back(Some(bug));
+    let report = run(seed);
+    hearth_raft::sabotage::put_back(None);
+    report
+}
+
 /// Runs the simulation that a seed stands for. Everything that it does follows from it.
 ///
 /// # Errors
