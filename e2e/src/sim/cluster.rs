@@ -71,6 +71,8 @@ struct Slot {
     busy: bool,
     /// It never comes back.
     gone: bool,
+    /// Its disk fails, or is about to: the server may not start.
+    spoiled: bool,
 }
 
 /// Sizes and speeds of a run.
@@ -87,6 +89,8 @@ pub struct Cluster {
     slots: Mutex<BTreeMap<u64, Slot>>,
     dice: Mutex<Dice>,
     settings: Settings,
+    /// The servers that belong to the region, once it is healed.
+    members: Mutex<Vec<u64>>,
     /// The network between them.
     pub network: Network,
     /// What happens.
@@ -103,7 +107,15 @@ pub fn address(id: u64) -> String {
 impl Cluster {
     /// A region without servers.
     pub fn new(dice: Dice, settings: Settings, network: Network, trace: Trace, notebook: Arc<Notebook>) -> Arc<Self> {
-        Arc::new(Self { slots: Mutex::default(), dice: Mutex::new(dice), settings, network, trace, notebook })
+        Arc::new(Self {
+            slots: Mutex::default(),
+            dice: Mutex::new(dice),
+            settings,
+            members: Mutex::default(),
+            network,
+            trace,
+            notebook,
+        })
     }
 
     /// A new machine, which does not run yet; returns its number.
@@ -113,7 +125,7 @@ impl Cluster {
         let id = slots.len() as u64 + 1;
         let disk = MemoryDisk::in_place(self.settings.slowest_sync, seed);
         let clock = Arc::new(SimClock::new(self.trace.clone()));
-        slots.insert(id, Slot { life: 0, disk, clock, up: None, busy: false, gone: false });
+        slots.insert(id, Slot { life: 0, disk, clock, up: None, busy: false, gone: false, spoiled: false });
         id
     }
 
@@ -141,10 +153,37 @@ impl Cluster {
         self.slots().get(&id).and_then(|slot| slot.up.clone())
     }
 
+    /// The servers that belong to the region and run, in order. Known once it is healed.
+    pub fn members(&self) -> Vec<u64> {
+        let members = self.members.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        members.into_iter().filter(|id| self.up(*id).is_some()).collect()
+    }
+
+    /// Who belongs to the region.
+    pub fn set_members(&self, members: Vec<u64>) {
+        *self.members.lock().unwrap_or_else(PoisonError::into_inner) = members;
+    }
+
     /// The leader, as the servers that run say.
     pub fn leader(&self) -> Option<u64> {
         let leads = |id: &u64| self.up(*id).is_some_and(|up| up.store.leadership().here);
         self.running().into_iter().find(leads)
+    }
+
+    /// The disk of a server goes bad.
+    pub fn spoil(&self, id: u64, fault: Fault) {
+        if let Some(slot) = self.slots().get_mut(&id) {
+            slot.spoiled = true;
+            slot.disk.inject(fault);
+        }
+    }
+
+    /// The disk of a server is well again.
+    pub fn mend(&self, id: u64) {
+        if let Some(slot) = self.slots().get_mut(&id) {
+            slot.spoiled = false;
+            slot.disk.heal();
+        }
     }
 
     /// The disk of a server.
@@ -197,8 +236,12 @@ impl Cluster {
                 tokio::spawn(get_ready(up));
             }
             Err(error) => {
+                let spoiled = slot.spoiled;
                 drop(slots);
                 self.trace.say(format_args!("server {id} does not start: {error}"));
+                if spoiled {
+                    return;
+                }
                 self.notebook.note(|seen| seen.troubles.push(format!("server {id} did not start: {error}")));
             }
         }
@@ -214,6 +257,7 @@ impl Cluster {
         // Whatever still runs of it writes nothing any more.
         slot.disk.inject(Fault::Stop { after: 0 });
         slot.disk = after;
+        slot.spoiled = false;
         self.network.detach(id);
         up.end.come();
         drop(slots);

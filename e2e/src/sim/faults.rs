@@ -228,7 +228,7 @@ impl Faults {
         let (cluster, crash) = (Arc::clone(&self.cluster), self.crash_kind());
         let Some(disk) = cluster.disk(id) else { return };
         let after = disk.changes() + self.dice.below(30) as usize;
-        disk.inject(Fault::Stop { after });
+        cluster.spoil(id, Fault::Stop { after });
         tokio::spawn(async move {
             // It notices, or time is up.
             let Some(up) = cluster.up(id) else { return };
@@ -242,18 +242,17 @@ impl Faults {
     /// A disk goes bad; some time after its server noticed, somebody mends it and starts the server again.
     fn spoil(&mut self, id: u64, fault: Fault, length: Duration) {
         let (cluster, crash) = (Arc::clone(&self.cluster), self.crash_kind());
-        let Some(disk) = cluster.disk(id) else { return };
-        disk.inject(fault);
+        cluster.spoil(id, fault);
         tokio::spawn(async move {
             let Some(up) = cluster.up(id) else { return };
             let _ = until_end(&up.end, tokio::time::timeout(length * 2, up.store.failed())).await;
             sleep(length).await;
-            disk.heal();
+            cluster.mend(id);
             if up.store.failure().is_some() {
                 cluster.trace.say(format_args!("server {id} had failed, and its disk is mended"));
                 cluster.crash(id, crash);
-                cluster.start(id).await;
             }
+            cluster.start(id).await;
         });
     }
 

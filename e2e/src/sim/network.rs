@@ -24,6 +24,9 @@ use super::{dice::Dice, trace::Trace};
 /// How long it takes to learn that nobody listens at an address.
 const REFUSED: Duration = Duration::from_millis(1);
 
+/// How long it takes to learn that a connection is lost: what was on its way may have arrived.
+const LOST: Duration = Duration::from_secs(4);
+
 /// How the network is.
 #[derive(Clone, Debug)]
 pub struct Weather {
@@ -236,8 +239,10 @@ impl PeerTransport for Transport {
             }
             match receiver.await {
                 Ok(answered) => answered,
-                // Lost: nobody ever says so.
-                Err(_) => pending().await,
+                Err(_) => {
+                    sleep(LOST).await;
+                    Err(CallError("the connection is lost".into()))
+                }
             }
         })
     }

@@ -67,6 +67,18 @@ pub struct Watched {
     pub sights: Vec<Sight>,
 }
 
+impl Watched {
+    /// How far it is.
+    pub fn position(&self) -> u64 {
+        self.sights.last().map_or(0, |sight| match sight {
+            Sight::Began { from: revision, .. }
+            | Sight::Event { revision, .. }
+            | Sight::Bookmark { revision }
+            | Sight::Listed { revision } => *revision,
+        })
+    }
+}
+
 /// What a server said of who leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
@@ -149,6 +161,16 @@ impl Notebook {
     /// All that was written.
     pub fn read(&self) -> Observed {
         self.lock().clone()
+    }
+
+    /// How much went wrong that must not.
+    pub fn read_troubles(&self) -> usize {
+        self.lock().troubles.len()
+    }
+
+    /// How far each watcher is.
+    pub fn positions(&self) -> Vec<u64> {
+        self.lock().watches.iter().map(Watched::position).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Observed> {

@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 use super::{
     cluster::{Cluster, Up, until_end},
     dice::Dice,
-    observed::{Change, LocalList, Sight, Watched, What},
+    observed::{Change, LocalList, Sight, What},
 };
 use crate::history::{
     Outcome, Recorder,
@@ -227,9 +227,9 @@ impl Workload {
         }
     }
 
-    /// Reads everything at every server that runs, as a client of its own.
+    /// Reads everything at every member, as a client of its own.
     pub async fn read_all(&self, number: u64, dice: &mut Dice) {
-        for server in self.cluster.running() {
+        for server in self.cluster.members() {
             let Some(up) = self.cluster.up(server) else { continue };
             let gets = KEYS.map(|key| Call::Get { key: Arc::from(key) });
             for call in gets.into_iter().chain([Call::List { prefix: Arc::from("") }]) {
@@ -257,12 +257,16 @@ impl Workload {
             let server = *dice.pick(&running);
             let Some(up) = self.cluster.up(server) else { continue };
             let stay = dice.between(Duration::from_millis(100)..Duration::from_secs(3));
+            let dawdles = dice.chance(200);
             let watching = async {
                 let mut events = match up.store.watch(query(prefix), Revision(position)).await {
                     Ok(events) => events,
                     Err(status) => return status.reason == Reason::Expired,
                 };
                 see(Sight::Began { server, from: position });
+                if dawdles {
+                    sleep(stay / 2).await;
+                }
                 while let Some(event) = events.next().await {
                     let Ok(event) = event else { return false };
                     position = note(&see, &event);
@@ -281,16 +285,6 @@ impl Workload {
             sleep(Duration::from_millis(20)).await;
         }
     }
-}
-
-/// How far a watcher is.
-pub fn position(watched: &Watched) -> u64 {
-    watched.sights.last().map_or(0, |sight| match sight {
-        Sight::Began { from: revision, .. }
-        | Sight::Event { revision, .. }
-        | Sight::Bookmark { revision }
-        | Sight::Listed { revision } => *revision,
-    })
 }
 
 /// Notes an event; returns the position after it.
