@@ -2,9 +2,11 @@
 //! own, real clients, and network namespaces. Everything cleans up after itself, also after a panic.
 
 pub mod command;
+pub mod history;
 pub mod instance;
 pub mod netns;
 pub mod server;
+pub mod sim;
 pub mod traces;
 
 use std::time::{Duration, Instant};
