@@ -6,11 +6,7 @@ SHELL := /bin/bash
 # Where `hearth up` keeps everything; another one runs beside it.
 DATA_DIR ?= /var/lib/hearth
 
-<<<<<<< HEAD
-.PHONY: help up down build test verify fix bench fuzz
-=======
-.PHONY: help up down build test verify fix bench sim
->>>>>>> w-check
+.PHONY: help up down build test verify fix bench sim fuzz
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
@@ -51,15 +47,13 @@ bench: ## figures beside a peer's; NAME=... for one
 	cargo build --release --locked -p hearth-client --example load
 	cargo run --release --locked -p hearth-e2e --bin bench -- $(NAME)
 
-<<<<<<< HEAD
 fuzz: ## fuzz a decoder: TARGET=... SECONDS=60; without a target, lists them
 	@scripts/deps.sh build fuzz
 	@scripts/fuzz.sh $(TARGET) $(SECONDS)
-=======
+
 # The runs of `make sim`, and the seed to begin with.
 RUNS ?= 300
 FIRST ?= 0
 
 sim: ## simulated groups of servers in virtual time; SEED=... for one with its trace, RUNS=... for many
 	cargo run --locked -q -p hearth-e2e --bin sim -- $(if $(SEED),seed $(SEED),runs $(RUNS) $(FIRST))
->>>>>>> w-check
