@@ -4,12 +4,13 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "hearth/v1/object.proto",
     "hearth/v1/resources.proto",
     "hearth/v1/pods.proto",
     "hearth/v1/devices.proto",
     "hearth/v1/region.proto",
+    "hearth/v1/recovery.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hearth_types::{Clock, identity::CertificateSigner, store::Store};
+use hearth_types::{Clock, identity::CertificateSigner, recovery::SigningKey, store::Store};
 
 /// How often a device sends a heartbeat. Three of them fit into [`SILENCE`], so that two lost ones change nothing.
 pub const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -50,6 +50,8 @@ pub struct Config {
     pub store: Arc<dyn Store>,
     /// Signs certificates for the ingresses of devices.
     pub signer: Arc<dyn CertificateSigner>,
+    /// Signs the copies of objects that devices keep.
+    pub signing: Arc<SigningKey>,
     /// Where metrics are registered.
     pub registry: prometheus::Registry,
     /// How long the loops wait.

@@ -20,6 +20,7 @@ use crate::{
     queue::Queue,
     reconcile,
     recorder::{self, Note, Recorder},
+    recovery::{self, Touched},
     routes::RouteTable,
     session::{self, Sessions, StatusJob},
     triggers::{self, Controller, Key},
@@ -44,6 +45,7 @@ pub(crate) struct Hub {
     pub(crate) recorder: Recorder,
     pub(crate) sessions: Sessions,
     pub(crate) placement: Notify,
+    pub(crate) touched: Touched,
     pub(crate) shutdown: CancellationToken,
     cache: RwLock<Cache>,
     ready: watch::Sender<bool>,
@@ -62,6 +64,7 @@ impl Hub {
             recorder,
             sessions,
             placement: Notify::new(),
+            touched: Touched::default(),
             shutdown: CancellationToken::new(),
             cache: RwLock::new(Cache::default()),
             ready: watch::Sender::new(false),
@@ -146,6 +149,7 @@ impl Hub {
         let cache = self.cache();
         let mut placement = false;
         for change in &changes {
+            self.touched.observe(&cache, change);
             let effects = triggers::of(&cache, change);
             effects.keys.into_iter().for_each(|key| self.queue.add(key));
             effects.devices.iter().for_each(|device| self.sessions.dirty(device));
@@ -171,6 +175,7 @@ impl Hub {
     /// Looks at everything once, now that the caches are filled, and again at the devices when all had time to reconnect.
     fn look_at_everything(&self, silence: Duration) {
         let cache = self.cache();
+        self.touched.set_enabled(cache.get(&hearth_types::recovery::record_key()).is_some());
         for (kind, controller) in [
             (GroupKind::INSTALL, Controller::Install),
             (GroupKind::DEPLOYMENT, Controller::Deployment),
@@ -249,6 +254,11 @@ impl Hub {
         tasks.spawn(async move {
             session::write_statuses(hub, statuses).await;
             "status"
+        });
+        let hub = Arc::clone(&self);
+        tasks.spawn(async move {
+            recovery::run(hub).await;
+            "copies"
         });
         let hub = Arc::clone(&self);
         tasks.spawn(async move {

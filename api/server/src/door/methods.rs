@@ -25,7 +25,7 @@ const fn method(service: &'static str, name: &'static str, allowed: Allowed) -> 
     Method { service, name, allowed }
 }
 
-static METHODS: [Method; 19] = [
+static METHODS: [Method; 24] = [
     method("hearth.v1.Resources", "Get", Allowed::Admins),
     method("hearth.v1.Resources", "List", Allowed::Admins),
     method("hearth.v1.Resources", "Watch", Allowed::Admins),
@@ -45,6 +45,12 @@ static METHODS: [Method; 19] = [
     method("hearth.v1.Region", "Backup", Allowed::Admins),
     method("hearth.v1.Enrollment", "Join", Allowed::Anyone),
     method("hearth.v1.Devices", "Session", Allowed::Devices),
+    // For a device that cannot verify this server yet, and has no name here yet.
+    method("hearth.v1.Recovery", "Statement", Allowed::Anyone),
+    method("hearth.v1.Recovery", "HandIn", Allowed::Anyone),
+    method("hearth.v1.Recovery", "Describe", Allowed::Admins),
+    method("hearth.v1.Recovery", "SetKey", Allowed::Admins),
+    method("hearth.v1.Recovery", "Finish", Allowed::Admins),
 ];
 
 /// What stands for every path that is no method, so that metrics have a bounded number of labels.

@@ -1,6 +1,7 @@
 //! The table of device sessions.
 
 mod certificate;
+mod copies;
 mod desired;
 mod dial;
 mod outbox;
@@ -43,10 +44,14 @@ pub(crate) struct Session {
     /// No other session of this server has it.
     pub(crate) id: u64,
     pub(crate) device: DeviceName,
+    /// Whose the device was when the session began.
+    pub(crate) owner: Box<str>,
     pub(crate) key: DeviceKey,
     outbox: Outbox,
     /// What the device shall have may have changed.
     pub(crate) dirty: Notify,
+    /// The copies that the device keeps may be others now.
+    pub(crate) copies: Notify,
     /// Ends the session.
     pub(crate) end: CancellationToken,
     /// Dial notices without an answer.
@@ -160,13 +165,15 @@ impl Sessions {
     }
 
     /// Opens a session; one that the device had before is told goodbye.
-    fn open(&self, device: DeviceName, key: DeviceKey, outbox: Outbox) -> Arc<Session> {
+    fn open(&self, device: DeviceName, owner: &str, key: DeviceKey, outbox: Outbox) -> Arc<Session> {
         let session = Arc::new(Session {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             device: device.clone(),
+            owner: owner.into(),
             key,
             outbox,
             dirty: Notify::new(),
+            copies: Notify::new(),
             end: CancellationToken::new(),
             dials: Mutex::new(Dials::default()),
         });
@@ -192,6 +199,17 @@ impl Sessions {
     pub(crate) fn dirty(&self, device: &str) {
         if let Some(session) = self.get(&DeviceName::from(device)) {
             session.dirty.notify_one();
+        }
+    }
+
+    /// The copies that devices keep may be others now, of the owners that `of` picks.
+    pub(crate) fn copies_changed(&self, of: impl Fn(&str) -> bool) {
+        for place in self.places().values() {
+            if let Place::Live(session) = place
+                && of(&session.owner)
+            {
+                session.copies.notify_one();
+            }
         }
     }
 

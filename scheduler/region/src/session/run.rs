@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::timeout};
 use tonic::{Status, Streaming};
 
-use super::{Outbox, Session, StatusJob, certificate, desired, restored};
+use super::{Outbox, Session, StatusJob, certificate, copies, desired, restored};
 use crate::{hub::Hub, reconcile, recorder::Note, writer};
 
 /// How long a device has for its hello.
@@ -47,19 +47,23 @@ pub(super) async fn session(
     mut inbound: Streaming<DeviceMessage>,
     outbox: Outbox,
 ) {
-    if let Err(status) = hello(&hub, &device, &key, &mut inbound, &outbox).await {
-        tracing::info!(%device, error = status.message(), "refused a session");
-        outbox.close(Some(Err(status)));
-        return;
-    }
-    let session = hub.sessions.open(device.clone(), key, outbox);
+    let greeted = match hello(&hub, &device, &key, &mut inbound, &outbox).await {
+        Ok(greeted) => greeted,
+        Err(status) => {
+            tracing::info!(%device, error = status.message(), "refused a session");
+            outbox.close(Some(Err(status)));
+            return;
+        }
+    };
+    let owner = copies::owner(&hub, &device);
+    let session = hub.sessions.open(device.clone(), &owner, key, outbox);
     // A key that was removed since the hello found no session to end.
     let keys = hub.cache().keys_of(device.as_str());
     hub.sessions.check_key(device.as_str(), &keys);
     hub.metrics.sessions.inc();
     hub.queue.add(reconcile::node_key(device.as_str()));
     tracing::info!(%device, session = session.id, "a device opened its session");
-    let end = talk(&hub, &session, inbound).await;
+    let end = talk(&hub, &session, inbound, greeted).await;
     session.end.cancel();
     session.outbox.close(None);
     hub.metrics.sessions.dec();
@@ -83,7 +87,7 @@ async fn hello(
     key: &DeviceKey,
     inbound: &mut Streaming<DeviceMessage>,
     outbox: &Outbox,
-) -> Result<(), Status> {
+) -> Result<copies::Sent, Status> {
     let first = timeout(HELLO, inbound.message()).await;
     let first = first.map_err(|_| Status::deadline_exceeded(format!("no hello within {} s", HELLO.as_secs())))??;
     let Some(device_message::Message::Hello(hello)) = first.and_then(|message| message.message) else {
@@ -118,9 +122,11 @@ async fn hello(
         heartbeat_millis: millis(hub.config.timing.heartbeat),
         now_millis: hub.now().0,
         lost_writes,
+        trust_json: copies::trust(hub).into(),
     };
+    let copies = copies::Sent::new(&answer.trust_json, &hello.copies);
     let message = hearth_proto::v1::RegionMessage { message: Some(Message::Hello(answer)) };
-    if outbox.send(message) { Ok(()) } else { Err(Status::aborted("the device is gone")) }
+    if outbox.send(message) { Ok(copies) } else { Err(Status::aborted("the device is gone")) }
 }
 
 /// Stores what the machine is in its Device, where that changed.
@@ -178,11 +184,16 @@ async fn refresh(hub: &Hub, key: &ObjectKey) -> Result<(), Status> {
 /// What a device has, by what it was sent.
 type Sent = BTreeMap<ObjectKey, desired::Shown>;
 
-async fn talk(hub: &Arc<Hub>, session: &Arc<Session>, mut inbound: Streaming<DeviceMessage>) -> End {
+async fn talk(
+    hub: &Arc<Hub>,
+    session: &Arc<Session>,
+    mut inbound: Streaming<DeviceMessage>,
+    mut copies: copies::Sent,
+) -> End {
     let mut sent = Sent::new();
     let mut events = EventBudget::new();
     let mut signing = JoinSet::new();
-    if !send_desired(hub, session, &mut sent, true) {
+    if !send_desired(hub, session, &mut sent, true) || !copies.send(hub, session) {
         return End::Ended;
     }
     restored::settle(hub, &session.device).await;
@@ -195,6 +206,11 @@ async fn talk(hub: &Arc<Hub>, session: &Arc<Session>, mut inbound: Streaming<Dev
                     return End::Ended;
                 }
                 restored::settle(hub, &session.device).await;
+            }
+            () = session.copies.notified() => {
+                if !copies.send(hub, session) {
+                    return End::Ended;
+                }
             }
             Some(_) = signing.join_next() => {}
             message = timeout(hub.config.timing.silence, inbound.message()) => match message {
