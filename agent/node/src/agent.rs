@@ -27,6 +27,7 @@ use crate::{
     ingress::{Ingress, IngressError},
     manager,
     metrics::Metrics,
+    recovery::Recovery,
     session::{Roster, Session},
     shared::{Pods, Shared, blocking},
 };
@@ -224,10 +225,13 @@ impl Agent {
 
         let mut tasks = JoinSet::new();
         let (manager, service) = manager::new(Arc::clone(&shared), ingress.clone(), desired);
+        let (zone, stored) = (identity.zone().to_owned(), shared.paths.clone());
+        let recovery = blocking(move || Recovery::open(&stored, &zone)).await;
         let door = door::Door::new(Arc::clone(&shared), config.registry);
         let session = Session {
             shared: Arc::clone(&shared),
             identity,
+            recovery,
             server: config.server,
             manager,
             ingress: ingress.clone(),

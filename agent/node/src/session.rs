@@ -26,6 +26,7 @@ use crate::{
     identity::{Identity, IdentityError},
     ingress::Ingress,
     manager::Manager,
+    recovery::Recovery,
     shared::{Shared, blocking},
 };
 
@@ -84,6 +85,7 @@ impl Roster {
 pub(crate) struct Session {
     pub(crate) shared: Arc<Shared>,
     pub(crate) identity: Identity,
+    pub(crate) recovery: Recovery,
     pub(crate) server: Option<String>,
     pub(crate) manager: Manager,
     pub(crate) ingress: Ingress,
@@ -108,6 +110,8 @@ enum End {
     Version(u32),
     #[error("{0}")]
     Refused(hearth_types::Status),
+    #[error("the server is not the one that this device trusts: {0}")]
+    Untrusted(hearth_types::Status),
     #[error("the region ended the session")]
     Closed,
     #[error("the region ended the session: {reason}")]
@@ -126,6 +130,7 @@ impl End {
             Self::Identity(_) | Self::Device(_) => "device",
             Self::NoHello | Self::NotHello | Self::Version(_) => "hello",
             Self::Refused(_) => "refused",
+            Self::Untrusted(_) => "untrusted",
             Self::Closed => "closed",
             Self::Goodbye { .. } => "goodbye",
             Self::Silent(_) => "silent",
@@ -149,6 +154,9 @@ impl Session {
             if matches!(end, End::Shutdown) {
                 return;
             }
+            if matches!(end, End::Untrusted(_)) && self.recovery.look(&self.region()).await {
+                continue;
+            }
             failures = if begin.elapsed() >= STABLE { 0 } else { failures.saturating_add(1) };
             let asked = if let End::Goodbye { pause, .. } = &end { *pause } else { Duration::ZERO };
             let pause = pause(failures, chance()).max(asked);
@@ -171,10 +179,25 @@ impl Session {
         serde_json::to_vec(&info).unwrap_or_default()
     }
 
+    /// The region as this device knows it now.
+    fn region(&self) -> device::Region {
+        self.recovery.of(self.identity.region(self.server.as_deref(), self.shared.now()))
+    }
+
+    /// What the region says of its recovery key.
+    async fn believe(&self, trust_json: bytes::Bytes) {
+        if let Err(error) = self.recovery.told(trust_json).await {
+            tracing::error!(error = chain(&error), "the region's recovery key is not the one that was pinned, or cannot be kept");
+        }
+    }
+
     async fn once(&self) -> Result<(), End> {
+        if let Some(incarnation) = self.recovery.incarnation() {
+            self.manager.region_recovered(&incarnation).await.ok_or(End::Shutdown)?;
+        }
         let (incarnation, revision) = self.manager.begin_session().await.ok_or(End::Shutdown)?;
-        let region = self.identity.region(self.server.as_deref(), self.shared.now());
-        let channel = device::connect(&region, &self.identity.key()?)?;
+        let channel = device::connect(&self.region(), &self.identity.key()?)?;
+        self.recovery.hand_in(channel.clone()).await;
         let mut client = DevicesClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -186,6 +209,7 @@ impl Session {
             incarnation: incarnation.to_string(),
             revision,
             info_json: self.info().into(),
+            copies: self.recovery.content().into(),
         };
         send(&out, Up::Hello(hello)).await?;
         let opened = async {
@@ -194,7 +218,10 @@ impl Session {
             Ok::<_, tonic::Status>((inbound, first))
         };
         let opened = timeout(HELLO_TIMEOUT, opened).await.map_err(|_| End::NoHello)?;
-        let refused = |status: tonic::Status| End::Refused(hearth_client::convert::status(&status));
+        let refused = |status: tonic::Status| {
+            let why = hearth_client::convert::status(&status);
+            if device::is_untrusted(&status) { End::Untrusted(why) } else { End::Refused(why) }
+        };
         let (inbound, first) = opened.map_err(refused)?;
         let Some(Down::Hello(hello)) = first.and_then(|message| message.message) else { return Err(End::NotHello) };
         if hello.version != SESSION_VERSION {
@@ -208,7 +235,11 @@ impl Session {
         if hello.lost_writes {
             self.manager.region_lost_writes(&incarnation).await.ok_or(End::Shutdown)?;
         }
+        self.believe(hello.trust_json).await;
         self.ingress.certificates().begin_session();
+        if self.recovery.incarnation().is_some() {
+            self.ingress.certificates().renew_those_of_others(&self.region().ca_pem);
+        }
         Live { session: self, out, dials: JoinSet::new(), incarnation, refused: false, ask_again: None }
             .run(inbound, Duration::from_millis(hello.heartbeat_millis).clamp(MIN_HEARTBEAT, MAX_HEARTBEAT))
             .await
@@ -293,6 +324,12 @@ impl Live<'_> {
             Down::Goodbye(goodbye) => {
                 let pause = Duration::from_millis(goodbye.retry_after_millis).min(MAX_ASKED_PAUSE);
                 return Err(End::Goodbye { reason: goodbye.reason, pause });
+            }
+            Down::Trust(told) => session.believe(told.trust_json).await,
+            Down::Copies(copies) => {
+                if let Err(error) = session.recovery.take(copies).await {
+                    tracing::warn!(error = chain(&error), "copies of the owner's objects are not kept");
+                }
             }
             Down::Hello(_) | Down::HeartbeatAck(_) => {}
         }

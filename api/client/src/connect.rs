@@ -116,7 +116,7 @@ fn tls_text(error: &io::Error) -> String {
 }
 
 /// Whether a call failed since the server is not the one that is trusted.
-pub fn is_untrusted(status: &tonic::Status) -> bool {
+pub(crate) fn is_untrusted(status: &tonic::Status) -> bool {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
         if matches!(error.downcast_ref(), Some(ConnectError::Tls { .. })) {

@@ -147,6 +147,11 @@ pub async fn join(
     Ok(answer)
 }
 
+/// Whether a call failed since the server is not the one that is trusted.
+pub fn is_untrusted(status: &tonic::Status) -> bool {
+    connect::is_untrusted(status)
+}
+
 /// Asks a region's servers for the statement that they were recovered. The server is not verified, and nothing is said to it: what it answers
 /// is to be checked by the recovery key that was pinned.
 pub async fn statement(addresses: Vec<String>, server_name: &str) -> Result<v1::StatementResponse, Status> {

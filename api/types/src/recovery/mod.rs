@@ -35,6 +35,7 @@
 //! Secrets, and those of nobody else.
 
 mod copies;
+mod file;
 mod keys;
 mod ledger;
 mod record;
@@ -43,6 +44,7 @@ mod statements;
 pub use copies::{
     BadManifest, Entry, KINDS, MAX_COPIES, MAX_COPIES_BYTES, MAX_MANIFEST_BYTES, Manifest, essence, is_shared, rank,
 };
+pub use file::{BadKeyFile, MAX_KEY_FILE_BYTES};
 pub use keys::{BadKey, Digest, PublicKey, Signature, SigningKey};
 pub use ledger::{Held, Ledger, Merged, Version};
 pub use record::{MAX_ACCEPT, Record, ledger_key, record_key};

@@ -153,7 +153,7 @@ fn believed(hub: &Hub, record: &Record, begin: &HandInBegin) -> Result<Manifest,
     let revision = hub.cache().revision();
     if newest >= revision {
         // The machine's clock was wrong when the region was recovered. Watchers and devices would take new for old.
-        return Err(Status::failed_precondition(format!(
+        return Err(Status::unavailable(format!(
             "the lost region was at revision {newest}, and this one is at {revision} only: recover it again on a machine whose clock is right"
         )));
     }

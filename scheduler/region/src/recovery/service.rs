@@ -104,7 +104,7 @@ impl Recovery for RecoveryService {
             Status::failed_precondition("the region takes no copies: it was not recovered, or the time for that is over")
         })?;
         let _one = self.hand_ins.try_acquire().map_err(|_| {
-            Status::resource_exhausted(format!("{HAND_INS} devices are handing in; try again in a moment"))
+            Status::unavailable(format!("{HAND_INS} devices are handing in; try again in a moment"))
         })?;
         let answer = hand_in::take(&self.hub, &record, key, request.into_inner()).await?;
         Ok(Response::new(answer))
