@@ -12,7 +12,7 @@ pub(crate) use change::{
     Annotate, Apply, Cascade, Cordon, Create, Delete, DryRun, Edit, Files, Label, Marks, Patch, PatchType, Replace,
     Scale, Taint,
 };
-pub(crate) use region::{Region, RegionBackup, RegionInspect, RegionRestore};
+pub(crate) use region::{Region, RegionBackup, RegionInspect, RegionRecover, RegionRecoveryKey, RegionRestore};
 pub(crate) use view::{
     ApiResources, Completion, Describe, Events, Exec, Explain, Get, Logs, Rollout, RolloutStatus, Shell, Version, Wait,
 };

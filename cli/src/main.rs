@@ -96,6 +96,8 @@ async fn client_verb(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Token(Token::Delete(args)) => verbs::token::delete(context, &args).await?,
         Command::Region(Region::Backup(args)) => verbs::region::backup(context, &args).await?,
         Command::Region(Region::Restore(args)) => verbs::region::restore(&args).await?,
+        Command::Region(Region::RecoveryKey(args)) => verbs::region_recover::key(context, &args).await?,
+        Command::Region(Region::Recover(args)) => verbs::region_recover::recover(context, &args).await?,
         Command::Region(Region::Inspect(_))
         | Command::Up(_)
         | Command::Down(_)

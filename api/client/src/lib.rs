@@ -14,6 +14,7 @@ pub mod config;
 mod connect;
 pub mod convert;
 pub mod device;
+mod recovery;
 mod verify;
 
 pub use client::{

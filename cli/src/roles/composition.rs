@@ -82,6 +82,7 @@ pub(super) async fn run_server(
         clock: Arc::clone(&clock),
         store,
         signer: ca.clone(),
+        signing: Arc::clone(ca.signing_key()),
         registry: registry.clone(),
         timing: Timing::default(),
     })?;
@@ -127,6 +128,7 @@ pub(super) async fn run_server(
         }))
         .metrics(&registry)
         .add_service(handle.devices_service())
+        .add_service(handle.recovery_service())
         .build()?;
     write_client_config(data, &ca, api_address, &zone, &args.region)?;
 

@@ -19,6 +19,7 @@ use hearth_types::{
     BoxFuture, Clock, DeviceKey, DeviceName, GroupKind, Object, ObjectKey, RequestId, Status, Timestamp, Uid,
     admission::{self, Context, DeletePlan, Part},
     identity::{CertificateSigner, Identity},
+    recovery::SigningKey,
     store::{CLAIM_DEVICE, Consistency, Expect, Op, Query, Store, Txn, list_all},
 };
 use serde_json::{Value, json};
@@ -29,6 +30,9 @@ use tonic::service::interceptor::InterceptedService;
 pub(crate) const ZONE: &str = "hearth.internal";
 /// How long a test waits for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The seed of the signing key of the tests' region, as long as it is not lost.
+pub(crate) const SIGNING_SEED: [u8; 32] = [7; 32];
 
 struct SystemClock;
 
@@ -90,6 +94,7 @@ impl Rig {
             clock: Arc::new(SystemClock),
             store: store.clone(),
             signer: signer.clone(),
+            signing: Arc::new(SigningKey::from_seed(&SIGNING_SEED)),
             registry: prometheus::Registry::new(),
             timing,
         };
