@@ -205,9 +205,9 @@ spec:
     ensure!(made.contains("anew"), "{made}");
     let again = command::fail(second.hearth(words).args(REGION))?;
     ensure!(again.contains("there is a region in"), "{again}");
-    let _running = server(&second, &api)?;
     // The one that heard of nothing comes first with what it knows, and the other later with what it knows better.
     devices[0].stop();
+    let _running = server(&second, &api)?;
     devices[1].start()?;
     let log = |device: &Device| device.said();
     second.eventually("the one that was away is back", || {
@@ -270,8 +270,8 @@ fn a_recovery_key_is_made_once_and_handed_on_by_itself() -> Result<()> {
     let said = instance
         .refused(&format!("region recovery-key --out {} --rotate {}", file("three").display(), file("one").display()))?;
     ensure!(said.contains("the region's recovery key is"), "{said}");
-    let text = std::fs::read_to_string(file("two"))?;
-    ensure!(text.contains("offline") && text.contains("rotation "), "{text}");
+    let words = std::fs::read_to_string(file("two"))?;
+    ensure!(words.contains("offline") && words.contains("rotation "), "{words}");
     let pinned = instance.path().join("agent/recovery.json");
     instance.eventually("the device follows", || {
         let pinned: Value = serde_json::from_slice(&std::fs::read(&pinned)?)?;
@@ -281,7 +281,7 @@ fn a_recovery_key_is_made_once_and_handed_on_by_itself() -> Result<()> {
     })?;
     ensure!(instance.refused("region recover --finish")?.contains("nothing to finish"));
     let mut mistyped = std::process::Command::new(binary());
-    std::fs::write(file("bad"), text.replacen("hearth-recovery-key-v1 ", "hearth-recovery-key-v1 00", 1))?;
+    std::fs::write(file("bad"), words.replacen("hearth-recovery-key-v1 ", "hearth-recovery-key-v1 00", 1))?;
     mistyped.args(["region", "recover", "--data-dir", "/nonexistent/x", "--recovery-key", text(&file("bad"))]);
     let said = command::fail(mistyped.args(REGION))?;
     ensure!(said.contains("use the other copy"), "{said}");
