@@ -4,5 +4,6 @@
 
 mod apps;
 mod placement;
+mod recovery;
 mod sessions;
 mod support;

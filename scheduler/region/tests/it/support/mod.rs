@@ -109,6 +109,7 @@ impl Rig {
         let service: DevicesServer<DevicesService> = handle.devices_service();
         let server = tonic::transport::Server::builder()
             .add_service(InterceptedService::new(service, identify))
+            .add_service(InterceptedService::new(handle.recovery_service(), identify))
             .serve_with_incoming_shutdown(
                 tokio_stream::wrappers::TcpListenerStream::new(listener),
                 shutdown.clone().cancelled_owned(),
@@ -302,6 +303,10 @@ fn identify(mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic
         let key = key.parse().map_err(|_| tonic::Status::invalid_argument("key"))?;
         let identity = Identity::Device { name: DeviceName::from(name), owner: "alice".into(), key };
         request.extensions_mut().insert(identity);
+    }
+    else if let Some(key) = text("key") {
+        let key = key.parse().map_err(|_| tonic::Status::invalid_argument("key"))?;
+        request.extensions_mut().insert(Identity::Stranger { key: Some(key) });
     }
     Ok(request)
 }
