@@ -187,7 +187,10 @@ impl Session {
     /// What the region says of its recovery key.
     async fn believe(&self, trust_json: bytes::Bytes) {
         if let Err(error) = self.recovery.told(trust_json).await {
-            tracing::error!(error = chain(&error), "the region's recovery key is not the one that was pinned, or cannot be kept");
+            tracing::error!(
+                error = chain(&error),
+                "the region's recovery key is not the one that was pinned, or cannot be kept"
+            );
         }
     }
 

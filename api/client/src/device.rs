@@ -161,8 +161,8 @@ pub async fn statement(addresses: Vec<String>, server_name: &str) -> Result<v1::
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Unverified::new()))
         .with_no_client_auth();
-    let mut recovery = RecoveryClient::new(channel_of(addresses, server_name, tls)?)
-        .max_decoding_message_size(MAX_STATEMENT_MESSAGE);
+    let mut recovery =
+        RecoveryClient::new(channel_of(addresses, server_name, tls)?).max_decoding_message_size(MAX_STATEMENT_MESSAGE);
     let answer = recovery.statement(timed(v1::StatementRequest {})).await;
     Ok(answer.map_err(|error| convert::status(&error))?.into_inner())
 }

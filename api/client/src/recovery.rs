@@ -4,11 +4,7 @@ use hearth_proto::v1::{self, recovery_client::RecoveryClient};
 use hearth_types::Status;
 use tonic::transport::Channel;
 
-use crate::{
-    Client,
-    client::timed,
-    convert,
-};
+use crate::{Client, client::timed, convert};
 
 impl Client {
     fn recovery(&self) -> RecoveryClient<Channel> {

@@ -35,7 +35,8 @@ const PREPARED: &str = "server.recovering";
 pub(crate) async fn key(context: &Context, args: &RegionRecoveryKey) -> Result<()> {
     let client = context.client()?;
     let region = client.describe_recovery().await.map_err(|status| refusal(&status))?;
-    let signing_key = region.signing_key.as_ref().try_into().map(PublicKey).ok().context("the region's signing key is none")?;
+    let signing_key =
+        region.signing_key.as_ref().try_into().map(PublicKey).ok().context("the region's signing key is none")?;
     let present = match region.trust_json.as_ref() {
         [] => None,
         json => Some(Trust::from_json(json).context("the region's recovery key cannot be read")?),
@@ -148,11 +149,14 @@ pub(crate) async fn recover(context: &Context, args: &RegionRecover) -> Result<(
     let prepared = data.root().join(PREPARED);
     let signed = made.prepare(&prepared, now).await?;
     if exists(&data.server())? {
-        fs::remove_dir(data.server()).with_context(|| format!("cannot remove the empty {}", data.server().display()))?;
+        fs::remove_dir(data.server())
+            .with_context(|| format!("cannot remove the empty {}", data.server().display()))?;
     }
     rename(&prepared, &data.server())?;
     fs::File::open(data.root()).and_then(|root| root.sync_all()).context("cannot make the recovery durable")?;
-    output::line(&format!("made the region {region} (zone {zone}) anew, at generation {generation}, under the recovery key {signed}"));
+    output::line(&format!(
+        "made the region {region} (zone {zone}) anew, at generation {generation}, under the recovery key {signed}"
+    ));
     output::note(&format!(
         "start it at the address of the one before with: hearth server --data-dir {} --region {region} --zone {zone}",
         data.root().display()
@@ -187,7 +191,8 @@ impl Made {
         let incarnation = Incarnation::from(uuid::Uuid::new_v4().to_string());
         let (region, zone) = (self.region.as_str(), self.zone.as_str());
         let digest = Digest::of(ca.certificate());
-        let statement = Statement::new(&self.key.key, (region, zone), self.generation, incarnation.clone(), digest, now);
+        let statement =
+            Statement::new(&self.key.key, (region, zone), self.generation, incarnation.clone(), digest, now);
         let record = Record {
             trust: self.key.trust(region, zone, ca.signing_key().public()),
             recovered: Some((statement, ca.pem().to_owned())),
@@ -196,8 +201,7 @@ impl Made {
         let mut object = record.write(None);
         object["metadata"]["uid"] = json!(uuid::Uuid::new_v4().to_string());
         object["metadata"]["creationTimestamp"] = json!(now.seconds().to_string());
-        let keys_of_region =
-            Keys { ca_key, ca_certificate: ca.pem().to_owned(), tunnel_key: None };
+        let keys_of_region = Keys { ca_key, ca_certificate: ca.pem().to_owned(), tunnel_key: None };
         let owner = Owner { region: self.region, zone: self.zone, keys: keys_of_region };
         let empty = Backup::of_nothing(owner, incarnation, vec![Object::from_value(object)?], now)
             .map_err(|error| anyhow!("cannot make the region's first state: {error}"))?;

@@ -259,6 +259,76 @@ spec:
 }
 
 #[test]
+fn a_device_that_hands_in_what_it_forged_or_what_is_anothers_is_refused() -> Result<()> {
+    let api = free_port()?;
+    let first = Instance::empty()?;
+    let running = server(&first, &api)?;
+    let kept = tempfile::tempdir()?;
+    let key = kept.path().join("recovery.key");
+    first.run(&format!("region recovery-key --out {}", key.display()))?;
+    let mut honest = Device::join(&first, "attic", "alice")?;
+    let mut liar = Device::join(&first, "shed", "bob")?;
+    for owner in ["alice", "bob"] {
+        first.apply(&format!(
+            "{{apiVersion: v1, kind: Secret, metadata: {{name: word, namespace: {owner}}}, data: {{k: b25l}}}}"
+        ))?;
+    }
+    first.eventually("both keep copies", || {
+        for device in [&honest, &liar] {
+            ensure!(
+                device.copies()?["entries"].as_array().is_some_and(|all| all.iter().any(|one| one["name"] == "word"))
+            );
+        }
+        Ok(())
+    })?;
+    honest.stop();
+    liar.stop();
+    drop(running);
+    drop(first);
+    let copies = |device: &Device| device.instance.path().join("agent/copies.json");
+    let own = std::fs::read_to_string(copies(&liar))?;
+
+    let second = Instance::empty()?;
+    let words = ["region", "recover", "--recovery-key", text(&key), "--data-dir", text(second.path())];
+    command::succeed(second.hearth(words).args(REGION))?;
+    let _running = server(&second, &api)?;
+    // Copies of another owner's, as somebody may have taken them from a disk.
+    std::fs::copy(copies(&honest), copies(&liar))?;
+    liar.start()?;
+    let refused = liar.instance.path().join("agent/copies.refused.json");
+    second.eventually("they are refused", || {
+        ensure!(refused.exists(), "{}", liar.said());
+        Ok(())
+    })?;
+    let log = || std::fs::read_to_string(second.path().join("server.log")).unwrap_or_default();
+    ensure!(log().contains("of no Device of theirs"), "{}", log());
+    ensure!(second.list("secret", "alice")?.is_empty() && second.list("device", "default")?.is_empty());
+    // Its own, with one that it has changed.
+    liar.stop();
+    let forged = own.replacen("b25l", "Zm9yZ2Vk", 1);
+    ensure!(forged != own);
+    std::fs::write(copies(&liar), forged)?;
+    liar.start()?;
+    second.eventually("the rest is taken", || second.get("device", "shed", "default"))?;
+    ensure!(log().contains("the region never signed it like this"), "{}", log());
+    ensure!(second.list("secret", "bob")?.is_empty());
+    second.eventually("people are told", || {
+        let events = second.run("events -A")?;
+        ensure!(events.contains("HandInRefused"), "{events}");
+        Ok(())
+    })?;
+    honest.start()?;
+    second.eventually("the honest one's are taken", || second.get("secret", "word", "alice"))?;
+    // Nobody changes by mistake what all of this hangs on.
+    for line in
+        ["delete configmap region-recovery -n kube-system", "label configmap region-recovery -n kube-system a=b"]
+    {
+        ensure!(second.refused(line)?.contains("forbidden"), "{line}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_recovery_key_is_made_once_and_handed_on_by_itself() -> Result<()> {
     let instance = Instance::up("none")?;
     let file = |name: &str| instance.path().join(name);
@@ -267,8 +337,11 @@ fn a_recovery_key_is_made_once_and_handed_on_by_itself() -> Result<()> {
     let said = instance.refused(&format!("region recovery-key --out {}", file("two").display()))?;
     ensure!(said.contains("--rotate") && !file("two").exists(), "{said}");
     make(&format!("--out {} --rotate {}", file("two").display(), file("one").display()))?;
-    let said = instance
-        .refused(&format!("region recovery-key --out {} --rotate {}", file("three").display(), file("one").display()))?;
+    let said = instance.refused(&format!(
+        "region recovery-key --out {} --rotate {}",
+        file("three").display(),
+        file("one").display()
+    ))?;
     ensure!(said.contains("the region's recovery key is"), "{said}");
     let words = std::fs::read_to_string(file("two"))?;
     ensure!(words.contains("offline") && words.contains("rotation "), "{words}");
@@ -276,7 +349,10 @@ fn a_recovery_key_is_made_once_and_handed_on_by_itself() -> Result<()> {
     instance.eventually("the device follows", || {
         let pinned: Value = serde_json::from_slice(&std::fs::read(&pinned)?)?;
         let trust = &pinned["body"]["trust"];
-        ensure!(trust["rotations"].as_array().is_some_and(|all| all.len() == 1 && all[0]["to"] == trust["key"]), "{trust}");
+        ensure!(
+            trust["rotations"].as_array().is_some_and(|all| all.len() == 1 && all[0]["to"] == trust["key"]),
+            "{trust}"
+        );
         Ok(())
     })?;
     ensure!(instance.refused("region recover --finish")?.contains("nothing to finish"));

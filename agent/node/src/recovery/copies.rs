@@ -111,8 +111,10 @@ mod tests {
     }
 
     fn body(name: &str) -> Vec<u8> {
-        format!(r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}","namespace":"alice","uid":"u"}}}}"#)
-            .into_bytes()
+        format!(
+            r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}","namespace":"alice","uid":"u"}}}}"#
+        )
+        .into_bytes()
     }
 
     fn copies(upto: u64, names: &[&str], sent: &[&str], by: &SigningKey) -> v1::Copies {

@@ -9,10 +9,8 @@ const CHUNK: usize = 512 << 10;
 
 /// The messages of a whole hand-in.
 pub(super) fn messages(kept: &Kept) -> Vec<HandInMessage> {
-    let begin = HandInBegin {
-        trust_json: kept.trust().to_json().into(),
-        manifest_json: kept.manifest().to_json().into(),
-    };
+    let begin =
+        HandInBegin { trust_json: kept.trust().to_json().into(), manifest_json: kept.manifest().to_json().into() };
     let mut messages = vec![Message::Begin(begin)];
     let (mut chunk, mut bytes) = (Vec::new(), 0);
     for body in kept.bodies() {

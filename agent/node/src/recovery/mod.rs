@@ -56,7 +56,10 @@ impl Recovery {
     /// Reads what is on the disk. What cannot be read is told and left alone. Blocks.
     pub(crate) fn open(paths: &Paths, zone: &str) -> Self {
         let told = |error: FileError| {
-            tracing::error!(error = crate::files::chain(&error), "what this device keeps for a recovery of its region cannot be read");
+            tracing::error!(
+                error = crate::files::chain(&error),
+                "what this device keeps for a recovery of its region cannot be read"
+            );
         };
         let state = State {
             pinned: Pinned::load(&paths.recovery()).unwrap_or_else(|error| {
@@ -175,12 +178,18 @@ impl Recovery {
         });
         match believed.await {
             Ok(Some(generation)) => {
-                tracing::warn!(generation, "the region was recovered, by the recovery key that this device pinned: it is followed from now on");
+                tracing::warn!(
+                    generation,
+                    "the region was recovered, by the recovery key that this device pinned: it is followed from now on"
+                );
                 true
             }
             Ok(None) => false,
             Err(error) => {
-                tracing::error!(error = crate::files::chain(&error), "a server says that the region was recovered, and is not believed");
+                tracing::error!(
+                    error = crate::files::chain(&error),
+                    "a server says that the region was recovered, and is not believed"
+                );
                 false
             }
         }
@@ -194,7 +203,12 @@ impl Recovery {
         let answer = answer.unwrap_or_else(|_| Err(Status::new(Reason::Timeout, "the region takes too long")));
         let definite = match &answer {
             Ok(done) => {
-                tracing::warn!(restored = done.restored, known = done.known, refused = done.refused.len(), "handed in the copies of the owner's objects");
+                tracing::warn!(
+                    restored = done.restored,
+                    known = done.known,
+                    refused = done.refused.len(),
+                    "handed in the copies of the owner's objects"
+                );
                 for one in &done.refused {
                     tracing::info!(object = one.object, why = one.why, "a copy was not taken");
                 }

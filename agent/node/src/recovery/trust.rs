@@ -103,8 +103,7 @@ mod tests {
     fn answer(by: &RecoveryKey, generation: u64) -> v1::StatementResponse {
         let ca = rcgen::generate_simple_self_signed(vec!["x".to_owned()]).expect("a certificate").cert;
         let digest = Digest::of(ca.der());
-        let statement =
-            Statement::new(&by.key, ("home", ZONE), generation, "new".into(), digest, Timestamp(0));
+        let statement = Statement::new(&by.key, ("home", ZONE), generation, "new".into(), digest, Timestamp(0));
         v1::StatementResponse {
             statement_json: statement.to_json().into(),
             trust_json: trust(by).to_json().into(),
@@ -116,8 +115,7 @@ mod tests {
     fn the_first_key_is_pinned_and_another_only_by_its_word() {
         let first = Pinned::follow(None, trust(&key(1)), ZONE).expect("the first");
         assert!(Pinned::follow(Some(&first), trust(&key(2)), ZONE).is_err());
-        let rotated =
-            RecoveryKey { rotations: vec![Rotation::new(&key(1).key, key(2).key.public())], ..key(2) };
+        let rotated = RecoveryKey { rotations: vec![Rotation::new(&key(1).key, key(2).key.public())], ..key(2) };
         let second = Pinned::follow(Some(&first), trust(&rotated), ZONE).expect("signed by the first");
         assert_eq!(second.trust.key, key(2).key.public());
         assert!(Pinned::follow(Some(&second), trust(&key(1)), ZONE).is_err(), "no way back");

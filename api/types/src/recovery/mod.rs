@@ -47,7 +47,7 @@ pub use copies::{
 pub use file::{BadKeyFile, MAX_KEY_FILE_BYTES};
 pub use keys::{BadKey, Digest, PublicKey, Signature, SigningKey};
 pub use ledger::{Held, Ledger, Merged, Version};
-pub use record::{MAX_ACCEPT, Record, ledger_key, record_key};
+pub use record::{Record, is_regions_own, ledger_key, record_key};
 pub use statements::{
     Distrust, Endorsement, MAX_ROTATIONS, MAX_STATEMENT_BYTES, MAX_TRUST_BYTES, RecoveryKey, Rotation, Statement, Trust,
 };

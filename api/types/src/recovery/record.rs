@@ -1,15 +1,11 @@
 //! What a region keeps in its store of the recovery key and of its own recovery.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use super::statements::{Statement, Trust};
 use crate::{GroupKind, ObjectKey, Timestamp};
 
 const NAMESPACE: &str = "kube-system";
-/// The longest time in which hand-ins are taken: somebody is away for a summer.
-pub const MAX_ACCEPT: Duration = Duration::from_hours(92 * 24);
 
 /// The ConfigMap with the region's [`Record`].
 pub fn record_key() -> ObjectKey {
@@ -21,6 +17,15 @@ pub fn ledger_key(owner: Option<&str>) -> ObjectKey {
     // A dot is in no owner's name.
     let name = owner.map_or_else(|| "region-recovered.shared".to_owned(), |owner| format!("region-recovered-{owner}"));
     ObjectKey::new(GroupKind::CONFIG_MAP, NAMESPACE, &name)
+}
+
+/// Whether an object is the region's own, of this module, which nobody else is to change or delete.
+pub fn is_regions_own(key: &ObjectKey) -> bool {
+    key.kind == GroupKind::CONFIG_MAP
+        && *key.namespace == *NAMESPACE
+        && ["region-recovery", "region-recovered-", "region-recovered."]
+            .iter()
+            .any(|prefix| key.name.starts_with(prefix))
 }
 
 /// What a region knows of its recovery key, and of its own recovery.
@@ -99,5 +104,8 @@ mod tests {
             assert_eq!(Record::read(&odd), None, "{odd}");
         }
         assert_ne!(ledger_key(Some("shared")), ledger_key(None));
+        let own = [record_key(), ledger_key(None), ledger_key(Some("alice"))];
+        assert!(own.iter().all(is_regions_own));
+        assert!(!is_regions_own(&ObjectKey::new(GroupKind::CONFIG_MAP, "alice", "region-recovery")));
     }
 }

@@ -94,7 +94,9 @@ pub(super) async fn commit(
         let merged = own.now.merge(&hand_in.manifest, false);
         let older = [merged.older, shared.now.merge(&hand_in.manifest, true).older].concat();
         if !known_device(hub, &own.now, &own_device, key).await? {
-            return Err(refuse("the Device with the key that hands them in was removed, or the key was, as others know"));
+            return Err(refuse(
+                "the Device with the key that hands them in was removed, or the key was, as others know",
+            ));
         }
         let mut refused = hand_in.refused.clone();
         older.iter().for_each(|key| refused.add(key, "what was handed in before is newer"));
@@ -205,7 +207,9 @@ async fn forget(hub: &Arc<Hub>, gone: &Held) -> Result<(), Status> {
     let op = Op::Delete { key: gone.key.clone(), expect: Expect::same(&there) };
     let outcome = writer::write(hub, vec![op], false).await.map_err(|error| Status::unavailable(error.message))?;
     match outcome.outcomes.into_iter().next() {
-        Some(Ok(_)) => tracing::info!(object = %gone.key, "forgotten again: it had been deleted before the region was lost"),
+        Some(Ok(_)) => {
+            tracing::info!(object = %gone.key, "forgotten again: it had been deleted before the region was lost")
+        }
         _ => tracing::debug!(object = %gone.key, "changed meanwhile, so it stays"),
     }
     Ok(())

@@ -138,9 +138,7 @@ fn believed(hub: &Hub, record: &Record, begin: &HandInBegin) -> Result<Manifest,
     let manifest = Manifest::from_json(&begin.manifest_json).map_err(|error| refused(error.to_string()))?;
     manifest.check(trust.endorsement.signing_key).map_err(|error| refused(error.to_string()))?;
     let own = (hub.config.region.as_str(), hub.config.zone.as_str());
-    for (region, zone) in
-        [(&trust.endorsement.region, &trust.endorsement.zone), (&manifest.region, &manifest.zone)]
-    {
+    for (region, zone) in [(&trust.endorsement.region, &trust.endorsement.zone), (&manifest.region, &manifest.zone)] {
         if (region.as_str(), zone.as_str()) != own {
             return Err(refused(format!("they are of the region {region} ({zone}), not of {} ({})", own.0, own.1)));
         }

@@ -41,7 +41,9 @@ impl Page {
         for (body, object) in found {
             if entries.len() >= MAX_COPIES || bytes + body.len() > MAX_COPIES_BYTES {
                 tracing::warn!(
-                    owner, objects = all, copied = entries.len(),
+                    owner,
+                    objects = all,
+                    copied = entries.len(),
                     "an owner has more objects than are copied to devices ({MAX_COPIES}, {MAX_COPIES_BYTES} bytes): the others could not be recovered"
                 );
                 break;

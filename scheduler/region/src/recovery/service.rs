@@ -101,11 +101,14 @@ impl Recovery for RecoveryService {
         self.ready()?;
         let record = super::record(&self.hub).filter(|record| record.accepts(self.hub.now()));
         let record = record.ok_or_else(|| {
-            Status::failed_precondition("the region takes no copies: it was not recovered, or the time for that is over")
+            Status::failed_precondition(
+                "the region takes no copies: it was not recovered, or the time for that is over",
+            )
         })?;
-        let _one = self.hand_ins.try_acquire().map_err(|_| {
-            Status::unavailable(format!("{HAND_INS} devices are handing in; try again in a moment"))
-        })?;
+        let _one = self
+            .hand_ins
+            .try_acquire()
+            .map_err(|_| Status::unavailable(format!("{HAND_INS} devices are handing in; try again in a moment")))?;
         let answer = hand_in::take(&self.hub, &record, key, request.into_inner()).await?;
         Ok(Response::new(answer))
     }
@@ -155,7 +158,9 @@ impl Recovery for RecoveryService {
         let now = self.hub.now();
         self.change(|old| {
             let old = old.filter(|old| old.accepts(now));
-            let old = old.ok_or_else(|| Status::failed_precondition("the region takes no copies now; there is nothing to finish"))?;
+            let old = old.ok_or_else(|| {
+                Status::failed_precondition("the region takes no copies now; there is nothing to finish")
+            })?;
             Ok(Record { accept_until: now, ..old })
         })
         .await?;

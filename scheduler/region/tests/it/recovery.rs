@@ -1,7 +1,5 @@
 //! Copies that devices keep, and what a recovered region takes of what they hand in: and of a device that lies.
 
-use std::collections::BTreeMap;
-
 use hearth_proto::v1::{
     Copies, HandInBegin, HandInBodies, HandInMessage, HandInResponse, hand_in_message::Message,
     recovery_client::RecoveryClient, region_message::Message as In,
@@ -61,7 +59,8 @@ async fn recovered() -> Rig {
 }
 
 fn meta(name: &str, namespace: &str) -> Value {
-    let mut meta = json!({"name": name, "uid": format!("u-{name}-{namespace}"), "creationTimestamp": "2026-01-01T00:00:00Z"});
+    let mut meta =
+        json!({"name": name, "uid": format!("u-{name}-{namespace}"), "creationTimestamp": "2026-01-01T00:00:00Z"});
     if !namespace.is_empty() {
         meta["namespace"] = json!(namespace);
     }
@@ -151,10 +150,8 @@ impl Pages {
     }
 
     fn messages(&self) -> Vec<Message> {
-        let begin = HandInBegin {
-            trust_json: self.trust.to_json().into(),
-            manifest_json: self.manifest.to_json().into(),
-        };
+        let begin =
+            HandInBegin { trust_json: self.trust.to_json().into(), manifest_json: self.manifest.to_json().into() };
         let bodies = self.bodies.iter().map(|body| body.clone().into()).collect();
         vec![Message::Begin(begin), Message::Bodies(HandInBodies { bodies })]
     }
@@ -221,17 +218,33 @@ async fn in_whatever_order_devices_come_the_newest_prevails_and_what_was_deleted
         let order = if newest_first { [(&later, NAS), (&before, ATTIC)] } else { [(&before, ATTIC), (&later, NAS)] };
         for (pages, key) in order {
             let done = pages.hand_in(&rig, key).await.expect("taken");
-            let expected: &[&str] = if newest_first && key == ATTIC {
-                &["Secret/alice/deleted", "Secret/alice/word"]
-            } else {
-                &[]
-            };
+            let expected: &[&str] =
+                if newest_first && key == ATTIC { &["Secret/alice/deleted", "Secret/alice/word"] } else { &[] };
             assert_eq!(refusals(&done), expected, "newest first: {newest_first}");
         }
         assert_eq!(word(&rig).await, Some(json!("bmV3")), "newest first: {newest_first}");
         assert!(rig.get(GroupKind::SECRET, "alice", "deleted").await.is_none(), "newest first: {newest_first}");
         assert!(rig.get(GroupKind::SECRET, "alice", "late").await.is_some());
     }
+}
+
+#[tokio::test]
+async fn what_runs_on_a_device_that_has_not_come_back_yet_is_kept() {
+    let rig = recovered().await;
+    let mut with = household();
+    let mut guest = pod();
+    guest["metadata"] = meta("guest", "alice");
+    guest["spec"]["nodeName"] = json!("neighbours");
+    with.push((7, guest.clone()));
+    pages(9, &with).hand_in(&rig, NAS).await.expect("taken");
+    // Its controller has looked at the pod: it looks at those in the order in which they came, and this one comes later.
+    rig.create(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "orphan", "namespace": "alice"},
+        "spec": {"containers": [{"name": "web", "image": "x"}]}}))
+        .await;
+    let scheduled = |pod: &Value| pod["status"]["conditions"].as_array().is_some_and(|all| !all.is_empty());
+    rig.until(GroupKind::POD, "alice", "orphan", "looked at", scheduled).await;
+    let kept = rig.get(GroupKind::POD, "alice", "guest").await.expect("kept");
+    assert!(kept["metadata"].get("deletionTimestamp").is_none(), "{kept}");
 }
 
 #[tokio::test]
@@ -277,7 +290,12 @@ async fn a_device_that_lies_is_refused_and_changes_nothing() {
         ("a signing key of its own", forged_key, NAS, "endorsement is not signed"),
         ("a recovery key of its own", rotated, NAS, "vouched for by the recovery key"),
         ("another region's word", elsewhere, NAS, "are of the region office"),
-        ("another region's list", sound.clone().listing(|list| list.region = "office".into()), NAS, "of the region office"),
+        (
+            "another region's list",
+            sound.clone().listing(|list| list.region = "office".into()),
+            NAS,
+            "of the region office",
+        ),
         ("a list of now", sound.clone().listing(|list| list.generation = GENERATION), NAS, "of generation 5"),
         ("another owner's copies", sound.clone(), FOREIGN, "of no Device of theirs"),
         ("a list without its device", pages(9, &household()[..2]), ATTIC, "of no Device of theirs"),
@@ -305,9 +323,10 @@ async fn a_device_that_lies_is_refused_and_changes_nothing() {
     assert_eq!(word(&rig).await, None);
     // An event tells of it.
     rig.until_list(GroupKind::EVENT, "an event on the Device", |events| {
-        events.iter().map(Object::value).any(|event| {
-            event["reason"] == "HandInRefused" && event["involvedObject"]["name"] == "nas"
-        })
+        events
+            .iter()
+            .map(Object::value)
+            .any(|event| event["reason"] == "HandInRefused" && event["involvedObject"]["name"] == "nas")
     })
     .await;
     // What it left out, another has.
@@ -327,8 +346,7 @@ async fn a_signed_list_brings_nothing_that_is_not_its_owners() {
     let done = pages(9, &odd).hand_in(&rig, NAS).await.expect("the rest is taken");
     let mut refused = refusals(&done);
     refused.sort();
-    let foreign =
-        ["Device.hearth.dev/bobs", "Event/alice/told", "Namespace/bob", "Node/elsewhere", "Secret/bob/word"];
+    let foreign = ["Device.hearth.dev/bobs", "Event/alice/told", "Namespace/bob", "Node/elsewhere", "Secret/bob/word"];
     assert_eq!((refused, done.restored), (foreign.map(str::to_owned).to_vec(), 6));
 }
 
@@ -409,7 +427,13 @@ async fn devices_keep_copies_of_their_owners_objects_and_of_no_others() {
     let list = Manifest::from_json(&first.manifest_json).expect("readable");
     list.check(SigningKey::from_seed(&SIGNING_SEED).public()).expect("signed");
     let names: Vec<String> = list.entries.iter().map(|entry| entry.key.to_string()).collect();
-    for name in ["Device.hearth.dev/nas", "App.hearth.dev/notes", "Install.hearth.dev/alice/photos", "Secret/alice/mine", "Node/nas"] {
+    for name in [
+        "Device.hearth.dev/nas",
+        "App.hearth.dev/notes",
+        "Install.hearth.dev/alice/photos",
+        "Secret/alice/mine",
+        "Node/nas",
+    ] {
         assert!(names.iter().any(|one| one == name), "{name}: {names:?}");
     }
     assert!(names.iter().all(|name| !name.contains("bob") && !name.contains("kube-system")), "{names:?}");
@@ -424,12 +448,14 @@ async fn devices_keep_copies_of_their_owners_objects_and_of_no_others() {
         assert_eq!(next.bodies.len(), news.count());
     }
     // A device that has them already gets nothing; what it is told next is its own heartbeat.
-    let key = rig.get(GroupKind::DEVICE, "", "nas").await.unwrap()["spec"]["keys"][0].as_str().unwrap().parse().unwrap();
+    let key =
+        rig.get(GroupKind::DEVICE, "", "nas").await.unwrap()["spec"]["keys"][0].as_str().unwrap().parse().unwrap();
     let known = hearth_proto::v1::DeviceHello { copies: list.content().0.to_vec().into(), ..hello() };
     let (out, inbound) = FakeDevice::open(rig.address, "nas", key, known).await;
     let mut inbound = inbound.expect("a session");
     let beat = hearth_proto::v1::Heartbeat { sequence: 7 };
-    let beat = hearth_proto::v1::DeviceMessage { message: Some(hearth_proto::v1::device_message::Message::Heartbeat(beat)) };
+    let beat =
+        hearth_proto::v1::DeviceMessage { message: Some(hearth_proto::v1::device_message::Message::Heartbeat(beat)) };
     out.send(beat).await.expect("the session is open");
     let mut hello_seen = false;
     loop {

@@ -303,8 +303,7 @@ fn identify(mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic
         let key = key.parse().map_err(|_| tonic::Status::invalid_argument("key"))?;
         let identity = Identity::Device { name: DeviceName::from(name), owner: "alice".into(), key };
         request.extensions_mut().insert(identity);
-    }
-    else if let Some(key) = text("key") {
+    } else if let Some(key) = text("key") {
         let key = key.parse().map_err(|_| tonic::Status::invalid_argument("key"))?;
         request.extensions_mut().insert(Identity::Stranger { key: Some(key) });
     }
