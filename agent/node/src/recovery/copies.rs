@@ -83,9 +83,10 @@ impl Kept {
                 // Kept byte for byte, since its hash is signed.
                 RawValue::from_string(text).ok().filter(|raw| Digest::of(raw.get().as_bytes()) == entry.sha256)
             });
-            match sent.or_else(here) {
-                Some(body) => drop(bodies.insert(entry.sha256, body)),
-                None => tracing::warn!(object = %entry.key, "the region sent no copy of an object that it lists"),
+            if let Some(body) = sent.or_else(here) {
+                bodies.insert(entry.sha256, body);
+            } else {
+                tracing::warn!(object = %entry.key, "the region sent no copy of an object that it lists");
             }
         }
         Ok(Self { trust: trust.clone(), manifest, bodies })

@@ -159,12 +159,11 @@ impl Recovery {
         let answer = timeout(LOOK, device::statement(region.addresses.clone(), &region.server_name)).await;
         let answer = match answer {
             Ok(Ok(answer)) if !answer.statement_json.is_empty() => answer,
-            Ok(Ok(_)) => return false,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "the server does not say whether the region was recovered");
                 return false;
             }
-            Err(_) => return false,
+            Ok(Ok(_)) | Err(_) => return false,
         };
         let this = self.clone();
         let believed = blocking(move || {

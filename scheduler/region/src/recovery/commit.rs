@@ -53,18 +53,15 @@ impl Kept {
             return Ok(None);
         }
         let text = serde_json::to_string(&self.now).map_err(|error| Status::internal(error.to_string()))?;
-        let action = match &self.base {
-            Some(base) => {
-                let mut value = base.value();
-                value["data"] = json!({LEDGER: text});
-                Action::Update { base: base.clone(), value }
-            }
-            None => {
-                let key = ledger_key(self.owner.as_deref());
-                let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {LEDGER: text},
-                    "metadata": {"name": key.name, "namespace": key.namespace}});
-                Action::Create { object }
-            }
+        let action = if let Some(base) = &self.base {
+            let mut value = base.value();
+            value["data"] = json!({LEDGER: text});
+            Action::Update { base: base.clone(), value }
+        } else {
+            let key = ledger_key(self.owner.as_deref());
+            let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {LEDGER: text},
+                "metadata": {"name": key.name, "namespace": key.namespace}});
+            Action::Create { object }
         };
         writer::to_op(hub, &action).map_err(|error| Status::internal(error.message))
     }
@@ -99,7 +96,9 @@ pub(super) async fn commit(
             ));
         }
         let mut refused = hand_in.refused.clone();
-        older.iter().for_each(|key| refused.add(key, "what was handed in before is newer"));
+        for key in &older {
+            refused.add(key, "what was handed in before is newer");
+        }
         for gone in &merged.gone {
             forget(hub, gone).await?;
         }
@@ -206,11 +205,10 @@ async fn forget(hub: &Arc<Hub>, gone: &Held) -> Result<(), Status> {
     }
     let op = Op::Delete { key: gone.key.clone(), expect: Expect::same(&there) };
     let outcome = writer::write(hub, vec![op], false).await.map_err(|error| Status::unavailable(error.message))?;
-    match outcome.outcomes.into_iter().next() {
-        Some(Ok(_)) => {
-            tracing::info!(object = %gone.key, "forgotten again: it had been deleted before the region was lost")
-        }
-        _ => tracing::debug!(object = %gone.key, "changed meanwhile, so it stays"),
+    if let Some(Ok(_)) = outcome.outcomes.into_iter().next() {
+        tracing::info!(object = %gone.key, "forgotten again: it had been deleted before the region was lost");
+    } else {
+        tracing::debug!(object = %gone.key, "changed meanwhile, so it stays");
     }
     Ok(())
 }

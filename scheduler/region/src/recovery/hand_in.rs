@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use hearth_proto::v1::{HandInBegin, HandInMessage, HandInRefusal, HandInResponse, hand_in_message::Message};
 use hearth_types::{
-    DeviceKey, GroupKind, Object, ObjectKey,
+    DeviceKey, DeviceName, GroupKind, Object, ObjectKey,
     recovery::{Digest, Entry, MAX_COPIES_BYTES, Manifest, Record, Trust, is_shared, rank},
 };
 use tokio::time::timeout;
@@ -88,7 +88,7 @@ pub(super) async fn take(
             Ok(response)
         }
         Err(status) => {
-            tracing::warn!(%key, device = known.as_ref().map(|name| name.as_str()), error = status.message(), "what a device hands in is refused");
+            tracing::warn!(%key, device = known.as_ref().map(DeviceName::as_str), error = status.message(), "what a device hands in is refused");
             hub.metrics.hand_ins_refused.inc();
             tell(true, "HandInRefused", status.message().to_owned());
             Err(status)

@@ -397,9 +397,8 @@ async fn copies_are_taken_by_a_recovered_region_of_a_known_key_and_within_bounds
 
 async fn copies(device: &mut FakeDevice) -> Copies {
     loop {
-        match device.next().await.expect("the session goes on") {
-            In::Copies(copies) => return copies,
-            _ => {}
+        if let In::Copies(copies) = device.next().await.expect("the session goes on") {
+            return copies;
         }
     }
 }
