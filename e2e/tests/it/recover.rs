@@ -138,7 +138,7 @@ fn a_region_that_lost_everything_comes_back_from_three_devices_while_their_apps_
         Ok(())
     })?;
     first.apply(
-        r#"
+        r"
 apiVersion: hearth.dev/v1alpha1
 kind: App
 metadata: {name: web}
@@ -160,7 +160,7 @@ spec:
 {apiVersion: hearth.dev/v1alpha1, kind: Install, metadata: {name: web, namespace: bob}, spec: {app: web}}
 ---
 {apiVersion: v1, kind: Secret, metadata: {name: word, namespace: alice}, stringData: {k: v}}
-"#,
+",
     )?;
     for (name, owner) in [("web", "alice"), ("gone", "alice"), ("web", "bob")] {
         first.wait_ready(name, owner)?;
