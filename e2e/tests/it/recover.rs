@@ -35,7 +35,9 @@ fn server(instance: &Instance, api: &str) -> Result<Process> {
     for flag in ["--listen-gateway", "--listen-dns", "--listen-metrics"] {
         server.args([flag, "127.0.0.1:0"]);
     }
-    let log = std::fs::File::create(instance.path().join("server.log"))?;
+    let logs = instance.path().join("logs");
+    std::fs::create_dir_all(&logs)?;
+    let log = std::fs::File::create(logs.join("server.log"))?;
     let child = server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
     let process = Process(child);
     instance.eventually("the server answers", || instance.run("get ns"))?;
@@ -146,7 +148,7 @@ spec:
   containers:
   - name: web
     image: busybox
-    args: [httpd, -f, -p, '8080', -h, /data]
+    args: [sh, -c, 'trap exit TERM; busybox httpd -f -p 8080 -h /data & wait']
     ports: [{name: http, containerPort: 8080}]
     resources: {limits: {cpu: 100m, memory: 32Mi}}
     volumeMounts: [{name: data, mountPath: /data}]
@@ -178,15 +180,27 @@ spec:
         ensure!(listed(&devices[0], "gone")? && listed(&devices[1], "gone")?);
         Ok(())
     })?;
+    // Not the one that runs it: that one would be waited for.
+    let pods = first.list("pod", "alice")?;
+    let of_it = pods.iter().find(|pod| pod["metadata"]["labels"]["hearth.dev/install"] == "gone").context("its pod")?;
+    if of_it["spec"]["nodeName"] == devices[1].name {
+        devices.swap(0, 1);
+    }
     devices[1].stop();
     first.run("delete install gone -n alice")?;
     first.eventually("the one that is there hears of it", || {
         ensure!(!listed(&devices[0], "gone")?);
         Ok(())
     })?;
-    first.eventually("what was of it is settled", || {
+    first.eventually("what was of it is gone", || {
         let pods = first.list("pod", "alice")?;
-        ensure!(pods.iter().all(|pod| pod["metadata"]["deletionTimestamp"].is_null()) || pods.len() == 2, "{pods:?}");
+        ensure!(pods.len() == 1, "{pods:?}");
+        Ok(())
+    })?;
+    first.eventually("and the device has heard of that too", || {
+        let copies = devices[0].copies()?;
+        let pods = copies["entries"].as_array().context("entries")?.iter().filter(|one| one["kind"]["kind"] == "Pod");
+        ensure!(pods.count() == 1, "{copies}");
         Ok(())
     })?;
     let before = owned(&first)?;
@@ -300,7 +314,7 @@ fn a_device_that_hands_in_what_it_forged_or_what_is_anothers_is_refused() -> Res
         ensure!(refused.exists(), "{}", liar.said());
         Ok(())
     })?;
-    let log = || std::fs::read_to_string(second.path().join("server.log")).unwrap_or_default();
+    let log = || std::fs::read_to_string(second.path().join("logs/server.log")).unwrap_or_default();
     ensure!(log().contains("of no Device of theirs"), "{}", log());
     ensure!(second.list("secret", "alice")?.is_empty() && second.list("device", "default")?.is_empty());
     // Its own, with one that it has changed.

@@ -99,9 +99,7 @@ pub(super) async fn commit(
         for key in &older {
             refused.add(key, "what was handed in before is newer");
         }
-        for gone in &merged.gone {
-            forget(hub, gone).await?;
-        }
+        forget(hub, merged.gone).await?;
         let mut response = HandInResponse::default();
         let mut ops = Vec::new();
         let mut ready: Vec<&Object> = hand_in.objects.values().collect();
@@ -196,19 +194,24 @@ fn plan(there: Option<Object>, object: &Object, held: &Held) -> Result<Plan, Sta
 }
 
 /// Removes what an older hand-in brought and a newer one knows to have been deleted, unless somebody changed it since. Only the region
-/// forgets it: nothing tells a device to delete data.
-async fn forget(hub: &Arc<Hub>, gone: &Held) -> Result<(), Status> {
-    let Some(decided) = gone.decided else { return Ok(()) };
-    let Some(there) = stored(hub, &gone.key).await? else { return Ok(()) };
-    if *there.uid() != gone.uid || Digest::of(&essence(&there)) != decided {
-        return Ok(());
+/// forgets it: nothing tells a device to delete data. Owners go first and all at once, so that no controller makes anew what goes.
+async fn forget(hub: &Arc<Hub>, mut gone: Vec<Held>) -> Result<(), Status> {
+    gone.sort_by_key(|held| rank(&held.key.kind));
+    for _ in 0..TRIES {
+        let mut ops = Vec::new();
+        for held in &gone {
+            let Some(there) = stored(hub, &held.key).await? else { continue };
+            // A status that a controller writes meanwhile changes nothing of that.
+            if *there.uid() == held.uid && held.decided == Some(Digest::of(&essence(&there))) {
+                ops.push(Op::Delete { key: held.key.clone(), expect: Expect::same(&there) });
+            }
+        }
+        if ops.is_empty() {
+            return Ok(());
+        }
+        let count = ops.len();
+        writer::write(hub, ops, false).await.map_err(|error| Status::unavailable(error.message))?;
+        tracing::info!(objects = count, "forgetting what had been deleted before the region was lost");
     }
-    let op = Op::Delete { key: gone.key.clone(), expect: Expect::same(&there) };
-    let outcome = writer::write(hub, vec![op], false).await.map_err(|error| Status::unavailable(error.message))?;
-    if let Some(Ok(_)) = outcome.outcomes.into_iter().next() {
-        tracing::info!(object = %gone.key, "forgotten again: it had been deleted before the region was lost");
-    } else {
-        tracing::debug!(object = %gone.key, "changed meanwhile, so it stays");
-    }
-    Ok(())
+    Err(Status::aborted("what had been deleted is changed by others all the time; try again"))
 }
