@@ -54,8 +54,7 @@ fn free_port() -> Result<u16> {
 impl Etcd {
     fn start() -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let ports: Vec<(u16, u16)> =
-            (0..3).map(|_| Ok((free_port()?, free_port()?))).collect::<Result<_>>()?;
+        let ports: Vec<(u16, u16)> = (0..3).map(|_| Ok((free_port()?, free_port()?))).collect::<Result<_>>()?;
         let cluster: Vec<String> =
             ports.iter().enumerate().map(|(n, (_, peer))| format!("m{n}=http://127.0.0.1:{peer}")).collect();
         let mut etcd = Self { members: Vec::new(), endpoints: Vec::new(), _dir: dir };
