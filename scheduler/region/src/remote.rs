@@ -97,7 +97,7 @@ pub(crate) async fn run(hub: Arc<Hub>) {
         // Dropped with a leader that is it no longer.
         tokio::select! {
             () = following => {}
-            Some(()) = other(&mut changes, &leader) => {}
+            Some(()) = other(&mut changes, leader.as_ref()) => {}
         }
         hub.remote.known().clear();
     }
@@ -106,11 +106,11 @@ pub(crate) async fn run(hub: Arc<Hub>) {
 /// Waits until another server leads than this one.
 async fn other(
     changes: &mut (impl futures_core::Stream<Item = hearth_types::group::Leadership> + Unpin),
-    known: &Option<Server>,
+    known: Option<&Server>,
 ) -> Option<()> {
     loop {
         let next = changes.next().await?;
-        if next.leader != *known {
+        if next.leader.as_ref() != known {
             return Some(());
         }
     }

@@ -39,18 +39,14 @@ impl Devices for DevicesService {
             return Err(Status::unavailable(format!("region {} is starting; try again", self.hub.config.region)));
         }
         let (outbox, stream) = outbox::new();
-        match self.hub.lead() {
+        if let Some(lead) = self.hub.lead() {
             // Ends with the stream, the session's end, the time of leading or the hub's shutdown; a panic ends the stream alone.
-            Some(lead) => {
-                let session = run::session(Arc::clone(&self.hub), name, key, request.into_inner(), outbox, lead);
-                tokio::spawn(session);
-            }
-            None => {
-                let goodbye = self.hub.goodbye(
-                    "this server of the region does not lead; devices have their sessions with the one that does",
-                );
-                outbox.close(Some(Ok(RegionMessage { message: Some(Message::Goodbye(goodbye)) })));
-            }
+            tokio::spawn(run::session(Arc::clone(&self.hub), name, key, request.into_inner(), outbox, lead));
+        } else {
+            let goodbye = self
+                .hub
+                .goodbye("this server does not lead the region; devices have their sessions with the one that does");
+            outbox.close(Some(Ok(RegionMessage { message: Some(Message::Goodbye(goodbye)) })));
         }
         Ok(Response::new(stream))
     }

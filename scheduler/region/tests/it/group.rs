@@ -271,6 +271,25 @@ async fn only_servers_may_ask_for_devices_and_only_the_leader_answers() {
     assert_eq!(Some(answer.session), one.handle.dial_notifier().session_of(&DeviceName::from("nas")));
 }
 
+#[tokio::test]
+async fn a_leader_that_is_cut_off_from_the_others_keeps_no_device() {
+    let (_cluster, [one, _two, _three]) = three(Timing::default()).await;
+    let mut device = one.connected("nas").await;
+    let (name, notifier) = (DeviceName::from("nas"), one.handle.dial_notifier());
+    let before = notifier.session_of(&name);
+    one.store.cut_off.store(true, Ordering::Relaxed);
+    let told = goodbye(&mut device).await;
+    assert_eq!(told.leader, "", "it cannot know which one does");
+    assert_eq!(told.servers.len(), 3, "but one of these");
+    assert!(!one.handle.is_leading());
+    // Nobody else was elected: it goes on for the same term, and no session has the number of an earlier one.
+    one.store.cut_off.store(false, Ordering::Relaxed);
+    one.leading().await;
+    let _back = FakeDevice::connect(one.address, "nas", key_of("nas")).await;
+    let after = notifier.session_of(&name);
+    assert!(after > before, "{before:?} and then {after:?}");
+}
+
 /// Devices of the test below, and how many share a connection.
 const MANY: usize = 1000;
 const ON_ONE_CONNECTION: usize = 100;

@@ -18,7 +18,9 @@ pub(crate) struct MemoryStore {
     revision: watch::Sender<Revision>,
     /// Refuses every write while set.
     pub(crate) broken: std::sync::atomic::AtomicBool,
-    /// How many it refused so.
+    /// Refuses linearizable reads while set, as for a leader that is cut off from the others.
+    pub(crate) cut_off: std::sync::atomic::AtomicBool,
+    /// How many writes it refused.
     pub(crate) refused: watch::Sender<usize>,
     pub(crate) writes: std::sync::atomic::AtomicU64,
     /// Refuses transactions with such an operation, for good.
@@ -37,6 +39,7 @@ impl MemoryStore {
             state: Arc::new(Mutex::new(state)),
             revision: watch::Sender::new(Revision::ZERO),
             broken: false.into(),
+            cut_off: false.into(),
             refused: watch::Sender::new(0),
             writes: 0.into(),
             refuses: Mutex::new(None),
@@ -55,8 +58,13 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn get<'a>(&'a self, key: &'a ObjectKey, _: Consistency) -> BoxFuture<'a, Result<Option<Object>, Status>> {
-        Box::pin(async move { Ok(self.state().get(key).cloned()) })
+    fn get<'a>(&'a self, key: &'a ObjectKey, read: Consistency) -> BoxFuture<'a, Result<Option<Object>, Status>> {
+        Box::pin(async move {
+            if read == Consistency::Linearizable && self.cut_off.load(std::sync::atomic::Ordering::Relaxed) {
+                return Err(Status::unavailable("the test cut the leader off"));
+            }
+            Ok(self.state().get(key).cloned())
+        })
     }
 
     fn list<'a>(
