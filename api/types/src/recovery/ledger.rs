@@ -173,7 +173,9 @@ mod tests {
         now.generation = 2;
         for order in [[&lost, &now], [&now, &lost]] {
             let mut ledger = Ledger::default();
-            order.iter().for_each(|one| drop(ledger.merge(one, false)));
+            for one in order {
+                ledger.merge(one, false);
+            }
             assert_eq!(names(&ledger), [("a".into(), 15)]);
         }
     }
@@ -198,7 +200,11 @@ mod tests {
     fn page(history: &[(u8, bool)], upto: usize, seen: usize) -> Manifest {
         let mut objects: BTreeMap<u8, u64> = BTreeMap::new();
         for (revision, (name, there)) in history[..seen.min(history.len())].iter().enumerate() {
-            if *there { drop(objects.insert(*name, revision as u64 + 1)) } else { drop(objects.remove(name)) }
+            if *there {
+                objects.insert(*name, revision as u64 + 1);
+            } else {
+                objects.remove(name);
+            }
         }
         let entries: Vec<(String, u64)> =
             objects.into_iter().map(|(name, revision)| (format!("c{name}"), revision)).collect();
