@@ -6,7 +6,7 @@ SHELL := /bin/bash
 # Where `hearth up` keeps everything; another one runs beside it.
 DATA_DIR ?= /var/lib/hearth
 
-.PHONY: help up down build test verify fix bench fuzz
+.PHONY: help up down build test verify fix bench fuzz sim
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
@@ -28,6 +28,7 @@ test: ## every test, those with real containers included
 	cargo build --locked -p hearth
 	@scripts/example-image.sh debug
 	cargo nextest run --locked --workspace $(TESTS)
+	cargo nextest run --locked -p hearth-e2e --features sabotage --lib -E 'test(sim::tests::bugs)'
 
 verify: ## what CI holds every change to: format, clippy, licences, the house's arrows
 	cargo fmt --all --check
@@ -49,3 +50,10 @@ bench: ## figures beside a peer's; NAME=... for one
 fuzz: ## fuzz a decoder: TARGET=... SECONDS=60; without a target, lists them
 	@scripts/deps.sh build fuzz
 	@scripts/fuzz.sh $(TARGET) $(SECONDS)
+
+# The runs of `make sim`, and the seed to begin with.
+RUNS ?= 300
+FIRST ?= 0
+
+sim: ## simulated groups of servers in virtual time; SEED=... for one with its trace, RUNS=... for many
+	cargo run --locked -q -p hearth-e2e --bin sim -- $(if $(SEED),seed $(SEED),runs $(RUNS) $(FIRST))

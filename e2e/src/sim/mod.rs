@@ -60,8 +60,6 @@ const FORMING: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(20);
 /// What each watcher watches.
 const WATCHERS: [&str; 3] = ["", "a/", ""];
-/// How much larger objects are made in some runs, in bytes.
-const HUGE: usize = 1_400_000;
 /// The client that reads at the end.
 const READER: u64 = 1_000;
 
@@ -177,10 +175,7 @@ async fn form(cluster: &Arc<Cluster>, servers: u64) {
 }
 
 async fn play(cluster: &Arc<Cluster>, dice: &mut Dice) {
-    // Some runs with objects so large that the history holds a few dozen changes only, and watchers fall behind it.
-    let huge = dice.chance(40);
-    let padding = if huge { HUGE } else { *dice.pick(&[0, 0, 700]) };
-    let workload = Workload::new(Arc::clone(cluster), padding);
+    let workload = Workload::new(Arc::clone(cluster), *dice.pick(&[0, 0, 700]));
     cluster.notebook.note(|seen| {
         seen.watches = WATCHERS.map(|prefix| Watched { prefix: prefix.into(), sights: Vec::new() }).into();
     });
@@ -194,7 +189,7 @@ async fn play(cluster: &Arc<Cluster>, dice: &mut Dice) {
         clients.spawn(Arc::clone(&workload).client(number, dice.fork(), pause));
     }
     cluster.network.set_weather(faults::weather(dice));
-    let events = if huge { 4 } else { *dice.pick(&[6, 12, 20]) };
+    let events = *dice.pick(&[6, 12, 20]);
     Faults::new(Arc::clone(cluster), dice.fork()).rage(events).await;
 
     heal(cluster).await;

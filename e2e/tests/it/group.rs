@@ -13,6 +13,7 @@ use hearth_e2e::{
     instance::Instance,
     server::{PATIENCE, Server, place, three},
 };
+use serde_json::Value;
 
 /// How long a write may take that meets an election: the figures ask for 3 s, on a machine that does nothing else.
 const ELECTION: Duration = Duration::from_secs(20);
