@@ -158,9 +158,13 @@ pub(crate) async fn recover(context: &Context, args: &RegionRecover) -> Result<(
         "made the region {region} (zone {zone}) anew, at generation {generation}, under the recovery key {signed}"
     ));
     output::note(&format!(
-        "start it at the address of the one before with: hearth server --data-dir {} --region {region} --zone {zone}",
+        "start it at an address of one of the servers before with: hearth server --data-dir {} --region {region} --zone {zone}",
         data.root().display()
     ));
+    output::note(
+        "stop what may be left of those servers: they cannot come back. For several servers have others join, with an empty data directory each \
+         (hearth token create --server)",
+    );
     output::note(&format!(
         "devices that come back hand in what they have, for {} days or until `hearth region recover --finish`; clients need the new client.yaml",
         args.accept_days

@@ -7,8 +7,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use hearth_e2e::{
-    command,
+    command, eventually,
     instance::{Instance, binary},
+    server::{PATIENCE, Server, three},
 };
 use serde_json::Value;
 
@@ -339,6 +340,78 @@ fn a_device_that_hands_in_what_it_forged_or_what_is_anothers_is_refused() -> Res
     {
         ensure!(second.refused(line)?.contains("forbidden"), "{line}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_region_of_several_servers_that_lost_all_of_them_is_recovered_and_has_several_again() -> Result<()> {
+    let lost = three()?;
+    let kept = tempfile::tempdir()?;
+    let key = kept.path().join("recovery.key");
+    lost[1].instance.run(&format!("region recovery-key --out {}", key.display()))?;
+    let early = Device::join(&lost[0].instance, "attic", "alice")?;
+    let mut late = Device::join(&lost[2].instance, "shed", "bob")?;
+    for owner in ["alice", "bob"] {
+        lost[0].instance.apply(&format!(
+            "{{apiVersion: v1, kind: Secret, metadata: {{name: word, namespace: {owner}}}, data: {{k: b25l}}}}"
+        ))?;
+    }
+    eventually("both keep copies", PATIENCE, || {
+        for device in [&early, &late] {
+            let copies = device.copies()?;
+            ensure!(copies["entries"].as_array().is_some_and(|all| all.iter().any(|one| one["name"] == "word")));
+        }
+        Ok(())
+    })?;
+    // Devices know all three, and the region comes back at the address of one of them.
+    let api = lost[1].api.clone();
+    late.stop();
+    drop(lost);
+    let first = Instance::empty()?;
+    let words = ["region", "recover", "--recovery-key", text(&key), "--data-dir", text(first.path())];
+    command::succeed(first.hearth(words).args(REGION))?;
+    let running = server(&first, &api)?;
+    first.eventually("the device found it", || {
+        ensure!(first.get("secret", "word", "alice").is_ok(), "{}", early.said());
+        Ok(())
+    })?;
+
+    // Others join, under numbers of their own, and can lead.
+    let joined = |by: &Instance| Server::start(Some(by.run("token create --server")?.trim()));
+    let (second, third) = (joined(&first)?, joined(&first)?);
+    second.all_well(&[1, 2, 3])?;
+    first.run("region transfer-leader 2")?;
+    eventually("another one leads", PATIENCE, || {
+        ensure!(third.leader()? == 2);
+        Ok(())
+    })?;
+    // One that comes now knows the follower alone: it is told there what the region is, and hands in where it leads.
+    late.start()?;
+    eventually("the other device is back", PATIENCE, || {
+        ensure!(third.instance.get("secret", "word", "bob").is_ok(), "{}\n---\n{}", late.said(), second.log());
+        Ok(())
+    })?;
+    drop(running);
+    drop(first);
+    eventually("both are connected without the server that was made anew", PATIENCE, || {
+        let ready = third.instance.run("get nodes")?;
+        ensure!(ready.lines().filter(|line| line.contains(" Ready")).count() == 2, "{ready}");
+        Ok(())
+    })?;
+    for owner in ["alice", "bob"] {
+        third.instance.apply(&format!(
+            "{{apiVersion: v1, kind: Secret, metadata: {{name: new, namespace: {owner}}}, data: {{k: b25l}}}}"
+        ))?;
+    }
+    eventually("whoever leads signs the copies", PATIENCE, || {
+        for device in [&early, &late] {
+            let copies = device.copies()?;
+            let new = copies["entries"].as_array().is_some_and(|all| all.iter().any(|one| one["name"] == "new"));
+            ensure!(new && copies["generation"].as_u64() > Some(0), "{copies}\n{}", device.said());
+        }
+        Ok(())
+    })?;
+    third.instance.run("region recover --finish")?;
     Ok(())
 }
 

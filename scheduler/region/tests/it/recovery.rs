@@ -1,9 +1,10 @@
 //! Copies that devices keep, and what a recovered region takes of what they hand in: and of a device that lies.
 
 use hearth_proto::v1::{
-    Copies, HandInBegin, HandInBodies, HandInMessage, HandInResponse, hand_in_message::Message,
+    Copies, FinishRequest, HandInBegin, HandInBodies, HandInMessage, HandInResponse, hand_in_message::Message,
     recovery_client::RecoveryClient, region_message::Message as In,
 };
+use hearth_region::Timing;
 use hearth_types::{
     DeviceKey, GroupKind, Object, Revision, Timestamp,
     recovery::{
@@ -13,7 +14,10 @@ use hearth_types::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{FakeDevice, Rig, SIGNING_SEED, ZONE, hello};
+use crate::{
+    group::three,
+    support::{FakeDevice, PATIENCE, Rig, SIGNING_SEED, ZONE, hello},
+};
 
 fn operator() -> RecoveryKey {
     RecoveryKey { key: SigningKey::from_seed(&[1; 32]), rotations: Vec::new() }
@@ -446,9 +450,13 @@ async fn devices_keep_copies_of_their_owners_objects_and_of_no_others() {
         let news = list.entries.iter().filter(|entry| before.entries.iter().all(|old| old.sha256 != entry.sha256));
         assert_eq!(next.bodies.len(), news.count());
     }
-    // A device that has them already gets nothing; what it is told next is its own heartbeat.
     let key =
         rig.get(GroupKind::DEVICE, "", "nas").await.unwrap()["spec"]["keys"][0].as_str().unwrap().parse().unwrap();
+    has_them_already(&rig, key, &list).await;
+}
+
+/// A device that has copies already gets none; what it is told next is its own heartbeat.
+async fn has_them_already(rig: &Rig, key: DeviceKey, list: &Manifest) {
     let known = hearth_proto::v1::DeviceHello { copies: list.content().0.to_vec().into(), ..hello() };
     let (out, inbound) = FakeDevice::open(rig.address, "nas", key, known).await;
     let mut inbound = inbound.expect("a session");
@@ -469,6 +477,59 @@ async fn devices_keep_copies_of_their_owners_objects_and_of_no_others() {
         }
     }
     assert!(hello_seen);
+}
+
+/// Asks until the answer is as wanted: a server's caches may be a moment behind its store.
+async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "never {what}");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn of_several_servers_the_one_that_leads_takes_copies_and_the_others_say_where_it_is() {
+    let (cluster, [one, two, third]) = three(Timing::default()).await;
+    set_record(&one, true).await;
+    let pages = pages(9, &household());
+    let mut follower = RecoveryClient::connect(format!("http://{}", two.address)).await.unwrap();
+    // Whoever is asked answers for the region: nothing that it says is secret.
+    let statement = until("said by a follower", async || {
+        let said = follower.statement(hearth_proto::v1::StatementRequest {}).await.expect("answered").into_inner();
+        Statement::from_json(&said.statement_json).ok()
+    });
+    assert_eq!(statement.await.generation, GENERATION);
+    let status = pages.hand_in(&two, NAS).await.expect_err("it does not lead");
+    assert!(status.code() == tonic::Code::Unavailable && status.message().contains(&cluster.address(1)), "{status:?}");
+    let done = until("taken", async || pages.hand_in(&one, NAS).await.ok()).await;
+    assert_eq!((done.restored, done.refused.len()), (6, 0), "{done:?}");
+
+    // The next one knows what was taken.
+    cluster.elect(Some(2));
+    two.leading().await;
+    pages.hand_in(&one, ATTIC).await.expect_err("it leads no longer");
+    let again = pages.hand_in(&two, ATTIC).await.expect("taken");
+    assert_eq!((again.restored, again.known), (0, 6), "{again:?}");
+    // A device has its session there, and keeps what the one after signs as well.
+    let mut nas = FakeDevice::connect(two.address, "nas", NAS).await;
+    let mut list = Manifest::from_json(&copies(&mut nas).await.manifest_json).expect("readable");
+    while list.entries.iter().all(|entry| entry.key.kind != GroupKind::NODE) {
+        list = Manifest::from_json(&copies(&mut nas).await.manifest_json).expect("readable");
+    }
+    cluster.elect(Some(3));
+    third.leading().await;
+    has_them_already(&third, NAS, &list).await;
+
+    // An admin ends it at any of them.
+    let mut request = tonic::Request::new(FinishRequest {});
+    request.metadata_mut().insert("admin", "anna".parse().unwrap());
+    follower.finish(request).await.expect("finished");
+    let status = until("finished", async || pages.hand_in(&third, NAS).await.err()).await;
+    assert_eq!(status.code(), tonic::Code::FailedPrecondition, "{status:?}");
 }
 
 #[tokio::test]
