@@ -4,7 +4,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "hearth/v1/object.proto",
     "hearth/v1/resources.proto",
     "hearth/v1/pods.proto",
@@ -13,6 +13,7 @@ const FILES: [&str; 8] = [
     "hearth/v1/dials.proto",
     "hearth/v1/peers.proto",
     "hearth/v1/raft.proto",
+    "hearth/v1/recovery.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

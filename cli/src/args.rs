@@ -13,7 +13,8 @@ pub(crate) use change::{
     Scale, Taint,
 };
 pub(crate) use region::{
-    Region, RegionBackup, RegionInspect, RegionMembers, RegionRemove, RegionRestore, RegionTransfer,
+    Region, RegionBackup, RegionInspect, RegionMembers, RegionRecover, RegionRecoveryKey, RegionRemove, RegionRestore,
+    RegionTransfer,
 };
 pub(crate) use view::{
     ApiResources, Completion, Describe, Events, Exec, Explain, Get, Logs, Rollout, RolloutStatus, Shell, Version, Wait,

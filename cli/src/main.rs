@@ -105,6 +105,8 @@ async fn client_verb(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Region(Region::Members(args)) => verbs::members::list(context, &args).await?,
         Command::Region(Region::Remove(args)) => verbs::members::remove(context, &args).await?,
         Command::Region(Region::TransferLeader(args)) => verbs::members::transfer_leader(context, &args).await?,
+        Command::Region(Region::RecoveryKey(args)) => verbs::region_recover::key(context, &args).await?,
+        Command::Region(Region::Recover(args)) => verbs::region_recover::recover(context, &args).await?,
         Command::Region(Region::Inspect(_))
         | Command::Up(_)
         | Command::Down(_)

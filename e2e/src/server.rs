@@ -171,4 +171,3 @@ pub fn three() -> Result<Vec<Server>> {
 pub fn place(id: u64) -> usize {
     id as usize - 1
 }
-

@@ -27,6 +27,7 @@ use crate::{
     ingress::{Ingress, IngressError},
     manager,
     metrics::Metrics,
+    recovery::Recovery,
     servers::Servers,
     session::{Roster, Session},
     shared::{Pods, Shared, blocking},
@@ -226,11 +227,14 @@ impl Agent {
 
         let mut tasks = JoinSet::new();
         let (manager, service) = manager::new(Arc::clone(&shared), ingress.clone(), desired);
+        let (zone, stored) = (identity.zone().to_owned(), shared.paths.clone());
+        let recovery = blocking(move || Recovery::open(&stored, &zone)).await;
         let door = door::Door::new(Arc::clone(&shared), config.registry);
         let session = Session {
             shared: Arc::clone(&shared),
             servers: Servers::load(servers, config.server, identity.addresses()),
             identity,
+            recovery,
             manager,
             ingress: ingress.clone(),
             tunnel: tunnel.clone(),

@@ -80,6 +80,8 @@ pub(crate) struct Change {
     pub(crate) vanished: Vec<Object>,
     /// Something beyond statuses and revisions changed.
     pub(crate) matters: bool,
+    /// Something that the region had forgotten is its own again: it knows no status of it.
+    pub(crate) returned: bool,
     /// How many objects are kept from now on that the region has forgotten.
     pub(crate) kept: usize,
 }
@@ -187,6 +189,20 @@ impl Desired {
         true
     }
 
+    /// The region was made anew by its operator, as this incarnation. From then on that one is believed, in all but what it does not mention: it
+    /// has lost everything, and gets back from its devices what they have. `false` where that is known already.
+    pub(crate) fn region_recovered(&mut self, incarnation: &Incarnation) -> bool {
+        if *incarnation == self.incarnation {
+            return false;
+        }
+        self.incarnation = incarnation.clone();
+        if self.known {
+            (self.lost.unsettled, self.lost.seen) = (true, self.revision);
+        }
+        self.revision = Revision::ZERO;
+        true
+    }
+
     /// Takes what the region says, unless it must not be believed. Nothing is written yet: see [`Self::file`].
     pub(crate) fn accept(&mut self, from: &Incarnation, message: &v1::Desired) -> Result<Change, Refusal> {
         let offered = Revision(message.revision);
@@ -213,7 +229,10 @@ impl Desired {
                 Err(why) => tracing::error!(object = %key, why, "the region sent an object that cannot be read"),
             }
         }
+        let kept = self.lost.kept.len();
         self.lost.kept.retain(|key| !named.contains(key));
+        change.returned = self.lost.kept.len() < kept;
+        change.matters |= change.returned;
         if message.full {
             let gone: Vec<ObjectKey> = self.objects.keys().filter(|key| !named.contains(*key)).cloned().collect();
             if std::mem::take(&mut self.lost.unsettled) {
@@ -448,6 +467,26 @@ mod tests {
             ("hearth.dev/v1alpha1".into(), "Device".into(), String::new());
         let change = third.accept(&"one".into(), &full(23, [old(), vec![device]].concat())).expect("accepted");
         assert_eq!(change.vanished.iter().map(Object::name).collect::<Vec<_>>(), ["new"]);
+    }
+
+    #[test]
+    fn a_region_that_was_recovered_is_followed_in_all_but_what_it_does_not_mention() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut first = desired(&dir);
+        let both = || vec![object("Pod", "a", &json!({})), object("Pod", "b", &json!({}))];
+        first.accept(&"one".into(), &full(9, both())).expect("accepted");
+        assert!(first.region_recovered(&"two".into()) && !first.region_recovered(&"two".into()));
+        first.file().write().expect("written");
+        let mut second = desired(&dir);
+        assert_eq!((second.incarnation().as_str(), second.revision()), ("two", Revision::ZERO));
+        assert!(matches!(second.accept(&"one".into(), &full(99, vec![])), Err(Refusal::OtherIncarnation { .. })));
+        let change = second.accept(&"two".into(), &full(3, vec![])).expect("accepted");
+        assert_eq!((change.kept, change.vanished.len(), change.returned), (2, 0, false));
+        // Others hand in what this device could not.
+        let change = second.accept(&"two".into(), &full(4, vec![object("Pod", "a", &json!({}))])).expect("accepted");
+        assert_eq!((change.vanished.len(), change.returned), (0, true));
+        let change = second.accept(&"two".into(), &full(5, vec![])).expect("accepted");
+        assert_eq!(change.vanished.iter().map(Object::name).collect::<Vec<_>>(), ["a"]);
     }
 
     #[test]

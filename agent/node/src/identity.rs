@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Paths,
     files::{self, FileError, Format},
+    recovery::Recovery,
 };
 
 const FORMAT: Format = Format { magic: "hearth-agent-identity", version: 1, max_bytes: 64 << 10 };
@@ -217,6 +218,9 @@ pub async fn join(options: JoinOptions) -> Result<Joined, IdentityError> {
             .map_err(|_| IdentityError::Key("the region's CA is no PEM".into()))?,
     };
     FORMAT.write(&paths.identity(), &stored, true)?;
+    // The region as it is now is the one that was joined.
+    Recovery::joined(&paths, &stored.zone, &answer.trust_json)
+        .map_err(|error| IdentityError::Key(files::chain(&error)))?;
     Ok(Joined { device: stored.device, key: key.key(), owner: stored.owner, zone: stored.zone })
 }
 

@@ -7,6 +7,7 @@
 //! | `manager` | which pods there are; claims; what an agent before left behind |
 //! | `pod` | one worker a pod: drives its machine (`hearth-pod`) and carries out its commands |
 //! | `house` | removes deleted data and unused images, tells what keeps the machine from its work |
+//! | `recovery` | what is kept for the day on which the region has lost everything |
 //! | `session` | the stream to the region: heartbeats, statuses until acknowledged, dials, certificates |
 //! | `door` | logs, exec and metrics for the region's servers, over a stream of the tunnel |
 //! | `ingress` | keys made here, TLS, HTTP to the pods |
@@ -35,6 +36,7 @@ mod manager;
 mod metrics;
 mod paths;
 mod pod;
+mod recovery;
 mod reporter;
 mod servers;
 mod session;

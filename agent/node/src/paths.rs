@@ -25,6 +25,12 @@ paths! {
     servers = "servers.json",
     /// What the region last said should run.
     desired = "desired.json",
+    /// The region's recovery key, and the region's CA since it was recovered.
+    recovery = "recovery.json",
+    /// Signed copies of the owner's objects.
+    copies = "copies.json",
+    /// Copies that a recovered region refused.
+    copies_refused = "copies.refused.json",
     /// What the agent knows of its pods beyond what runs.
     pods = "pods",
     /// Which user ids each pod has on the host.

@@ -27,6 +27,7 @@ use crate::{
     identity::{Identity, IdentityError},
     ingress::Ingress,
     manager::Manager,
+    recovery::Recovery,
     servers::Servers,
     shared::{Shared, blocking},
 };
@@ -94,6 +95,7 @@ impl Roster {
 pub(crate) struct Session {
     pub(crate) shared: Arc<Shared>,
     pub(crate) identity: Identity,
+    pub(crate) recovery: Recovery,
     pub(crate) servers: Servers,
     pub(crate) manager: Manager,
     pub(crate) ingress: Ingress,
@@ -118,6 +120,8 @@ enum End {
     Version(u32),
     #[error("{0}")]
     Refused(hearth_types::Status),
+    #[error("the server is not the one that this device trusts: {0}")]
+    Untrusted(hearth_types::Status),
     #[error("the region ended the session")]
     Closed,
     #[error("the region ended the session: {reason}")]
@@ -126,6 +130,8 @@ enum End {
     Silent(u64),
     #[error("the region knows less than it did; asking it again")]
     Behind,
+    #[error("the copies of the owner's objects are handed in; beginning anew")]
+    HandedIn,
     #[error("no server of the region is known")]
     NoServer,
     #[error("the agent ends")]
@@ -138,10 +144,12 @@ impl End {
             Self::Identity(_) | Self::Device(_) | Self::NoServer => "device",
             Self::NoHello { .. } | Self::NotHello | Self::Version(_) => "hello",
             Self::Refused(_) => "refused",
+            Self::Untrusted(_) => "untrusted",
             Self::Closed => "closed",
             Self::Goodbye { .. } => "goodbye",
             Self::Silent(_) => "silent",
             Self::Behind => "behind",
+            Self::HandedIn => "handed_in",
             Self::Shutdown => "shutdown",
         }
     }
@@ -155,6 +163,8 @@ struct Round {
     held: Option<Duration>,
     /// A server answered that another one is to lead.
     is_there: bool,
+    /// A server said that the region was recovered, and is believed: all are to be tried anew.
+    recovered: bool,
 }
 
 impl Session {
@@ -163,9 +173,12 @@ impl Session {
         let mut failures = 0_u32;
         let mut told = String::new();
         loop {
-            let Round { end, held, is_there } = self.round(failures).await;
+            let Round { end, held, is_there, recovered } = self.round(failures).await;
             if matches!(end, End::Shutdown) {
                 return;
+            }
+            if recovered {
+                continue;
             }
             failures = if held.is_some_and(|held| held >= STABLE) { 0 } else { failures.saturating_add(1) };
             let asked = if let End::Goodbye { pause, .. } = &end { *pause } else { Duration::ZERO };
@@ -194,7 +207,7 @@ impl Session {
             if has_others { FIRST_HELLO_TIMEOUT + Duration::from_secs(failures.into()) } else { HELLO_TIMEOUT };
         let patience = patience.min(HELLO_TIMEOUT);
         let mut tried: Vec<String> = Vec::new();
-        let mut round = Round { end: End::NoServer, held: None, is_there: false };
+        let mut round = Round { end: End::NoServer, held: None, is_there: false, recovered: false };
         // A leader that is named may be none that is known. So many are tried in one round, whatever they name.
         while let Some(server) = next.pop_front()
             && tried.len() < MAX_TRIED
@@ -226,8 +239,11 @@ impl Session {
                     None => {}
                 }
             }
+            if matches!(end, End::Untrusted(_)) {
+                round.recovered = self.recovery.look(&self.region(&server, has_others)).await;
+            }
             round.end = end;
-            if round.held.is_some() || matches!(round.end, End::Shutdown) {
+            if round.recovered || round.held.is_some() || matches!(round.end, End::Shutdown) {
                 break;
             }
         }
@@ -241,6 +257,21 @@ impl Session {
         serde_json::to_vec(&info).unwrap_or_default()
     }
 
+    /// The region as this device knows it now, by one of its servers.
+    fn region(&self, server: &str, has_others: bool) -> device::Region {
+        self.recovery.of(self.identity.region(server, has_others, self.shared.now()))
+    }
+
+    /// What the region says of its recovery key.
+    async fn believe(&self, trust_json: bytes::Bytes) {
+        if let Err(error) = self.recovery.told(trust_json).await {
+            tracing::error!(
+                error = chain(&error),
+                "the region's recovery key is not the one that was pinned, or cannot be kept"
+            );
+        }
+    }
+
     /// Opens a session with a server.
     async fn open(
         &mut self,
@@ -248,9 +279,15 @@ impl Session {
         has_others: bool,
         patience: Duration,
     ) -> Result<(Live<'_>, tonic::Streaming<v1::RegionMessage>, Duration), End> {
+        if let Some(incarnation) = self.recovery.incarnation() {
+            self.manager.region_recovered(&incarnation).await.ok_or(End::Shutdown)?;
+        }
         let (incarnation, revision) = self.manager.begin_session().await.ok_or(End::Shutdown)?;
-        let region = self.identity.region(server, has_others, self.shared.now());
+        let region = self.region(server, has_others);
         let channel = device::connect(&region, &self.identity.key()?)?;
+        // Before the session: the region may know the device by what it hands in alone.
+        self.recovery.hand_in(channel.clone()).await;
+        let handing_in = self.recovery.hand_in_later(channel.clone());
         let mut client = DevicesClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -262,6 +299,7 @@ impl Session {
             incarnation: incarnation.to_string(),
             revision,
             info_json: self.info().into(),
+            copies: self.recovery.content().into(),
         };
         send(&out, Up::Hello(hello)).await?;
         let opened = async {
@@ -271,7 +309,10 @@ impl Session {
         };
         let opened = timeout(patience, opened).await;
         let opened = opened.map_err(|_| End::NoHello { server: server.into(), seconds: patience.as_secs() })?;
-        let refused = |status: tonic::Status| End::Refused(hearth_client::convert::status(&status));
+        let refused = |status: tonic::Status| {
+            let why = hearth_client::convert::status(&status);
+            if device::is_untrusted(&status) { End::Untrusted(why) } else { End::Refused(why) }
+        };
         let (inbound, first) = opened.map_err(refused)?;
         let hello = match first.and_then(|message| message.message) {
             Some(Down::Hello(hello)) => hello,
@@ -294,9 +335,21 @@ impl Session {
         if hello.lost_writes {
             self.manager.region_lost_writes(&incarnation).await.ok_or(End::Shutdown)?;
         }
+        self.believe(hello.trust_json).await;
         self.ingress.certificates().begin_session();
+        if self.recovery.incarnation().is_some() {
+            self.ingress.certificates().renew_those_of_others(&region.ca_pem);
+        }
         let heartbeat = Duration::from_millis(hello.heartbeat_millis).clamp(MIN_HEARTBEAT, MAX_HEARTBEAT);
-        let live = Live { session: self, out, dials: JoinSet::new(), incarnation, refused: false, ask_again: None };
+        let live = Live {
+            session: self,
+            out,
+            dials: JoinSet::new(),
+            handing_in,
+            incarnation,
+            refused: false,
+            ask_again: None,
+        };
         Ok((live, inbound, heartbeat))
     }
 
@@ -328,6 +381,8 @@ struct Live<'a> {
     session: &'a mut Session,
     out: mpsc::Sender<v1::DeviceMessage>,
     dials: JoinSet<v1::DialResult>,
+    /// Ends once copies that the region could not take at first are handed in.
+    handing_in: JoinSet<()>,
     incarnation: Incarnation,
     /// A word of the region was refused, and that was told.
     refused: bool,
@@ -378,6 +433,8 @@ impl Live<'_> {
                     self.ask_for_certificates().await?;
                 }
                 _ = check.tick() => self.ask_for_certificates().await?,
+                // Copies of the region as it is now are kept from now on: it is to send them.
+                Some(_) = self.handing_in.join_next() => return Err(End::HandedIn),
                 Some(Ok(result)) = self.dials.join_next() => send(&self.out, Up::DialResult(result)).await?,
             }
         }
@@ -413,6 +470,12 @@ impl Live<'_> {
                 return Err(End::from(goodbye));
             }
             Down::Servers(servers) => session.servers_are(&servers.addresses).await,
+            Down::Trust(told) => session.believe(told.trust_json).await,
+            Down::Copies(copies) => {
+                if let Err(error) = session.recovery.take(copies).await {
+                    tracing::warn!(error = chain(&error), "copies of the owner's objects are not kept");
+                }
+            }
             Down::Hello(_) | Down::HeartbeatAck(_) => {}
         }
         Ok(())

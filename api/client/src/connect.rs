@@ -129,6 +129,18 @@ fn tls_text(error: &io::Error) -> String {
     }
 }
 
+/// Whether a call failed since the server is not the one that is trusted.
+pub(crate) fn is_untrusted(status: &tonic::Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if matches!(error.downcast_ref(), Some(ConnectError::Tls { .. })) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
 /// A channel that connects when it is first used, and again whenever the connection is lost.
 pub(crate) fn channel(target: Target) -> Result<Channel, tonic::transport::Error> {
     let name = match &target.server_name {

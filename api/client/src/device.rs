@@ -3,7 +3,11 @@
 
 use std::sync::Arc;
 
-use hearth_proto::v1;
+use futures_core::Stream;
+use hearth_proto::{
+    MAX_MESSAGE_BYTES,
+    v1::{self, recovery_client::RecoveryClient},
+};
 use hearth_types::{DeviceKey, Reason, Status, token::JoinToken};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ED25519};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
@@ -17,11 +21,14 @@ use crate::{
     client::{roots, timed},
     connect::{self, Target},
     convert,
-    verify::{Pin, PinnedVerifier, spki_hash},
+    verify::{Pin, PinnedVerifier, Unverified, spki_hash},
 };
 
 /// What comes before the 32 bytes of the seed in PKCS #8 version 1 (RFC 5958, RFC 8410 section 7).
 const PKCS8_PREFIX: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+
+/// The largest answer of a server that is not verified, in bytes: a statement, a CA, and the rotations of a key.
+const MAX_STATEMENT_MESSAGE: usize = 256 << 10;
 
 /// Why a device cannot connect.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +155,36 @@ pub(crate) fn same_ca(verifier: &PinnedVerifier, ca_pem: &[u8]) -> Result<(), St
     Ok(())
 }
 
+/// Whether a call failed since the server is not the one that is trusted.
+pub fn is_untrusted(status: &tonic::Status) -> bool {
+    connect::is_untrusted(status)
+}
+
+/// Asks the servers of what is to be a region for the statement that it was recovered. The server is not verified, and nothing is said to it: what it answers
+/// is to be checked by the recovery key that was pinned.
+pub async fn statement(region: &Region) -> Result<v1::StatementResponse, Status> {
+    let tls = ClientConfig::builder_with_provider(connect::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(DeviceError::Tls)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Unverified::new()))
+        .with_no_client_auth();
+    let channel = channel_of(region.addresses.clone(), &region.server_name, tls, region.has_others)?;
+    let mut recovery = RecoveryClient::new(channel).max_decoding_message_size(MAX_STATEMENT_MESSAGE);
+    let answer = recovery.statement(timed(v1::StatementRequest {})).await;
+    Ok(answer.map_err(|error| convert::status(&error))?.into_inner())
+}
+
+/// Hands copies in, over a channel of [`connect`].
+pub async fn hand_in(
+    channel: Channel,
+    messages: impl Stream<Item = v1::HandInMessage> + Send + 'static,
+) -> Result<v1::HandInResponse, Status> {
+    let mut recovery = RecoveryClient::new(channel).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let answer = recovery.hand_in(messages).await;
+    Ok(answer.map_err(|error| convert::status(&error))?.into_inner())
+}
+
 pub(crate) fn channel(
     addresses: Vec<String>,
     server_name: &str,
@@ -155,15 +192,24 @@ pub(crate) fn channel(
     identity: &DeviceIdentity,
     has_others: bool,
 ) -> Result<Channel, DeviceError> {
-    let name =
-        ServerName::try_from(server_name.to_owned()).map_err(|_| DeviceError::ServerName(server_name.to_owned()))?;
-    let mut tls = ClientConfig::builder_with_provider(connect::provider())
+    let tls = ClientConfig::builder_with_provider(connect::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(DeviceError::Tls)?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_client_auth_cert(vec![identity.certificate.clone()], PrivateKeyDer::Pkcs8(identity.pkcs8.clone_key()))
         .map_err(DeviceError::Tls)?;
+    channel_of(addresses, server_name, tls, has_others)
+}
+
+fn channel_of(
+    addresses: Vec<String>,
+    server_name: &str,
+    mut tls: ClientConfig,
+    has_others: bool,
+) -> Result<Channel, DeviceError> {
+    let name =
+        ServerName::try_from(server_name.to_owned()).map_err(|_| DeviceError::ServerName(server_name.to_owned()))?;
     tls.alpn_protocols = vec![b"h2".to_vec()];
     // A session ticket would spare nothing here, and a device's key is to be proven every time.
     tls.resumption = rustls::client::Resumption::disabled();

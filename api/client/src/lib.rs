@@ -16,6 +16,7 @@ mod connect;
 pub mod convert;
 pub mod device;
 mod failover;
+mod recovery;
 pub mod servers;
 mod verify;
 

@@ -120,6 +120,51 @@ impl ServerCertVerifier for PinnedVerifier {
     }
 }
 
+/// Verifies nothing but that the server has the key of the certificate that it shows: for a question whose answer is signed by other means.
+#[derive(Debug)]
+pub(crate) struct Unverified(Arc<CryptoProvider>);
+
+impl Unverified {
+    pub(crate) fn new() -> Self {
+        Self(connect::provider())
+    }
+}
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
 /// The moment from which a certificate is valid. A leaf begins after its CA and ends before it, so that at
 /// this moment both are valid.
 fn begin_of_validity(certificate: &CertificateDer<'_>) -> Option<UnixTime> {

@@ -12,14 +12,16 @@ use std::{
     time::Duration,
 };
 
-use hearth_types::{BoxFuture, Clock, Reason, Status, Timestamp, identity::CertificateSigner, names};
+use hearth_types::{
+    BoxFuture, Clock, Reason, Status, Timestamp, identity::CertificateSigner, names, recovery::SigningKey,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CidrSubnet, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints,
     PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PublicKeyData, SerialNumber,
 };
 use ring::{
-    digest,
+    digest, hkdf,
     rand::{SecureRandom as _, SystemRandom},
 };
 use rustls_pki_types::{
@@ -150,6 +152,7 @@ pub struct CertificateAuthority {
     not_before: Timestamp,
     not_after: Timestamp,
     spki_hash: [u8; 32],
+    signing: Arc<SigningKey>,
     clock: Arc<dyn Clock>,
     random: SystemRandom,
 }
@@ -217,9 +220,10 @@ impl CertificateAuthority {
         let not_before = Timestamp(parsed.validity().not_before.timestamp().saturating_mul(1000));
         let not_after = Timestamp(parsed.validity().not_after.timestamp().saturating_mul(1000));
         let spki_hash = sha256(parsed.public_key().raw);
+        let signing = Arc::new(signing_key(key.serialized_der())?);
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|error| malformed(error.to_string()))?;
         let (zone, random) = (zone.to_owned(), SystemRandom::new());
-        Ok(Self { issuer, certificate, pem, zone, not_before, not_after, spki_hash, clock, random })
+        Ok(Self { issuer, certificate, pem, zone, not_before, not_after, spki_hash, signing, clock, random })
     }
 
     /// Writes the CA's certificate to a file that anybody may read, in one step.
@@ -245,6 +249,12 @@ impl CertificateAuthority {
     /// The CA's key, PKCS #8 in PEM: whoever has it can be the region.
     pub(crate) fn key_pem(&self) -> String {
         self.issuer.key().serialize_pem()
+    }
+
+    /// The key by which the region signs the copies of objects that devices keep. It is derived from the CA's own, so that every server and every
+    /// backup that has the one has the other.
+    pub fn signing_key(&self) -> &Arc<SigningKey> {
+        &self.signing
     }
 
     /// The zone whose names it signs.
@@ -392,6 +402,19 @@ fn constrained_zone(certificate: &X509Certificate<'_>) -> Option<String> {
         },
         _ => None,
     }
+}
+
+/// Says what a derived key is for, so that no other use comes to the same (RFC 5869, `info`).
+const SIGNING_INFO: &[u8] = b"hearth copies signing key v1";
+
+/// The signing key of a CA's key (PKCS #8, as it is on the disk): HKDF-SHA256 (RFC 5869).
+fn signing_key(ca_key: &[u8]) -> Result<SigningKey, CaError> {
+    let mut seed = [0; 32];
+    let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(ca_key);
+    let info = [SIGNING_INFO];
+    let filled = derived.expand(&info, hkdf::HKDF_SHA256).and_then(|okm| okm.fill(&mut seed));
+    filled.map_err(|_| CaError::Random)?;
+    Ok(SigningKey::from_seed(&seed))
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {

@@ -10,7 +10,7 @@ use hearth_proto::v1;
 use hearth_types::{
     DeviceKey, GroupKind, Object, ObjectKey, Reason, RequestId, Status, Timestamp, Uid,
     admission::{Context, Part, prepare_create, prepare_update},
-    kinds, names, registry,
+    kinds, names, recovery, registry,
     selector::{FieldSelector, Selector},
     store::{Consistency, Expect, Op, OpError, Query, Txn, list_all, write_one},
     token::{JoinToken, MAX_TOKEN_ADDRESSES},
@@ -289,7 +289,7 @@ impl Tokens {
             if let Some(device) = self.redeem(request, &token, &owner, key).await? {
                 self.resources.devices().note(&device);
                 tracing::info!(device = device.name(), owner, %key, "a device joined");
-                return Ok(self.answer(device.name(), &owner));
+                return self.answer(device.name(), &owner).await;
             }
         }
         Err(Status::new(Reason::Conflict, "the device's objects kept changing while it joined; try again"))
@@ -423,17 +423,20 @@ impl Tokens {
             return Err(other_owner(&request.owner, &owner));
         }
         self.resources.devices().note(&device);
-        Ok(self.answer(device.name(), &owner))
+        self.answer(device.name(), &owner).await
     }
 
-    fn answer(&self, device: &str, owner: &str) -> v1::JoinResponse {
-        v1::JoinResponse {
+    async fn answer(&self, device: &str, owner: &str) -> Result<v1::JoinResponse, Status> {
+        let record = self.get(&recovery::record_key()).await?;
+        let record = record.and_then(|object| recovery::Record::read(&object.value()));
+        Ok(v1::JoinResponse {
             device_name: device.to_owned(),
             owner: owner.to_owned(),
             zone: self.resources.zone().to_owned(),
             ca_pem: self.ca.pem().to_owned().into(),
             incarnation: self.resources.store().incarnation().to_string(),
-        }
+            trust_json: record.map(|record| record.trust.to_json()).unwrap_or_default().into(),
+        })
     }
 
     async fn get(&self, key: &ObjectKey) -> Result<Option<Object>, Status> {

@@ -13,6 +13,7 @@
 //! | [`patch`] | merge patch and three-way apply |
 //! | [`group`] | the servers of a region: who belongs, who leads, how they call each other |
 //! | [`identity`] | who makes a request; who signs certificates |
+//! | [`recovery`] | how a region that lost everything comes back from its devices |
 //! | [`restores`] | which revisions a region does not have since it was restored |
 //! | [`routes`] | what DNS and gateway know of hostnames |
 //! | [`servers`] | which numbers were given to servers |
@@ -33,6 +34,7 @@ pub mod names;
 pub mod object;
 pub mod patch;
 pub mod quantity;
+pub mod recovery;
 pub mod registry;
 pub mod restores;
 pub mod routes;

@@ -29,6 +29,15 @@ pub(crate) enum Region {
     Remove(RegionRemove),
     /// Have another server lead, as before the one that leads is stopped.
     TransferLeader(RegionTransfer),
+    /// Make the key by which a region that lost everything is believed again; to be kept offline.
+    ///
+    /// From then on devices keep signed copies of their owner's objects. Do it on the first day: a device pins the first key that it is told.
+    RecoveryKey(RegionRecoveryKey),
+    /// Make a region anew of which nothing is left but its devices and the recovery key.
+    ///
+    /// Devices go over to the new region by themselves, and hand in the copies that they keep: owners' Installs, claims and routes are there
+    /// again, and apps run on meanwhile.
+    Recover(RegionRecover),
 }
 
 #[derive(Args, Debug)]
@@ -81,6 +90,40 @@ pub(crate) struct RegionRestore {
     /// Also where a region is: it is moved aside, and nothing is deleted.
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RegionRecoveryKey {
+    /// Where to write the key; the file must not be there.
+    #[arg(long, value_name = "FILE", default_value = "recovery.key")]
+    pub(crate) out: PathBuf,
+    /// The file of the region's present recovery key: the new one is its successor, and is believed by whoever pinned it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rotate: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RegionRecover {
+    /// The file of the recovery key.
+    #[arg(long, value_name = "FILE", required_unless_present = "finish")]
+    pub(crate) recovery_key: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) dir: InDataDir,
+    /// The name of the region that is lost.
+    #[arg(long, value_name = "NAME", required_unless_present = "finish")]
+    pub(crate) region: Option<String>,
+    /// Its zone.
+    #[arg(long, required_unless_present = "finish")]
+    pub(crate) zone: Option<String>,
+    /// A number higher than at any recovery before [default: the time in seconds].
+    #[arg(long, value_name = "N")]
+    pub(crate) generation: Option<u64>,
+    /// For how many days devices may hand in what they have.
+    #[arg(long, value_name = "DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=92))]
+    pub(crate) accept_days: u32,
+    /// End that time now, in the running region: from then on nothing that was lost comes back.
+    #[arg(long, conflicts_with_all = ["recovery_key", "region", "zone", "generation"])]
+    pub(crate) finish: bool,
 }
 
 #[derive(Args, Debug)]

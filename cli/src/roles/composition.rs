@@ -97,6 +97,7 @@ pub(super) async fn run_server(
         group: Arc::clone(&group),
         channels: Arc::new(Others(channels.clone())),
         signer: ca.clone(),
+        signing: Arc::clone(ca.signing_key()),
         registry: registry.clone(),
         timing: Timing::default(),
     })?;
@@ -144,6 +145,7 @@ pub(super) async fn run_server(
         .metrics(&registry)
         .add_service(handle.devices_service())
         .add_service(handle.dials_service())
+        .add_service(handle.recovery_service())
         .build()?;
     write_client_config(data, &ca, api_address, &zone, &region_name)?;
 

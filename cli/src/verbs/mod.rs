@@ -21,6 +21,7 @@ mod modify;
 pub(crate) mod patch;
 mod pod_of;
 pub(crate) mod region;
+pub(crate) mod region_recover;
 pub(crate) mod rollout;
 pub(crate) mod scale;
 pub(crate) mod taint;

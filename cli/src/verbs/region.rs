@@ -64,7 +64,7 @@ async fn of_stopped(data: &DataDir) -> Result<Backup> {
 }
 
 /// The locks of a server that does not run.
-fn lock(data: &DataDir, instead: &str) -> Result<Lock> {
+pub(super) fn lock(data: &DataDir, instead: &str) -> Result<Lock> {
     ensure!(
         !data.is_locked(Role::Up),
         "hearth up is running for the data directory {0}: stop it with `hearth down --data-dir {0}`, or {instead}",
@@ -73,7 +73,7 @@ fn lock(data: &DataDir, instead: &str) -> Result<Lock> {
     data.lock(Role::Server).with_context(|| format!("the server must not run; stop it, or {instead}"))
 }
 
-fn exists(path: &Path) -> Result<bool> {
+pub(super) fn exists(path: &Path) -> Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -212,7 +212,7 @@ fn same_zone(server: &Path, head: &BackupHead) -> Result<()> {
 }
 
 /// Makes the server's folder under another name, durable on return.
-async fn prepare(folder: &Path, backup: &Backup) -> Result<()> {
+pub(super) async fn prepare(folder: &Path, backup: &Backup) -> Result<()> {
     if exists(folder)? {
         // Of a restore that was interrupted: nothing else has this name.
         fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
@@ -223,7 +223,7 @@ async fn prepare(folder: &Path, backup: &Backup) -> Result<()> {
     Ok(())
 }
 
-fn rename(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))
 }
 

@@ -13,6 +13,7 @@ mod isolation;
 mod kinds;
 mod nat;
 mod offline;
+mod recover;
 mod requests;
 // Emulating a machine of another architecture's kernel is not worth a test's time.
 #[cfg(target_arch = "x86_64")]

@@ -184,6 +184,26 @@ impl Backup {
         Some(Self { head, keys: owner.keys, state })
     }
 
+    /// The beginning of a region's data, as if it were a backup: with an identity, and with these objects alone.
+    pub fn of_nothing(
+        owner: Owner,
+        incarnation: Incarnation,
+        objects: Vec<Object>,
+        now: Timestamp,
+    ) -> Result<Self, BackupError> {
+        let mut state = State::default();
+        let request_id = RequestId::from(format!("first-{incarnation}"));
+        apply(&mut state, &Command::Initialize { incarnation, now });
+        let ops = objects.into_iter().map(|object| Op::Create { object }).collect();
+        let answer = apply(&mut state, &Command::Txn(Txn { request_id, atomic: true, ops, now })).response;
+        match answer {
+            Response::Txn(outcome) if outcome.outcomes.iter().all(Result::is_ok) => {
+                Self::of(state, owner, now).ok_or_else(|| BackupError::Inconsistent("it has no identity".to_owned()))
+            }
+            other => Err(BackupError::Inconsistent(format!("its first objects cannot be stored: {other:?}"))),
+        }
+    }
+
     /// What it says of itself.
     pub fn head(&self) -> &BackupHead {
         &self.head

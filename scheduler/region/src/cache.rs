@@ -20,6 +20,7 @@ pub(crate) enum View {
     Claim { device: Option<Box<str>> },
     Route { hostname: Box<str>, selector: BTreeMap<Box<str>, Box<str>>, devices: Vec<Box<str>> },
     Install { app: Box<str> },
+    Device { owner: Box<str> },
     Other,
 }
 
@@ -64,6 +65,8 @@ impl Entry {
             }
         } else if *object.kind() == GroupKind::INSTALL {
             View::Install { app: text("/spec/app").unwrap_or_default().into() }
+        } else if *object.kind() == GroupKind::DEVICE {
+            View::Device { owner: text("/spec/owner").unwrap_or_default().into() }
         } else {
             View::Other
         };
@@ -304,6 +307,11 @@ impl Cache {
         self.index(&before, false);
         self.refresh_device(&before.object);
         Some(Change { before: Some(before), now: None })
+    }
+
+    /// Up to which revision nothing of a kind is missing.
+    pub(crate) fn complete_upto(&self, kind: &GroupKind) -> Revision {
+        self.progress.get(kind).map(|progress| progress.upto).unwrap_or_default()
     }
 
     /// The watch of a kind has told everything up to this revision.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hearth_types::{Clock, group::Group, identity::CertificateSigner, store::Store};
+use hearth_types::{Clock, group::Group, identity::CertificateSigner, recovery::SigningKey, store::Store};
 
 use crate::remote::ServerChannels;
 
@@ -56,6 +56,8 @@ pub struct Config {
     pub channels: Arc<dyn ServerChannels>,
     /// Signs certificates for the ingresses of devices.
     pub signer: Arc<dyn CertificateSigner>,
+    /// Signs the copies of objects that devices keep.
+    pub signing: Arc<SigningKey>,
     /// Where metrics are registered.
     pub registry: prometheus::Registry,
     /// How long the loops wait.

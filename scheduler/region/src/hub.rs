@@ -22,6 +22,7 @@ use crate::{
     queue::Queue,
     reconcile,
     recorder::{Note, Recorder},
+    recovery::Touched,
     remote::{self, RemoteSessions},
     routes::RouteTable,
     servers,
@@ -46,6 +47,7 @@ pub(crate) struct Hub {
     /// Where the region's servers answer.
     pub(crate) servers: watch::Sender<Arc<[String]>>,
     pub(crate) placement: Notify,
+    pub(crate) touched: Touched,
     pub(crate) shutdown: CancellationToken,
     /// Read by whichever loop writes events now.
     pub(crate) notes: tokio::sync::Mutex<mpsc::Receiver<Note>>,
@@ -71,6 +73,7 @@ impl Hub {
             remote: RemoteSessions::default(),
             servers: watch::Sender::new(Arc::from([])),
             placement: Notify::new(),
+            touched: Touched::default(),
             shutdown: CancellationToken::new(),
             notes: tokio::sync::Mutex::new(notes),
             statuses: tokio::sync::Mutex::new(statuses),
@@ -159,6 +162,7 @@ impl Hub {
         let cache = self.cache();
         let mut placement = false;
         for change in &changes {
+            self.touched.observe(&cache, change);
             let effects = triggers::of(&cache, change);
             effects.keys.into_iter().for_each(|key| self.queue.add(key));
             effects.devices.iter().for_each(|device| self.sessions.dirty(device));
@@ -250,6 +254,7 @@ impl Hub {
     /// Looks at everything once, now that the caches are filled, and again at the devices when all had time to reconnect.
     fn look_at_everything(&self, silence: Duration) {
         let cache = self.cache();
+        self.touched.set_enabled(cache.get(&hearth_types::recovery::record_key()).is_some());
         for (kind, controller) in [
             (GroupKind::INSTALL, Controller::Install),
             (GroupKind::DEPLOYMENT, Controller::Deployment),

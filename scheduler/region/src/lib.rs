@@ -11,6 +11,7 @@ mod placing;
 mod queue;
 mod reconcile;
 mod recorder;
+mod recovery;
 mod remote;
 mod routes;
 mod servers;
@@ -23,14 +24,18 @@ mod writer;
 use std::sync::Arc;
 
 pub use config::{Config, Timing};
-use hearth_proto::v1::{devices_server::DevicesServer, dials_server::DialsServer};
+use hearth_proto::v1::{devices_server::DevicesServer, dials_server::DialsServer, recovery_server::RecoveryServer};
 use hearth_types::{routes::RouteLookup, tunnel::DialNotifier};
+pub use recovery::RecoveryService;
 pub use remote::ServerChannels;
 pub use session::{DevicesService, DialsService};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::hub::Hub;
+
+/// The largest message of a hand-in in bytes: the list of copies, or one object of any size.
+const MAX_RECOVERY_BYTES: usize = 4 << 20;
 
 /// Why the loops of a region cannot start or went on no longer.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +86,12 @@ impl RegionHandle {
     /// [`hearth_types::identity::Identity`] into the extensions of every request.
     pub fn dials_service(&self) -> DialsServer<DialsService> {
         DialsServer::new(DialsService::new(Arc::clone(&self.hub)))
+    }
+
+    /// The gRPC service of recovery. Doors must put a [`hearth_types::identity::Identity`] into the extensions of every request.
+    pub fn recovery_service(&self) -> RecoveryServer<RecoveryService> {
+        // A message holds the list of copies, or an object with little beside it.
+        RecoveryServer::new(RecoveryService::new(Arc::clone(&self.hub))).max_decoding_message_size(MAX_RECOVERY_BYTES)
     }
 
     /// Asks devices to dial, through their sessions, here or at the server that leads.

@@ -16,6 +16,7 @@ pub(crate) struct Metrics {
     pub(crate) events_dropped: IntCounter,
     pub(crate) relists: IntCounter,
     pub(crate) behind_devices: IntGauge,
+    pub(crate) hand_ins_refused: IntCounter,
 }
 
 impl Metrics {
@@ -76,6 +77,10 @@ impl Metrics {
             behind_devices: gauge(
                 "hearth_region_behind_devices",
                 "Devices that have seen revisions that the region does not have: its store was restored from an older state",
+            )?,
+            hand_ins_refused: counter(
+                "hearth_region_hand_ins_refused_total",
+                "Hand-ins of devices to a recovered region that were refused, whole or in part",
             )?,
             relists: counter("hearth_region_relists_total", "Times a cache was filled anew because its watch ended")?,
         })

@@ -1,6 +1,6 @@
 //! The workers: take a key, gather what its controller looks at, execute what it asks for.
 
-use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc};
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use hearth_controllers::{
     Reconciled, SeenPod, claim, deployment, garbage, install, namespace, node, pod, refusal, replicaset, route,
@@ -13,9 +13,13 @@ use crate::{
     hub::Hub,
     queue::Outcome,
     recorder::Note,
+    recovery,
     triggers::{Controller, Key},
     writer::{self, WriteError, is_passing},
 };
+
+/// How often it is looked whether a device has come back to a region that was recovered.
+const RECOVERING: Duration = Duration::from_mins(1);
 
 /// The key under which a device's Node is looked at.
 pub(crate) fn node_key(device: &str) -> Key {
@@ -80,6 +84,12 @@ async fn tell_refused(hub: &Arc<Hub>, key: &Key, error: &Status) {
 async fn decide(hub: &Arc<Hub>, key: &Key) -> Result<Reconciled, Status> {
     let absent = absences(hub, key).await?;
     let decided = std::panic::catch_unwind(AssertUnwindSafe(|| controller(hub, key, &absent)));
+    let decided = decided.map(|mut decided| {
+        if absent.waits {
+            decided.again = Some(decided.again.map_or(RECOVERING, |again| again.min(RECOVERING)));
+        }
+        decided
+    });
     decided.map_err(|_| {
         tracing::error!(controller = key.controller.name(), object = %key.object, "a controller panicked; report this with the object's YAML");
         Status::internal("the controller panicked")
@@ -91,6 +101,8 @@ async fn decide(hub: &Arc<Hub>, key: &Key) -> Result<Reconciled, Status> {
 #[derive(Default)]
 struct Absent {
     device: bool,
+    /// It is not known yet whether the device is: to be looked at again.
+    waits: bool,
     owners: Vec<Uid>,
 }
 
@@ -116,7 +128,9 @@ async fn absences(hub: &Arc<Hub>, key: &Key) -> Result<Absent, Status> {
                 for kind in [GroupKind::DEVICE, GroupKind::NODE] {
                     found |= read(hub, &ObjectKey::new(kind, "", &name)).await?.is_some();
                 }
-                absent.device = !found;
+                // Of a region that was recovered, a device may not have come back yet.
+                absent.waits = !found && recovery::record(hub).is_some_and(|record| record.accepts(hub.now()));
+                absent.device = !found && !absent.waits;
             }
         }
         Controller::Garbage => {

@@ -93,10 +93,19 @@ pub(crate) async fn execute(hub: &Arc<Hub>, actions: &[Action], component: &'sta
 /// Writes operations as one transaction and takes the outcome into the cache. Where the store cannot answer, it is tried again
 /// under the same request id, so that it is applied once; not where this server leads no longer (see [`lead`](crate::lead)).
 pub(crate) async fn write(hub: &Arc<Hub>, ops: Vec<Op>, atomic: bool) -> Result<TxnOutcome, Status> {
+    write_while(hub, ops, atomic, || hub.leads()).await
+}
+
+/// The same at whichever server a person asks: its store hands the write on to the one that leads.
+pub(crate) async fn write_anywhere(hub: &Arc<Hub>, ops: Vec<Op>) -> Result<TxnOutcome, Status> {
+    write_while(hub, ops, true, || true).await
+}
+
+async fn write_while(hub: &Arc<Hub>, ops: Vec<Op>, atomic: bool, may: impl Fn() -> bool) -> Result<TxnOutcome, Status> {
     let txn = Txn { request_id: new_request_id(), atomic, ops, now: hub.now() };
     let mut tried = 0;
     let outcome = loop {
-        if !hub.leads() {
+        if !may() {
             return Err(Status::unavailable("this server does not lead the region, or not any more"));
         }
         match hub.config.store.write(txn.clone()).await {

@@ -161,6 +161,17 @@ impl Certificates {
         }
     }
 
+    /// The region has this CA since it was recovered: certificates of the one before are to be replaced, and serve until then.
+    pub(crate) fn renew_those_of_others(&self, ca_pem: &[u8]) {
+        let Some(ca) = CertificateDer::from_pem_slice(ca_pem).ok().and_then(|ca| key_ids(&ca).0) else { return };
+        for host in self.state().hosts.values_mut() {
+            let leaf = host.certificate.as_ref().and_then(|certificate| certificate.cert.first());
+            if leaf.is_some_and(|leaf| key_ids(leaf).1.is_none_or(|issuer| issuer != ca)) {
+                host.renew_at = Timestamp(0);
+            }
+        }
+    }
+
     /// What to ask the region for now. Makes keys where there are none; a write each. Blocks.
     pub(crate) fn requests(&self, now: Timestamp) -> Vec<v1::CertificateRequest> {
         let mut state = self.state();
@@ -261,6 +272,22 @@ impl Host {
         // Without a clock, nobody knows whether a certificate is old.
         self.certificate.is_none() || (crate::identity::is_clock_set(now) && now >= self.renew_at)
     }
+}
+
+/// The identifiers of a certificate's own key and of its issuer's (RFC 5280 sections 4.2.1.1 and 4.2.1.2).
+fn key_ids(certificate: &CertificateDer<'_>) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return (None, None) };
+    let (mut own, mut issuer) = (None, None);
+    for extension in parsed.extensions() {
+        match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(id) => own = Some(id.0.to_vec()),
+            ParsedExtension::AuthorityKeyIdentifier(id) => {
+                issuer = id.key_identifier.as_ref().map(|id| id.0.to_vec());
+            }
+            _ => {}
+        }
+    }
+    (own, issuer)
 }
 
 type Life = (Timestamp, Timestamp);

@@ -38,6 +38,7 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 enum Request {
     BeginSession(oneshot::Sender<(Incarnation, u64)>),
     RegionLostWrites(Incarnation, oneshot::Sender<()>),
+    RegionRecovered(Incarnation, oneshot::Sender<()>),
     Desired(Incarnation, Box<v1::Desired>, oneshot::Sender<Result<(), Refusal>>),
 }
 
@@ -59,6 +60,13 @@ impl Manager {
     pub(crate) async fn region_lost_writes(&self, incarnation: &Incarnation) -> Option<()> {
         let (answer, answered) = oneshot::channel();
         self.requests.send(Request::RegionLostWrites(incarnation.clone(), answer)).await.ok()?;
+        answered.await.ok()
+    }
+
+    /// The region was recovered as this incarnation, by the key that this device pinned; `None` when the agent ends.
+    pub(crate) async fn region_recovered(&self, incarnation: &Incarnation) -> Option<()> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(Request::RegionRecovered(incarnation.clone(), answer)).await.ok()?;
         answered.await.ok()
     }
 
@@ -153,6 +161,13 @@ impl Service {
                 }
                 let _ = answer.send(());
             }
+            Request::RegionRecovered(incarnation, answer) => {
+                if self.desired.region_recovered(&incarnation) {
+                    self.shared.reporter.begin_anew();
+                    self.write_desired().await;
+                }
+                let _ = answer.send(());
+            }
             Request::Desired(from, message, answer) => {
                 let result = self.desired.accept(&from, &message);
                 let accepted = match result {
@@ -174,6 +189,9 @@ impl Service {
         }
         if change.kept > 0 {
             self.tell_kept(change.kept);
+        }
+        if change.returned {
+            self.shared.reporter.begin_anew();
         }
         self.publish();
         for gone in &change.vanished {

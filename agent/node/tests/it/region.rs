@@ -307,6 +307,7 @@ impl Enrollment for Service {
             zone: "test".into(),
             ca_pem: self.0.ca_pem.clone().into_bytes().into(),
             incarnation: "one".into(),
+            ..v1::JoinResponse::default()
         }))
     }
 }

@@ -27,7 +27,7 @@ const fn method(service: &'static str, name: &'static str, allowed: Allowed) -> 
     Method { service, name, allowed }
 }
 
-static METHODS: [Method; 27] = [
+static METHODS: [Method; 32] = [
     method("hearth.v1.Resources", "Get", Allowed::Admins),
     method("hearth.v1.Resources", "List", Allowed::Admins),
     method("hearth.v1.Resources", "Watch", Allowed::Admins),
@@ -55,6 +55,12 @@ static METHODS: [Method; 27] = [
     method("hearth.v1.Members", "List", Allowed::Admins),
     method("hearth.v1.Members", "Remove", Allowed::Admins),
     method("hearth.v1.Members", "TransferLeadership", Allowed::Admins),
+    // For a device that cannot verify this server yet, and has no name here yet.
+    method("hearth.v1.Recovery", "Statement", Allowed::Anyone),
+    method("hearth.v1.Recovery", "HandIn", Allowed::Anyone),
+    method("hearth.v1.Recovery", "Describe", Allowed::Admins),
+    method("hearth.v1.Recovery", "SetKey", Allowed::Admins),
+    method("hearth.v1.Recovery", "Finish", Allowed::Admins),
 ];
 
 /// What stands for every path that is no method, so that metrics have a bounded number of labels.

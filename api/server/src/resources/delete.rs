@@ -3,7 +3,7 @@
 use hearth_types::{
     Object, ObjectKey, Reason, Status, Timestamp,
     admission::{DeletePlan, plan_delete},
-    kinds,
+    kinds, recovery,
     store::{Consistency, Expect, Op},
 };
 use serde_json::{Value, json};
@@ -23,6 +23,10 @@ impl ResourceService {
         let info = check_key(key)?;
         if info.kind == "Namespace" && DEFAULT_NAMESPACES.contains(&key.name.as_ref()) {
             let text = format!("namespaces \"{}\" is forbidden: this namespace may not be deleted", key.name);
+            return Err(Status { object: Some(Box::new(key.clone())), ..Status::new(Reason::Forbidden, text) });
+        }
+        if recovery::is_regions_own(key) {
+            let text = format!("{key} is forbidden to be deleted: it is what the region knows of its recovery");
             return Err(Status { object: Some(Box::new(key.clone())), ..Status::new(Reason::Forbidden, text) });
         }
         if options.grace_seconds.is_some_and(|grace| !(0..=MAX_GRACE_SECONDS).contains(&grace)) {

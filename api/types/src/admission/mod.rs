@@ -12,7 +12,7 @@ pub use delete::{DeletePlan, plan_delete, plan_removal};
 use crate::{
     Object, ObjectKey, Reason, Status, Timestamp, Uid,
     kinds::NAMESPACE_FINALIZER,
-    names,
+    names, recovery,
     registry::{self, KindInfo},
     status::Cause,
     store::CLAIM_ANNOTATIONS,
@@ -123,6 +123,10 @@ pub fn prepare_update(
     part: Part,
     context: &Context<'_>,
 ) -> Result<Admitted, Status> {
+    if part == Part::Main && recovery::is_regions_own(old.key()) {
+        let text = format!("{} is forbidden to be changed: it is what the region knows of its recovery", old.key());
+        return Err(Status { object: Some(Box::new(old.key().clone())), ..Status::new(Reason::Forbidden, text) });
+    }
     let key = old.key();
     reject(key, check_shape(info, &mut new))?;
     let before = old.value();

@@ -19,13 +19,8 @@ use anyhow::{Result, bail};
 type Bench = fn(&mut report::Report) -> Result<()>;
 
 /// The benchmarks by name.
-const BENCHES: [(&str, Bench); 5] = [
-    ("up", up::run),
-    ("device", device::run),
-    ("reach", reach::run),
-    ("memory", memory::run),
-    ("store", store::run),
-];
+const BENCHES: [(&str, Bench); 5] =
+    [("up", up::run), ("device", device::run), ("reach", reach::run), ("memory", memory::run), ("store", store::run)];
 
 fn main() -> Result<()> {
     let wanted = std::env::args().nth(1);

@@ -35,7 +35,8 @@ const WATCHES: &str = "10000";
 struct Etcd {
     members: Vec<Child>,
     endpoints: Vec<String>,
-    _dir: tempfile::TempDir,
+    /// Theirs, gone with them.
+    dir: tempfile::TempDir,
 }
 
 impl Drop for Etcd {
@@ -54,18 +55,17 @@ fn free_port() -> Result<u16> {
 impl Etcd {
     fn start() -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let ports: Vec<(u16, u16)> =
-            (0..3).map(|_| Ok((free_port()?, free_port()?))).collect::<Result<_>>()?;
+        let ports: Vec<(u16, u16)> = (0..3).map(|_| Ok((free_port()?, free_port()?))).collect::<Result<_>>()?;
         let cluster: Vec<String> =
             ports.iter().enumerate().map(|(n, (_, peer))| format!("m{n}=http://127.0.0.1:{peer}")).collect();
-        let mut etcd = Self { members: Vec::new(), endpoints: Vec::new(), _dir: dir };
+        let mut etcd = Self { members: Vec::new(), endpoints: Vec::new(), dir };
         for (n, (client, peer)) in ports.iter().enumerate() {
             let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
             let mut member = Command::new("etcd");
             member.args(["--name", &format!("m{n}"), "--initial-cluster", &cluster.join(","), "--log-level", "error"]);
             member.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
             member.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-            member.arg("--data-dir").arg(etcd._dir.path().join(format!("m{n}")));
+            member.arg("--data-dir").arg(etcd.dir.path().join(format!("m{n}")));
             etcd.members.push(member.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
             etcd.endpoints.push(client.trim_start_matches("http://").to_owned());
         }

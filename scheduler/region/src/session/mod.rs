@@ -1,6 +1,7 @@
 //! The table of device sessions.
 
 mod certificate;
+mod copies;
 mod desired;
 mod dial;
 mod outbox;
@@ -47,10 +48,14 @@ pub(crate) struct Session {
     /// No other session of the region has it: a term has one leader.
     pub(crate) id: u64,
     pub(crate) device: DeviceName,
+    /// Whose the device was when the session began.
+    pub(crate) owner: Box<str>,
     pub(crate) key: DeviceKey,
     outbox: Outbox,
     /// What the device shall have may have changed.
     pub(crate) dirty: Notify,
+    /// The copies that the device keeps may be others now.
+    pub(crate) copies: Notify,
     /// Ends the session.
     pub(crate) end: CancellationToken,
     /// Dial notices without an answer.
@@ -190,7 +195,14 @@ impl Sessions {
     }
 
     /// Opens a session; one that the device had before is told goodbye. `None` where this server does not lead for this term.
-    fn open(&self, term: u64, device: DeviceName, key: DeviceKey, outbox: Outbox) -> Result<Arc<Session>, Outbox> {
+    fn open(
+        &self,
+        term: u64,
+        device: DeviceName,
+        owner: &str,
+        key: DeviceKey,
+        outbox: Outbox,
+    ) -> Result<Arc<Session>, Outbox> {
         let mut table = self.table();
         if table.term != Some(term) {
             return Err(outbox);
@@ -199,9 +211,11 @@ impl Sessions {
         let session = Arc::new(Session {
             id: (term << COUNT_BITS) | (table.opened & u64::from(u32::MAX)),
             device: device.clone(),
+            owner: owner.into(),
             key,
             outbox,
             dirty: Notify::new(),
+            copies: Notify::new(),
             end: CancellationToken::new(),
             dials: Mutex::new(Dials::default()),
         });
@@ -247,6 +261,17 @@ impl Sessions {
     pub(crate) fn dirty(&self, device: &str) {
         if let Some(session) = self.get(&DeviceName::from(device)) {
             session.dirty.notify_one();
+        }
+    }
+
+    /// The copies that devices keep may be others now, of the owners that `of` picks.
+    pub(crate) fn copies_changed(&self, of: impl Fn(&str) -> bool) {
+        for place in self.table().places.values() {
+            if let Place::Live(session) = place
+                && of(&session.owner)
+            {
+                session.copies.notify_one();
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tonic::{Status, Streaming};
 
-use super::{Outbox, Session, StatusJob, certificate, desired, restored};
+use super::{Outbox, Session, StatusJob, certificate, copies, desired, restored};
 use crate::{hub::Hub, lead::Lead, reconcile, recorder::Note, writer};
 
 /// How long a device has for its hello.
@@ -57,12 +57,16 @@ pub(super) async fn session(
         greeted = hello(&hub, &device, &key, &mut inbound, &outbox, &mut servers) => greeted,
         () = lead.over.cancelled() => return elsewhere(outbox),
     };
-    if let Err(status) = greeted {
-        tracing::info!(%device, error = status.message(), "refused a session");
-        outbox.close(Some(Err(status)));
-        return;
-    }
-    let session = match hub.sessions.open(lead.term, device.clone(), key, outbox) {
+    let copies = match greeted {
+        Ok(copies) => copies,
+        Err(status) => {
+            tracing::info!(%device, error = status.message(), "refused a session");
+            outbox.close(Some(Err(status)));
+            return;
+        }
+    };
+    let owner = copies::owner(&hub, &device);
+    let session = match hub.sessions.open(lead.term, device.clone(), &owner, key, outbox) {
         Ok(session) => session,
         Err(outbox) => return elsewhere(outbox),
     };
@@ -72,7 +76,7 @@ pub(super) async fn session(
     hub.metrics.sessions.inc();
     hub.queue.add(reconcile::node_key(device.as_str()));
     tracing::info!(%device, session = session.id, "a device opened its session");
-    let end = talk(&hub, &session, inbound, servers).await;
+    let end = talk(&hub, &session, inbound, servers, copies).await;
     session.end.cancel();
     session.outbox.close(None);
     hub.metrics.sessions.dec();
@@ -97,7 +101,7 @@ async fn hello(
     inbound: &mut Streaming<DeviceMessage>,
     outbox: &Outbox,
     servers: &mut watch::Receiver<Arc<[String]>>,
-) -> Result<(), Status> {
+) -> Result<copies::Sent, Status> {
     let first = timeout(HELLO, inbound.message()).await;
     let first = first.map_err(|_| Status::deadline_exceeded(format!("no hello within {} s", HELLO.as_secs())))??;
     let Some(device_message::Message::Hello(hello)) = first.and_then(|message| message.message) else {
@@ -129,9 +133,11 @@ async fn hello(
         now_millis: hub.now().0,
         lost_writes,
         servers: servers.borrow_and_update().to_vec(),
+        trust_json: copies::trust(hub).into(),
     };
+    let copies = copies::Sent::new(&answer.trust_json, &hello.copies);
     let message = RegionMessage { message: Some(Message::Hello(answer)) };
-    if outbox.send(message) { Ok(()) } else { Err(Status::aborted("the device is gone")) }
+    if outbox.send(message) { Ok(copies) } else { Err(Status::aborted("the device is gone")) }
 }
 
 /// Stores what the machine is in its Device, where that changed.
@@ -194,11 +200,12 @@ async fn talk(
     session: &Arc<Session>,
     mut inbound: Streaming<DeviceMessage>,
     mut servers: watch::Receiver<Arc<[String]>>,
+    mut copies: copies::Sent,
 ) -> End {
     let mut sent = Sent::new();
     let mut events = EventBudget::new();
     let mut signing = JoinSet::new();
-    if !send_desired(hub, session, &mut sent, true) {
+    if !send_desired(hub, session, &mut sent, true) || !copies.send(hub, session) {
         return End::Ended;
     }
     restored::settle(hub, &session.device).await;
@@ -211,6 +218,11 @@ async fn talk(
                     return End::Ended;
                 }
                 restored::settle(hub, &session.device).await;
+            }
+            () = session.copies.notified() => {
+                if !copies.send(hub, session) {
+                    return End::Ended;
+                }
             }
             // The sender lives as long as the hub.
             Ok(()) = servers.changed() => {

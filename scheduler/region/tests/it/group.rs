@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::support::{Cluster, FakeDevice, MemoryStore, PATIENCE, Rig, hello, quick};
 
 /// Three servers over one store, of which the first leads.
-async fn three(timing: Timing) -> (Arc<Cluster>, [Rig; 3]) {
+pub(crate) async fn three(timing: Timing) -> (Arc<Cluster>, [Rig; 3]) {
     let (cluster, store) = (Cluster::new(), Arc::new(MemoryStore::new()));
     cluster.elect(Some(1));
     let member = |id| Rig::member(Arc::clone(&store), timing, id, &cluster);

@@ -5,5 +5,6 @@
 mod apps;
 mod group;
 mod placement;
+mod recovery;
 mod sessions;
 mod support;

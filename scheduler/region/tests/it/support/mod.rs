@@ -22,7 +22,8 @@ use hearth_types::{
     BoxFuture, Clock, DeviceKey, DeviceName, GroupKind, Object, ObjectKey, RequestId, Status, Timestamp, Uid,
     admission::{self, Context, DeletePlan, Part},
     group::Server,
-    identity::{CertificateSigner, Identity},
+    identity::{ADMINS, CertificateSigner, Identity},
+    recovery::SigningKey,
     store::{CLAIM_DEVICE, Consistency, Expect, Op, Query, Store, Txn, list_all},
 };
 use serde_json::{Value, json};
@@ -33,6 +34,9 @@ use tonic::service::interceptor::InterceptedService;
 pub(crate) const ZONE: &str = "hearth.internal";
 /// How long a test waits for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The seed of the signing key of the tests' region, as long as it is not lost.
+pub(crate) const SIGNING_SEED: [u8; 32] = [7; 32];
 
 struct SystemClock;
 
@@ -107,6 +111,7 @@ impl Rig {
             group: Arc::new(View(id, Arc::clone(cluster))),
             channels: Arc::new(Plain),
             signer: signer.clone(),
+            signing: Arc::new(SigningKey::from_seed(&SIGNING_SEED)),
             registry: prometheus::Registry::new(),
             timing,
         };
@@ -120,6 +125,7 @@ impl Rig {
         let server = tonic::transport::Server::builder()
             .add_service(InterceptedService::new(service, identify))
             .add_service(InterceptedService::new(handle.dials_service(), identify_server))
+            .add_service(InterceptedService::new(handle.recovery_service(), identify))
             .serve_with_incoming_shutdown(
                 tokio_stream::wrappers::TcpListenerStream::new(listener),
                 shutdown.clone().cancelled_owned(),
@@ -332,6 +338,11 @@ fn identify(mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic
         let key = key.parse().map_err(|_| tonic::Status::invalid_argument("key"))?;
         let identity = Identity::Device { name: DeviceName::from(name), owner: "alice".into(), key };
         request.extensions_mut().insert(identity);
+    } else if let Some(key) = text("key") {
+        let key = key.parse().map_err(|_| tonic::Status::invalid_argument("key"))?;
+        request.extensions_mut().insert(Identity::Stranger { key: Some(key) });
+    } else if let Some(name) = text("admin") {
+        request.extensions_mut().insert(Identity::User { name, groups: vec![ADMINS.to_owned()] });
     }
     Ok(request)
 }
