@@ -290,7 +290,7 @@ fn devices_and_clients_move_on_when_the_leader_dies_and_nothing_is_said_of_silen
         let dead = place(servers[0].leader()?);
         let others = [(dead + 1) % 3, (dead + 2) % 3];
         servers[dead].kill()?;
-        let begin = std::time::Instant::now();
+        let begin = Instant::now();
         eventually("the device has a session again", ELECTION, || {
             let at: Result<Vec<_>> = others.iter().map(|at| sessions(&servers[*at])).collect();
             ensure!(at?.iter().sum::<u64>() == 1);
