@@ -4,12 +4,13 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "hearth/v1/object.proto",
     "hearth/v1/resources.proto",
     "hearth/v1/pods.proto",
     "hearth/v1/devices.proto",
     "hearth/v1/region.proto",
+    "hearth/v1/peers.proto",
     "hearth/v1/raft.proto",
 ];
 

@@ -12,7 +12,9 @@ pub(crate) use change::{
     Annotate, Apply, Cascade, Cordon, Create, Delete, DryRun, Edit, Files, Label, Marks, Patch, PatchType, Replace,
     Scale, Taint,
 };
-pub(crate) use region::{Region, RegionBackup, RegionInspect, RegionRestore};
+pub(crate) use region::{
+    Region, RegionBackup, RegionInspect, RegionMembers, RegionRemove, RegionRestore, RegionTransfer,
+};
 pub(crate) use view::{
     ApiResources, Completion, Describe, Events, Exec, Explain, Get, Logs, Rollout, RolloutStatus, Shell, Version, Wait,
 };
@@ -105,10 +107,10 @@ pub(crate) enum Command {
     Agent(Agent),
     /// Make this machine a device of an owner.
     Join(Join),
-    /// Tokens by which devices join.
+    /// Tokens by which devices and servers join.
     #[command(subcommand)]
     Token(Token),
-    /// The region itself: backups, and what is restored from them.
+    /// The region itself: its servers, backups, and what is restored from them.
     #[command(subcommand)]
     Region(Region),
     /// Images on this device.
@@ -152,7 +154,7 @@ pub(crate) struct Listen {
     /// Tunnels of devices, UDP. The host is where devices dial [default: that of the API, port 0].
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen_tunnel: Option<String>,
-    /// The address at which others reach this server, where it listens on all (0.0.0.0 or ::).
+    /// The address at which others reach this server, where it listens on all (0.0.0.0 or ::). The first one is where the other servers do.
     #[arg(long, value_name = "IP")]
     pub(crate) advertise: Vec<std::net::IpAddr>,
 }
@@ -199,12 +201,15 @@ pub(crate) struct StatusArgs {
 pub(crate) struct Server {
     #[command(flatten)]
     pub(crate) dir: InDataDir,
-    /// The DNS suffix under which apps have their names. Fixed once the region exists.
-    #[arg(long, default_value = "hearth.internal")]
-    pub(crate) zone: String,
-    /// The region's name.
-    #[arg(long, default_value = "home", value_name = "NAME")]
-    pub(crate) region: String,
+    /// Join a region as one more server, by a token from `hearth token create --server`. Needed once: a server that has joined is passed over.
+    #[arg(long, value_name = "TOKEN", env = "HEARTH_JOIN_TOKEN", hide_env_values = true)]
+    pub(crate) join: Option<String>,
+    /// The DNS suffix under which apps have their names [default: as it was, else hearth.internal]. Fixed once the region exists.
+    #[arg(long)]
+    pub(crate) zone: Option<String>,
+    /// The region's name [default: that of the region it joined, else home].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) region: Option<String>,
     #[command(flatten)]
     pub(crate) listen: Listen,
     /// Stop when this process, which started this one, does.
@@ -247,7 +252,7 @@ pub(crate) struct Join {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Token {
-    /// Make a token by which one device can join.
+    /// Make a token by which one device, or one server of the region, can join.
     Create(TokenCreate),
     /// List the tokens, without their secrets.
     Ls(TokenLs),
@@ -256,7 +261,7 @@ pub(crate) enum Token {
 }
 
 #[derive(Args, Debug)]
-#[command(group(clap::ArgGroup::new("whose").required(true).args(["owner", "any_owner"])))]
+#[command(group(clap::ArgGroup::new("whose").required(true).args(["owner", "any_owner", "server"])))]
 pub(crate) struct TokenCreate {
     /// Whose device it will be.
     #[arg(long, value_name = "NAME")]
@@ -264,6 +269,9 @@ pub(crate) struct TokenCreate {
     /// The joining device says whose it is: whoever has the token chooses any owner.
     #[arg(long)]
     pub(crate) any_owner: bool,
+    /// For another server of the region, which gets the key of the region's CA by it: whoever has the token can be the region.
+    #[arg(long)]
+    pub(crate) server: bool,
     /// How long it can be used.
     #[arg(long, default_value = "1h", value_parser = duration)]
     pub(crate) valid: std::time::Duration,

@@ -376,7 +376,8 @@ impl Client {
         any_owner: bool,
         valid: Duration,
     ) -> Result<v1::CreateTokenResponse, Status> {
-        let request = v1::CreateTokenRequest { owner: owner.into(), valid_seconds: valid.as_secs(), any_owner };
+        let request =
+            v1::CreateTokenRequest { owner: owner.into(), valid_seconds: valid.as_secs(), any_owner, server: false };
         let answer = self.region().create_token(timed(request)).await.map_err(|error| convert::status(&error))?;
         Ok(answer.into_inner())
     }

@@ -130,17 +130,23 @@ pub async fn join(
     let mut enrollment = v1::enrollment_client::EnrollmentClient::new(channel);
     let request = v1::JoinRequest { token: token.secret.clone(), device_name: device_name.into(), owner: owner.into() };
     let answer = enrollment.join(timed(request)).await.map_err(|error| convert::status(&error))?.into_inner();
+    same_ca(&verifier, &answer.ca_pem)?;
+    Ok(answer)
+}
+
+/// Refuses a CA that is not the one of the handshake.
+pub(crate) fn same_ca(verifier: &PinnedVerifier, ca_pem: &[u8]) -> Result<(), Status> {
     let found = verifier.found().ok_or_else(|| Status::internal("an answer without a handshake"))?;
-    let sent = <CertificateDer<'_> as rustls::pki_types::pem::PemObject>::from_pem_slice(&answer.ca_pem).ok();
+    let sent = <CertificateDer<'_> as rustls::pki_types::pem::PemObject>::from_pem_slice(ca_pem).ok();
     if sent.as_ref().and_then(spki_hash) != spki_hash(found) {
         return Err(Status::internal(
             "the region's answer carries another CA than its servers show; do not use it, ask its operator",
         ));
     }
-    Ok(answer)
+    Ok(())
 }
 
-fn channel(
+pub(crate) fn channel(
     addresses: Vec<String>,
     server_name: &str,
     verifier: Arc<PinnedVerifier>,

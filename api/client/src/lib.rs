@@ -5,6 +5,7 @@
 //! | [`config`] | where the region is and who asks: `client.yaml`, in kubeconfig format |
 //! | [`Client`] | get, list, watch, apply and the rest, over gRPC |
 //! | [`device`] | how a device joins and keeps its connection, by its key |
+//! | [`servers`] | how a server joins its region, and what an operator does with servers |
 //! | [`convert`] | between the wire's messages and `hearth-types` |
 //!
 //! Every error that crosses a door arrives as [`hearth_types::Status`].
@@ -14,6 +15,7 @@ pub mod config;
 mod connect;
 pub mod convert;
 pub mod device;
+pub mod servers;
 mod verify;
 
 pub use client::{

@@ -242,6 +242,11 @@ impl CertificateAuthority {
         self.spki_hash
     }
 
+    /// The CA's key, PKCS #8 in PEM: whoever has it can be the region.
+    pub(crate) fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// The zone whose names it signs.
     pub fn zone(&self) -> &str {
         &self.zone

@@ -4,23 +4,28 @@
 //! |---|---|
 //! | [`resources`] | get, list, watch, apply and the rest, of every kind, over the store |
 //! | [`ca`] | the region's own certificate authority |
+//! | [`PeerChannels`] | how this server calls the other servers of its region |
 //! | [`ApiServer`] | the services behind the TLS door, over gRPC |
 //!
 //! Whoever comes through the door is known by the key that the TLS handshake proved; services find the
 //! `hearth_types::identity::Identity` in the request's extensions, those mounted from outside too.
 
 pub mod ca;
+mod certificate;
 mod clock;
 mod devices;
 mod door;
 mod grpc;
 mod metrics;
+mod peers;
 pub mod resources;
 mod server;
+mod servers;
 mod tokens;
 
 pub use ca::CertificateAuthority;
 pub use clock::SystemClock;
 pub use grpc::{BackupSource, DeviceDoorConnector, Frozen, NoDevices, TunnelConnector};
+pub use peers::{PeerChannels, PeerError, peer_name};
 pub use resources::ResourceService;
 pub use server::{ApiConfig, ApiServer, ApiServerBuilder, ServeError, server_name};

@@ -3,6 +3,7 @@
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use hearth_proto::{MAX_MESSAGE_BYTES, v1};
+use hearth_types::group::{Group, PeerService};
 use prometheus::Registry;
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,9 +18,14 @@ use crate::{
     BackupSource,
     ca::{CaError, CertificateAuthority},
     door::{Door, GuardLayer, Room},
-    grpc::{Backups, DeviceDoorConnector, EnrollmentDoor, NoBackups, NoDevices, PodsDoor, RegionDoor, ResourcesDoor},
+    grpc::{
+        Backups, DeviceDoorConnector, EnrollmentDoor, NoBackups, NoDevices, PeersDoor, PodsDoor, RegionDoor,
+        ResourcesDoor, ServersDoor,
+    },
     metrics::Metrics,
+    peers::{MAX_PEER_BYTES, peer_name},
     resources::ResourceService,
+    servers::Servers,
     tokens::Tokens,
 };
 
@@ -75,6 +81,7 @@ pub struct ApiServer {
     resources: Arc<ResourceService>,
     ca: Arc<CertificateAuthority>,
     metrics: Arc<Metrics>,
+    servers: Option<Arc<Servers>>,
     routes: Routes,
 }
 
@@ -91,6 +98,7 @@ pub struct ApiServerBuilder {
     ca: Arc<CertificateAuthority>,
     connector: Arc<dyn DeviceDoorConnector>,
     backups: Arc<dyn BackupSource>,
+    group: Option<(Arc<dyn Group>, Arc<dyn PeerService>)>,
     registry: Registry,
     more: RoutesBuilder,
 }
@@ -110,7 +118,14 @@ impl ApiServer {
     ) -> ApiServerBuilder {
         let (connector, backups) = (Arc::new(NoDevices), Arc::new(NoBackups));
         let (registry, more) = (Registry::new(), Routes::builder());
-        ApiServerBuilder { config, resources, ca, connector, backups, registry, more }
+        ApiServerBuilder { config, resources, ca, connector, backups, group: None, registry, more }
+    }
+
+    /// The names in its certificate: the one that all servers of the region have, and its own as one of them.
+    fn names(&self) -> Vec<String> {
+        let zone = self.resources.zone();
+        let own = self.servers.iter().map(|servers| peer_name(servers.group().id(), zone));
+        std::iter::once(server_name(zone)).chain(own).collect()
     }
 
     /// Serves until `shutdown` is done, then stops gracefully: no new connections, streams end with
@@ -122,14 +137,14 @@ impl ApiServer {
     ) -> Result<(), ServeError> {
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
         let _cut_on_return = cut.clone().drop_guard();
-        let devices = self.resources.devices().clone();
+        let (devices, server_names) = (self.resources.devices().clone(), self.names());
         let door = Arc::new(Door {
             ca: self.ca,
             clock: self.resources.clock().clone(),
             devices: devices.clone(),
             metrics: self.metrics.clone(),
             cut: cut.clone(),
-            server_name: server_name(self.resources.zone()),
+            server_names,
             room: Room::default(),
         });
         let guard = GuardLayer::new(door.clock.clone(), devices.clone(), self.metrics, stop.clone());
@@ -146,7 +161,15 @@ impl ApiServer {
             .add_routes(self.routes)
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), closing.clone().cancelled_owned());
         let store = self.resources.store().clone();
-        let following = devices.follow(store.as_ref());
+        let following = async {
+            let servers = async {
+                match &self.servers {
+                    Some(servers) => servers.follow().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::join!(devices.follow(store.as_ref()), servers);
+        };
         let accepting = door.run(listener, ready);
         let stopping = async {
             shutdown.await;
@@ -191,6 +214,14 @@ impl ApiServerBuilder {
         self
     }
 
+    /// The group of servers that this one belongs to or shall join, and what it answers to the others; without it the region has this server
+    /// alone, and no other can join.
+    #[must_use]
+    pub fn group(mut self, group: Arc<dyn Group>, peers: Arc<dyn PeerService>) -> Self {
+        self.group = Some((group, peers));
+        self
+    }
+
     /// Where the metrics are registered.
     #[must_use]
     pub fn metrics(mut self, registry: &Registry) -> Self {
@@ -218,16 +249,20 @@ impl ApiServerBuilder {
     /// The server, ready to serve.
     pub fn build(mut self) -> Result<ApiServer, ServeError> {
         use v1::{
-            enrollment_server::EnrollmentServer, pods_server::PodsServer, region_server::RegionServer,
-            resources_server::ResourcesServer,
+            enrollment_server::EnrollmentServer, members_server::MembersServer, peers_server::PeersServer,
+            pods_server::PodsServer, region_server::RegionServer, resources_server::ResourcesServer,
         };
         let metrics = Arc::new(Metrics::new(&self.registry)?);
         let resources = self.resources;
+        let (servers, peers) =
+            self.group.map(|(group, peers)| (Arc::new(Servers::new(resources.clone(), group)), peers)).unzip();
         let tokens = Arc::new(Tokens {
             resources: resources.clone(),
             ca: self.ca.clone(),
             addresses: self.config.token_addresses.clone(),
             server_name: server_name(resources.zone()),
+            region: self.config.region.clone(),
+            servers: servers.clone(),
         });
         let region = RegionDoor {
             resources: resources.clone(),
@@ -245,7 +280,20 @@ impl ApiServerBuilder {
             )
             .add_service(PodsServer::new(pods))
             .add_service(RegionServer::new(region))
-            .add_service(EnrollmentServer::new(EnrollmentDoor::new(tokens)).max_decoding_message_size(MAX_JOIN_BYTES));
-        Ok(ApiServer { config: self.config, resources, ca: self.ca, metrics, routes: self.more.routes().prepare() })
+            .add_service(
+                EnrollmentServer::new(EnrollmentDoor::new(tokens.clone())).max_decoding_message_size(MAX_JOIN_BYTES),
+            );
+        if let (Some(servers), Some(peers)) = (&servers, peers) {
+            let door = ServersDoor::new(servers.clone(), tokens);
+            self.more
+                .add_service(
+                    PeersServer::new(PeersDoor::new(servers.clone(), peers))
+                        .max_decoding_message_size(MAX_PEER_BYTES)
+                        .max_encoding_message_size(MAX_PEER_BYTES),
+                )
+                .add_service(MembersServer::new(door).max_decoding_message_size(MAX_JOIN_BYTES));
+        }
+        let (config, ca, routes) = (self.config, self.ca, self.more.routes().prepare());
+        Ok(ApiServer { config, resources, ca, metrics, servers, routes })
     }
 }

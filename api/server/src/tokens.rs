@@ -1,6 +1,8 @@
 //! Join tokens: Secrets of the type [`kinds::JOIN_TOKEN_TYPE`] in `kube-system`, after Kubernetes' bootstrap
 //! tokens. Of the secret part only its SHA-256 is stored. A token is good for one key.
 
+mod servers;
+
 use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -11,7 +13,7 @@ use hearth_types::{
     kinds, names, registry,
     selector::{FieldSelector, Selector},
     store::{Consistency, Expect, Op, OpError, Query, Txn, list_all, write_one},
-    token::JoinToken,
+    token::{JoinToken, MAX_TOKEN_ADDRESSES, is_address},
 };
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde_json::{Value, json};
@@ -19,6 +21,7 @@ use serde_json::{Value, json};
 use crate::{
     ca::{CertificateAuthority, sha256},
     resources::{ResourceService, WriteOptions, shown},
+    servers::Servers,
 };
 
 /// How long a token is good for unless asked otherwise: long enough to walk to the device.
@@ -29,6 +32,8 @@ const MAX_VALIDITY: Duration = Duration::from_hours(7 * 24);
 const KEPT: Duration = Duration::from_hours(30 * 24);
 /// Tokens that are kept at most.
 const MAX_TOKENS: usize = 10_000;
+/// How long the addresses of the other servers are waited for: a token with those that are known is better than none.
+const MEMBERS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Where tokens are.
 const NAMESPACE: &str = "kube-system";
 /// Tries of a join whose objects changed meanwhile.
@@ -49,6 +54,21 @@ pub(crate) struct Tokens {
     pub(crate) addresses: Vec<String>,
     /// The name in the servers' certificate.
     pub(crate) server_name: String,
+    /// The region's name.
+    pub(crate) region: String,
+    /// The servers of the region; `None` where this one has no group.
+    pub(crate) servers: Option<Arc<Servers>>,
+}
+
+/// Who joins by a token.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Joiner<'a> {
+    /// A device of this owner.
+    DeviceOf(&'a str),
+    /// A device that says itself whose it is.
+    Device,
+    /// A server of the region.
+    Server,
 }
 
 /// A token as it is stored.
@@ -59,6 +79,10 @@ struct Stored {
     expires: Timestamp,
     used_by: Option<DeviceKey>,
     device: String,
+    /// Whether it is for a server, not for a device.
+    for_server: bool,
+    /// The number of the server that used it; 0 for none.
+    server: u64,
 }
 
 impl Stored {
@@ -81,6 +105,8 @@ impl Stored {
             expires: Timestamp::parse(&text("expiration")?)?,
             used_by,
             device: text("used-by-device").unwrap_or_default(),
+            for_server: text("for").is_some_and(|text| text == FOR_SERVER),
+            server: text("used-by-server").and_then(|text| text.parse().ok()).unwrap_or_default(),
             object,
         })
     }
@@ -97,10 +123,14 @@ impl Stored {
             expires_millis: self.expires.0,
             used_by_device: self.device.clone(),
             used_by_key: self.used_by.map(|key| key.to_string()).unwrap_or_default(),
+            server: self.for_server,
+            used_by_server: self.server,
         }
     }
 }
 
+/// What a server's token says of whom it is for.
+const FOR_SERVER: &str = "server";
 /// What the names of the Secrets begin with.
 const KEY_PREFIX: &str = "join-token-";
 
@@ -128,23 +158,9 @@ fn forbidden(text: impl Into<String>) -> Status {
 
 impl Tokens {
     /// Makes a token. It is answered whole, once; `valid` zero means the default.
-    pub(crate) async fn create(
-        &self,
-        owner: &str,
-        any_owner: bool,
-        valid: Duration,
-    ) -> Result<(JoinToken, Timestamp), Status> {
-        match (owner, any_owner) {
-            ("", true) => {}
-            ("", false) => {
-                let text = "owner: required: whose device joins by the token; a token by which the device says itself whose \
-                            it is, be it anybody, has to be asked for in so many words (any_owner)";
-                return Err(Status::new(Reason::BadRequest, text));
-            }
-            (_, true) => {
-                return Err(Status::new(Reason::BadRequest, "owner and any_owner exclude each other"));
-            }
-            (owner, false) => check_owner(owner)?,
+    pub(crate) async fn create(&self, joiner: Joiner<'_>, valid: Duration) -> Result<(JoinToken, Timestamp), Status> {
+        if let Joiner::DeviceOf(owner) = joiner {
+            check_owner(owner)?;
         }
         let valid = if valid.is_zero() { DEFAULT_VALIDITY } else { valid };
         if valid > MAX_VALIDITY {
@@ -158,8 +174,10 @@ impl Tokens {
             "secret-sha256": hex(&sha256(secret.as_bytes())),
             "expiration": expires.to_string(),
         });
-        if !owner.is_empty() {
-            data["owner"] = json!(owner);
+        match joiner {
+            Joiner::DeviceOf(owner) => data["owner"] = json!(owner),
+            Joiner::Device => {}
+            Joiner::Server => data["for"] = json!(FOR_SERVER),
         }
         let object = json!({
             "apiVersion": "v1", "kind": "Secret", "type": kinds::JOIN_TOKEN_TYPE,
@@ -167,12 +185,27 @@ impl Tokens {
         });
         self.resources.create(object, &WriteOptions::default()).await?;
         let token = JoinToken {
-            addresses: self.addresses.clone(),
+            addresses: self.known_addresses().await,
             server_name: self.server_name.clone(),
             ca_hash: self.ca.spki_hash(),
             secret: format!("{id}.{secret}"),
         };
         Ok((token, expires))
+    }
+
+    /// This server's addresses, and those of the others where they are known.
+    async fn known_addresses(&self) -> Vec<String> {
+        let mut addresses = self.addresses.clone();
+        if let Some(servers) = &self.servers {
+            let asked = tokio::time::timeout(MEMBERS_TIMEOUT, servers.group().members()).await;
+            for member in asked.into_iter().flatten().flatten() {
+                if !addresses.contains(&member.server.address) && is_address(&member.server.address) {
+                    addresses.push(member.server.address);
+                }
+            }
+        }
+        addresses.truncate(MAX_TOKEN_ADDRESSES);
+        addresses
     }
 
     async fn all(&self, read: Consistency) -> Result<Vec<Object>, Status> {
@@ -232,27 +265,15 @@ impl Tokens {
     /// Redeems a token: one transaction marks it as used by the key and makes the Device, and the owner's
     /// Namespace where there is none. The same token with the same key again is harmless.
     pub(crate) async fn join(&self, request: &v1::JoinRequest, key: DeviceKey) -> Result<v1::JoinResponse, Status> {
-        let unknown = || {
-            Status::new(
-                Reason::Unauthorized,
-                "the join token is not known to this region: it was mistyped, deleted, or made by another region",
-            )
-        };
-        let (id, secret) = request.token.split_once('.').ok_or_else(unknown)?;
-        let malformed = |text: &str| text.len() > 64 || !text.bytes().all(|byte| ALPHABET.contains(&byte));
-        if malformed(id) || malformed(secret) || id.is_empty() {
-            return Err(unknown());
-        }
         names::dns_label(&request.device_name).map_err(|why| {
             Status::new(Reason::BadRequest, format!("device name {}: {why}", shown(&request.device_name)))
         })?;
-        let hash = hex(&sha256(secret.as_bytes()));
         for _ in 0..MAX_ATTEMPTS {
-            let object = self.get(&token_key(id)).await?.ok_or_else(unknown)?;
-            let token = Stored::read(object).ok_or_else(unknown)?;
-            // Hashes are compared, so the time that it takes tells nothing of the secret.
-            if token.hash != hash {
-                return Err(unknown());
+            let token = self.presented(&request.token).await?;
+            if token.for_server {
+                return Err(forbidden(
+                    "the join token is for a server of the region: use it with `hearth server --join TOKEN`",
+                ));
             }
             match token.used_by {
                 Some(used) if used == key => return self.again(request, &token, key).await,
@@ -263,12 +284,7 @@ impl Tokens {
                 }
                 None => {}
             }
-            if token.expires < self.now() {
-                return Err(forbidden(format!(
-                    "the join token expired at {}; make a new one with `hearth token create`",
-                    token.expires
-                )));
-            }
+            self.still_good(&token)?;
             let owner = owner_of(request, &token)?;
             if let Some(device) = self.redeem(request, &token, &owner, key).await? {
                 self.resources.devices().note(&device);
@@ -277,6 +293,35 @@ impl Tokens {
             }
         }
         Err(Status::new(Reason::Conflict, "the device's objects kept changing while it joined; try again"))
+    }
+
+    /// The token that somebody shows, if it is one.
+    async fn presented(&self, shown: &str) -> Result<Stored, Status> {
+        let unknown = || {
+            Status::new(
+                Reason::Unauthorized,
+                "the join token is not known to this region: it was mistyped, deleted, or made by another region",
+            )
+        };
+        let (id, secret) = shown.split_once('.').ok_or_else(unknown)?;
+        let malformed = |text: &str| text.len() > 64 || !text.bytes().all(|byte| ALPHABET.contains(&byte));
+        if malformed(id) || malformed(secret) || id.is_empty() {
+            return Err(unknown());
+        }
+        let object = self.get(&token_key(id)).await?.ok_or_else(unknown)?;
+        let token = Stored::read(object).ok_or_else(unknown)?;
+        // Hashes are compared, so the time that it takes tells nothing of the secret.
+        if token.hash == hex(&sha256(secret.as_bytes())) { Ok(token) } else { Err(unknown()) }
+    }
+
+    fn still_good(&self, token: &Stored) -> Result<(), Status> {
+        if token.expires < self.now() {
+            return Err(forbidden(format!(
+                "the join token expired at {}; make a new one with `hearth token create`",
+                token.expires
+            )));
+        }
+        Ok(())
     }
 
     /// The transaction; `None` where something changed meanwhile.
@@ -299,7 +344,7 @@ impl Tokens {
         }
         let device_key = ObjectKey::new(GroupKind::DEVICE, "", name);
         let existing = self.get(&device_key).await?;
-        let mut ops = vec![self.mark_used(token, name, key)?];
+        let mut ops = vec![self.mark_used(token, "used-by-device", name, key)?];
         let device = if let Some(existing) = existing {
             same_device(&existing, owner, key)?;
             ops.push(Op::Check { key: device_key, expect: Expect::same(&existing) });
@@ -333,10 +378,10 @@ impl Tokens {
         Ok(device.or(stored))
     }
 
-    fn mark_used(&self, token: &Stored, device: &str, key: DeviceKey) -> Result<Op, Status> {
+    fn mark_used(&self, token: &Stored, field: &str, by: &str, key: DeviceKey) -> Result<Op, Status> {
         let mut value = token.object.value();
         value["data"]["used-by-key"] = json!(STANDARD.encode(key.to_string()));
-        value["data"]["used-by-device"] = json!(STANDARD.encode(device));
+        value["data"][field] = json!(STANDARD.encode(by));
         let info = registry::of_kind(&GroupKind::SECRET).ok_or_else(|| Status::internal("no kind Secret"))?;
         let admitted = prepare_update(info, &token.object, value, Part::Main, &self.context())?;
         Ok(Op::Update { object: admitted.object, expect: Expect::same(&token.object) })

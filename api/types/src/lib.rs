@@ -15,6 +15,7 @@
 //! | [`identity`] | who makes a request; who signs certificates |
 //! | [`restores`] | which revisions a region does not have since it was restored |
 //! | [`routes`] | what DNS and gateway know of hostnames |
+//! | [`servers`] | which numbers were given to servers |
 //! | [`selector`] | label and field selectors |
 //! | [`store`] | the trait [`store::Store`] and its transactions |
 //! | [`token`] | the join token, as text |
@@ -36,6 +37,7 @@ pub mod registry;
 pub mod restores;
 pub mod routes;
 pub mod selector;
+pub mod servers;
 pub mod status;
 pub mod store;
 pub mod time;

@@ -1,5 +1,5 @@
-//! The join token: what an operator hands to a new device. One line of text that carries where the region
-//! is, how to tell that it is the right one, and a secret that is good for one device.
+//! The join token: what an operator hands to a new device or server. One line of text that carries where the region
+//! is, how to tell that it is the right one, and a secret that is good for one of them.
 
 use std::{fmt, str::FromStr};
 
@@ -73,8 +73,8 @@ impl JoinToken {
     }
 }
 
-/// Whether a text is `host:port`, `address:port` or `[address]:port`, with a port above zero.
-fn is_address(text: &str) -> bool {
+/// Whether a text is an address as tokens carry them: `host:port`, `address:port` or `[address]:port`, with a port above zero.
+pub fn is_address(text: &str) -> bool {
     if let Ok(address) = text.parse::<std::net::SocketAddr>() {
         return address.port() != 0;
     }

@@ -20,6 +20,36 @@ pub(crate) enum Region {
     Restore(RegionRestore),
     /// Show what a backup holds, and check it.
     Inspect(RegionInspect),
+    /// Show the servers of the region.
+    Members(RegionMembers),
+    /// Remove a server from the region, for good; its number is never given again.
+    ///
+    /// Refused where the servers that would be left, and that answer, are no majority: the region could not be written to. A server that is
+    /// gone is removed before another one takes its place.
+    Remove(RegionRemove),
+    /// Have another server lead, as before the one that leads is stopped.
+    TransferLeader(RegionTransfer),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RegionMembers {
+    /// The form of the answer: json or yaml.
+    #[arg(short, long)]
+    pub(crate) output: Option<Output>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RegionRemove {
+    /// The server's number, from `hearth region members`.
+    #[arg(value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) id: u64,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RegionTransfer {
+    /// The server's number [default: whichever is least behind].
+    #[arg(value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) id: Option<u64>,
 }
 
 #[derive(Args, Debug)]

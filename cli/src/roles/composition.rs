@@ -10,20 +10,23 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use hearth_api::{
-    ApiConfig, ApiServer, BackupSource, CertificateAuthority, Frozen, ResourceService, TunnelConnector, server_name,
+    ApiConfig, ApiServer, BackupSource, CertificateAuthority, Frozen, PeerChannels, ResourceService, TunnelConnector,
+    server_name,
 };
 use hearth_client::Config;
 use hearth_dns::{DnsConfig, DnsServer};
 use hearth_gateway::{Gateway, GatewayConfig};
-use hearth_raft::{Owner, RaftConfig, RaftStore};
+use hearth_raft::{Owner, RaftConfig, RaftStore, Start, disk::RealDisk};
 use hearth_region::{Region, Timing};
 use hearth_tunnel::{HubConfig, TunnelHub};
-use hearth_types::{BoxFuture, Clock, Status, identity, store::Store};
+use hearth_types::{BoxFuture, Clock, Status, group::Group, identity, store::Store};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    SystemClock, metrics,
+    SystemClock,
+    membership::{self, Own, Wanted},
+    metrics,
     server::{address, advertised, bind},
 };
 use crate::{
@@ -32,8 +35,6 @@ use crate::{
     region_files,
 };
 
-/// The number of a region's first server in its Raft group.
-const FIRST_SERVER: u64 = 1;
 /// The user that `client.yaml` belongs to.
 const ADMIN: &str = "hearth:admin";
 /// How often `client.yaml` is written anew, so that its certificate (90 days) never runs out.
@@ -42,6 +43,10 @@ const CLIENT_RENEWAL: Duration = Duration::from_secs(10 * 86_400);
 const DISK_PROBE: Duration = Duration::from_secs(5);
 /// How much has to fit on it: the log needs room to go on.
 const DISK_PROBE_BYTES: usize = 4 << 20;
+/// The pause before the region's first objects are tried again.
+const FIRST_OBJECTS_PAUSE: Duration = Duration::from_millis(200);
+/// How long another server may take to lead where this one stops: longer than that takes, and no longer than an election.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(2);
 /// How long parts get to stop by themselves.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -54,31 +59,33 @@ pub(super) async fn run_server(
 ) -> Result<()> {
     let registry = metrics::registry()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let zone = fixed_zone(data, &args.zone)?;
     // Ports first: what cannot listen fails before anything was made.
     let api_listener = bind("--listen-api", "the API", &args.listen.listen_api).await?;
     let metrics_listener = bind("--listen-metrics", "metrics", &args.listen.listen_metrics).await?;
     let api_address = api_listener.local_addr().context("the API's own address")?;
     let metrics_address = metrics_listener.local_addr().context("the metrics' own address")?;
+    let addresses: Vec<_> = advertised(api_address, &args.listen.advertise)?.iter().map(ToString::to_string).collect();
+    let own_address = addresses.first().context("the API's own address")?.clone();
 
-    let ca = Arc::new(CertificateAuthority::for_region(
-        &data.server().join("ca"),
-        &zone,
-        Arc::clone(&clock),
-        hearth_raft::exists(&data.raft()),
-    )?);
+    let wanted = Wanted {
+        join: args.join.as_deref(),
+        region: args.region.as_deref(),
+        zone: args.zone.as_deref(),
+        address: &own_address,
+    };
+    let own = membership::own(data, wanted).await?;
+    let (zone, region_name) = (fixed_zone(data, &own.zone)?, own.region.clone());
+    let ca = membership::authority(data, &own, Arc::clone(&clock))?;
     ca.export(&data.ca())?;
-    let raft = Arc::new(
-        RaftStore::open(RaftConfig::new(data.raft(), FIRST_SERVER, &args.region), &registry, Arc::clone(&clock))
-            .await?,
-    );
+    let channels = PeerChannels::new(&ca, own.id, Arc::clone(&clock))?;
+    let raft = open_store(data, &own, &own_address, &channels, &registry, &clock).await?;
+    let group: Arc<dyn Group> = raft.clone();
     let store: Arc<dyn Store> = raft.clone();
     let resources = Arc::new(ResourceService::new(Arc::clone(&store), Arc::clone(&clock), &zone));
-    resources.ensure_defaults().await.context("cannot make the region's first objects")?;
 
     let (region, handle) = Region::new(hearth_region::Config {
         zone: zone.clone(),
-        region: args.region.clone(),
+        region: region_name.clone(),
         clock: Arc::clone(&clock),
         store,
         signer: ca.clone(),
@@ -114,34 +121,41 @@ pub(super) async fn run_server(
     let dns_address = dns.local_addr();
 
     let config = ApiConfig {
-        region: args.region.clone(),
+        region: region_name.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
-        token_addresses: advertised(api_address, &args.listen.advertise)?.iter().map(ToString::to_string).collect(),
+        token_addresses: addresses,
     };
-    let api = ApiServer::builder(config, resources, Arc::clone(&ca))
+    let api = ApiServer::builder(config, Arc::clone(&resources), Arc::clone(&ca))
         .connector(Arc::new(TunnelConnector(Arc::clone(&hub))))
         .backups(Arc::new(Backups {
             store: Arc::clone(&raft),
-            owner: region_files::owner(data, &args.region)?,
+            owner: region_files::owner(data, &region_name)?,
             clock: Arc::clone(&clock),
         }))
+        .group(Arc::clone(&group), raft.peers())
         .metrics(&registry)
         .add_service(handle.devices_service())
         .build()?;
-    write_client_config(data, &ca, api_address, &zone, &args.region)?;
+    write_client_config(data, &ca, api_address, &zone, &region_name)?;
 
     let mut parts = Parts::default();
-    let stop = || shutdown.clone();
-    parts.spawn("region", region.run(stop()));
+    // The parts go on while this server hands over.
+    let stopping = CancellationToken::new();
+    let _handing_over = AbortOnDrop(tokio::spawn(hand_over(Arc::clone(&raft), shutdown, stopping.clone())));
+    let (shutdown, stop) = (stopping.clone(), || stopping.clone());
+    // Before the store is ready: it is only once the servers call each other.
     parts.spawn("api", api.serve(api_listener, stop().cancelled_owned()));
+    let keeping = membership::keep(data.clone(), own, own_address, group, channels, stop());
+    parts.spawn("membership", keeping);
+    parts.spawn("region", region.run(stop()));
     parts.spawn("store", watch_store(Arc::clone(&raft), data.server(), stop()));
     parts.spawn("metrics", metrics::serve(metrics_listener, registry, stop()));
-    let renewal = (data.clone(), Arc::clone(&ca), zone.clone(), args.region.clone());
+    let renewal = (data.clone(), Arc::clone(&ca), zone.clone(), region_name.clone());
     parts.spawn("client-config", renew_client_config(renewal, api_address, stop()));
 
     let report = ServerReport {
         pid: std::process::id(),
-        region: args.region.clone(),
+        region: region_name,
         zone,
         api: api_address,
         gateway: gateway_address,
@@ -149,7 +163,13 @@ pub(super) async fn run_server(
         metrics: metrics_address,
         tunnel: tunnel_address,
     };
-    let ended = match parts.until(handle.ready(), &shutdown).await {
+    let starting = async {
+        raft.ready().await?;
+        first_objects(&resources).await;
+        handle.ready().await;
+        Ok(())
+    };
+    let ended = match parts.until(starting, &shutdown).await {
         Ok(true) => {
             // Not before the routes are known: every name would be one that nobody has.
             parts.spawn("gateway", gateway.run(stop()));
@@ -170,6 +190,45 @@ pub(super) async fn run_server(
     hub.close().await;
     raft.shutdown().await.context("cannot close the store")?;
     ended
+}
+
+/// Opens the store as this server's part of the region's group.
+async fn open_store(
+    data: &DataDir,
+    own: &Own,
+    address: &str,
+    channels: &PeerChannels,
+    registry: &prometheus::Registry,
+    clock: &Arc<dyn Clock>,
+) -> Result<Arc<RaftStore>> {
+    let config = RaftConfig { address: address.to_owned(), ..RaftConfig::new(data.raft(), own.id, &own.region) };
+    let start = if own.begins_region() { Start::First } else { Start::Joining };
+    let (disk, transport) = (Arc::new(RealDisk), Arc::new(channels.clone()));
+    Ok(Arc::new(RaftStore::open_group(disk, transport, start, config, registry, Arc::clone(clock)).await?))
+}
+
+/// Once this server is to stop, has another one lead, so that nobody waits for an election; then stops the parts.
+async fn hand_over(store: Arc<RaftStore>, shutdown: CancellationToken, parts: CancellationToken) {
+    shutdown.cancelled().await;
+    store.hand_over(HAND_OVER_LIMIT).await;
+    parts.cancel();
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Makes the objects that every region has. Tried until there is a leader that stores them.
+async fn first_objects(resources: &ResourceService) {
+    while let Err(status) = resources.ensure_defaults().await {
+        tracing::warn!(%status, "cannot make the region's first objects yet");
+        tokio::time::sleep(FIRST_OBJECTS_PAUSE).await;
+    }
 }
 
 /// Backups of the running store, with what else makes the region.
@@ -205,9 +264,9 @@ impl Parts {
     }
 
     /// Waits for something that the parts bring about; `false` where this server is to stop before that.
-    async fn until(&mut self, what: impl Future<Output = ()>, shutdown: &CancellationToken) -> Result<bool> {
+    async fn until(&mut self, what: impl Future<Output = Result<()>>, shutdown: &CancellationToken) -> Result<bool> {
         tokio::select! {
-            () = what => Ok(true),
+            done = what => done.map(|()| true),
             () = shutdown.cancelled() => Ok(false),
             Some(part) = self.tasks.join_next() => Err(early_end(part)),
         }
@@ -262,7 +321,7 @@ fn fixed_zone(data: &DataDir, wanted: &str) -> Result<String> {
 }
 
 /// The seed of the gateway's tunnel key; made the first time.
-fn tunnel_seed(path: &Path) -> Result<[u8; 32]> {
+pub(super) fn tunnel_seed(path: &Path) -> Result<[u8; 32]> {
     match fs::read(path) {
         Ok(bytes) => bytes
             .try_into()

@@ -5,6 +5,7 @@ pub(crate) mod agent;
 mod composition;
 pub(crate) mod down;
 mod example;
+mod membership;
 mod metrics;
 mod process;
 mod process_logs;

@@ -16,6 +16,7 @@ pub(crate) mod image;
 pub(crate) mod join;
 pub(crate) mod label;
 pub(crate) mod logs;
+pub(crate) mod members;
 mod modify;
 pub(crate) mod patch;
 mod pod_of;

@@ -1,4 +1,4 @@
-//! `token`: what an operator hands to a new device.
+//! `token`: what an operator hands to a new device or server.
 
 use anyhow::Result;
 use hearth_types::Timestamp;
@@ -15,11 +15,19 @@ pub(crate) async fn create(context: &Context, args: &TokenCreate) -> Result<()> 
     let client = context.client()?;
     let made = match &args.owner {
         Some(owner) => client.create_token(owner, args.valid).await,
+        None if args.server => client.create_server_token(args.valid).await,
         None => client.create_token_for_any_owner(args.valid).await,
     };
     let made = made.map_err(|status| refusal(&status))?;
     output::line(&made.token);
     let expires = Timestamp(made.expires_millis).seconds();
+    if args.server {
+        output::note(&format!("good for one server, until {expires}; use it there with: hearth server --join TOKEN"));
+        output::note(
+            "Whoever has it gets the key of the region's CA by it and can be the region: keep it as you keep a key.",
+        );
+        return Ok(());
+    }
     let whose = args.owner.as_ref().map(|owner| format!(" of {owner}")).unwrap_or_default();
     output::note(&format!("good for one device{whose}, until {expires}; use it there with: hearth join TOKEN"));
     Ok(())
@@ -34,7 +42,8 @@ pub(crate) async fn list(context: &Context, args: &TokenLs) -> Result<()> {
             .iter()
             .map(|one| {
                 json!({"id": one.id, "owner": one.owner, "created": time(one.created_millis),
-                    "expires": time(one.expires_millis), "usedByDevice": one.used_by_device, "usedByKey": one.used_by_key})
+                    "expires": time(one.expires_millis), "usedByDevice": one.used_by_device, "usedByKey": one.used_by_key,
+                    "server": one.server, "usedByServer": one.used_by_server})
             })
             .collect();
         return output::documents(&values, true, output);
@@ -43,12 +52,18 @@ pub(crate) async fn list(context: &Context, args: &TokenLs) -> Result<()> {
     for one in &tokens {
         let state = if !one.used_by_device.is_empty() {
             format!("used by {}", one.used_by_device)
+        } else if one.used_by_server != 0 {
+            format!("used by server {}", one.used_by_server)
         } else if one.expires_millis <= now().0 {
             "expired".to_owned()
         } else {
             "unused".to_owned()
         };
-        let owner = if one.owner.is_empty() { "<any>".to_owned() } else { one.owner.clone() };
+        let owner = match one.owner.as_str() {
+            "" if one.server => "<server>".to_owned(),
+            "" => "<any>".to_owned(),
+            owner => owner.to_owned(),
+        };
         let row = [one.id.clone(), owner, state, time(one.expires_millis)];
         rows.push(row.iter().map(|cell| table::one_line(cell)).collect());
     }

@@ -8,6 +8,7 @@ mod cli;
 mod contract;
 mod crash;
 mod debian;
+mod group;
 mod isolation;
 mod kinds;
 mod nat;

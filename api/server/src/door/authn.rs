@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
-use hearth_types::{DeviceKey, Reason, Status, Timestamp, identity::Identity};
+use hearth_types::{
+    DeviceKey, Reason, Status, Timestamp,
+    identity::{self, Identity},
+};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
     client::danger::HandshakeSignatureValid,
@@ -19,6 +22,7 @@ use x509_parser::{
     prelude::{FromDer as _, X509Certificate},
 };
 
+use super::methods::Method;
 use crate::{ca::CertificateAuthority, devices::DeviceIndex};
 
 /// The longest chain that is looked at: our own certificates have two.
@@ -149,9 +153,10 @@ fn user(
 /// Who makes a request now.
 pub(crate) fn identify(peer: &Peer, devices: &DeviceIndex, now: Timestamp) -> Identity {
     match peer {
-        Peer::User { name, groups, not_after } if now <= *not_after => {
-            Identity::User { name: name.clone(), groups: groups.clone() }
-        }
+        Peer::User { name, groups, not_after } if now <= *not_after => match identity::server_of(name, groups) {
+            Some(id) => Identity::Server { id },
+            None => Identity::User { name: name.clone(), groups: groups.clone() },
+        },
         Peer::User { .. } | Peer::Nobody => Identity::Stranger { key: None },
         Peer::Key(key) => match devices.lookup(key) {
             Some((name, owner)) => Identity::Device { name, owner, key: *key },
@@ -161,8 +166,8 @@ pub(crate) fn identify(peer: &Peer, devices: &DeviceIndex, now: Timestamp) -> Id
 }
 
 /// Why somebody may not call a method.
-pub(crate) fn refusal(identity: &Identity, peer: &Peer, devices: &DeviceIndex, service: &str, method: &str) -> Status {
-    let what = format!("{service}/{method}");
+pub(super) fn refusal(identity: &Identity, peer: &Peer, devices: &DeviceIndex, method: &Method) -> Status {
+    let (what, takes) = (format!("{}/{}", method.service, method.name), method.takes());
     match (identity, peer) {
         (Identity::Stranger { .. }, Peer::User { .. }) => Status::new(
             Reason::Unauthorized,
@@ -181,9 +186,8 @@ pub(crate) fn refusal(identity: &Identity, peer: &Peer, devices: &DeviceIndex, s
             Reason::Unauthorized,
             "the client did not prove who it is: no certificate of this region's CA; use the region's client.yaml",
         ),
-        _ => Status::new(
-            Reason::Forbidden,
-            format!("{what} is forbidden: {identity} cannot call it; it takes a member of the group system:masters"),
-        ),
+        _ => {
+            Status::new(Reason::Forbidden, format!("{what} is forbidden: {identity} cannot call it; it takes {takes}"))
+        }
     }
 }

@@ -89,7 +89,7 @@ where
         );
         let record = Record::begin(shared.metrics.clone(), method);
         if !method.permits(&identity) {
-            let status = authn::refusal(&identity, &peer, &shared.devices, method.service, method.name);
+            let status = authn::refusal(&identity, &peer, &shared.devices, method);
             span.in_scope(|| tracing::debug!(%status, "refused"));
             let response = to_grpc(&status).into_http::<Body>();
             return Box::pin(std::future::ready(Ok(record.answered(response, &shared.stop))));

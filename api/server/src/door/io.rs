@@ -3,20 +3,15 @@
 use std::{
     io,
     net::SocketAddr,
-    ops::Range,
     pin::Pin,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use hearth_types::{Clock, DeviceKey, Timestamp};
+use hearth_types::{Clock, DeviceKey};
 use prometheus::IntGauge;
-use rustls::{
-    ServerConfig,
-    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
-    sign::CertifiedKey,
-};
+use rustls::{ServerConfig, server::NoServerSessionStorage};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -36,6 +31,7 @@ use super::{
 };
 use crate::{
     ca::{CaError, CertificateAuthority},
+    certificate::Renewed,
     devices::{DeviceIndex, Registration},
     metrics::Metrics,
 };
@@ -58,26 +54,12 @@ const MAX_HANDSHAKES: usize = 1_024;
 const MAX_HANDSHAKES_PER_NETWORK: usize = 512;
 /// The pause after the system could not accept a connection, for want of file descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often the server's certificate is looked at.
-const RENEWAL_CHECK: Duration = Duration::from_mins(10);
-/// The part of a certificate's life that is left when it is renewed: one in this many.
-const RENEW_AT: i64 = 3;
 
 /// What is known of a connection; tonic puts it into every request's extensions.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnInfo {
     pub(crate) remote: SocketAddr,
     pub(crate) peer: Arc<Peer>,
-}
-
-/// The server's certificate, which is renewed while it runs.
-#[derive(Debug)]
-struct Certificate(RwLock<Arc<CertifiedKey>>);
-
-impl ResolvesServerCert for Certificate {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
-    }
 }
 
 /// The door of one listener.
@@ -88,8 +70,8 @@ pub(crate) struct Door {
     pub(crate) metrics: Arc<Metrics>,
     /// Ends every connection at once when cancelled.
     pub(crate) cut: CancellationToken,
-    /// The name in the server's certificate.
-    pub(crate) server_name: String,
+    /// The names in the server's certificate.
+    pub(crate) server_names: Vec<String>,
     /// Room for those whom nobody knows yet.
     pub(crate) room: Room,
 }
@@ -119,19 +101,12 @@ impl Door {
         listener: TcpListener,
         ready: mpsc::Sender<io::Result<DoorIo>>,
     ) -> Result<(), CaError> {
-        let (certificate, mut fresh) = self.issue()?;
-        let certificate = Arc::new(Certificate(RwLock::new(certificate)));
-        let acceptor = TlsAcceptor::from(Arc::new(Self::tls(certificate.clone())?));
+        let acceptor = TlsAcceptor::from(Arc::new(self.tls()?));
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let tasks = TaskTracker::new();
-        let mut renewal = tokio::time::interval(RENEWAL_CHECK);
         loop {
             let accepted = tokio::select! {
                 () = ready.closed() => return Ok(()),
-                _ = renewal.tick() => {
-                    self.renew_if_due(&certificate, &mut fresh)?;
-                    continue;
-                }
                 accepted = accept(&listener, &connections) => accepted,
             };
             match accepted {
@@ -152,34 +127,15 @@ impl Door {
         }
     }
 
-    /// A fresh certificate and the time during which it need not be renewed. A clock that jumps out of that
-    /// range, either way, gets a new one.
-    fn issue(&self) -> Result<(Arc<CertifiedKey>, Range<Timestamp>), CaError> {
-        let issued = self.ca.issue_server(std::slice::from_ref(&self.server_name))?;
-        let key = rustls::crypto::ring::sign::any_supported_type(&issued.key)
-            .map_err(|error| CaError::Request(error.to_string()))?;
-        let life = issued.not_after.0 - issued.not_before.0;
-        let range = issued.not_before..Timestamp(issued.not_after.0 - life / RENEW_AT);
-        Ok((Arc::new(CertifiedKey::new(issued.chain, key)), range))
-    }
-
-    fn renew_if_due(&self, certificate: &Certificate, fresh: &mut Range<Timestamp>) -> Result<(), CaError> {
-        if !fresh.contains(&self.clock.now()) {
-            let (key, range) = self.issue()?;
-            *certificate.0.write().unwrap_or_else(PoisonError::into_inner) = key;
-            *fresh = range;
-            tracing::info!(server_name = self.server_name, "the server's certificate was renewed");
-        }
-        Ok(())
-    }
-
-    fn tls(certificate: Arc<Certificate>) -> Result<ServerConfig, CaError> {
+    fn tls(&self) -> Result<ServerConfig, CaError> {
+        let (ca, names) = (self.ca.clone(), self.server_names.clone());
+        let certificate = Renewed::new("serving", self.clock.clone(), move || ca.issue_server(&names))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .map_err(|error| CaError::Request(error.to_string()))?
             .with_client_cert_verifier(Arc::new(AnyClient::new(provider)))
-            .with_cert_resolver(certificate);
+            .with_cert_resolver(Arc::new(certificate));
         config.alpn_protocols = vec![b"h2".to_vec()];
         // A resumed session would show a certificate without proving its key anew.
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -375,18 +331,8 @@ impl AsyncWrite for DoorIo {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicI64, Ordering};
-
     use super::*;
     use crate::SystemClock;
-
-    struct Hand(AtomicI64);
-
-    impl Clock for Hand {
-        fn now(&self) -> Timestamp {
-            Timestamp(self.0.load(Ordering::SeqCst))
-        }
-    }
 
     fn door(directory: &std::path::Path, clock: Arc<dyn Clock>, room: Room) -> Door {
         let ca = CertificateAuthority::load_or_create(directory, "hearth.internal", clock.clone()).expect("a CA");
@@ -396,7 +342,7 @@ mod tests {
             devices: Arc::default(),
             metrics: Arc::new(Metrics::new(&prometheus::Registry::new()).expect("metrics")),
             cut: CancellationToken::new(),
-            server_name: "api.hearth.internal".into(),
+            server_names: vec!["api.hearth.internal".into()],
             room,
         }
     }
@@ -454,22 +400,5 @@ mod tests {
         drop(io);
         assert_eq!(door.metrics.turned_away.get(), 3, "by share, by age, and a stranger too many");
         running.abort();
-    }
-
-    #[test]
-    fn the_servers_certificate_is_renewed_in_time_and_when_the_clock_jumps() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let clock = Arc::new(Hand(AtomicI64::new(SystemClock.now().0)));
-        let door = door(directory.path(), clock.clone(), Room::default());
-        let (key, mut fresh) = door.issue().expect("a certificate");
-        let certificate = Certificate(RwLock::new(key));
-        let served = || certificate.0.read().expect("no panic").cert[0].clone();
-        let day = 86_400_000;
-        for (days, renewed) in [(0, false), (50, false), (20, true), (0, false), (-30, true)] {
-            let before = served();
-            clock.0.fetch_add(days * day, Ordering::SeqCst);
-            door.renew_if_due(&certificate, &mut fresh).expect("renewed");
-            assert_eq!(served() != before, renewed, "after {days} days");
-        }
     }
 }

@@ -9,6 +9,8 @@ pub(super) enum Allowed {
     Admins,
     /// Devices of this region.
     Devices,
+    /// Servers of this region, and nobody else.
+    Servers,
     /// Anybody, a stranger included.
     Anyone,
 }
@@ -25,7 +27,7 @@ const fn method(service: &'static str, name: &'static str, allowed: Allowed) -> 
     Method { service, name, allowed }
 }
 
-static METHODS: [Method; 19] = [
+static METHODS: [Method; 25] = [
     method("hearth.v1.Resources", "Get", Allowed::Admins),
     method("hearth.v1.Resources", "List", Allowed::Admins),
     method("hearth.v1.Resources", "Watch", Allowed::Admins),
@@ -45,6 +47,12 @@ static METHODS: [Method; 19] = [
     method("hearth.v1.Region", "Backup", Allowed::Admins),
     method("hearth.v1.Enrollment", "Join", Allowed::Anyone),
     method("hearth.v1.Devices", "Session", Allowed::Devices),
+    method("hearth.v1.Peers", "Call", Allowed::Servers),
+    method("hearth.v1.Members", "Join", Allowed::Anyone),
+    method("hearth.v1.Members", "Admit", Allowed::Servers),
+    method("hearth.v1.Members", "List", Allowed::Admins),
+    method("hearth.v1.Members", "Remove", Allowed::Admins),
+    method("hearth.v1.Members", "TransferLeadership", Allowed::Admins),
 ];
 
 /// What stands for every path that is no method, so that metrics have a bounded number of labels.
@@ -59,11 +67,23 @@ pub(super) fn of_path(path: &str) -> &'static Method {
 }
 
 impl Method {
+    /// Whom it takes, for those who are refused.
+    pub(super) fn takes(&self) -> &'static str {
+        match self.allowed {
+            Allowed::Admins => "a member of the group system:masters",
+            Allowed::Devices => "a device of the region",
+            Allowed::Servers => "a server of the region",
+            Allowed::Anyone => "anybody",
+        }
+    }
+
     /// Whether somebody may call it.
     pub(super) fn permits(&self, identity: &Identity) -> bool {
         match self.allowed {
             Allowed::Anyone => true,
             Allowed::Devices => matches!(identity, Identity::Device { .. }) || identity.is_admin(),
+            // An admin is no server: a call's sender is which one it is.
+            Allowed::Servers => identity.is_server(),
             Allowed::Admins => identity.is_admin(),
         }
     }

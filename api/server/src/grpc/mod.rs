@@ -3,14 +3,18 @@
 mod backup;
 pub(crate) mod convert;
 mod enrollment;
+mod peers;
 mod pods;
 mod region;
 mod resources;
+mod servers;
 
 pub use backup::{BackupSource, Frozen};
 pub(crate) use backup::{Backups, NoBackups};
-pub(crate) use enrollment::EnrollmentDoor;
+pub(crate) use enrollment::{EnrollmentDoor, join_rate, joining_key};
+pub(crate) use peers::PeersDoor;
 pub(crate) use pods::PodsDoor;
 pub use pods::{DeviceDoorConnector, NoDevices, TunnelConnector};
 pub(crate) use region::RegionDoor;
 pub(crate) use resources::ResourcesDoor;
+pub(crate) use servers::ServersDoor;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use hearth_proto::v1;
 use hearth_types::{
-    GroupKind,
+    GroupKind, Reason, Status,
     store::{Consistency, Query},
 };
 use tonic::{Request, Response};
@@ -13,7 +13,10 @@ use super::{
     backup::{self, Backups},
     convert::grpc,
 };
-use crate::{resources::ResourceService, tokens::Tokens};
+use crate::{
+    resources::ResourceService,
+    tokens::{Joiner, Tokens},
+};
 
 pub(crate) struct RegionDoor {
     pub(crate) resources: Arc<ResourceService>,
@@ -21,6 +24,21 @@ pub(crate) struct RegionDoor {
     pub(crate) region: String,
     pub(crate) version: String,
     pub(crate) backups: Backups,
+}
+
+fn joiner(request: &v1::CreateTokenRequest) -> Result<Joiner<'_>, Status> {
+    let bad = |text: &str| Err(Status::new(Reason::BadRequest, text));
+    match (request.owner.as_str(), request.any_owner, request.server) {
+        ("", false, true) => Ok(Joiner::Server),
+        (_, _, true) => bad("server and owner exclude each other: a server is nobody's"),
+        ("", true, false) => Ok(Joiner::Device),
+        ("", false, false) => bad(
+            "owner: required: whose device joins by the token; a token by which the device says itself whose it is, be it anybody, has to \
+             be asked for in so many words (any_owner)",
+        ),
+        (_, true, false) => bad("owner and any_owner exclude each other"),
+        (owner, false, false) => Ok(Joiner::DeviceOf(owner)),
+    }
 }
 
 #[tonic::async_trait]
@@ -46,7 +64,8 @@ impl v1::region_server::Region for RegionDoor {
     ) -> Result<Response<v1::CreateTokenResponse>, tonic::Status> {
         let request = request.into_inner();
         let valid = Duration::from_secs(request.valid_seconds);
-        let (token, expires) = self.tokens.create(&request.owner, request.any_owner, valid).await.map_err(grpc)?;
+        let joiner = joiner(&request).map_err(grpc)?;
+        let (token, expires) = self.tokens.create(joiner, valid).await.map_err(grpc)?;
         let id = token.secret.split_once('.').map_or("", |(id, _)| id).to_owned();
         Ok(Response::new(v1::CreateTokenResponse { token: token.to_string(), expires_millis: expires.0, id }))
     }

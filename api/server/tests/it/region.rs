@@ -11,12 +11,16 @@ use std::{
 
 use futures_util::{Stream, StreamExt as _, stream};
 use hearth_api::{
-    ApiConfig, ApiServer, CertificateAuthority, DeviceDoorConnector, ResourceService, SystemClock, ca::Issued,
-    server_name,
+    ApiConfig, ApiServer, CertificateAuthority, DeviceDoorConnector, PeerChannels, ResourceService, SystemClock,
+    ca::Issued, server_name,
 };
 use hearth_client::{Client, Config, device, device::DeviceIdentity};
 use hearth_proto::v1;
-use hearth_types::{Clock, GroupKind, ObjectKey, Timestamp, identity::Identity};
+use hearth_types::{
+    Clock, GroupKind, ObjectKey, Timestamp,
+    group::{Group as _, Server},
+    identity::Identity,
+};
 use hyper_util::rt::TokioIo;
 use prometheus::Registry;
 use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
@@ -25,7 +29,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{backups::FakeBackups, store::MemoryStore};
+use crate::{
+    backups::FakeBackups,
+    group::{Echo, FakeGroup, Membership},
+    store::MemoryStore,
+};
 
 pub(crate) const ZONE: &str = "hearth.internal";
 /// Nothing here takes longer on a busy machine, unless it hangs.
@@ -77,9 +85,20 @@ pub(crate) struct Region {
     pub(crate) clock: Arc<MovedClock>,
     pub(crate) registry: Registry,
     pub(crate) backups: Arc<FakeBackups>,
+    pub(crate) id: u64,
+    pub(crate) membership: Membership,
+    /// Lets the answers go that wait for it.
+    pub(crate) release: Arc<tokio::sync::Notify>,
     pub(crate) stop: CancellationToken,
     pub(crate) server: tokio::task::JoinHandle<Result<(), hearth_api::ServeError>>,
     pub(crate) directory: tempfile::TempDir,
+}
+
+/// What the servers of one region share.
+struct Parts {
+    clock: Arc<MovedClock>,
+    store: Arc<MemoryStore>,
+    membership: Membership,
 }
 
 impl Drop for Region {
@@ -94,26 +113,49 @@ impl Region {
     }
 
     pub(crate) async fn start_with(connector: Option<Arc<dyn DeviceDoorConnector>>, at: Option<Timestamp>) -> Self {
-        let directory = tempfile::tempdir().unwrap();
         let clock = Arc::new(MovedClock::default());
         if let Some(at) = at {
             clock.set(at);
         }
-        let store = Arc::new(MemoryStore::new());
+        let parts = Parts { clock, store: Arc::new(MemoryStore::new()), membership: Membership::default() };
+        Self::assemble(tempfile::tempdir().unwrap(), 1, parts, connector, "127.0.0.1:0").await
+    }
+
+    /// Another server of this region, or this one again, at an address. It belongs to the group from now on.
+    pub(crate) async fn server(&self, id: u64, address: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("ca")).unwrap();
+        for file in ["ca/ca.key", "ca/ca.pem"] {
+            std::fs::copy(self.directory.path().join(file), directory.path().join(file)).unwrap();
+        }
+        let (clock, store, membership) = (self.clock.clone(), self.store.clone(), self.membership.clone());
+        Self::assemble(directory, id, Parts { clock, store, membership }, None, address).await
+    }
+
+    async fn assemble(
+        directory: tempfile::TempDir,
+        id: u64,
+        Parts { clock, store, membership }: Parts,
+        connector: Option<Arc<dyn DeviceDoorConnector>>,
+        address: &str,
+    ) -> Self {
         let ca = CertificateAuthority::load_or_create(&directory.path().join("ca"), ZONE, clock.clone()).unwrap();
         ca.export(&directory.path().join("ca.pem")).unwrap();
         let ca = Arc::new(ca);
         let resources = Arc::new(ResourceService::new(store.clone(), clock.clone(), ZONE));
         resources.ensure_defaults().await.unwrap();
         resources.ensure_defaults().await.unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
+        let group = Arc::new(FakeGroup { id, membership: membership.clone() });
+        group.admit(Server { id, address: address.clone() }).await.unwrap();
         let config =
             ApiConfig { region: "home".into(), version: "1.2.3".into(), token_addresses: vec![address.clone()] };
-        let (registry, backups) = (Registry::new(), Arc::new(FakeBackups::default()));
+        let (registry, backups, release) = (Registry::new(), Arc::new(FakeBackups::default()), Arc::default());
         let mut builder = ApiServer::builder(config, resources, ca.clone())
             .metrics(&registry)
             .backups(backups.clone())
+            .group(group, Arc::new(Echo { id, release: Arc::clone(&release) }))
             .add_service(v1::devices_server::DevicesServer::new(Sessions));
         if let Some(connector) = connector {
             builder = builder.connector(connector);
@@ -122,7 +164,17 @@ impl Region {
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let server = tokio::spawn(server.serve(listener, stopped));
-        Self { address, ca, store, clock, registry, backups, stop, server, directory }
+        Self { address, ca, store, clock, registry, backups, id, membership, release, stop, server, directory }
+    }
+
+    /// Its number and address.
+    pub(crate) fn known_as(&self) -> Server {
+        Server { id: self.id, address: self.address.clone() }
+    }
+
+    /// The connections of a server of this region to the others.
+    pub(crate) fn channels(&self, id: u64) -> PeerChannels {
+        PeerChannels::new(&self.ca, id, self.clock.clone()).unwrap()
     }
 
     pub(crate) fn config(&self, issued: &Issued) -> Config {

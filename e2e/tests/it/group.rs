@@ -1,0 +1,347 @@
+//! A region of several servers: real processes that join, die, come back, move and are replaced.
+
+use std::{
+    io::Write as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use hearth_e2e::{command, eventually, instance::Instance};
+use serde_json::Value;
+
+/// How long a write may take that meets an election: the figures ask for 3 s, on a machine that does nothing else.
+const ELECTION: Duration = Duration::from_secs(20);
+/// How long anything else may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A server by itself, in a data directory of its own; ended with the test.
+struct Server {
+    // Ended before its directory goes.
+    child: Child,
+    instance: Instance,
+    api: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The process of a server; what it says goes to a file in its data directory.
+fn spawn(instance: &Instance, api: &str, join: Option<&str>) -> Result<Child> {
+    let mut server = instance.hearth(["server", "--listen-api", api]);
+    server.arg("--data-dir").arg(instance.path());
+    for flag in ["--listen-gateway", "--listen-dns", "--listen-metrics"] {
+        server.args([flag, "127.0.0.1:0"]);
+    }
+    server.args(join.iter().flat_map(|token| ["--join", token]));
+    let log = std::fs::File::options().create(true).append(true).open(log_of(instance))?;
+    Ok(server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?)
+}
+
+fn log_of(instance: &Instance) -> std::path::PathBuf {
+    instance.path().join("server.stderr")
+}
+
+impl Server {
+    /// Starts a region's first server, or with a token another one; returns once it answers.
+    fn start(join: Option<&str>) -> Result<Self> {
+        let instance = Instance::empty()?;
+        let child = spawn(&instance, "127.0.0.1:0", join)?;
+        let mut server = Self { child, instance, api: String::new() };
+        server.answers()?;
+        Ok(server)
+    }
+
+    /// Waits until it answers, and notes where.
+    fn answers(&mut self) -> Result<()> {
+        let api = eventually("the server answers", PATIENCE, || {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(Err(status));
+            }
+            self.instance.address("api").map(Ok)
+        });
+        match api.with_context(|| self.log())? {
+            Ok(api) => self.api = api,
+            Err(status) => bail!("the server ended ({status}): {}", self.log()),
+        }
+        Ok(())
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(log_of(&self.instance)).unwrap_or_default()
+    }
+
+    /// As a power cut does it.
+    fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Starts it again, at an address.
+    fn again(&mut self, api: &str, join: Option<&str>) -> Result<()> {
+        self.child = spawn(&self.instance, api, join)?;
+        self.answers()
+    }
+
+    /// Waits until it ended by itself; returns what it said.
+    fn ended(&mut self) -> Result<String> {
+        eventually("the server ends", PATIENCE, || self.child.try_wait()?.context("it runs"))
+            .with_context(|| self.log())?;
+        Ok(self.log())
+    }
+
+    fn token(&self) -> Result<String> {
+        Ok(self.instance.run("token create --server")?.trim().to_owned())
+    }
+
+    fn members(&self) -> Result<Vec<Value>> {
+        let list: Value = serde_json::from_str(&self.instance.run("region members -o json")?)?;
+        list["items"].as_array().cloned().with_context(|| format!("not a list: {list}"))
+    }
+
+    /// Waits until these servers belong, all of them voters that answer.
+    fn all_well(&self, ids: &[u64]) -> Result<Vec<Value>> {
+        let well = eventually("all servers are well", PATIENCE, || {
+            let members = self.members()?;
+            let found: Vec<_> = members.iter().filter_map(|one| one["id"].as_u64()).collect();
+            ensure!(found == ids, "{found:?}");
+            for one in &members {
+                let answers = one["silentSeconds"].as_f64().is_some_and(|silent| silent < 3.0);
+                ensure!(one["role"] == "voter" && answers && !one["behind"].is_null(), "{one}");
+            }
+            Ok(members)
+        });
+        well.with_context(|| self.log())
+    }
+
+    fn leader(&self) -> Result<u64> {
+        let members = self.members()?;
+        let leader = members.iter().find(|one| one["leads"] == true).context("nobody leads")?;
+        leader["id"].as_u64().context("a number")
+    }
+
+    fn write(&self, name: &str) -> Result<String> {
+        self.instance.apply(&format!(
+            "{{apiVersion: v1, kind: ConfigMap, metadata: {{name: {name}, namespace: default}}, data: {{a: b}}}}"
+        ))
+    }
+
+    fn has(&self, name: &str) -> Result<()> {
+        self.instance.get("cm", name, "default").map(drop)
+    }
+}
+
+/// A region of three; server `n` is at place `n - 1`.
+fn three() -> Result<Vec<Server>> {
+    let first = Server::start(None)?;
+    let second = Server::start(Some(&first.token()?))?;
+    // The second one lets the third one in as well as the first could.
+    let third = Server::start(Some(&second.token()?))?;
+    first.all_well(&[1, 2, 3])?;
+    Ok(vec![first, second, third])
+}
+
+fn place(id: u64) -> usize {
+    usize::try_from(id).unwrap() - 1
+}
+
+#[test]
+fn three_servers_go_on_without_any_one_of_them_and_it_comes_back() -> Result<()> {
+    let mut servers = three()?;
+    let table = servers[1].instance.run("region members")?;
+    ensure!(table.lines().count() == 4 && table.contains("leader") && table.contains("voter"), "{table}");
+    // Each takes writes, and each shows at once what any of them acknowledged.
+    for (n, server) in servers.iter().enumerate() {
+        server.write(&format!("by-{n}"))?;
+        servers.iter().try_for_each(|other| other.has(&format!("by-{n}")))?;
+    }
+    for round in 0..2 {
+        let dead = place(servers[0].leader()?);
+        let others = [(dead + 1) % 3, (dead + 2) % 3];
+        servers[dead].kill()?;
+        let name = format!("without-{round}");
+        eventually("the others take writes", ELECTION, || servers[others[0]].write(&name))
+            .with_context(|| servers[others[0]].log())?;
+        servers[others[1]].has(&name)?;
+        // It comes back, with what it missed; a token that it does not need is no matter.
+        let api = servers[dead].api.clone();
+        servers[dead].again(&api, None)?;
+        servers[dead].has(&name)?;
+        servers[others[0]].all_well(&[1, 2, 3])?;
+    }
+    // The power fails for all of them, and comes back.
+    for server in &mut servers {
+        server.kill()?;
+    }
+    for server in &mut servers {
+        server.child = spawn(&server.instance, &server.api, None)?;
+    }
+    for server in &mut servers {
+        server.answers()?;
+        server.has("without-1")?;
+    }
+    // Whoever is asked, any can be made to lead.
+    for id in [1, 2, 3] {
+        let said = servers[place(id % 3 + 1)].instance.run(&format!("region transfer-leader {id}"))?;
+        ensure!(said.contains(&format!("server {id} at ")) && servers[0].leader()? == id, "{said}");
+    }
+    let before = servers[0].leader()?;
+    servers[0].instance.run("region transfer-leader")?;
+    ensure!(servers[0].leader()? != before);
+    // One that is stopped in good order hands over first.
+    let stopping = place(servers[0].leader()?);
+    command::run("kill", ["-TERM", &servers[stopping].child.id().to_string()])?;
+    let said = servers[stopping].ended()?;
+    ensure!(said.contains("leads from now on"), "{said}");
+    let other = &servers[(stopping + 1) % 3];
+    ensure!(place(other.leader()?) != stopping);
+    other.write("handed-over")?;
+    Ok(())
+}
+
+#[test]
+fn a_server_that_moved_is_found_at_its_new_address() -> Result<()> {
+    let mut servers = three()?;
+    // One that follows, and the one that leads.
+    for leads in [false, true] {
+        let moving = servers[0].members()?.iter().find(|one| one["leads"] == leads).and_then(|one| one["id"].as_u64());
+        let moving = moving.context("one of them")?;
+        let (at, other) = (place(moving), place(moving % 3 + 1));
+        // It has to know where the others are, which it does within moments.
+        let known = || std::fs::read_to_string(servers[at].instance.path().join("server/member.json"));
+        eventually("it remembers all", PATIENCE, || {
+            let known = known()?;
+            ensure!(servers.iter().all(|server| known.contains(&server.api)), "{known}");
+            Ok(())
+        })?;
+        let old = servers[at].api.clone();
+        servers[at].kill()?;
+        servers[at].again("127.0.0.1:0", None)?;
+        ensure!(servers[at].api != old);
+        let members = eventually("the others know", PATIENCE, || {
+            let members = servers[other].all_well(&[1, 2, 3])?;
+            ensure!(members[at]["address"] == servers[at].api, "{members:?}");
+            Ok(members)
+        })?;
+        ensure!(!members.iter().any(|one| one["address"] == old), "{members:?}");
+        servers[at].write(&format!("moved-{moving}"))?;
+        servers[other].has(&format!("moved-{moving}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_dead_server_is_replaced_and_nobody_takes_away_the_last_majority() -> Result<()> {
+    let mut servers = three()?;
+    servers[0].write("before")?;
+    servers[2].kill()?;
+    let refused = servers[0].instance.refused("region remove 2")?;
+    ensure!(refused.contains("no majority"), "{refused}");
+    ensure!(servers[0].instance.refused("region remove 9")?.contains("server 9 does not belong"));
+    let used = servers[0].token()?;
+    servers[0].instance.run("region remove 3")?;
+    // Its number is not given again.
+    servers.push(Server::start(Some(&used))?);
+    servers[0].all_well(&[1, 2, 4])?;
+    servers[3].has("before")?;
+    // The one that was removed is told so, and does not come back by itself.
+    let api = servers[2].api.clone();
+    servers[2].child = spawn(&servers[2].instance, &api, None)?;
+    let said = servers[2].ended()?;
+    ensure!(said.contains("server 3 was removed from the region for good"), "{said}");
+    ensure!(servers[0].members()?.len() == 3);
+    // One that runs ends when it is removed, be it the one that leads.
+    let (leader, asked) = match servers[1].leader()? {
+        1 => (0, 1),
+        2 => (1, 0),
+        _ => (3, 0),
+    };
+    let id = [1, 2, 3, 4][leader];
+    servers[asked].instance.run(&format!("region remove {id}"))?;
+    let said = servers[leader].ended()?;
+    ensure!(said.contains(&format!("server {id} was removed")), "{said}");
+    servers[asked].write("two-left")?;
+    let left: Vec<_> = servers[asked].members()?.iter().filter_map(|one| one["id"].as_u64()).collect();
+    ensure!(left.len() == 2, "{left:?}");
+    let other = *left.iter().find(|id| place(**id) != asked).context("another")?;
+    servers[asked].instance.run(&format!("region remove {other}"))?;
+    let refused = servers[asked].instance.refused(&format!("region remove {}", left[0] + left[1] - other))?;
+    ensure!(refused.contains("the last one"), "{refused}");
+    servers[asked].write("alone")?;
+    Ok(())
+}
+
+/// What the API answers to a call between servers, by its gRPC status.
+fn peers_call(server: &Server, arguments: &[&str]) -> Result<String> {
+    let (ip, port) = server.api.rsplit_once(':').context("an address")?;
+    let url = format!("https://api.hearth.internal:{port}/hearth.v1.Peers/Call");
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "--http2-prior-knowledge", "--max-time", "20", "-D", "-", "-o", "/dev/null", "--cacert"]);
+    curl.arg(server.instance.path().join("ca.pem")).args(["--resolve", &format!("api.hearth.internal:{port}:{ip}")]);
+    curl.args(["-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary", "@-"]).args(arguments);
+    let done = command::output(curl.arg(url), &[0; 5], command::LIMIT)?;
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    let status = text.lines().find_map(|line| line.strip_prefix("grpc-status: ")).map(|code| code.trim().to_owned());
+    status.with_context(|| format!("{text}{}", String::from_utf8_lossy(&done.stderr)))
+}
+
+/// A part of the client config, decoded into a file.
+fn extract(server: &Server, field: &str, to: &Path) -> Result<()> {
+    let config = std::fs::read_to_string(server.instance.path().join("client.yaml"))?;
+    let line = config.lines().find_map(|line| line.trim().strip_prefix(&format!("{field}: "))).context("a field")?;
+    let decoded = command::output(Command::new("base64").arg("-d"), line.as_bytes(), command::LIMIT)?;
+    std::fs::File::create(to)?.write_all(&decoded.stdout)?;
+    Ok(())
+}
+
+#[test]
+fn who_is_no_server_of_the_region_gets_nowhere() -> Result<()> {
+    let mut first = Server::start(None)?;
+    let dir = tempfile::tempdir()?;
+    let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    extract(&first, "client-certificate-data", &certificate)?;
+    extract(&first, "client-key-data", &key)?;
+    // 16: unauthenticated, 7: permission denied.
+    ensure!(peers_call(&first, &[])? == "16");
+    let admin = ["--cert", certificate.to_str().unwrap(), "--key", key.to_str().unwrap()];
+    ensure!(peers_call(&first, &admin)? == "7");
+
+    // A token is for what it is for, and for one.
+    let joins = |token: &str, expected: &str| -> Result<()> {
+        let instance = Instance::empty()?;
+        let child = spawn(&instance, "127.0.0.1:0", Some(token))?;
+        let mut server = Server { child, instance, api: String::new() };
+        let said = server.ended()?;
+        ensure!(said.contains(expected), "{expected}: {said}");
+        ensure!(!server.instance.path().join("server").exists(), "nothing is half made");
+        Ok(())
+    };
+    joins("nonsense", "not a join token")?;
+    joins(first.instance.run("token create --owner alice")?.trim(), "for a device")?;
+    let token = first.token()?;
+    let mut second = Server::start(Some(&token))?;
+    joins(&token, "used already")?;
+    let tokens = first.instance.run("token ls")?;
+    ensure!(tokens.contains("<server>") && tokens.contains("used by server 2"), "{tokens}");
+    // A restart needs none, and takes the same one. Another region's is refused, and changes nothing.
+    let elsewhere = Server::start(None)?;
+    let foreign = elsewhere.token()?;
+    for server in [&mut first, &mut second] {
+        let api = server.api.clone();
+        server.kill()?;
+        server.child = spawn(&server.instance, &api, Some(&foreign))?;
+        let said = server.ended()?;
+        ensure!(said.contains("of another region than the token is for"), "{said}");
+        server.child = spawn(&server.instance, &api, Some(&token))?;
+    }
+    first.answers()?;
+    second.answers()?;
+    first.all_well(&[1, 2])?;
+    Ok(())
+}
