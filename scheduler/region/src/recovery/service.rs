@@ -48,9 +48,7 @@ impl RecoveryService {
     /// that former leaders took, and it alone bounds how many hand in at once.
     fn lead(&self) -> Result<Lead, Status> {
         self.hub.lead().ok_or_else(|| {
-            let leader = self.hub.goodbye("").leader;
-            let whose = if leader.is_empty() { "none is known to now".to_owned() } else { format!("{leader} does") };
-            Status::unavailable(format!("this server of the region does not lead; {whose}: hand in there"))
+            Status::unavailable("no server of the region is known to lead now; hand in again in a moment")
         })
     }
 
@@ -111,7 +109,14 @@ impl Recovery for RecoveryService {
             return Err(Status::unauthenticated("copies are handed in by a device that proves its key"));
         };
         self.ready()?;
-        let lead = self.lead()?;
+        let lead = match self.lead() {
+            Ok(lead) => lead,
+            Err(nobody) => {
+                let leader = self.hub.goodbye("").leader;
+                let elsewhere = HandInResponse { leader, ..HandInResponse::default() };
+                return if elsewhere.leader.is_empty() { Err(nobody) } else { Ok(Response::new(elsewhere)) };
+            }
+        };
         let record = super::record(&self.hub).filter(|record| record.accepts(self.hub.now()));
         let record = record.ok_or_else(|| {
             Status::failed_precondition(
