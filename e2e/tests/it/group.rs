@@ -147,8 +147,13 @@ fn a_dead_server_is_replaced_and_nobody_takes_away_the_last_majority() -> Result
     Ok(())
 }
 
-/// What the API answers to a call between servers, by its gRPC status.
+/// What the API answers to a call between servers, by its gRPC status. It answers before it has read the request, which curl sometimes takes for a
+/// broken stream.
 fn peers_call(server: &Server, arguments: &[&str]) -> Result<String> {
+    eventually("an answer", PATIENCE, || peers_called(server, arguments))
+}
+
+fn peers_called(server: &Server, arguments: &[&str]) -> Result<String> {
     let (ip, port) = server.api.rsplit_once(':').context("an address")?;
     let url = format!("https://api.hearth.internal:{port}/hearth.v1.Peers/Call");
     let mut curl = Command::new("curl");
