@@ -213,6 +213,10 @@ pub(crate) struct Server {
     pub(crate) region: Option<String>,
     #[command(flatten)]
     pub(crate) listen: Listen,
+    /// How often the region's leader is heard of by the other servers; the same at all of them. Twice the longest round trip between
+    /// servers, where that is above 35 ms. A leader's death is noticed after 8 to 10 of them.
+    #[arg(long, value_name = "DURATION", default_value = "75ms", value_parser = heartbeat)]
+    pub(crate) heartbeat: std::time::Duration,
     /// Stop when this process, which started this one, does.
     #[arg(long, hide = true, value_name = "PID")]
     pub(crate) supervised: Option<u32>,
@@ -374,6 +378,13 @@ pub(crate) struct ImageBuild {
     pub(crate) arch: Option<String>,
 }
 
+/// Between what a busy machine keeps up with and what anybody would wait for.
+fn heartbeat(text: &str) -> Result<std::time::Duration, String> {
+    let beat = duration(text)?;
+    let allowed = std::time::Duration::from_millis(20)..=std::time::Duration::from_secs(5);
+    if allowed.contains(&beat) { Ok(beat) } else { Err("must be from 20ms to 5s".into()) }
+}
+
 /// Reads `500ms`, `90s`, `1.5h`, `1h30m`, `1d`, or plain seconds.
 pub(crate) fn duration(text: &str) -> Result<std::time::Duration, String> {
     const WHY: &str = "a duration such as 500ms, 90s, 5m, 1h30m or 1d";
@@ -439,6 +450,8 @@ mod tests {
         assert_eq!(timeout("-1s"), Ok(A_WEEK));
         assert_eq!(timeout("0"), Ok(std::time::Duration::ZERO));
         assert_eq!(deletion_timeout("0s"), Ok(A_WEEK));
+        assert_eq!(heartbeat("150ms"), Ok(std::time::Duration::from_millis(150)));
+        assert!(heartbeat("5ms").is_err() && heartbeat("1m").is_err());
         for text in ["", "s", "5x", "-1s", "1h5", "5 m", "1..2s", "99999999999999999999d"] {
             assert!(duration(text).is_err(), "{text}");
         }

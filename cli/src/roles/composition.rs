@@ -84,7 +84,7 @@ pub(super) async fn run_server(
     let ca = membership::authority(data, &own, Arc::clone(&clock))?;
     ca.export(&data.ca())?;
     let channels = PeerChannels::new(&ca, own.id, Arc::clone(&clock))?;
-    let raft = open_store(data, &own, &own_address, &channels, &registry, &clock).await?;
+    let raft = open_store(data, &own, (&own_address, args.heartbeat), &channels, &registry, &clock).await?;
     let group: Arc<dyn Group> = raft.clone();
     let store: Arc<dyn Store> = raft.clone();
     let resources = Arc::new(ResourceService::new(Arc::clone(&store), Arc::clone(&clock), &zone));
@@ -208,12 +208,13 @@ pub(super) async fn run_server(
 async fn open_store(
     data: &DataDir,
     own: &Own,
-    address: &str,
+    (address, heartbeat): (&str, Duration),
     channels: &PeerChannels,
     registry: &prometheus::Registry,
     clock: &Arc<dyn Clock>,
 ) -> Result<Arc<RaftStore>> {
-    let config = RaftConfig { address: address.to_owned(), ..RaftConfig::new(data.raft(), own.id, &own.region) };
+    let mut config = RaftConfig { address: address.to_owned(), ..RaftConfig::new(data.raft(), own.id, &own.region) };
+    config.tuning.heartbeat = heartbeat;
     let start = if own.begins_region() { Start::First } else { Start::Joining };
     let (disk, transport) = (Arc::new(RealDisk), Arc::new(channels.clone()));
     Ok(Arc::new(RaftStore::open_group(disk, transport, start, config, registry, Arc::clone(clock)).await?))

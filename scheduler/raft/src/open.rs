@@ -262,7 +262,7 @@ pub fn exists(data_dir: &Path) -> bool {
 
 /// How often the leader is heard of, and within what time its calls have to be answered: so the round trip between servers has to be
 /// below it. A leader counts as lost after 5 of them, and then the others wait 3 to 5 more before one stands for election: with 75 ms,
-/// writes go on 0.6 to 0.8 s after a leader's death. On links with round trips above some 50 ms, set it to twice the round trip.
+/// writes go on 0.6 to 0.8 s after a leader's death. On links with round trips above 35 ms, it is set to twice the round trip, at all servers.
 pub const HEARTBEAT: Duration = Duration::from_millis(75);
 /// The shortest and the longest wait before an election, in heartbeats. The longest is also how long a leader is believed in.
 const ELECTION: Range<u64> = 3..5;
