@@ -6,7 +6,7 @@ SHELL := /bin/bash
 # Where `hearth up` keeps everything; another one runs beside it.
 DATA_DIR ?= /var/lib/hearth
 
-.PHONY: help up down build test verify fix bench fuzz sim
+.PHONY: help up down build test verify fix bench sim fuzz
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'

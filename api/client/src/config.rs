@@ -250,6 +250,11 @@ impl Config {
         }
     }
 
+    /// The servers that its clusters list.
+    pub fn servers(&self) -> Vec<String> {
+        names::addresses(&self.clusters.iter().flat_map(|one| one.cluster.servers()).collect::<Vec<_>>())
+    }
+
     /// Lists these servers in every cluster; of none, none.
     #[must_use]
     pub fn with_servers(mut self, servers: &[String]) -> Self {

@@ -378,6 +378,11 @@ fn write_client_config(
         issued.certificate_pem.as_bytes(),
         issued.key_pem.as_bytes(),
     );
+    // The other servers that were known stay known: this one may be asked for before it hears of them again.
+    let known = Config::load(&data.client_config()).map(|before| before.servers()).unwrap_or_default();
+    let others = known.into_iter().filter(|one| *one != address);
+    let all: Vec<String> = std::iter::once(address.clone()).chain(others).collect();
+    let config = if all.len() > 1 { config.with_servers(&all) } else { config };
     Ok(config.save(&data.client_config())?)
 }
 

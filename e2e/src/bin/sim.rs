@@ -1,5 +1,5 @@
 //! The seeded simulation. `make sim SEED=n` runs one and prints what happened; `make sim RUNS=n` runs many, and prints those that violate
-//! what must hold.
+//! what must hold. `HEARTH_LOG=debug` shows what the servers of one run log.
 
 #![allow(clippy::print_stdout)] // its findings are what it is for
 
@@ -28,6 +28,10 @@ fn main() -> Result<()> {
 }
 
 fn one(seed: u64) -> Result<()> {
+    if let Ok(filter) = std::env::var("HEARTH_LOG") {
+        // What the servers say of themselves comes between; the trace with its times comes at the end.
+        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
+    }
     let report = sim::run(seed)?;
     for line in &report.trace {
         println!("{line}");
@@ -80,15 +84,12 @@ fn bugs(runs: u64) -> Result<()> {
             }
         }
         let seconds = started.elapsed().as_secs_f64();
-        match found {
-            Some((seed, violation)) => {
-                let violation: String = violation.chars().take(160).collect();
-                println!("{bug:?}: seed {seed}, {seconds:.1} s: {}", violation.replace('\n', " "));
-            }
-            None => {
-                println!("{bug:?}: not within {runs} seeds, {seconds:.1} s");
-                missed.push(format!("{bug:?}"));
-            }
+        if let Some((seed, violation)) = found {
+            let violation: String = violation.chars().take(160).collect();
+            println!("{bug:?}: seed {seed}, {seconds:.1} s: {}", violation.replace('\n', " "));
+        } else {
+            println!("{bug:?}: not within {runs} seeds, {seconds:.1} s");
+            missed.push(format!("{bug:?}"));
         }
     }
     conclude(&missed)

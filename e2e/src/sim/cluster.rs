@@ -120,7 +120,7 @@ impl Cluster {
 
     /// A new machine, which does not run yet; returns its number.
     pub fn add(&self) -> u64 {
-        let seed = self.dice.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let seed = self.dice.lock().unwrap_or_else(PoisonError::into_inner).number();
         let mut slots = self.slots();
         let id = slots.len() as u64 + 1;
         let disk = MemoryDisk::in_place(self.settings.slowest_sync, seed);

@@ -209,7 +209,7 @@ impl Faults {
     fn crash_kind(&mut self) -> Crash {
         match self.dice.below(4) {
             0 => Crash::KeepAll,
-            1 => Crash::Some(self.dice.next()),
+            1 => Crash::Some(self.dice.number()),
             _ => Crash::LoseAll,
         }
     }

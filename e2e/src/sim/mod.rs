@@ -129,7 +129,7 @@ pub fn run(seed: u64) -> std::io::Result<Report> {
 
 async fn simulate(seed: u64) -> Report {
     let mut dice = Dice::new(seed);
-    hearth_raft::runtime::seed(dice.next());
+    hearth_raft::runtime::seed(dice.number());
     let (trace, notebook) = (Trace::begin(), Arc::new(Notebook::default()));
     let network = Network::new(dice.fork(), Weather::fair(), trace.clone());
     let settings = settings(&mut dice);

@@ -237,13 +237,11 @@ impl PeerTransport for Transport {
             if let Fate::Arrives(delay) = network.fate() {
                 tokio::spawn(network.clone().deliver(from, to, delay, request, Some(sender)));
             }
-            match receiver.await {
-                Ok(answered) => answered,
-                Err(_) => {
-                    sleep(LOST).await;
-                    Err(CallError("the connection is lost".into()))
-                }
+            if let Ok(answered) = receiver.await {
+                return answered;
             }
+            sleep(LOST).await;
+            Err(CallError("the connection is lost".into()))
         })
     }
 }

@@ -36,7 +36,9 @@ impl Trace {
         let mut inner = self.inner();
         let now = inner.start.elapsed().as_nanos() as u64;
         inner.add(&now.to_le_bytes());
-        what.iter().for_each(|one| inner.add(&one.to_le_bytes()));
+        for one in what {
+            inner.add(&one.to_le_bytes());
+        }
     }
 
     /// Nanoseconds of virtual time since the beginning.

@@ -154,7 +154,7 @@ impl Workload {
             let patience = dice.between(Duration::from_millis(200)..Duration::from_millis(2_500));
             match until_end(&up.end, timeout(patience, self.attempt(&up, id, &call, dice))).await {
                 Some(Ok(Ok(answer))) => {
-                    self.remember(&call, &answer, seen);
+                    remember(&call, &answer, seen);
                     outcome = Outcome::Ok(answer);
                     break;
                 }
@@ -167,16 +167,6 @@ impl Workload {
         }
         self.cluster.trace.count(&[2, number, matches!(outcome, Outcome::Ok(_)).into()]);
         self.recorder.finish(token, outcome);
-    }
-
-    fn remember(&self, call: &Call, answer: &Answer, seen: &mut HashMap<Key, Vec<u64>>) {
-        let mut add = |key: &Key, revision| seen.entry(Arc::clone(key)).or_default().push(revision);
-        match (call.key(), answer) {
-            (Some(key), Answer::Found(Some(stored))) => add(key, stored.revision),
-            (Some(key), Answer::Written { revision }) => add(key, *revision),
-            (_, Answer::Listed { items, .. }) => items.iter().for_each(|(key, stored)| add(key, stored.revision)),
-            _ => {}
-        }
     }
 
     async fn attempt(&self, up: &Up, id: &str, call: &Call, dice: &mut Dice) -> Result<Answer, Trouble> {
@@ -338,5 +328,20 @@ fn answer_of(call: &Call, outcome: TxnOutcome) -> Result<Answer, Trouble> {
         Some(Err(OpError::NotFound(_))) => refused(Refusal::Missing),
         Some(Err(OpError::Conflict { .. })) => refused(Refusal::Changed),
         other => Err(Trouble::Wrong(format!("{other:?}"))),
+    }
+}
+
+/// Remembers the revisions that a client was told.
+fn remember(call: &Call, answer: &Answer, seen: &mut HashMap<Key, Vec<u64>>) {
+    let mut add = |key: &Key, revision| seen.entry(Arc::clone(key)).or_default().push(revision);
+    match (call.key(), answer) {
+        (Some(key), Answer::Found(Some(stored))) => add(key, stored.revision),
+        (Some(key), Answer::Written { revision }) => add(key, *revision),
+        (_, Answer::Listed { items, .. }) => {
+            for (key, stored) in items {
+                add(key, stored.revision);
+            }
+        }
+        _ => {}
     }
 }

@@ -35,8 +35,5 @@ pub fn violations(observed: &Observed) -> Vec<String> {
 }
 
 fn no_trouble(observed: &Observed) -> Result<(), String> {
-    match observed.troubles.first() {
-        None => Ok(()),
-        Some(first) => Err(format!("{first} ({} in all)", observed.troubles.len())),
-    }
+    if observed.troubles.is_empty() { Ok(()) } else { Err(observed.troubles.join("; ")) }
 }

@@ -6,8 +6,8 @@ use crate::sim::observed::{Observed, Sight, Watched};
 /// Whether each watcher saw all changes between its beginning and its end that it asked for, once each and in order.
 pub fn check(observed: &Observed) -> Result<(), String> {
     let changes = Changes::of(observed)?;
-    let each = observed.watches.iter().enumerate();
-    each.map(|(number, watched)| follow(watched, &changes).map_err(|why| format!("watcher {number}: {why}"))).collect()
+    let mut each = observed.watches.iter().enumerate();
+    each.try_for_each(|(number, watched)| follow(watched, &changes).map_err(|why| format!("watcher {number}: {why}")))
 }
 
 fn follow(watched: &Watched, changes: &Changes) -> Result<(), String> {

@@ -207,6 +207,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 
+    /// How much is known to be committed although nobody wrote that down: up to the last membership but one, since a leader begins a change
+    /// only once the one before is. openraft takes that membership for committed as well, and when a snapshot replaces a tail of the log that others
+    /// did not accept, it cuts the log behind what is committed.
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        let cache = self.cache();
+        let memberships = cache.entries.iter().rev().filter(|entry| matches!(entry.payload, Payload::Membership(_)));
+        Ok(memberships.map(|entry| entry.log_id).nth(1))
+    }
+
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
     where
         I: IntoIterator<Item = Entry> + OptionalSend,
