@@ -286,7 +286,10 @@ impl Session {
         let region = self.region(server, has_others);
         let channel = device::connect(&region, &self.identity.key()?)?;
         // Before the session: the region may know the device by what it hands in alone.
-        self.recovery.hand_in(channel.clone()).await;
+        if let Some(leader) = self.recovery.hand_in(channel.clone()).await {
+            let reason = "copies are handed in at the server that leads".to_owned();
+            return Err(End::Goodbye { reason, pause: Duration::ZERO, leader: Some(leader) });
+        }
         let handing_in = self.recovery.hand_in_later(channel.clone());
         let mut client = DevicesClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)

@@ -215,12 +215,13 @@ impl Recovery {
     }
 
     /// Hands in what is kept of a region that was lost, if there is anything, over a channel to the region as it is now. A failure is told and
-    /// to be tried again: the region's servers but the one that leads refuse, and that one where many come at once.
-    pub(crate) async fn hand_in(&self, channel: Channel) {
-        let Some(messages) = self.state().owes() else { return };
+    /// to be tried again: many may come at once. Returns where to hand in instead, if this server does not lead.
+    pub(crate) async fn hand_in(&self, channel: Channel) -> Option<String> {
+        let messages = self.state().owes()?;
         let answer = timeout(HAND_IN, device::hand_in(channel, tokio_stream::iter(messages))).await;
         let answer = answer.unwrap_or_else(|_| Err(Status::new(Reason::Timeout, "the region takes too long")));
         let definite = match &answer {
+            Ok(done) if !done.leader.is_empty() => return Some(done.leader.clone()),
             Ok(done) => {
                 tracing::warn!(
                     restored = done.restored,
@@ -243,7 +244,7 @@ impl Recovery {
             }
         };
         if !definite {
-            return;
+            return None;
         }
         let this = self.clone();
         blocking(move || {
@@ -260,6 +261,7 @@ impl Recovery {
             state.handed_in = true;
         })
         .await;
+        None
     }
 }
 

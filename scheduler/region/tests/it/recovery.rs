@@ -471,7 +471,15 @@ async fn has_them_already(rig: &Rig, key: DeviceKey, list: &Manifest) {
                 hello_seen = true;
                 assert_eq!(Trust::from_json(&hello.trust_json).expect("sound"), own_trust());
             }
-            Some(In::Copies(_)) => panic!("it has them"),
+            Some(In::Copies(sent)) => {
+                let sent = Manifest::from_json(&sent.manifest_json).expect("readable");
+                let names = |one: &Manifest, other: &Manifest| -> Vec<String> {
+                    let other: Vec<_> = other.entries.iter().map(|entry| entry.sha256).collect();
+                    let odd = one.entries.iter().filter(|entry| !other.contains(&entry.sha256));
+                    odd.map(|entry| entry.key.to_string()).collect()
+                };
+                panic!("it has them: {:?}, before {:?}", names(&sent, list), names(list, &sent));
+            }
             Some(In::HeartbeatAck(_)) => break,
             _ => {}
         }
@@ -503,22 +511,35 @@ async fn of_several_servers_the_one_that_leads_takes_copies_and_the_others_say_w
         Statement::from_json(&said.statement_json).ok()
     });
     assert_eq!(statement.await.generation, GENERATION);
-    let status = pages.hand_in(&two, NAS).await.expect_err("it does not lead");
-    assert!(status.code() == tonic::Code::Unavailable && status.message().contains(&cluster.address(1)), "{status:?}");
+    let told = pages.hand_in(&two, NAS).await.expect("told");
+    assert_eq!((told.restored, told.known, told.leader), (0, 0, cluster.address(1)));
     let done = until("taken", async || pages.hand_in(&one, NAS).await.ok()).await;
-    assert_eq!((done.restored, done.refused.len()), (6, 0), "{done:?}");
+    assert_eq!((done.restored, done.refused.len(), &*done.leader), (6, 0, ""), "{done:?}");
+    cluster.elect(None);
+    let status = until("without a leader", async || pages.hand_in(&one, ATTIC).await.err()).await;
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
 
     // The next one knows what was taken.
     cluster.elect(Some(2));
     two.leading().await;
-    pages.hand_in(&one, ATTIC).await.expect_err("it leads no longer");
+    let told = pages.hand_in(&one, ATTIC).await.expect("told");
+    assert_eq!(told.leader, cluster.address(2), "it leads no longer");
     let again = pages.hand_in(&two, ATTIC).await.expect("taken");
     assert_eq!((again.restored, again.known), (0, 6), "{again:?}");
     // A device has its session there, and keeps what the one after signs as well.
     let mut nas = FakeDevice::connect(two.address, "nas", NAS).await;
     let mut list = Manifest::from_json(&copies(&mut nas).await.manifest_json).expect("readable");
-    // With what its controllers made of two Devices.
-    while list.entries.iter().filter(|entry| entry.key.kind == GroupKind::NODE).count() < 2 {
+    // With what its controllers made of two Devices, and of what the one says of itself.
+    let is_ready = |node: &Value| hearth_types::condition::is_true(node, "Ready");
+    let node = two.until(GroupKind::NODE, "", "nas", "Ready", is_ready).await;
+    let node = Digest::of(&essence(&Object::from_value(node).unwrap()));
+    two.until(GroupKind::NODE, "", "attic", "there", |_| true).await;
+    let has_all = |list: &Manifest| {
+        let mut entries = list.entries.iter();
+        entries.any(|entry| entry.sha256 == node)
+            && list.entries.iter().any(|entry| entry.key.to_string() == "Node/attic")
+    };
+    while !has_all(&list) {
         list = Manifest::from_json(&copies(&mut nas).await.manifest_json).expect("readable");
     }
     cluster.elect(Some(3));
