@@ -287,7 +287,8 @@ impl Session {
         let channel = device::connect(&region, &self.identity.key()?)?;
         // Before the session: the region may know the device by what it hands in alone.
         if let Some(leader) = self.recovery.hand_in(channel.clone()).await {
-            let reason = "copies are handed in at the server that leads".to_owned();
+            // A server that does not know the device yet could not even tell it in a session.
+            let reason = "the copies of the owner's objects are for the server that leads".into();
             return Err(End::Goodbye { reason, pause: Duration::ZERO, leader: Some(leader) });
         }
         let handing_in = self.recovery.hand_in_later(channel.clone());

@@ -311,13 +311,22 @@ impl Inner {
         address: EndpointAddr,
     ) -> Result<Connection, DeviceDialError> {
         let gateway = || hex(&notice.gateway_key);
-        let endpoint = self
-            .endpoint
-            .get(&self.tasks, &self.shutdown)
-            .await
-            .map_err(|source| DeviceDialError::Socket { gateway: gateway(), source })?;
-        let connection = endpoint.endpoint().connect(address, quic::ALPN).await.map_err(|error| {
-            DeviceDialError::Connect { gateway: gateway(), addresses: notice.addresses.clone(), source: error.into() }
+        let socket = || async {
+            let socket = self.endpoint.get(&self.tasks, &self.shutdown).await;
+            socket.map_err(|source| DeviceDialError::Socket { gateway: gateway(), source })
+        };
+        let mut endpoint = socket().await?;
+        let mut connected = endpoint.endpoint().connect(address.clone(), quic::ALPN).await;
+        if connected.as_ref().is_err_and(endpoint::has_ended) {
+            // By an error of the network or a fault of its own; a device must not be out of reach for that.
+            self.endpoint.discard(&endpoint).await;
+            endpoint = socket().await?;
+            connected = endpoint.endpoint().connect(address, quic::ALPN).await;
+        }
+        let connection = connected.map_err(|error| DeviceDialError::Connect {
+            gateway: gateway(),
+            addresses: notice.addresses.clone(),
+            source: error.into(),
         })?;
         let sender = lock(&self.sender).clone().ok_or(DeviceDialError::Closed)?;
         self.metrics.tunnels.inc();

@@ -207,7 +207,7 @@ impl Recovery {
             later.spawn(async move {
                 while this.state().owes().is_some() {
                     sleep(AGAIN).await;
-                    this.hand_in(channel.clone()).await;
+                    let _ = this.hand_in(channel.clone()).await;
                 }
             });
         }
@@ -215,13 +215,20 @@ impl Recovery {
     }
 
     /// Hands in what is kept of a region that was lost, if there is anything, over a channel to the region as it is now. A failure is told and
-    /// to be tried again: many may come at once. Returns where to hand in instead, if this server does not lead.
+    /// to be tried again: that server may not lead, and the one that leads refuses where many come at once. Returns the address of the one that
+    /// leads, where that is another.
     pub(crate) async fn hand_in(&self, channel: Channel) -> Option<String> {
         let messages = self.state().owes()?;
         let answer = timeout(HAND_IN, device::hand_in(channel, tokio_stream::iter(messages))).await;
         let answer = answer.unwrap_or_else(|_| Err(Status::new(Reason::Timeout, "the region takes too long")));
         let definite = match &answer {
-            Ok(done) if !done.leader.is_empty() => return Some(done.leader.clone()),
+            Ok(elsewhere) if !elsewhere.leader.is_empty() => {
+                tracing::info!(
+                    leader = elsewhere.leader,
+                    "the copies of the owner's objects are for the server that leads"
+                );
+                return Some(elsewhere.leader.clone());
+            }
             Ok(done) => {
                 tracing::warn!(
                     restored = done.restored,

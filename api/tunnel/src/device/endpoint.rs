@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use iroh::Endpoint;
+use iroh::{
+    Endpoint,
+    endpoint::{ConnectError, ConnectWithOptsError, QuicConnectError},
+};
 use tokio::{sync::Mutex, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -15,6 +18,7 @@ const LOOK: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(super) struct EndpointUse {
     endpoint: Endpoint,
+    number: u64,
     _user: Arc<()>,
 }
 
@@ -27,6 +31,8 @@ impl EndpointUse {
 #[derive(Debug, Default)]
 struct Bound {
     endpoint: Option<Endpoint>,
+    /// How many were bound: which one it is.
+    number: u64,
     users: Arc<()>,
 }
 
@@ -54,10 +60,19 @@ impl SharedEndpoint {
         } else {
             let endpoint = quic::bind_device(&self.secret_key).await?;
             bound.endpoint = Some(endpoint.clone());
+            bound.number += 1;
             tasks.spawn(close_when_unused(self.bound.clone(), shutdown.clone()));
             endpoint
         };
-        Ok(EndpointUse { endpoint, _user: bound.users.clone() })
+        Ok(EndpointUse { endpoint, number: bound.number, _user: bound.users.clone() })
+    }
+
+    /// An endpoint has ended by itself, and whatever was open on it too: the next user gets another one.
+    pub(super) async fn discard(&self, ended: &EndpointUse) {
+        let mut bound = self.bound.lock().await;
+        if bound.number == ended.number && bound.endpoint.take().is_some() {
+            tracing::warn!("the tunnels' socket ended by itself; making another one");
+        }
     }
 
     pub(super) async fn is_bound(&self) -> bool {
@@ -69,6 +84,18 @@ impl SharedEndpoint {
         if let Some(endpoint) = endpoint {
             quic::close(&endpoint).await;
         }
+    }
+}
+
+/// Whether a connection could not be made since the endpoint itself has ended.
+pub(super) fn has_ended(error: &ConnectError) -> bool {
+    match error {
+        ConnectError::Connect { source, .. } => matches!(
+            source,
+            ConnectWithOptsError::EndpointClosed { .. }
+                | ConnectWithOptsError::Noq { source: QuicConnectError::EndpointStopping, .. }
+        ),
+        _ => false,
     }
 }
 
@@ -89,5 +116,32 @@ async fn close_when_unused(bound: Arc<Mutex<Bound>>, shutdown: CancellationToken
     if let Some(endpoint) = endpoint {
         quic::close(&endpoint).await;
         tracing::debug!("closed the tunnels' socket: it is not used");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iroh::{EndpointAddr, SecretKey};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_ended_by_itself_is_replaced_once() {
+        let (shared, tasks, shutdown) = (SharedEndpoint::new([3; 32]), TaskTracker::new(), CancellationToken::new());
+        let get = || shared.get(&tasks, &shutdown);
+        let ended = get().await.expect("a socket");
+        ended.endpoint().close().await;
+        let nobody = EndpointAddr::new(SecretKey::from_bytes(&[4; 32]).public())
+            .with_ip_addr("127.0.0.1:1".parse().expect("an address"));
+        let error = ended.endpoint().connect(nobody, quic::ALPN).await.expect_err("it ended");
+        assert!(has_ended(&error), "{error:?}");
+        shared.discard(&ended).await;
+        let next = get().await.expect("another socket");
+        assert!(!next.endpoint().is_closed());
+        // Whoever finds out later takes nothing from those who have the new one.
+        shared.discard(&ended).await;
+        assert_eq!(get().await.expect("the same socket").number, next.number);
+        shutdown.cancel();
+        shared.close().await;
     }
 }

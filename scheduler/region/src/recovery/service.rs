@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::hand_in;
-use crate::{hub::Hub, writer};
+use crate::{hub::Hub, lead::Lead, writer};
 
 /// Hand-ins that are taken at once: each has some megabytes in memory. Who comes beyond that comes again.
 const HAND_INS: usize = 4;
@@ -42,6 +42,14 @@ impl RecoveryService {
             return Ok(());
         }
         Err(Status::unavailable(format!("region {} is starting; try again", self.hub.config.region)))
+    }
+
+    /// The time of leading of this server. What devices hand in is taken by the one that leads, as their sessions are: its caches have all
+    /// that former leaders took, and it alone bounds how many hand in at once.
+    fn lead(&self) -> Result<Lead, Status> {
+        self.hub.lead().ok_or_else(|| {
+            Status::unavailable("no server of the region is known to lead now; hand in again in a moment")
+        })
     }
 
     async fn record(&self) -> Result<(Option<Object>, Option<Record>), Status> {
@@ -101,21 +109,20 @@ impl Recovery for RecoveryService {
             return Err(Status::unauthenticated("copies are handed in by a device that proves its key"));
         };
         self.ready()?;
+        let lead = match self.lead() {
+            Ok(lead) => lead,
+            Err(nobody) => {
+                let leader = self.hub.goodbye("").leader;
+                let elsewhere = HandInResponse { leader, ..HandInResponse::default() };
+                return if elsewhere.leader.is_empty() { Err(nobody) } else { Ok(Response::new(elsewhere)) };
+            }
+        };
         let record = super::record(&self.hub).filter(|record| record.accepts(self.hub.now()));
         let record = record.ok_or_else(|| {
             Status::failed_precondition(
                 "the region takes no copies: it was not recovered, or the time for that is over",
             )
         })?;
-        // By the one that leads, as devices' sessions are: its caches have all that former leaders took, and it alone bounds how many hand in at
-        // once. A device that the region does not know yet has no session in which it would be told where that is.
-        let Some(lead) = self.hub.lead() else {
-            let leader = self.hub.goodbye("").leader;
-            if leader.is_empty() {
-                return Err(Status::unavailable("no server of the region leads now; try again in a moment"));
-            }
-            return Ok(Response::new(HandInResponse { leader, ..HandInResponse::default() }));
-        };
         let _one = self
             .hand_ins
             .try_acquire()
