@@ -20,12 +20,14 @@ use tokio::{
 
 use crate::{
     disk::Disk,
+    group::Ask,
     health::Health,
     leadership::LeadershipWatch,
     machine::{Shared, StateMachine},
     network::{CallFailure, Caller, Incoming, Malformed, answer_of, wire},
     reads::Reads,
     sabotage::{self, Bug},
+    signal::Listener,
     store::REQUEST_TIMEOUT,
     types::{LogId, Proposal, TypeConfig, log_id},
 };
@@ -57,6 +59,44 @@ pub(crate) struct Core {
     pub(crate) closed: watch::Sender<bool>,
 }
 
+/// The attempts at something that the leader has to do.
+struct Retries<'a> {
+    core: &'a Core,
+    deadline: Instant,
+    /// Whether some attempt may have got through.
+    unknown: bool,
+}
+
+impl Retries<'_> {
+    /// After an attempt that failed: waits until the leader changed since `changes` was made, or a pause is over. An error once there is to
+    /// be no other attempt.
+    async fn after(&mut self, failed: Attempt, mut changes: Listener) -> Result<(), GaveUp> {
+        let why = match failed {
+            Attempt::Refused(status) => return Err(GaveUp::Refused(status)),
+            Attempt::NotDone(why) => why,
+            Attempt::Unknown(why) => {
+                self.unknown = true;
+                why
+            }
+        };
+        if *self.core.closed.borrow() {
+            return Err(GaveUp::Refused(self.core.unavailable(&why)));
+        }
+        tracing::debug!(why, "tried again");
+        let pause = (Instant::now() + RETRY_PAUSE).min(self.deadline);
+        let _ = timeout_at(pause, changes.raised()).await;
+        if Instant::now() < self.deadline { Ok(()) } else { Err(GaveUp::TooLate { why, unknown: self.unknown }) }
+    }
+}
+
+/// Why nothing came of all attempts.
+enum GaveUp {
+    /// It is refused for good.
+    Refused(Status),
+    /// The last attempt failed for this reason. `unknown`: one of them may have got through.
+    TooLate { why: String, unknown: bool },
+}
+
 /// Why an attempt did not get through.
 enum Attempt {
     /// Nothing happened: there was nobody to ask, or they said so.
@@ -86,51 +126,44 @@ impl Core {
     /// Writes, at the leader wherever it is, and returns the answer once the entry is applied here too: what is read here afterwards
     /// has it.
     pub(crate) async fn propose(&self, mut proposal: Proposal) -> Result<Response, Status> {
-        let deadline = Instant::now() + REQUEST_TIMEOUT;
-        // Whether some attempt may have got through.
-        let mut unknown = false;
+        let mut retries = self.retries(REQUEST_TIMEOUT);
         loop {
-            if let Some(why) = self.health.failure() {
-                return Err(Status::unavailable(why.to_string()));
-            }
-            let mut changes = self.leaders.listen();
-            let why = match self.propose_once(&proposal, deadline).await {
+            let changes = self.leaders.listen();
+            let failed = match self.propose_once(&proposal, retries.deadline).await {
                 Ok(response) => return Ok(response),
-                Err(Attempt::Refused(status)) => return Err(status),
-                Err(Attempt::NotDone(why)) => why,
-                Err(Attempt::Unknown(why)) => {
-                    unknown = true;
-                    why
-                }
+                Err(failed) => failed,
             };
-            if *self.closed.borrow() {
-                return Err(self.unavailable(&why));
-            }
-            tracing::debug!(why, "a write is tried again");
+            let seconds = REQUEST_TIMEOUT.as_secs();
+            retries.after(failed, changes).await.map_err(|gave_up| match gave_up {
+                GaveUp::Refused(status) => status,
+                GaveUp::TooLate { why, unknown: true } => Status::new(
+                    Reason::Timeout,
+                    format!("the write was not done within {seconds} s ({why}); whether it will be is unknown, send it again under the same request id"),
+                ),
+                GaveUp::TooLate { why, unknown: false } => {
+                    Status::unavailable(format!("the write was not done within {seconds} s: {why}; send it again"))
+                }
+            })?;
             if sabotage::has(Bug::RetriedUnderAnotherId) {
                 proposal = proposal.under_another_id();
             }
-            let pause = (Instant::now() + RETRY_PAUSE).min(deadline);
-            let _ = timeout_at(pause, changes.raised()).await;
-            if Instant::now() < deadline {
-                continue;
-            }
-            let seconds = REQUEST_TIMEOUT.as_secs();
-            return Err(if unknown {
-                let what = "the write was not done";
-                Status::new(
-                    Reason::Timeout,
-                    format!(
-                        "{what} within {seconds} s ({why}); whether it will be is unknown, send it again under the same request id"
-                    ),
-                )
-            } else {
-                Status::unavailable(format!("the write was not done within {seconds} s: {why}; send it again"))
-            });
+        }
+    }
+
+    /// What is asked of the leader is tried again for so long.
+    fn retries(&self, limit: Duration) -> Retries<'_> {
+        Retries { core: self, deadline: Instant::now() + limit, unknown: false }
+    }
+
+    fn check_health(&self) -> Result<(), Attempt> {
+        match self.health.failure() {
+            Some(why) => Err(Attempt::Refused(Status::unavailable(why.to_string()))),
+            None => Ok(()),
         }
     }
 
     async fn propose_once(&self, proposal: &Proposal, deadline: Instant) -> Result<Response, Attempt> {
+        self.check_health()?;
         if self.leads() {
             let limit = deadline.saturating_duration_since(Instant::now());
             return match self.write_here(proposal.clone(), limit).await {
@@ -201,30 +234,25 @@ impl Core {
 
     /// One round of asking for it: at the leader, wherever it is.
     pub(crate) async fn confirm_read(&self) -> Result<LogId, Status> {
-        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        let mut retries = self.retries(REQUEST_TIMEOUT);
         loop {
-            if let Some(why) = self.health.failure() {
-                return Err(Status::unavailable(why.to_string()));
-            }
-            let mut changes = self.leaders.listen();
-            let why = match self.confirm_once().await {
+            let changes = self.leaders.listen();
+            let failed = match self.confirm_once().await {
                 Ok(log_id) => return Ok(log_id),
-                Err(Attempt::Refused(status)) => return Err(status),
-                Err(Attempt::NotDone(why) | Attempt::Unknown(why)) => why,
+                Err(failed) => failed,
             };
-            if *self.closed.borrow() {
-                return Err(self.unavailable(&why));
-            }
-            let pause = (Instant::now() + RETRY_PAUSE).min(deadline);
-            let _ = timeout_at(pause, changes.raised()).await;
-            if Instant::now() >= deadline {
-                let why = format!("the region did not confirm the read in time: {why}; read again");
-                return Err(Status::new(Reason::Timeout, why));
-            }
+            retries.after(failed, changes).await.map_err(|gave_up| match gave_up {
+                GaveUp::Refused(status) => status,
+                GaveUp::TooLate { why, .. } => {
+                    let why = format!("the region did not confirm the read in time: {why}; read again");
+                    Status::new(Reason::Timeout, why)
+                }
+            })?;
         }
     }
 
     async fn confirm_once(&self) -> Result<LogId, Attempt> {
+        self.check_health()?;
         if self.leads() && sabotage::has(Bug::StaleLeaderRead) {
             return Ok(log_id(0, 0));
         }
@@ -271,46 +299,34 @@ impl Core {
     }
 
     /// Asks the leader for something that operators ask, wherever it is; each attempt is of its own, and can be repeated.
-    pub(crate) async fn administer(
-        &self,
-        ask: &crate::group::Ask,
-        limit: Duration,
-    ) -> Result<proto::AdministerResponse, Status> {
-        let deadline = Instant::now() + limit;
+    pub(crate) async fn administer(&self, ask: &Ask, limit: Duration) -> Result<proto::AdministerResponse, Status> {
+        let mut retries = self.retries(limit);
         loop {
-            let mut changes = self.leaders.listen();
-            let attempt = if self.leads() {
-                match self.administer_here(ask.clone()).await {
-                    Ok(Ok(response)) => return Ok(response),
-                    Ok(Err(status)) => return Err(status),
-                    Err(NotHere) => Attempt::NotDone("this server no longer leads".into()),
-                }
-            } else {
-                let asked = async {
-                    let leader = self.leader_elsewhere()?;
-                    let limit = deadline.saturating_duration_since(Instant::now());
-                    let answer = self.ask(&leader, Lane::Entries, Request::Administer(ask.message()), limit).await?;
-                    answer_of!(leader, answer, Answer::Administer).map_err(Attempt::from)
-                };
-                match asked.await {
-                    Ok(response) => return Ok(response),
-                    Err(attempt) => attempt,
-                }
+            let changes = self.leaders.listen();
+            let failed = match self.administer_once(ask, retries.deadline).await {
+                Ok(response) => return Ok(response),
+                Err(failed) => failed,
             };
-            let why = match attempt {
-                Attempt::Refused(status) => return Err(status),
-                Attempt::NotDone(why) | Attempt::Unknown(why) => why,
-            };
-            if *self.closed.borrow() {
-                return Err(self.unavailable(&why));
-            }
-            let pause = (Instant::now() + RETRY_PAUSE).min(deadline);
-            let _ = timeout_at(pause, changes.raised()).await;
-            if Instant::now() >= deadline {
-                let why = format!("not done within {} s: {why}; ask again", limit.as_secs());
-                return Err(Status::new(Reason::Timeout, why));
-            }
+            retries.after(failed, changes).await.map_err(|gave_up| match gave_up {
+                GaveUp::Refused(status) => status,
+                GaveUp::TooLate { why, .. } => {
+                    Status::new(Reason::Timeout, format!("not done within {} s: {why}; ask again", limit.as_secs()))
+                }
+            })?;
         }
+    }
+
+    async fn administer_once(&self, ask: &Ask, deadline: Instant) -> Result<proto::AdministerResponse, Attempt> {
+        if self.leads() {
+            return match self.administer_here(ask.clone()).await {
+                Ok(done) => done.map_err(Attempt::Refused),
+                Err(NotHere) => Err(Attempt::NotDone("this server no longer leads".into())),
+            };
+        }
+        let leader = self.leader_elsewhere()?;
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let answer = self.ask(&leader, Lane::Entries, Request::Administer(ask.message()), limit).await?;
+        answer_of!(leader, answer, Answer::Administer).map_err(Attempt::from)
     }
 
     pub(crate) fn unavailable(&self, error: &dyn fmt::Display) -> Status {

@@ -1,7 +1,7 @@
 //! Reads that are confirmed together: whoever asks while a round is under way is answered by the next one, so that a thousand readers
 //! cost as many messages as one.
 
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 
 use hearth_types::Status;
 use tokio::sync::{mpsc, oneshot};
@@ -40,15 +40,11 @@ impl Rounds {
         let mut waiting = Vec::new();
         while self.0.recv_many(&mut waiting, WAITING).await > 0 {
             let Some(core) = core.upgrade() else { return };
-            let confirmed = confirm(core).await;
+            let confirmed = core.confirm_read().await;
             for answer in waiting.drain(..) {
                 // Nobody waits any more where this fails.
                 let _ = answer.send(confirmed.clone());
             }
         }
     }
-}
-
-async fn confirm(core: Arc<Core>) -> Result<LogId, Status> {
-    core.confirm_read().await
 }
