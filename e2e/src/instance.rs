@@ -308,6 +308,8 @@ impl Drop for Instance {
         if self.keep_down {
             return;
         }
+        // The runner shows it for a test that failed.
+        println!("{}", self.logs());
         // Also after a panic: an instance of a failed test must not outlive it.
         let down = self.down();
         if self.mounted {

@@ -5,14 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
 
 use crate::NetworkError;
 use crate::denied::{DENIED4, GLOBAL6, denied6};
 use crate::names::{GROUP_INTERNET, Instance};
 use crate::prefix::Prefix;
+use crate::program;
 
 /// Connections that one pod may have in the host's table, whose room (65,536 on a device with 1 GiB) it shares with the host and
 /// all other pods: far more than an app needs, and a sixteenth of that.
@@ -290,23 +289,10 @@ pub(crate) fn foreign_drop_policies(instance: &Instance) -> Result<Vec<String>, 
 }
 
 fn nft(doing: &'static str, arguments: &[&str], input: &str) -> Result<String, NetworkError> {
-    let failed = |source: io::Error| NetworkError::NftMissing { doing, source };
-    let spawn = |program: &str| {
-        Command::new(program)
-            .args(arguments)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-    };
-    // Root's PATH under sudo or systemd may lack sbin.
-    let mut child = spawn("nft").or_else(|_| spawn("/usr/sbin/nft")).map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A script is a few KiB, less than a pipe holds; where nft died early its own message says more than EPIPE.
-        let _ = stdin.write_all(input.as_bytes());
-    }
-    let output = child.wait_with_output().map_err(failed)?;
+    // Root's PATH under sudo or systemd may lack sbin. A script is a few KiB.
+    let output = program::output("nft", arguments, input)
+        .or_else(|_| program::output("/usr/sbin/nft", arguments, input))
+        .map_err(|source| NetworkError::NftMissing { doing, source })?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }

@@ -58,6 +58,7 @@ mod netlink;
 mod notice;
 mod pod;
 mod prefix;
+mod program;
 mod service;
 mod store;
 mod teardown;
