@@ -304,12 +304,12 @@ impl Instance {
 }
 
 impl Drop for Instance {
+    #[expect(clippy::print_stderr, reason = "a test's, which its runner shows where it failed")]
     fn drop(&mut self) {
         if self.keep_down {
             return;
         }
-        // The runner shows it for a test that failed.
-        println!("{}", self.logs());
+        eprintln!("{}", self.logs());
         // Also after a panic: an instance of a failed test must not outlive it.
         let down = self.down();
         if self.mounted {

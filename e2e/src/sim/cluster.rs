@@ -123,7 +123,7 @@ impl Cluster {
         let seed = self.dice.lock().unwrap_or_else(PoisonError::into_inner).number();
         let mut slots = self.slots();
         let id = slots.len() as u64 + 1;
-        let disk = MemoryDisk::in_place(self.settings.slowest_sync, seed);
+        let disk = MemoryDisk::called_in_place(self.settings.slowest_sync, seed);
         let clock = Arc::new(SimClock::new(self.trace.clone()));
         slots.insert(id, Slot { life: 0, disk, clock, up: None, busy: false, gone: false, spoiled: false });
         id
@@ -264,6 +264,16 @@ impl Cluster {
         tokio::spawn(async move {
             let _ = up.store.shutdown().await;
         });
+    }
+
+    /// The power of a server whose disk is bad fails, unless it was mended meanwhile, or failed before; whether that was so.
+    pub fn crash_spoiled(&self, up: &Up, crash: Crash) -> bool {
+        let as_it_was = |slot: &Slot| slot.spoiled && slot.up.as_ref().is_some_and(|now| now.life == up.life);
+        let spoiled = self.slots().get(&up.life.id).is_some_and(as_it_was);
+        if spoiled {
+            self.crash(up.life.id, crash);
+        }
+        spoiled
     }
 
     /// Stops a server as an operator does.

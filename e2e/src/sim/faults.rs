@@ -233,7 +233,7 @@ impl Faults {
             // It notices, or time is up.
             let Some(up) = cluster.up(id) else { return };
             let _ = until_end(&up.end, tokio::time::timeout(downtime, up.store.failed())).await;
-            cluster.crash(id, crash);
+            cluster.crash_spoiled(&up, crash);
             sleep(downtime / 2).await;
             cluster.start(id).await;
         });
@@ -247,11 +247,10 @@ impl Faults {
             let Some(up) = cluster.up(id) else { return };
             let _ = until_end(&up.end, tokio::time::timeout(length * 2, up.store.failed())).await;
             sleep(length).await;
-            cluster.mend(id);
-            if up.store.failure().is_some() {
+            if up.store.failure().is_some() && cluster.crash_spoiled(&up, crash) {
                 cluster.trace.say(format_args!("server {id} had failed, and its disk is mended"));
-                cluster.crash(id, crash);
             }
+            cluster.mend(id);
             cluster.start(id).await;
         });
     }

@@ -240,13 +240,15 @@ async fn heal(cluster: &Arc<Cluster>) {
     cluster.notebook.note(|seen| seen.troubles.push(format!("the healed region did not come back: {last}")));
 }
 
-/// Whether every member is ready. Servers that are none, or not yet, may go on running.
-async fn are_ready(cluster: &Arc<Cluster>) -> Result<(), String> {
-    let patience = Duration::from_secs(5);
+/// How long one answer may take in a region that is well.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Asks the group who belongs to it. That may change after the last fault: a change that was asked for and not answered is done later.
+async fn ask_members(cluster: &Arc<Cluster>) -> Result<Vec<u64>, String> {
     let mut members = Err("no server runs".to_owned());
     for id in cluster.running() {
         let Some(up) = cluster.up(id) else { continue };
-        let asked = until_end(&up.end, timeout(patience, up.store.members())).await;
+        let asked = until_end(&up.end, timeout(PATIENCE, up.store.members())).await;
         members = match asked {
             Some(Ok(Ok(members))) => Ok(members),
             Some(Ok(Err(status))) => Err(status.to_string()),
@@ -259,9 +261,14 @@ async fn are_ready(cluster: &Arc<Cluster>) -> Result<(), String> {
     }
     let members: Vec<u64> = members?.iter().map(|member| member.server.id).collect();
     cluster.set_members(members.clone());
-    for id in members {
+    Ok(members)
+}
+
+/// Whether every member is ready. Servers that are none, or not yet, may go on running.
+async fn are_ready(cluster: &Arc<Cluster>) -> Result<(), String> {
+    for id in ask_members(cluster).await? {
         let up = cluster.up(id).ok_or_else(|| format!("server {id} is not up"))?;
-        match until_end(&up.end, timeout(patience, up.store.ready())).await {
+        match until_end(&up.end, timeout(PATIENCE, up.store.ready())).await {
             Some(Ok(Ok(()))) => {}
             Some(Ok(Err(error))) => return Err(error.to_string()),
             Some(Err(_)) => return Err(format!("server {id} is not ready")),
@@ -275,6 +282,8 @@ async fn are_ready(cluster: &Arc<Cluster>) -> Result<(), String> {
 async fn finish(cluster: &Arc<Cluster>) {
     let settled = async {
         loop {
+            // Where nobody says it now, the next look asks again.
+            let _ = ask_members(cluster).await;
             let stores = cluster.members().into_iter().filter_map(|id| cluster.up(id));
             let mut revisions: Vec<u64> = stores.map(|up| up.store.revision().0).collect();
             revisions.extend(cluster.notebook.positions());

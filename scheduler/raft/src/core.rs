@@ -56,6 +56,8 @@ pub(crate) struct Core {
     pub(crate) leaders: LeadershipWatch,
     pub(crate) reads: Reads,
     pub(crate) incoming: Mutex<Option<Incoming>>,
+    /// The turn of whoever changes the membership.
+    pub(crate) changing: Mutex<()>,
     pub(crate) closed: watch::Sender<bool>,
 }
 
@@ -145,7 +147,7 @@ impl Core {
                 }
             })?;
             if sabotage::has(Bug::RetriedUnderAnotherId) {
-                proposal = proposal.under_another_id();
+                proposal = proposal.under_another_id(1);
             }
         }
     }
@@ -215,7 +217,7 @@ impl Core {
         }
         let too_long = |_| Status::new(Reason::Timeout, "the region did not confirm the read in time; read again");
         let read = async {
-            let log_id = self.read_index().await?;
+            let log_id = self.reads.index().await?;
             if !sabotage::has(Bug::ReadBeforeApplied) {
                 self.shared.applied(log_id.index).await;
             }
@@ -225,11 +227,6 @@ impl Core {
             Err(_) if self.alone() && self.health.failure().is_some() => Ok(()),
             done => done,
         }
-    }
-
-    /// The last entry that a read has to see. Those who ask at the same time are answered together.
-    pub(crate) async fn read_index(&self) -> Result<LogId, Status> {
-        self.reads.index().await
     }
 
     /// One round of asking for it: at the leader, wherever it is.

@@ -1,6 +1,10 @@
 //! The group's members: who belongs, and what operators change about it. The leader does it; the others hand it on to it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use hearth_proto::v1::{self as proto, administer, peer_request::Request, peer_response::Response as Answer};
@@ -37,6 +41,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const TRANSFER_ROUND: Duration = Duration::from_secs(1);
 /// How often the leader asks whether every member knows the newest feature level, until all do.
 const FEATURE_LEVEL_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the leader looks for a change that it did not finish in time.
+const FINISH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is asked of the group.
 #[derive(Clone, Debug)]
@@ -299,8 +305,44 @@ impl Core {
         }
     }
 
-    /// Changes the membership; waits for another change that is under way.
+    /// Changes the membership, in turn, after what another change left unfinished.
     async fn change(&self, change: ChangeMembers<u64, BasicNode>, retain: bool) -> Done<()> {
+        let _turn = self.changing.lock().await;
+        done!(self.finish_change().await);
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        if metrics.membership_config.membership().get_node(&self.here.id).is_none() {
+            // It has seen itself out, and lays the lead down in a moment.
+            return Err(NotHere);
+        }
+        self.change_in_turn(change, retain).await
+    }
+
+    /// Finishes, as the leader, changes of voters that were left half done: as long as one is, majorities of the old and of the new voters
+    /// are needed.
+    pub(crate) async fn finish_changes(self: Arc<Self>) {
+        let mut changes = self.leaders.listen();
+        loop {
+            if self.leads() {
+                let _turn = self.changing.lock().await;
+                if let Ok(Err(status)) = self.finish_change().await {
+                    tracing::warn!(%status, "a change of the region's servers is still unfinished");
+                }
+            }
+            let _ = tokio::time::timeout(FINISH_INTERVAL, changes.raised()).await;
+        }
+    }
+
+    /// Goes on with a change of voters between whose two entries the leader was lost, or the time was over (the Raft paper, section 6).
+    async fn finish_change(&self) -> Done<()> {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        if metrics.membership_config.membership().get_joint_config().len() < 2 {
+            return Ok(Ok(()));
+        }
+        tracing::info!("finishing a change of the region's servers");
+        self.change_in_turn(ChangeMembers::AddVoterIds(BTreeSet::new()), false).await
+    }
+
+    async fn change_in_turn(&self, change: ChangeMembers<u64, BasicNode>, retain: bool) -> Done<()> {
         let deadline = Instant::now() + CHANGE_LIMIT;
         loop {
             let changing = self.raft.change_membership(change.clone(), retain);
@@ -330,24 +372,27 @@ impl Core {
     }
 
     /// Raises the cluster's feature level once every member knows the newest one.
-    pub(crate) async fn raise_feature_level(self: Arc<Self>, clock: Arc<dyn Clock>) {
+    pub(crate) async fn keep_feature_level(self: Arc<Self>, clock: Arc<dyn Clock>) {
         let newest = hearth_state::FEATURE_LEVEL;
         let mut changes = self.leaders.listen();
-        loop {
-            let level = self.shared.machine().state.feature_level();
-            if level >= newest {
-                return;
-            }
+        while self.shared.machine().state.feature_level() < newest {
             if self.leadership().here && self.all_know(newest).await {
-                let raise = Command::RaiseFeatureLevel { level: newest, now: clock.now() };
-                match self.write_here(Proposal::new(raise), CHANGE_LIMIT).await {
-                    Ok(Ok(_)) => continue,
-                    Ok(Err(status)) => tracing::warn!(%status, "the feature level was not raised"),
-                    Err(NotHere) => {}
+                match self.raise_feature_level(&*clock).await {
+                    Ok(()) => return,
+                    Err(status) => tracing::warn!(%status, "the feature level was not raised"),
                 }
             }
             let _ = tokio::time::timeout(FEATURE_LEVEL_INTERVAL, changes.raised()).await;
         }
+    }
+
+    /// Raises the cluster's feature level to the newest one, which every member has to know.
+    pub(crate) async fn raise_feature_level(&self, clock: &dyn Clock) -> Result<(), Status> {
+        let level = hearth_state::FEATURE_LEVEL;
+        if self.shared.machine().state.feature_level() >= level {
+            return Ok(());
+        }
+        self.propose(Proposal::new(Command::RaiseFeatureLevel { level, now: clock.now() })).await.map(drop)
     }
 
     async fn all_know(&self, level: u32) -> bool {
@@ -378,5 +423,40 @@ pub(crate) fn member_in(member: proto::PeerMember) -> Member {
         leads: member.leads,
         behind: member.behind,
         silent: member.silent_millis.map(Duration::from_millis),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hearth_types::Timestamp;
+    use openraft::{EntryPayload, Membership};
+
+    use super::*;
+    use crate::{RaftConfig, RaftStore, disk::MemoryDisk};
+
+    struct Stopped;
+
+    impl Clock for Stopped {
+        fn now(&self) -> Timestamp {
+            Timestamp(1_700_000_000_000)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_of_voters_that_was_left_half_done_is_finished() {
+        let config = RaftConfig::new("/store", 1, "home");
+        let registry = prometheus::Registry::new();
+        let store = RaftStore::open_on(Arc::new(MemoryDisk::default()), config, &registry, Arc::new(Stopped)).await;
+        let store = store.expect("it opens");
+        let raft = &store.core.raft;
+        let voters = BTreeSet::from([1]);
+        let nodes = BTreeMap::from([(1, BasicNode::new(store.core.here.address.clone()))]);
+        let joint = Membership::new(vec![voters.clone(), voters], nodes).expect("a membership");
+        raft.append_membership(joint, EntryPayload::Blank, []).await.expect("it is appended");
+        let finished = |metrics: &openraft::RaftMetrics<TypeConfig>| {
+            metrics.membership_config.membership().get_joint_config().len() == 1
+        };
+        raft.wait(Some(Duration::from_secs(20))).metrics(finished, "one set of voters").await.expect("it is finished");
+        store.shutdown().await.expect("it ends");
     }
 }

@@ -25,7 +25,7 @@ impl Reads {
         (Self(sender), Rounds(receiver))
     }
 
-    /// The last entry that a read has to see which begins now.
+    /// The last entry that a read has to see which begins now. Those who ask at the same time are answered together.
     pub(crate) async fn index(&self) -> Result<LogId, Status> {
         let closed = || Status::unavailable("the store is shutting down");
         let (answer, index) = oneshot::channel();

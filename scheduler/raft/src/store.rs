@@ -57,7 +57,7 @@ const READY_PAUSE: Duration = Duration::from_secs(1);
 /// `ServiceUnavailable` or `Timeout` may have happened: send it again under the same request id. Once the disk failed or
 /// is full, no write is acknowledged until the store is opened anew (see [`RaftStore::failure`]); reads go on.
 pub struct RaftStore {
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
     writes: Semaphore,
     kilobytes: Semaphore,
     bookmark_interval: Duration,
@@ -129,13 +129,9 @@ impl RaftStore {
         let health = Health::new();
         let opened = {
             let (disk, config, health, metrics) = (Arc::clone(&disk), config.clone(), health.clone(), metrics.clone());
-            move || open_files(&disk, &config, &health, &metrics)
+            move || Ok(open_files(&disk, &config, &health, &metrics))
         };
-        let opened = if disk.pause().is_some() {
-            opened()
-        } else {
-            tokio::task::spawn_blocking(opened).await.map_err(|error| RaftStoreError::Raft(error.to_string()))?
-        };
+        let opened = disk::call(&disk, opened).await.map_err(|error| RaftStoreError::Raft(error.to_string()))?;
         let Opened { log, writer, shared, lock } = opened?;
         let found = shared.machine().state.feature_level();
         if found > hearth_state::FEATURE_LEVEL {
@@ -163,6 +159,7 @@ impl RaftStore {
             leaders: LeadershipWatch::default(),
             reads,
             incoming: Mutex::new(None),
+            changing: Mutex::new(()),
             closed: watch::Sender::new(false),
         });
         let mut tasks = JoinSet::new();
@@ -170,7 +167,8 @@ impl RaftStore {
         tasks.spawn(take_snapshots(raft.clone(), shared));
         tasks.spawn(core.leaders.clone().follow(raft, here, addresses, gauges));
         tasks.spawn(rounds.run(Arc::downgrade(&core)));
-        tasks.spawn(Arc::clone(&core).raise_feature_level(Arc::clone(&clock)));
+        tasks.spawn(Arc::clone(&core).finish_changes());
+        tasks.spawn(Arc::clone(&core).keep_feature_level(Arc::clone(&clock)));
         let store = Self {
             core,
             writes: Semaphore::new(MAX_WRITES_IN_FLIGHT),
@@ -204,10 +202,6 @@ impl RaftStore {
         }
         if alone || (new && start == Start::First) {
             core.raft.wait_for_recovery(Some(OPEN_TIMEOUT)).await.map_err(|error| raft(&error))?;
-        }
-        let found = core.shared.machine().state.feature_level();
-        if found > hearth_state::FEATURE_LEVEL {
-            return Err(RaftStoreError::FeatureLevel { found, known: hearth_state::FEATURE_LEVEL });
         }
         Ok(())
     }
@@ -243,9 +237,8 @@ impl RaftStore {
             }
         }
         // A server alone is all servers, and reads what it writes.
-        if core.alone() && core.shared.machine().state.feature_level() < hearth_state::FEATURE_LEVEL {
-            let raise = Command::RaiseFeatureLevel { level: hearth_state::FEATURE_LEVEL, now: self.clock.now() };
-            core.propose(Proposal::new(raise)).await.map_err(RaftStoreError::Incarnation)?;
+        if core.alone() {
+            core.raise_feature_level(&*self.clock).await.map_err(RaftStoreError::Incarnation)?;
         }
         Ok(())
     }

@@ -66,11 +66,16 @@ impl Proposal {
         Self { command: Arc::new(command), encoded }
     }
 
-    /// The same for a store that takes it for another one: a bug that tests put back.
-    pub(crate) fn under_another_id(&self) -> Self {
+    /// A command that came as its bytes.
+    pub(crate) fn decode(encoded: Bytes) -> Self {
+        Self { command: Arc::new(Command::decode(&encoded)), encoded }
+    }
+
+    /// The same for a store that takes it for another one: a bug that tests put back. `number` tells it from others of the same.
+    pub(crate) fn under_another_id(&self, number: u64) -> Self {
         match &*self.command {
             Command::Txn(txn) => {
-                let request_id = format!("{}-again", txn.request_id).as_str().into();
+                let request_id = format!("{}-{number}", txn.request_id).as_str().into();
                 Self::new(Command::Txn(Txn { request_id, ..txn.clone() }))
             }
             _ => self.clone(),

@@ -77,7 +77,7 @@ impl MemoryDisk {
     }
 
     /// An empty disk that is called in place: a sync of the log takes up to `slowest`, drawn by `seed`.
-    pub fn in_place(slowest: Duration, seed: u64) -> Self {
+    pub fn called_in_place(slowest: Duration, seed: u64) -> Self {
         let disk = Self::default();
         disk.inner().pauses = Some((Dice(seed), slowest));
         disk
@@ -290,10 +290,13 @@ impl Disk for MemoryDisk {
         Ok(self.inner().room() as u64)
     }
 
-    fn pause(&self) -> Option<Duration> {
-        let mut inner = self.inner();
-        let (dice, slowest) = inner.pauses.as_mut()?;
-        Some(Duration::from_micros(dice.below(slowest.as_micros() as usize + 1) as u64))
+    fn in_place(&self) -> bool {
+        self.inner().pauses.is_some()
+    }
+
+    fn pause(&self) -> Duration {
+        let drawn = |(dice, slowest): &mut (Dice, Duration)| dice.below(slowest.as_micros() as usize + 1);
+        Duration::from_micros(self.inner().pauses.as_mut().map_or(0, drawn) as u64)
     }
 
     fn lock(&self, dir: &Path) -> io::Result<Box<dyn Send + Sync>> {

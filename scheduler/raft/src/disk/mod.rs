@@ -44,11 +44,14 @@ pub trait Disk: Send + Sync + 'static {
     fn free(&self, dir: &Path) -> io::Result<u64>;
     /// Takes a directory for this process, until the result is dropped; fails with `WouldBlock` where another has it.
     fn lock(&self, dir: &Path) -> io::Result<Box<dyn Send + Sync>>;
-    /// `None` for a disk that makes its callers wait: it is called on threads that may. Else it is called in place, and each sync
-    /// of the log is made after the pause that this returns, on the runtime's clock: so a simulation needs no threads, and meets
-    /// crashes between a write and its sync.
-    fn pause(&self) -> Option<Duration> {
-        None
+    /// Whether it is called in place, so that a simulation needs no threads. One that makes its callers wait is called on threads that may.
+    fn in_place(&self) -> bool {
+        false
+    }
+    /// How long the next sync of the log takes, on the runtime's clock, for a disk that is called in place: so that a simulation meets crashes
+    /// between a write and its sync.
+    fn pause(&self) -> Duration {
+        Duration::ZERO
     }
 }
 
@@ -57,7 +60,7 @@ pub(crate) async fn call<T: Send + 'static>(
     disk: &Arc<dyn Disk>,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    if disk.pause().is_some() {
+    if disk.in_place() {
         return work();
     }
     tokio::task::spawn_blocking(work).await.map_err(|error| io::Error::other(error.to_string()))?

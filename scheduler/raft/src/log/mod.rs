@@ -101,7 +101,7 @@ impl LogStore {
         }
         let (jobs, receiver) = mpsc::channel(QUEUE);
         let engine = Engine { files, vote_file, health: health.clone(), metrics: metrics.clone() };
-        let writer = if disk.pause().is_some() {
+        let writer = if disk.in_place() {
             Writer::Task(tokio::spawn(engine.run_in_place(Arc::clone(disk), receiver)))
         } else {
             let thread = thread::Builder::new().name("hearth-log".into()).spawn(move || engine.run(receiver));
@@ -335,7 +335,7 @@ impl Engine {
             if sabotage::has(Bug::AcknowledgedBeforeSync) {
                 batch.acknowledge(&written);
             }
-            tokio::time::sleep(disk.pause().unwrap_or_default()).await;
+            tokio::time::sleep(disk.pause()).await;
             self.finish(batch, written);
         }
     }

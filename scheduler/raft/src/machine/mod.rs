@@ -3,7 +3,6 @@
 mod snapshots;
 
 use std::{
-    borrow::Cow,
     collections::HashMap,
     io,
     ops::Range,
@@ -16,8 +15,8 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt as _};
-use hearth_state::{Command, Response, State, apply};
-use hearth_types::{GroupKind, Revision, store::Txn};
+use hearth_state::{Response, State, apply};
+use hearth_types::{GroupKind, Revision};
 use openraft::{
     OptionalSend, RaftSnapshotBuilder, Snapshot,
     storage::{EntryResponder, RaftStateMachine},
@@ -69,8 +68,6 @@ pub(crate) struct Machine {
     kinds: HashMap<GroupKind, Revision>,
     /// The revision of the snapshot that the state was loaded from.
     loaded: Revision,
-    /// Whether nothing was applied since the start.
-    fresh: bool,
 }
 
 impl Machine {
@@ -254,7 +251,7 @@ impl Machine {
     fn of(state: State, meta: &SnapshotMeta) -> Self {
         let loaded = state.revision();
         let membership = meta.last_membership.clone();
-        Self { state, applied: meta.last_log_id, membership, kinds: HashMap::new(), loaded, fresh: true }
+        Self { state, applied: meta.last_log_id, membership, kinds: HashMap::new(), loaded }
     }
 
     /// Who votes by what is applied.
@@ -286,11 +283,16 @@ impl Machine {
                 Response::Nothing
             }
             Payload::Normal(proposal) => {
-                let command = sabotaged(&proposal.command, log_id, self.fresh);
-                if std::mem::take(&mut self.fresh) && sabotage::has(Bug::AppliedTwiceAfterRestart) {
+                // Nothing was changed since the start.
+                let twice = sabotage::has(Bug::AppliedTwiceAfterRestart) && self.kinds.is_empty();
+                if twice {
                     apply(&mut self.state, &proposal.command);
                 }
-                let applied = apply(&mut self.state, command.as_ref());
+                let applied = if twice || sabotage::has(Bug::DuplicatesApplied) {
+                    apply(&mut self.state, &proposal.under_another_id(log_id.index).command)
+                } else {
+                    apply(&mut self.state, &proposal.command)
+                };
                 for change in &applied.changes {
                     let kind = change.now.kind();
                     match self.kinds.get_mut(kind) {
@@ -304,18 +306,6 @@ impl Machine {
                 applied.response
             }
         })
-    }
-}
-
-/// The command as it is applied: itself, unless a test put a bug back.
-fn sabotaged(command: &Command, log_id: LogId, fresh: bool) -> Cow<'_, Command> {
-    let twice = fresh && sabotage::has(Bug::AppliedTwiceAfterRestart);
-    match command {
-        Command::Txn(txn) if twice || sabotage::has(Bug::DuplicatesApplied) => {
-            let request_id = format!("{}-{}", log_id.index, txn.request_id).as_str().into();
-            Cow::Owned(Command::Txn(Txn { request_id, ..txn.clone() }))
-        }
-        command => Cow::Borrowed(command),
     }
 }
 
@@ -426,6 +416,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
 #[cfg(test)]
 mod tests {
+    use hearth_state::Command;
     use hearth_types::Timestamp;
 
     use super::*;

@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hearth_proto::v1::{self as proto, peer_request::Request, peer_response::Response};
-use hearth_state::Command;
 use hearth_types::{
     BoxFuture, Reason, Status,
     group::{PeerService, Server},
@@ -116,7 +115,7 @@ impl Core {
                 if !self.leads() {
                     return Err(Refused::NotHere);
                 }
-                let log_id = self.read_index().await?;
+                let log_id = self.reads.index().await?;
                 Ok(Response::ReadIndex(proto::ReadIndexResponse { log_id: Some(wire::id_out(log_id)) }))
             }
             Request::Administer(message) => {
@@ -134,11 +133,11 @@ impl Core {
     }
 
     async fn take_forward(&self, message: proto::Forward) -> Result<Response, Refused> {
-        let command = Command::decode(&message.command);
-        if let Some(why) = command.unread() {
+        let proposal = Proposal::decode(message.command);
+        if let Some(why) = proposal.command.unread() {
             return Err(Status::new(Reason::BadRequest, why).into());
         }
-        let (response, log_id) = self.write_here(Proposal::new(command), FORWARD_LIMIT).await??;
+        let (response, log_id) = self.write_here(proposal, FORWARD_LIMIT).await??;
         let response = serde_json::to_vec(&response).map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::Forward(proto::ForwardResponse { response: response.into(), applied: Some(wire::id_out(log_id)) }))
     }
