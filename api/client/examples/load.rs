@@ -1,7 +1,7 @@
 //! Load for a store: `load hearth|etcd puts|reads CLIENTS SECONDS BYTES ENDPOINT...`, where an endpoint is a client.yaml, or the
 //! address of an etcd server. Clients are spread over the endpoints, and each sends one request at a time. Prints one line of JSON.
 //!
-//! Every put replaces one of a thousand objects with another value; reads are linearizable. `load hearth watches COUNT 0 0 ENDPOINT`
+//! Every put replaces one of ten thousand objects with another value; reads are linearizable. `load hearth watches COUNT 0 0 ENDPOINT`
 //! opens watches, says so, and after a line on its input tells how long one event took to all of them.
 #![allow(clippy::print_stdout)] // a program for the terminal
 
@@ -27,7 +27,7 @@ use tonic::{
 use tonic_prost::ProstCodec;
 
 /// Objects that are written over and over.
-const OBJECTS: usize = 1_000;
+const OBJECTS: usize = 10_000;
 /// Clients that share a connection.
 const CLIENTS_A_CONNECTION: usize = 32;
 /// Bytes of the part of a value that differs from put to put.

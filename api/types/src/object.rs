@@ -3,7 +3,7 @@
 //! Typed structs ([`crate::kinds`]) are views. Nothing reads an object typed and writes it back whole,
 //! since a field that the typed struct does not know would be lost.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
+use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -16,7 +16,7 @@ pub const MAX_OBJECT_BYTES: usize = 1_572_864;
 pub const MAX_DEPTH: usize = 64;
 
 /// A kind in its API group, without a version; the core group is the empty text.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct GroupKind {
     /// The API group; empty for the core group.
     pub group: Cow<'static, str>,
@@ -62,6 +62,23 @@ impl GroupKind {
             || Self { group: Cow::Owned(group.into()), kind: Cow::Owned(kind.into()) },
             crate::registry::KindInfo::group_kind,
         )
+    }
+}
+
+/// The order of two texts that are mostly one: those of kinds that the program knows are in one place.
+fn cmp_shared(one: &str, other: &str) -> Ordering {
+    if std::ptr::eq(one, other) { Ordering::Equal } else { one.cmp(other) }
+}
+
+impl Ord for GroupKind {
+    fn cmp(&self, other: &Self) -> Ordering {
+        cmp_shared(&self.group, &other.group).then_with(|| cmp_shared(&self.kind, &other.kind))
+    }
+}
+
+impl PartialOrd for GroupKind {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -142,12 +159,17 @@ pub enum ObjectError {
 }
 
 struct Inner {
+    head: Arc<Head>,
+    revision: Revision,
+    json: Box<[u8]>,
+}
+
+/// What another revision does not change.
+struct Head {
     key: ObjectKey,
     api_version: Box<str>,
     uid: Uid,
-    revision: Revision,
     labels: BTreeMap<Box<str>, Box<str>>,
-    json: Box<[u8]>,
 }
 
 /// An object: canonical JSON (sorted keys, no white space, no nulls in maps) and the header that the
@@ -175,14 +197,13 @@ impl Object {
             labels.iter().filter_map(|(key, value)| Some((key.as_str().into(), value.as_str()?.into()))).collect()
         });
         let revision = text(meta, "resourceVersion").and_then(|text| text.parse().ok()).unwrap_or_default();
-        let inner = Inner {
+        let head = Head {
             key: ObjectKey::new(GroupKind::from_api_version(&api_version, &kind), &namespace, &name),
             uid: Uid::new(text(meta, "uid").unwrap_or_default()),
-            revision,
             labels: labels.unwrap_or_default(),
-            json: canonical(&value).into_boxed_slice(),
             api_version: api_version.into(),
         };
+        let inner = Inner { head: Arc::new(head), revision, json: canonical(&value).into_boxed_slice() };
         if inner.json.len() > MAX_OBJECT_BYTES {
             return Err(ObjectError::TooLarge(inner.json.len()));
         }
@@ -205,32 +226,32 @@ impl Object {
 
     /// What names it.
     pub fn key(&self) -> &ObjectKey {
-        &self.0.key
+        &self.0.head.key
     }
 
     /// Its kind.
     pub fn kind(&self) -> &GroupKind {
-        &self.0.key.kind
+        &self.0.head.key.kind
     }
 
     /// Its `apiVersion`.
     pub fn api_version(&self) -> &str {
-        &self.0.api_version
+        &self.0.head.api_version
     }
 
     /// Its namespace; empty for a cluster-scoped kind.
     pub fn namespace(&self) -> &str {
-        &self.0.key.namespace
+        &self.0.head.key.namespace
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
-        &self.0.key.name
+        &self.0.head.key.name
     }
 
     /// Its uid; empty before it was stored.
     pub fn uid(&self) -> &Uid {
-        &self.0.uid
+        &self.0.head.uid
     }
 
     /// The revision that last changed it; zero before it was stored.
@@ -240,7 +261,7 @@ impl Object {
 
     /// Its labels.
     pub fn labels(&self) -> &BTreeMap<Box<str>, Box<str>> {
-        &self.0.labels
+        &self.0.head.labels
     }
 
     /// The canonical JSON.
@@ -275,14 +296,7 @@ impl Object {
         json.extend_from_slice(digits.as_bytes());
         json.extend_from_slice(after);
         json.extend_from_slice(&self.0.json[slot.end..]);
-        Self(Arc::new(Inner {
-            key: self.0.key.clone(),
-            api_version: self.0.api_version.clone(),
-            uid: self.0.uid.clone(),
-            revision,
-            labels: self.0.labels.clone(),
-            json: json.into_boxed_slice(),
-        }))
+        Self(Arc::new(Inner { head: Arc::clone(&self.0.head), revision, json: json.into_boxed_slice() }))
     }
 
     fn with_revision_by_value(&self, revision: Revision) -> Self {
@@ -307,7 +321,7 @@ impl Eq for Object {}
 
 impl fmt::Debug for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.0.key, self.0.revision)
+        write!(f, "{}@{}", self.0.head.key, self.0.revision)
     }
 }
 
@@ -375,9 +389,9 @@ fn revision_slot(json: &[u8]) -> Option<(std::ops::Range<usize>, &'static [u8], 
             return None;
         }
         match key.cmp(KEY) {
-            std::cmp::Ordering::Less => {}
-            std::cmp::Ordering::Equal => return Some((value..skip_value(json, value)?, b"\"", b"\"")),
-            std::cmp::Ordering::Greater => return Some((at..at, b"\"resourceVersion\":\"", b"\",")),
+            Ordering::Less => {}
+            Ordering::Equal => return Some((value..skip_value(json, value)?, b"\"", b"\"")),
+            Ordering::Greater => return Some((at..at, b"\"resourceVersion\":\"", b"\",")),
         }
         let end = skip_value(json, value)?;
         if json.get(end) == Some(&b'}') {

@@ -3,7 +3,7 @@
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use hearth_proto::v1::{self as proto, peer_request::Request, peer_response::Response as Answer};
-use hearth_state::Response;
+use hearth_state::{Command, Response};
 use hearth_types::{
     Reason, Status,
     group::{Lane, Leadership, Server},
@@ -20,6 +20,7 @@ use tokio::{
 
 use crate::{
     disk::Disk,
+    forwards::Forwards,
     group::Ask,
     health::Health,
     leadership::LeadershipWatch,
@@ -55,6 +56,7 @@ pub(crate) struct Core {
     pub(crate) caller: Caller,
     pub(crate) leaders: LeadershipWatch,
     pub(crate) reads: Reads,
+    pub(crate) forwards: Forwards,
     pub(crate) incoming: Mutex<Option<Incoming>>,
     /// The turn of whoever changes the membership.
     pub(crate) changing: Mutex<()>,
@@ -100,7 +102,8 @@ enum GaveUp {
 }
 
 /// Why an attempt did not get through.
-enum Attempt {
+#[derive(Clone, Debug)]
+pub(crate) enum Attempt {
     /// Nothing happened: there was nobody to ask, or they said so.
     NotDone(String),
     /// It may have happened.
@@ -176,16 +179,23 @@ impl Core {
             };
         }
         let leader = self.leader_elsewhere()?;
-        let message = Request::Forward(proto::Forward { command: proposal.bytes() });
-        let limit = deadline.saturating_duration_since(Instant::now());
-        let answer = self.ask(&leader, Lane::Entries, message, limit).await?;
-        let answer = answer_of!(leader, answer, Answer::Forward).map_err(Attempt::from)?;
+        let done = self.forwards.write(proposal, deadline).await?;
+        if let Some(refused) = done.refused {
+            return Err(CallFailure::refused(&leader, &refused).into());
+        }
         let senseless = |why: String| Attempt::from(CallFailure::Senseless(leader.clone(), Malformed(why)));
-        let response = serde_json::from_slice(&answer.response).map_err(|error| senseless(error.to_string()))?;
-        let applied = answer.applied.ok_or_else(|| senseless("the entry is missing".into()))?;
-        // It is done, whether or not it can be seen here in time.
-        let _ = timeout_at(deadline, self.shared.applied(applied.index)).await;
-        Ok(response)
+        let applied = done.applied.ok_or_else(|| senseless("the entry is missing".into()))?;
+        let seen = timeout_at(deadline, self.shared.applied(applied.index)).await;
+        let txn = match &*proposal.command {
+            Command::Txn(txn) if done.response.is_empty() => txn,
+            _ => return serde_json::from_slice(&done.response).map_err(|error| senseless(error.to_string())),
+        };
+        // What became of it is known here too, once the entry is applied.
+        let known = seen.ok().and_then(|()| self.shared.machine().state.outcome(&txn.request_id).cloned());
+        known.map(Response::Txn).ok_or_else(|| {
+            let why = "the write is done, but this server cannot say what became of it; send it again under the same request id";
+            Attempt::Refused(Status::new(Reason::Timeout, why))
+        })
     }
 
     /// Writes as the leader.
@@ -272,7 +282,7 @@ impl Core {
         Ok(wire::id_in(log_id))
     }
 
-    fn leader_elsewhere(&self) -> Result<Server, Attempt> {
+    pub(crate) fn leader_elsewhere(&self) -> Result<Server, Attempt> {
         match self.leadership().leader {
             Some(leader) if leader.id != self.here.id => Ok(leader),
             _ => Err(Attempt::NotDone("no server leads the region now".into())),
@@ -280,7 +290,13 @@ impl Core {
     }
 
     /// Calls a server that leads, and gives up where another one does.
-    async fn ask(&self, leader: &Server, lane: Lane, message: Request, limit: Duration) -> Result<Answer, Attempt> {
+    pub(crate) async fn ask(
+        &self,
+        leader: &Server,
+        lane: Lane,
+        message: Request,
+        limit: Duration,
+    ) -> Result<Answer, Attempt> {
         let mut changes = self.leaders.listen();
         let call = self.caller.call(leader, lane, message, limit);
         let superseded = async {

@@ -46,7 +46,9 @@ pub fn peer_request(bytes: &[u8]) {
         Some(Request::RequestVote(message)) => drop(wire::vote_request_in(message)),
         Some(Request::SnapshotChunk(message)) => drop(wire::leader_in(message.leader)),
         Some(Request::TransferLeader(message)) => drop(wire::transfer_in(message)),
-        Some(Request::Forward(message)) => drop(hearth_state::Command::decode(&message.command)),
+        Some(Request::Forward(message)) => {
+            message.commands.iter().for_each(|command| drop(hearth_state::Command::decode(command)));
+        }
         Some(Request::Administer(message)) => drop(Ask::read(message)),
         Some(Request::ReadIndex(_) | Request::Describe(_)) | None => {}
     }
@@ -65,7 +67,9 @@ pub fn peer_response(bytes: &[u8]) {
             let asked = TransferLeaderRequest::new(Vote::new_committed(1, 1), 2, Some(log_id(1, 1)));
             drop(wire::transferred_in(message, &asked));
         }
-        Some(Response::Forward(message)) => drop(serde_json::from_slice::<hearth_state::Response>(&message.response)),
+        Some(Response::Forward(message)) => {
+            message.done.iter().for_each(|done| drop(serde_json::from_slice::<hearth_state::Response>(&done.response)));
+        }
         Some(Response::Administer(message)) => drop(message.members.into_iter().map(member_in).collect::<Vec<_>>()),
         Some(Response::ReadIndex(_) | Response::Describe(_)) | None => {}
     }

@@ -1,7 +1,7 @@
 //! The durable store of a region: openraft with an own log and snapshots.
 //!
-//! [`RaftStore`] implements [`hearth_types::store::Store`]. One server votes; log, state machine, network and disk are
-//! behind traits, so that more servers and simulation come without rewriting them.
+//! [`RaftStore`] implements [`hearth_types::store::Store`] for a region of one to seven servers. Network, disk, clock and dice are behind
+//! traits, so that all of it runs under simulation.
 //!
 //! ```text
 //! write -> Raft -> log: one thread, one fdatasync for all that waits -> apply (hearth-state) -> answer, watchers wake
@@ -17,11 +17,17 @@
 //! | `watch` | watches that pull from the history |
 //! | `open` | configuration, whose store it is, files |
 //! | `store` | starts Raft, bounds requests, answers them |
+//! | `core` | writes and reads that find the leader wherever it is |
+//! | `reads`, `forwards` | those that wait at the same time travel together |
+//! | `group` | who belongs, and what operators change about it |
+//! | `leadership` | who leads, as it changes |
+//! | `network` | Raft's messages to and from the other servers |
 
 mod backup;
 mod core;
 pub mod decoders;
 pub mod disk;
+mod forwards;
 mod group;
 mod health;
 mod leadership;

@@ -21,6 +21,7 @@ use tracing::Instrument as _;
 use crate::{
     core::{Core, RaftHandle},
     disk::{self, Disk, RealDisk},
+    forwards::Forwards,
     group::{self, Ask},
     health::Health,
     leadership::LeadershipWatch,
@@ -148,6 +149,7 @@ impl RaftStore {
             .await
             .map_err(|error| RaftStoreError::Raft(error.to_string()))?;
         let (reads, rounds) = Reads::new();
+        let (forwards, calls) = Forwards::new();
         let core = Arc::new(Core {
             raft: raft.clone(),
             shared: Arc::clone(&shared),
@@ -158,6 +160,7 @@ impl RaftStore {
             caller,
             leaders: LeadershipWatch::default(),
             reads,
+            forwards,
             incoming: Mutex::new(None),
             changing: Mutex::new(()),
             closed: watch::Sender::new(false),
@@ -167,6 +170,7 @@ impl RaftStore {
         tasks.spawn(take_snapshots(raft.clone(), shared));
         tasks.spawn(core.leaders.clone().follow(raft, here, addresses, gauges));
         tasks.spawn(rounds.run(Arc::downgrade(&core)));
+        tasks.spawn(calls.run(Arc::downgrade(&core)));
         tasks.spawn(Arc::clone(&core).finish_changes());
         tasks.spawn(Arc::clone(&core).keep_feature_level(Arc::clone(&clock)));
         let store = Self {

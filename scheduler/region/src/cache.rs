@@ -275,23 +275,28 @@ impl Cache {
 
     /// Takes in an object as it is or was stored.
     pub(crate) fn put(&mut self, object: Object, from: Source) -> Option<Change> {
-        let past = match self.objects.get(object.key()) {
-            Some(known) => known.object.revision() >= object.revision(),
-            None => self.progress(object.kind()).is_past(object.key(), object.revision(), from),
+        let revision = object.revision();
+        let (before, entry) = if let Some(known) = self.objects.get_mut(object.key()) {
+            if known.object.revision() >= revision {
+                return None;
+            }
+            let value = object.value();
+            let entry = Entry::read(object, &value);
+            (Some(std::mem::replace(known, entry.clone())), entry)
+        } else {
+            if self.progress(object.kind()).is_past(object.key(), revision, from) {
+                return None;
+            }
+            let value = object.value();
+            let entry = Entry::read(object, &value);
+            self.objects.insert(entry.object.key().clone(), entry.clone());
+            (None, entry)
         };
-        if past {
-            return None;
-        }
-        self.revision = self.revision.max(object.revision());
-        let value = object.value();
-        let entry = Entry::read(object, &value);
-        let key = entry.object.key().clone();
-        let before = self.objects.remove(&key);
+        self.revision = self.revision.max(revision);
         if let Some(before) = &before {
             self.index(before, false);
         }
         self.index(&entry, true);
-        self.objects.insert(key, entry.clone());
         self.refresh_device(&entry.object);
         Some(Change { before, now: Some(entry) })
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hearth_types::{
-    GroupKind, Incarnation, Object, ObjectKey, Revision, Timestamp,
+    GroupKind, Incarnation, Object, ObjectKey, RequestId, Revision, Timestamp,
     store::{OpError, Query, Txn, TxnOutcome, WatchEvent},
 };
 use serde::{Deserialize, Serialize};
@@ -112,6 +112,11 @@ impl State {
     /// One object.
     pub fn get(&self, key: &ObjectKey) -> Option<&Object> {
         self.objects.get(key)
+    }
+
+    /// What became of a transaction, as long as that is remembered.
+    pub fn outcome(&self, id: &RequestId) -> Option<&TxnOutcome> {
+        self.duplicates.get(id)
     }
 
     /// How many objects there are.

@@ -38,7 +38,9 @@ impl ResourceService {
         let asked: [&[u8]; 2] = [revision_text.as_bytes(), &canonical(&wanted)];
         let mut attempts = Attempts::new(&options.request_id, "apply", &asked)?;
         loop {
-            if self.store.get(&key, Consistency::Linearizable).await?.is_some() {
+            // That there is one may be told from what this server has: the change reads it again.
+            let here = self.store.get(&key, Consistency::Local).await?.is_some();
+            if here || self.store.get(&key, Consistency::Linearizable).await?.is_some() {
                 let change = Change { info, key: &key, part: Part::Main, revision, dry_run: options.dry_run };
                 match self.change(&change, &mut attempts, |old| Ok(merged(old, &wanted))).await {
                     Err(status) if status.reason == Reason::NotFound => continue,

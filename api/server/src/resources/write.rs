@@ -2,7 +2,7 @@
 
 use hearth_types::{
     Object, ObjectKey, Reason, RequestId, Revision, Status,
-    admission::{self, Part, plan_removal, prepare_create, prepare_update},
+    admission::{self, Admitted, Part, plan_removal, prepare_create, prepare_update},
     object::canonical,
     patch,
     registry::KindInfo,
@@ -31,6 +31,18 @@ pub(super) struct Change<'a> {
     /// The revision that the client read it at, where it says so.
     pub(super) revision: Option<Revision>,
     pub(super) dry_run: bool,
+}
+
+/// What a change comes to. `current`: the object that was read is at the revision that the client named, if any.
+enum Planned {
+    /// Nothing is to be written.
+    Answer(Written),
+    Write {
+        object: Object,
+        expect: Expect,
+        current: bool,
+        warnings: Vec<String>,
+    },
 }
 
 impl ResourceService {
@@ -140,6 +152,9 @@ impl ResourceService {
 
     /// The optimistic loop: read, make the new object, store it if the old one is still there.
     ///
+    /// The first attempt reads what this server has, without asking the others: if that is not the newest, the store says so when the
+    /// change is written. Whatever else would come of it is decided by what all have.
+    ///
     /// Where the client named a revision the first answer of the store stands, so that a write that is sent
     /// again is answered by what it did the first time and not by the revision that it made itself.
     pub(super) async fn change(
@@ -148,25 +163,19 @@ impl ResourceService {
         attempts: &mut Attempts,
         make: impl Fn(&Object) -> Result<Value, Status>,
     ) -> Result<Written, Status> {
-        let Change { info, key, part, revision, dry_run } = *change;
+        let Change { key, revision, .. } = *change;
         let mut last = None;
+        let mut early = self.planned(change, &make, Consistency::Local).await.ok();
         while let Some(id) = attempts.next(Doing::Change) {
-            let old = self.store.get(key, Consistency::Linearizable).await?.ok_or_else(|| Status::not_found(key))?;
-            let suffix = suffix();
-            let admitted = prepare_update(info, &old, make(&old)?, part, &self.context(&suffix))?;
-            let warnings = admitted.warnings;
-            let current = revision.is_none_or(|revision| revision == old.revision());
-            if admitted.object == old && current {
-                return Ok(Written { object: old, outcome: Outcome::Unchanged, warnings });
-            }
-            if dry_run {
-                if !current {
-                    return Err(modified(key));
-                }
-                return Ok(Written { object: admitted.object, outcome: Outcome::Configured, warnings });
-            }
-            let expect = Expect { revision: Some(revision.unwrap_or(old.revision())), uid: Some(old.uid().clone()) };
-            match self.store_change(admitted.object, expect, id).await? {
+            let plan = match early.take() {
+                Some(plan @ Planned::Write { current: true, .. }) => plan,
+                _ => self.planned(change, &make, Consistency::Linearizable).await?,
+            };
+            let (object, expect, warnings) = match plan {
+                Planned::Answer(written) => return Ok(written),
+                Planned::Write { object, expect, warnings, .. } => (object, expect, warnings),
+            };
+            match self.store_change(object, expect, id).await? {
                 Attempt::Done(object) => return Ok(Written { object, outcome: Outcome::Configured, warnings }),
                 Attempt::Again(status) if revision.is_none() => last = Some(status),
                 Attempt::Again(_) => return Err(modified(key)),
@@ -174,6 +183,31 @@ impl ResourceService {
         }
         // It may be another object that is in the way.
         Err(last.filter(|status| status.message != modified(key).message).unwrap_or_else(|| too_contended(key)))
+    }
+
+    /// What is to be done for a change, by what a read shows.
+    async fn planned(
+        &self,
+        change: &Change<'_>,
+        make: impl Fn(&Object) -> Result<Value, Status>,
+        read: Consistency,
+    ) -> Result<Planned, Status> {
+        let Change { info, key, part, revision, dry_run } = *change;
+        let old = self.store.get(key, read).await?.ok_or_else(|| Status::not_found(key))?;
+        let suffix = suffix();
+        let Admitted { object, warnings } = prepare_update(info, &old, make(&old)?, part, &self.context(&suffix))?;
+        let current = revision.is_none_or(|revision| revision == old.revision());
+        if object == old && current {
+            return Ok(Planned::Answer(Written { object: old, outcome: Outcome::Unchanged, warnings }));
+        }
+        if dry_run {
+            if !current {
+                return Err(modified(key));
+            }
+            return Ok(Planned::Answer(Written { object, outcome: Outcome::Configured, warnings }));
+        }
+        let expect = Expect { revision: Some(revision.unwrap_or(old.revision())), uid: Some(old.uid().clone()) };
+        Ok(Planned::Write { object, expect, current, warnings })
     }
 
     /// Stores a changed object, or removes it where it only waited for this change.

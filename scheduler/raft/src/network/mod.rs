@@ -65,6 +65,19 @@ pub(crate) enum CallFailure {
     Senseless(Server, Malformed),
 }
 
+impl CallFailure {
+    /// What a refusal of another server says.
+    pub(crate) fn refused(by: &Server, refusal: &proto::PeerRefusal) -> Self {
+        if refusal.no_leader {
+            return Self::NoLeader(by.clone());
+        }
+        match serde_json::from_slice(&refusal.status) {
+            Ok(status) => Self::Refused(status),
+            Err(error) => Self::Senseless(by.clone(), Malformed(error.to_string())),
+        }
+    }
+}
+
 /// Calls other servers of the region.
 #[derive(Clone)]
 pub(crate) struct Caller {
@@ -91,11 +104,7 @@ impl Caller {
         let senseless = |why: String| CallFailure::Senseless(to.clone(), Malformed(why));
         let answer = proto::PeerResponse::decode(answer).map_err(|error| senseless(error.to_string()))?;
         match answer.response {
-            Some(Response::Refused(refusal)) if refusal.no_leader => Err(CallFailure::NoLeader(to.clone())),
-            Some(Response::Refused(refusal)) => Err(match serde_json::from_slice(&refusal.status) {
-                Ok(status) => CallFailure::Refused(status),
-                Err(error) => senseless(error.to_string()),
-            }),
+            Some(Response::Refused(refusal)) => Err(CallFailure::refused(to, &refusal)),
             Some(response) => Ok(response),
             None => Err(senseless("it is empty".into())),
         }

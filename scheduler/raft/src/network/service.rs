@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use hearth_proto::v1::{self as proto, peer_request::Request, peer_response::Response};
 use hearth_types::{
     BoxFuture, Reason, Status,
@@ -32,16 +33,11 @@ impl PeerService for Core {
                 .map_err(|error| Status::new(Reason::BadRequest, format!("a call of server {from}: {error}")))?;
             let response = match self.respond(from, request).await {
                 Ok(response) => response,
-                Err(Refused::NotHere) => refusal(Vec::new(), true),
-                Err(Refused::Status(status)) => refusal(serde_json::to_vec(&status).unwrap_or_default(), false),
+                Err(refused) => Response::Refused(refused.out()),
             };
             Ok(proto::PeerResponse { response: Some(response) }.encode_to_vec().into())
         })
     }
-}
-
-fn refusal(status: Vec<u8>, no_leader: bool) -> Response {
-    Response::Refused(proto::PeerRefusal { status: status.into(), no_leader })
 }
 
 /// Why a call is not answered as asked.
@@ -49,6 +45,17 @@ enum Refused {
     /// This server does not lead.
     NotHere,
     Status(Status),
+}
+
+impl Refused {
+    fn out(self) -> proto::PeerRefusal {
+        match self {
+            Self::NotHere => proto::PeerRefusal { status: Bytes::new(), no_leader: true },
+            Self::Status(status) => {
+                proto::PeerRefusal { status: serde_json::to_vec(&status).unwrap_or_default().into(), no_leader: false }
+            }
+        }
+    }
 }
 
 impl From<Status> for Refused {
@@ -110,7 +117,10 @@ impl Core {
                 let answer = answer.map_err(|error| Status::unavailable(error.to_string()))?;
                 Ok(Response::TransferLeader(wire::transferred_out(&answer)))
             }
-            Request::Forward(message) => self.take_forward(message).await,
+            Request::Forward(message) => {
+                let done = join_all(message.commands.into_iter().map(|command| self.take_forward(command))).await;
+                Ok(Response::Forward(proto::ForwardResponse { done }))
+            }
             Request::ReadIndex(_) => {
                 if !self.leads() {
                     return Err(Refused::NotHere);
@@ -132,14 +142,25 @@ impl Core {
         }
     }
 
-    async fn take_forward(&self, message: proto::Forward) -> Result<Response, Refused> {
-        let proposal = Proposal::decode(message.command);
-        if let Some(why) = proposal.command.unread() {
-            return Err(Status::new(Reason::BadRequest, why).into());
-        }
-        let (response, log_id) = self.write_here(proposal, FORWARD_LIMIT).await??;
-        let response = serde_json::to_vec(&response).map_err(|error| Status::internal(error.to_string()))?;
-        Ok(Response::Forward(proto::ForwardResponse { response: response.into(), applied: Some(wire::id_out(log_id)) }))
+    /// Writes what another server was asked to write.
+    async fn take_forward(&self, command: Bytes) -> proto::Forwarded {
+        let proposal = Proposal::decode(command);
+        let written = async {
+            if let Some(why) = proposal.command.unread() {
+                return Err(Status::new(Reason::BadRequest, why).into());
+            }
+            let (response, log_id) = self.write_here(proposal, FORWARD_LIMIT).await??;
+            // An outcome has the objects in it.
+            let known = matches!(response, hearth_state::Response::Txn(_));
+            let response = if known { Ok(Vec::new()) } else { serde_json::to_vec(&response) };
+            let response = response.map_err(|error| Status::internal(error.to_string()))?.into();
+            Ok::<_, Refused>(proto::Forwarded { refused: None, applied: Some(wire::id_out(log_id)), response })
+        };
+        written.await.unwrap_or_else(|refused| proto::Forwarded {
+            refused: Some(refused.out()),
+            applied: None,
+            response: Bytes::new(),
+        })
     }
 
     async fn take_chunk(&self, from: u64, message: proto::SnapshotChunk) -> Result<Response, Refused> {

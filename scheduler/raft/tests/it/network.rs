@@ -104,7 +104,7 @@ pub(crate) fn nonsense() -> Vec<Vec<u8>> {
             ..Default::default()
         }),
         Request::TransferLeader(proto::TransferLeader { leader, ..Default::default() }),
-        Request::Forward(proto::Forward { command: Bytes::from_static(b"junk") }),
+        Request::Forward(proto::Forward { commands: vec![Bytes::from_static(b"junk")] }),
         Request::Administer(proto::Administer::default()),
     ];
     let whole = |request| proto::PeerRequest { region: "home".into(), to: 1, request: Some(request) };
