@@ -20,8 +20,8 @@ use super::{
 
 /// Servers there ever were, at most: each costs time to simulate.
 const MAX_EVER: usize = 7;
-/// How far a clock is set wrong at most. Requests are remembered for ten minutes of the region's time.
-const CLOCK_JUMP: Duration = Duration::from_mins(4);
+/// How far a clock is set wrong at most: much further than the ten minutes of the region's time for which all requests are remembered.
+const CLOCK_JUMP: Duration = Duration::from_hours(2);
 
 /// Something that happens.
 #[derive(Clone, Copy, Debug)]

@@ -5,15 +5,38 @@ use std::{sync::Arc, time::Duration};
 use hearth_types::{RequestId, Timestamp, store::TxnOutcome};
 use imbl::{OrdMap, Vector};
 
-/// Requests that are remembered at most: at 2,000 writes a second, ten seconds of them, more than a client that lost
+/// Requests that are remembered at most: at 6,000 writes a second, ten seconds of them, more than a client that lost
 /// its server waits before it asks the next one.
-pub const DUPLICATES_MAX_COUNT: usize = 20_000;
+pub const DUPLICATES_MAX_COUNT: usize = 60_000;
+/// The newest requests, which are remembered however old they are: a clock that is set far ahead on one server makes all of them old at once.
+pub const DUPLICATES_KEPT: usize = 4_096;
 /// How long a request is remembered, by the time of the commands: far above any client's patience.
 pub const DUPLICATES_MAX_AGE: Duration = Duration::from_mins(10);
 /// Bytes of answers that are remembered at most; most are shared with the history.
 pub const DUPLICATES_MAX_BYTES: usize = 32 << 20;
 /// What an answer costs beside its objects.
 const ANSWER_OVERHEAD: usize = 256;
+
+/// From this feature level on more is remembered.
+const MORE_REMEMBERED: u32 = 3;
+
+/// How much is remembered. All servers have to do the same, so the cluster's feature level says which.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    count: usize,
+    kept: usize,
+}
+
+impl Bounds {
+    /// As it is at a feature level.
+    pub(crate) fn at(level: u32) -> Self {
+        if level >= MORE_REMEMBERED {
+            Self { count: DUPLICATES_MAX_COUNT, kept: DUPLICATES_KEPT }
+        } else {
+            Self { count: 20_000, kept: 0 }
+        }
+    }
+}
 
 /// One remembered answer.
 #[derive(Clone, Debug)]
@@ -54,20 +77,22 @@ impl Duplicates {
     }
 
     /// Remembers an answer; `at` never goes back from one call to the next.
-    pub(crate) fn remember(&mut self, at: Timestamp, id: RequestId, outcome: TxnOutcome) {
-        self.expire(at);
+    pub(crate) fn remember(&mut self, at: Timestamp, id: RequestId, outcome: TxnOutcome, bounds: Bounds) {
+        self.expire(at, bounds);
         let one = Remembered { at, id, outcome: Arc::new(outcome) };
         self.bytes += cost(&one.outcome);
         self.by_id.insert(one.id.clone(), Arc::clone(&one.outcome));
         self.order.push_back(one);
-        while self.order.len() > DUPLICATES_MAX_COUNT || (self.bytes > DUPLICATES_MAX_BYTES && self.order.len() > 1) {
+        while self.order.len() > bounds.count || (self.bytes > DUPLICATES_MAX_BYTES && self.order.len() > 1) {
             self.forget_first();
         }
     }
 
     /// Forgets what is too old.
-    pub(crate) fn expire(&mut self, now: Timestamp) {
-        while self.order.front().is_some_and(|first| now.since(first.at) > DUPLICATES_MAX_AGE) {
+    pub(crate) fn expire(&mut self, now: Timestamp, bounds: Bounds) {
+        while self.order.len() > bounds.kept
+            && self.order.front().is_some_and(|first| now.since(first.at) > DUPLICATES_MAX_AGE)
+        {
             self.forget_first();
         }
     }

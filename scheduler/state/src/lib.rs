@@ -24,7 +24,7 @@ pub mod snapshot;
 pub mod state;
 
 pub use command::{Command, Refusal, check_txn};
-pub use duplicates::{DUPLICATES_MAX_AGE, DUPLICATES_MAX_BYTES, DUPLICATES_MAX_COUNT};
+pub use duplicates::{DUPLICATES_KEPT, DUPLICATES_MAX_AGE, DUPLICATES_MAX_BYTES, DUPLICATES_MAX_COUNT};
 pub use history::{Change, Expired, HISTORY_MAX_BYTES, HISTORY_MAX_CHANGES, History};
 pub use list::ListError;
 pub use ops::STAMP_BYTES;

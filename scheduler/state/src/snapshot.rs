@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     command::Json,
-    duplicates::Duplicates,
+    duplicates::{Bounds, Duplicates},
     history::{Change, History},
     ops::Objects,
     state::State,
@@ -235,7 +235,7 @@ impl Wire<'_> {
             if duplicates.get(&one.id).is_some() {
                 return Err(inconsistent("two answers to one request"));
             }
-            duplicates.remember(one.at, one.id, outcome);
+            duplicates.remember(one.at, one.id, outcome, Bounds::at(self.feature_level));
         }
         Ok(State {
             incarnation: self.incarnation,

@@ -10,15 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     command::{Command, Refusal, check_txn},
-    duplicates::Duplicates,
+    duplicates::{Bounds, Duplicates},
     history::{Change, Expired, History},
     ops::{Objects, Working},
 };
 
 /// The highest feature level of entries that this program reads. Level 1: `Initialize`, `Txn` with the operations
 /// create, update, delete, bind and check, `RaiseFeatureLevel`. Level 2: a key belongs to one Device; entries before it are
-/// applied by the rule that they were acknowledged under.
-pub const FEATURE_LEVEL: u32 = 2;
+/// applied by the rule that they were acknowledged under. Level 3: more requests are remembered, the newest whatever the clock says.
+pub const FEATURE_LEVEL: u32 = 3;
 /// The level that a region begins with.
 const FIRST_LEVEL: u32 = 1;
 /// From here on a key belongs to one Device.
@@ -163,7 +163,7 @@ impl State {
 
     fn tick(&mut self, now: Timestamp) {
         self.clock = self.clock.max(now);
-        self.duplicates.expire(self.clock);
+        self.duplicates.expire(self.clock, Bounds::at(self.feature_level));
     }
 
     fn apply_txn(&mut self, txn: &Txn) -> Applied {
@@ -196,7 +196,8 @@ impl State {
             self.history.push(revision, &changes);
         }
         let outcome = TxnOutcome { revision: self.revision(), outcomes };
-        self.duplicates.remember(self.clock, txn.request_id.clone(), outcome.clone());
+        let bounds = Bounds::at(self.feature_level);
+        self.duplicates.remember(self.clock, txn.request_id.clone(), outcome.clone(), bounds);
         Applied { response: Response::Txn(outcome), changes }
     }
 }

@@ -1,6 +1,8 @@
 //! What each operation does, one by one and together.
 
-use hearth_state::{Command, DUPLICATES_MAX_AGE, DUPLICATES_MAX_COUNT, Refusal, Response, State, apply};
+use hearth_state::{
+    Command, DUPLICATES_KEPT, DUPLICATES_MAX_AGE, DUPLICATES_MAX_COUNT, Refusal, Response, State, apply,
+};
 use hearth_types::{
     GroupKind, Incarnation, ObjectKey, RequestId, Revision, Timestamp, Uid,
     object::MAX_OBJECT_BYTES,
@@ -132,27 +134,52 @@ fn a_request_that_comes_again_is_answered_again_and_not_applied() {
     assert!(region.state.is_empty());
 }
 
-#[test]
-fn requests_are_forgotten_by_age_and_by_count() {
-    let mut region = Region::default();
-    let start = txn("r", true, vec![create(config("a", "1"))]);
-    let first = region.applied(start.clone()).response;
-    let mut late = txn("later", true, vec![]);
-    late.now = start.now.plus(DUPLICATES_MAX_AGE);
-    region.applied(late.clone());
-    assert_eq!(region.applied(start.clone()).response, first);
-    late.now = Timestamp(late.now.0 + 1);
-    late.request_id = "latest".into();
-    region.applied(late);
-    assert_ne!(region.applied(start).response, first, "forgotten: applied again, and there is one already");
-
-    let first = region.applied(txn("counted", true, vec![delete("a")])).response;
-    for number in 1..DUPLICATES_MAX_COUNT {
-        region.applied(txn(&number.to_string(), true, vec![]));
+/// Sends empty transactions, one after another.
+fn pass(region: &mut Region, prefix: &str, count: usize) {
+    for number in 0..count {
+        region.applied(txn(&format!("{prefix}{number}"), true, vec![]));
     }
-    assert_eq!(region.applied(txn("counted", true, vec![delete("a")])).response, first);
-    region.applied(txn("one more", true, vec![]));
-    assert_ne!(region.applied(txn("counted", true, vec![delete("a")])).response, first);
+}
+
+#[test]
+fn requests_are_forgotten_by_count() {
+    // As up to feature level 2, and as now.
+    for (level, count) in [(2, 20_000), (hearth_state::FEATURE_LEVEL, DUPLICATES_MAX_COUNT)] {
+        let mut region = Region::default();
+        apply(&mut region.state, &Command::RaiseFeatureLevel { level, now: Timestamp(0) });
+        region.done(create(config("a", "1")));
+        let first = region.applied(txn("counted", true, vec![delete("a")])).response;
+        pass(&mut region, "", count - 1);
+        assert_eq!(region.applied(txn("counted", true, vec![delete("a")])).response, first, "level {level}");
+        region.applied(txn("one more", true, vec![]));
+        assert_ne!(region.applied(txn("counted", true, vec![delete("a")])).response, first, "level {level}");
+    }
+}
+
+#[test]
+fn requests_are_forgotten_by_age_but_for_the_newest() {
+    for (level, kept) in [(2, 0), (hearth_state::FEATURE_LEVEL, DUPLICATES_KEPT)] {
+        let mut region = Region::default();
+        apply(&mut region.state, &Command::RaiseFeatureLevel { level, now: Timestamp(0) });
+        let start = txn("r", true, vec![create(config("a", "1"))]);
+        let first = region.applied(start.clone()).response;
+        let mut late = txn("later", true, vec![]);
+        late.now = start.now.plus(DUPLICATES_MAX_AGE);
+        region.applied(late.clone());
+        assert_eq!(region.applied(start.clone()).response, first, "level {level}");
+        // A clock that is far ahead makes all of them old.
+        late.now = late.now.plus(DUPLICATES_MAX_AGE);
+        late.request_id = "latest".into();
+        region.applied(late);
+        if kept > 0 {
+            pass(&mut region, "", kept - 3);
+            assert_eq!(region.applied(start.clone()).response, first, "one of the newest");
+            let mut restored = State::decode(&region.state.encode()).expect("it is whole");
+            assert_eq!(apply(&mut restored, &Command::Txn(start.clone())).response, first, "also after a restart");
+            region.applied(txn("one more", true, vec![]));
+        }
+        assert_ne!(region.applied(start).response, first, "forgotten: applied again, and there is one already");
+    }
 }
 
 #[test]
