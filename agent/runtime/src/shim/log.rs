@@ -67,7 +67,7 @@ impl LogWriter {
             let room = &bytes[..bytes.len().min(MAX_LINE - held.len())];
             if let Some(end) = room.iter().position(|b| *b == b'\n') {
                 held.extend_from_slice(&bytes[..end]);
-                out.push(true, &held);
+                self.push(&mut out, true, &held);
                 held.clear();
                 bytes = &bytes[end + 1..];
             } else {
@@ -76,7 +76,7 @@ impl LogWriter {
                 // A line of just this length is a full one: look whether its end comes next.
                 if held.len() == MAX_LINE {
                     let full = bytes.first() == Some(&b'\n');
-                    out.push(full, &held);
+                    self.push(&mut out, full, &held);
                     held.clear();
                     bytes = &bytes[usize::from(full)..];
                 }
@@ -95,6 +95,16 @@ impl LogWriter {
             let mut out = Entries::new(stream, now);
             out.push(true, &held);
             self.write(&out);
+        }
+    }
+
+    /// Adds an entry to those that are written next; where the file is full with it, they are written now. Short lines take many times their
+    /// own room, so that what came at once may fill several files.
+    fn push(&mut self, out: &mut Entries, full: bool, text: &[u8]) {
+        out.push(full, text);
+        if self.size + out.text.len() as u64 >= self.policy.max_bytes {
+            self.write(out);
+            out.clear();
         }
     }
 
@@ -148,6 +158,11 @@ impl Entries {
         };
         let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         Self { head: format!("{} {stream} ", rfc3339(since)), text: Vec::new(), count: 0 }
+    }
+
+    fn clear(&mut self) {
+        self.text.clear();
+        self.count = 0;
     }
 
     fn push(&mut self, full: bool, text: &[u8]) {
@@ -242,6 +257,25 @@ mod tests {
         assert_eq!(names, ["0.log", "0.log.1", "0.log.2"]);
         let first = fs::read_to_string(dir.path().join("pod/c/0.log.1")).expect("is there");
         assert!(first.contains("line 19") || first.contains("line 18"), "{first}");
+    }
+
+    #[test]
+    fn a_file_is_larger_than_asked_for_by_one_entry_at_most() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut log = open(dir.path(), 10_000, 4);
+        let lines = (0..1_000).map(|n| n.to_string()).collect::<Vec<_>>().join("\n") + "\n";
+        log.take(Stream::Stdout, at(), lines.as_bytes());
+        let entry = "2016-10-06T00:00:00.669794202Z stdout F 999\n".len();
+        let text = ["0.log.3", "0.log.2", "0.log.1", "0.log"].map(|name| {
+            let text = fs::read_to_string(dir.path().join("pod/c").join(name)).expect("is there");
+            assert!(text.len() < 10_000 + entry, "{name}: {}", text.len());
+            text
+        });
+        let number =
+            |line: &str| line.rsplit(' ').next().and_then(|text| text.parse::<u32>().ok()).expect("a whole line");
+        let numbers: Vec<u32> = text.iter().flat_map(|text| text.lines()).map(number).collect();
+        assert!(numbers.len() > 600 && numbers.windows(2).all(|two| two[1] == two[0] + 1), "{numbers:?}");
+        assert_eq!(numbers.last(), Some(&999));
     }
 
     proptest! {

@@ -372,7 +372,8 @@ async fn output_becomes_cri_lines_and_logs_rotate(ctx: Ctx) {
         .map(|s| fs::metadata(format!("{}{s}", log.display())).map(|m| m.len()).ok())
         .collect();
     assert!(sizes[0].is_some() && sizes[3].is_none(), "{sizes:?}");
-    assert!(sizes[1].expect(".1") < 200_000 && sizes[2].expect(".2") < 200_000, "{sizes:?}");
+    // One entry more at most.
+    assert!(sizes.iter().flatten().all(|size| *size < 100_100), "{sizes:?}");
     let text = read_log(&PathBuf::from(format!("{}.1", log.display())), "stdout") + &read_log(&log, "stdout");
     let numbers: Vec<u32> = text.lines().map(|l| l.parse().expect("a whole number on each line")).collect();
     assert_eq!(numbers.last(), Some(&20000));
