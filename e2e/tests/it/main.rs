@@ -8,6 +8,7 @@ mod cli;
 mod contract;
 mod crash;
 mod debian;
+mod faults;
 mod group;
 mod isolation;
 mod kinds;
