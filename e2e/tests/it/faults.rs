@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,6 +19,7 @@ use hearth_e2e::{
         Outcome, Recorder,
         objects::{self, Answer, Call, Key, ObjectOperation, Stored},
     },
+    instance::Instance,
     server::{PATIENCE, Server, place, three},
 };
 use hearth_types::{GroupKind, Object, ObjectKey, Reason};
@@ -281,5 +283,49 @@ fn servers_started_anew_one_after_another_fail_no_request() -> Result<()> {
     }
     let (failures, history) = load.end(&servers)?;
     ensure!(failures.is_empty(), "{failures:#?}");
+    judge(&history)
+}
+
+#[test]
+fn a_server_with_a_full_disk_says_so_and_the_others_go_on_until_there_is_room() -> Result<()> {
+    let first = Server::start(None)?;
+    let second = Server::start(Some(&first.token()?))?;
+    let mut third = Server::spawned(Instance::on_disk(256)?, Some(&first.token()?))?;
+    third.answers()?;
+    first.all_well(&[1, 2, 3])?;
+    let mut servers = [first, second, third];
+    let load = Load::begin(&servers)?;
+    let filler = servers[2].instance.path().join("filler");
+    for block in ["1M", "4k", "1"] {
+        let fill = format!("dd if=/dev/zero of={} bs={block} oflag=append conv=notrunc", filler.display());
+        let text = command::fail(Command::new("sh").args(["-c", &fill]))?;
+        ensure!(text.contains("No space left"), "{text}");
+    }
+    // The log may have room that it set aside.
+    let full = "the store takes no more writes: no space left";
+    for n in 0..64 {
+        if servers[2].log().contains(full) {
+            break;
+        }
+        let data = "x".repeat(200_000);
+        let object = format!(
+            "{{apiVersion: v1, kind: ConfigMap, metadata: {{name: large-{n}, namespace: filled}}, data: {{a: {data}}}}}"
+        );
+        servers[0].instance.apply(&object)?;
+    }
+    eventually("it says so", PATIENCE, || {
+        ensure!(servers[2].log().contains(full), "{}", servers[2].log());
+        Ok(())
+    })?;
+    load.goes_on()?;
+    std::fs::remove_file(&filler)?;
+    // As whoever started it would.
+    let said = servers[2].ended()?;
+    ensure!(said.contains("starting anew"), "{said}");
+    let api = servers[2].api.clone();
+    servers[2].again(&api, None)?;
+    servers[2].all_well(&[1, 2, 3])?;
+    load.goes_on()?;
+    let (_, history) = load.end(&servers)?;
     judge(&history)
 }
