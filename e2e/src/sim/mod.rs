@@ -35,7 +35,7 @@ use std::{
     time::Duration,
 };
 
-use hearth_raft::{Keys, Owner, Tuning, disk::Crash};
+use hearth_raft::{Keys, Owner, TAIL_BYTES, Tuning, disk::Crash};
 use hearth_types::{Timestamp, group::Group as _};
 use tokio::{
     task::JoinSet,
@@ -148,6 +148,7 @@ async fn simulate(seed: u64) -> Report {
 fn settings(dice: &mut Dice) -> Settings {
     let tuning = Tuning {
         segment_bytes: *dice.pick(&[2_048, 8_192, 65_536]),
+        tail_bytes: *dice.pick(&[0, 1_000, TAIL_BYTES]),
         snapshot_log_bytes: *dice.pick(&[16 << 10, 1 << 20]),
         snapshot_log_entries: *dice.pick(&[20, 60, 1_000]),
         entries_kept: *dice.pick(&[0, 2, 50]),

@@ -17,6 +17,7 @@ use std::{
     sync::Arc,
 };
 
+use futures_util::StreamExt as _;
 use hearth_state::{Command, FEATURE_LEVEL, Response, State, apply};
 use hearth_types::{
     GroupKind, Incarnation, Object, RequestId, Revision, Status, Timestamp, Uid,
@@ -34,7 +35,7 @@ use crate::{
     RaftConfig, RaftStore, RaftStoreError,
     disk::{self, Disk, MemoryDisk, RealDisk, TEMPORARY},
     health::Health,
-    log::{LogError, LogStore, SEGMENT_BYTES},
+    log::{LogError, LogSizes, LogStore},
     machine::{Snapshots, SnapshotsError, StateMachine},
     metrics::Metrics,
     open::{IDENTITY, Identity, Opened, open_files},
@@ -376,11 +377,10 @@ async fn replay(disk: Arc<dyn Disk>, dir: &Path) -> Result<(String, State), Back
     let mut machine = StateMachine(Arc::clone(&shared));
     let (applied, _) = machine.applied_state().await.map_err(failed("read the snapshot of"))?;
     let next = applied.map_or(0, |applied| applied.index + 1);
-    let entries = log.try_get_log_entries(next..).await.map_err(failed("read the log of"))?;
+    let entries = log.entries_stream(next..).await.map(|entry| entry.map(|entry| (entry, None)));
+    machine.apply(entries).await.map_err(failed("apply the log of"))?;
     drop(log);
     writer.join().await;
-    let entries = futures_util::stream::iter(entries.into_iter().map(|entry| Ok((entry, None))));
-    machine.apply(entries).await.map_err(failed("apply the log of"))?;
     let state = shared.machine().state.clone();
     Ok((identity.region, state))
 }
@@ -428,7 +428,7 @@ pub async fn restore_on(
     let bytes = identity.encode().map_err(failed("describe", dir))?;
     let path = dir.join(IDENTITY);
     disk::replace(&*disk, &path, &bytes).map_err(failed("write", &path))?;
-    let (mut log, writer) = LogStore::open(&disk, dir, SEGMENT_BYTES, false, &Health::new(), &unregistered()?)?;
+    let (mut log, writer) = LogStore::open(&disk, dir, LogSizes::default(), false, &Health::new(), &unregistered()?)?;
     log.save_vote(&Vote::new(1, FIRST_SERVER)).await.map_err(failed("write the vote to", dir))?;
     log.purge(last).await.map_err(failed("write the log to", dir))?;
     drop(log);

@@ -46,7 +46,7 @@ mod types;
 mod watch;
 
 pub use backup::{Backup, BackupError, BackupHead, Keys, Owner, read_stopped, read_stopped_on, restore, restore_on};
-pub use log::{LogError, SEGMENT_BYTES};
+pub use log::{LogError, SEGMENT_BYTES, TAIL_BYTES};
 pub use machine::{SNAPSHOT_LOG_BYTES, SNAPSHOT_LOG_ENTRIES, SNAPSHOT_RETRY, SnapshotsError};
 pub use open::{HEARTBEAT, RaftConfig, RaftStoreError, Tuning, exists};
 pub use store::{

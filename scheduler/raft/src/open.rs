@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     disk::{self, Disk},
     health::Health,
-    log::{LogError, LogStore, SEGMENT_BYTES, Writer},
+    log::{LogError, LogSizes, LogStore, SEGMENT_BYTES, TAIL_BYTES, Writer},
     machine::{
         SNAPSHOT_LOG_BYTES, SNAPSHOT_LOG_ENTRIES, SNAPSHOT_RETRY, Shared, SnapshotTiming, Snapshots, SnapshotsError,
     },
@@ -61,6 +61,8 @@ impl RaftConfig {
 pub struct Tuning {
     /// See [`SEGMENT_BYTES`].
     pub segment_bytes: usize,
+    /// See [`TAIL_BYTES`].
+    pub tail_bytes: u64,
     /// See [`SNAPSHOT_LOG_BYTES`].
     pub snapshot_log_bytes: u64,
     /// See [`SNAPSHOT_LOG_ENTRIES`].
@@ -79,6 +81,7 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             segment_bytes: SEGMENT_BYTES,
+            tail_bytes: TAIL_BYTES,
             snapshot_log_bytes: SNAPSHOT_LOG_BYTES,
             snapshot_log_entries: SNAPSHOT_LOG_ENTRIES,
             entries_kept: 1_000,
@@ -192,7 +195,9 @@ pub(crate) fn open_files(
     check_identity(&**disk, config)?;
     let snapshots = Snapshots::open(Arc::clone(disk), dir)?;
     let newest = snapshots.newest()?;
-    let (log, writer) = LogStore::open(disk, dir, config.tuning.segment_bytes, newest.is_some(), health, metrics)?;
+    let Tuning { segment_bytes, tail_bytes, .. } = config.tuning;
+    let sizes = LogSizes { segment_bytes, tail_bytes };
+    let (log, writer) = LogStore::open(disk, dir, sizes, newest.is_some(), health, metrics)?;
     let reached = newest.as_ref().and_then(|newest| newest.meta.last_log_id);
     if log.purged().map(|id| id.index) > reached.map(|id| id.index) {
         let skipped = newest.and_then(|newest| newest.skipped);

@@ -7,11 +7,14 @@ use std::{
     sync::Arc,
 };
 
-use super::record::{self, Damage, Record, Unread};
+use super::{
+    record::{self, Damage, Record, Unread},
+    window::{Place, Window},
+};
 use crate::{
     disk::{self, Disk, DiskFile, TEMPORARY},
     sealed,
-    types::{Entry, LogId},
+    types::LogId,
 };
 
 /// A segment is closed once it has so many bytes: small enough that what a snapshot made useless is soon dropped and
@@ -74,14 +77,11 @@ pub enum LogError {
 }
 
 /// What was found in the log.
-#[derive(Debug, Default)]
-pub(crate) struct Loaded {
-    /// Entries up to here were let go.
-    pub(crate) purged: Option<LogId>,
-    /// The entries that are there, without a gap.
-    pub(crate) entries: VecDeque<Entry>,
+pub(super) struct Loaded {
+    /// The entries.
+    pub(super) window: Window,
     /// Bytes that a power cut had left, and that were cut.
-    pub(crate) cut: usize,
+    pub(super) cut: usize,
     /// The index of the entry that must come next; `None` before the first, since the segments before it may have been
     /// dropped by a purge that a later record tells of.
     next: Option<u64>,
@@ -94,7 +94,7 @@ struct Segment {
 }
 
 /// The files. After an error of a write or sync, nothing more may be asked of it: drop it and open it anew.
-pub(crate) struct LogFiles {
+pub(super) struct LogFiles {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     segments: VecDeque<Segment>,
@@ -143,11 +143,12 @@ impl LogFiles {
     /// The last segment is rewritten: a process that could not sync it may have left pages in memory that read well and
     /// are not on disk.
     ///
-    /// `used`: whether something else in the directory says that there was a log.
-    pub(crate) fn open(
+    /// `window`: what gets the entries. `used`: whether something else in the directory says that there was a log.
+    pub(super) fn open(
         disk: Arc<dyn Disk>,
         dir: &Path,
         segment_bytes: usize,
+        window: Window,
         used: bool,
     ) -> Result<(Self, Loaded), LogError> {
         let mut numbers = Vec::new();
@@ -159,7 +160,7 @@ impl LogFiles {
             numbers.extend(number_of(&name));
         }
         numbers.sort_unstable();
-        let mut loaded = Loaded::default();
+        let mut loaded = Loaded { window, cut: 0, next: None };
         let mut segments = VecDeque::new();
         let mut valid = Vec::new();
         for (index, number) in numbers.iter().copied().enumerate() {
@@ -199,38 +200,49 @@ impl LogFiles {
         if known != Some(number) {
             newest.save(number).map_err(io_error("write", &newest.path))?;
         }
-        let (dir, purged) = (dir.to_owned(), loaded.purged);
+        let (dir, purged) = (dir.to_owned(), loaded.window.purged());
         let length = valid.len();
         Ok((Self { disk, dir, segments, file, length, synced: length, purged, segment_bytes, newest }, loaded))
     }
 
-    /// Appends records as [`record`] made them, the highest index among them being `max_index`. Not durable until
-    /// [`LogFiles::sync`].
-    pub(crate) fn append(&mut self, records: &mut [u8], max_index: Option<u64>) -> io::Result<()> {
+    /// Appends records as [`record`] made them, the highest index among them being `max_index`, and returns where each is. Not
+    /// durable until [`LogFiles::sync`].
+    pub(super) fn append<'a>(
+        &mut self,
+        records: &'a mut [u8],
+        max_index: Option<u64>,
+    ) -> io::Result<impl Iterator<Item = Place> + use<'a>> {
         if self.length >= self.segment_bytes && self.length == self.synced {
             self.next_segment()?;
         }
         record::seal(records, self.synced);
         self.file.append(records)?;
+        let start = self.length;
         self.length += records.len();
+        let mut number = 0;
         if let Some(last) = self.segments.back_mut() {
             last.max_index = last.max_index.max(max_index);
+            number = last.number;
         }
-        Ok(())
+        Ok(record::lengths(records).scan(start, move |at, length| {
+            let offset = *at;
+            *at += length;
+            Some(Place { segment: number, offset: offset as u32, length: length as u32 })
+        }))
     }
 
     /// Makes everything appended durable.
-    pub(crate) fn sync(&mut self) -> io::Result<()> {
+    pub(super) fn sync(&mut self) -> io::Result<()> {
         self.file.sync()?;
         self.synced = self.length;
         Ok(())
     }
 
     /// Lets entries up to `upto` go: writes so down, then drops the segments that have nothing else.
-    pub(crate) fn purge(&mut self, upto: LogId) -> io::Result<()> {
+    pub(super) fn purge(&mut self, upto: LogId) -> io::Result<()> {
         let mut records = Vec::new();
         record::push_purge(&mut records, &upto);
-        self.append(&mut records, None)?;
+        self.append(&mut records, None).map(drop)?;
         self.sync()?;
         self.purged = Some(upto);
         let mut dropped = false;
@@ -244,7 +256,7 @@ impl LogFiles {
     }
 
     /// The directory.
-    pub(crate) fn dir(&self) -> &Path {
+    pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
 
@@ -287,12 +299,12 @@ impl Loaded {
                         return Err(damage(format!("entry {index} is where entry {next} must be")));
                     }
                     self.next = Some(index + 1);
-                    self.entries.push_back(entry);
+                    self.window.push(entry);
+                    let place = Place { segment: number, offset: offset as u32, length: (at.end - offset) as u32 };
+                    self.window.written(index, std::iter::once(place));
                 }
                 Record::TruncateAfter(after) => {
-                    while self.entries.back().is_some_and(|entry| Some(entry.log_id.index) > after.map(|id| id.index)) {
-                        self.entries.pop_back();
-                    }
+                    self.window.truncate_after(after);
                     self.next = self.next.map(|_| after.map_or(0, |id| id.index + 1));
                 }
                 Record::Purge(upto) => self.purge(upto),
@@ -302,21 +314,18 @@ impl Loaded {
     }
 
     fn purge(&mut self, upto: LogId) {
-        self.purged = self.purged.max(Some(upto));
+        self.window.purge(upto);
         self.next = self.next.map(|next| next.max(upto.index + 1));
-        while self.entries.front().is_some_and(|entry| entry.log_id.index <= upto.index) {
-            self.entries.pop_front();
-        }
     }
 
     /// Checks that the entries begin where they must.
     fn settle(&self, dir: &Path) -> Result<(), LogError> {
-        let first = self.purged.map_or(0, |purged| purged.index + 1);
-        match self.entries.front() {
-            Some(entry) if entry.log_id.index != first => Err(LogError::Damaged {
+        let first = self.window.purged().map_or(0, |purged| purged.index + 1);
+        match self.window.first() {
+            Some(found) if found != first => Err(LogError::Damaged {
                 path: dir.to_owned(),
                 offset: 0,
-                why: format!("the first entry has index {}, not {first}", entry.log_id.index),
+                why: format!("the first entry has index {found}, not {first}"),
             }),
             _ => Ok(()),
         }
@@ -335,7 +344,7 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogErr
     move |source| LogError::Io { what, path, source }
 }
 
-fn name_of(number: u64) -> String {
+pub(super) fn name_of(number: u64) -> String {
     format!("log-{number:020}.seg")
 }
 

@@ -1,33 +1,42 @@
 //! The durable log as openraft uses it.
 //!
-//! Entries since the last purge are kept in memory too (snapshots bound them), so that applying and replicating never
-//! read the disk. One thread of its own writes: what came while it waited for a sync goes into the next one (group
-//! commit).
+//! The newest entries are kept in memory too, so that applying them and replicating them to servers that keep up never reads the
+//! disk; older ones are read from their segments. One thread of its own writes: what came while it waited for a sync goes into the
+//! next one (group commit).
 
 mod files;
 pub(crate) mod record;
 mod vote;
+mod window;
 
 use std::{
-    collections::VecDeque,
     fmt::Debug,
     io,
-    ops::{Bound, RangeBounds},
-    path::Path,
+    ops::{Bound, Range, RangeBounds},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
+use futures_util::{Stream, StreamExt as _};
 use openraft::{
     LogState, OptionalSend, RaftLogReader,
     storage::{IOFlushed, RaftLogStorage},
 };
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::files::{LogError, SEGMENT_BYTES};
-use self::{files::LogFiles, vote::VoteFile};
+use self::{
+    files::LogFiles,
+    record::Unread,
+    vote::VoteFile,
+    window::{Found, Stretch, Window},
+};
+pub use self::{
+    files::{LogError, SEGMENT_BYTES},
+    window::TAIL_BYTES,
+};
 use crate::{
-    disk::Disk,
+    disk::{self, Disk},
     health::Health,
     metrics::Metrics,
     sabotage::{self, Bug},
@@ -43,27 +52,52 @@ const MAX_BATCH_BYTES: usize = 8 << 20;
 /// Bytes of entries that go to another server at once, but for one larger entry: some 100 ms of a link of 100 Mbit/s.
 const MAX_SENT_BYTES: u64 = 1 << 20;
 
+/// Bytes of entries that are read from the disk at once, but for one larger entry.
+const MAX_READ_BYTES: u64 = 1 << 20;
+
 /// Work for the writing thread, done in order.
 enum Job {
-    Append { records: Vec<u8>, max_index: Option<u64>, done: IOFlushed<TypeConfig> },
+    Append { records: Vec<u8>, indexes: Range<u64>, done: IOFlushed<TypeConfig> },
     Truncate { records: Vec<u8>, done: oneshot::Sender<io::Result<()>> },
     Vote { vote: Vote, done: oneshot::Sender<io::Result<()>> },
     Purge { upto: LogId, done: oneshot::Sender<io::Result<()>> },
 }
 
 /// What the log holds, as far as memory goes.
-#[derive(Default)]
 struct Cache {
-    entries: VecDeque<Entry>,
-    purged: Option<LogId>,
+    entries: Window,
     vote: Option<Vote>,
+}
+
+type SharedCache = Arc<Mutex<Cache>>;
+
+fn locked(cache: &SharedCache) -> MutexGuard<'_, Cache> {
+    cache.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How much of the log is where.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogSizes {
+    /// See [`SEGMENT_BYTES`].
+    pub(crate) segment_bytes: usize,
+    /// See [`TAIL_BYTES`].
+    pub(crate) tail_bytes: u64,
+}
+
+impl Default for LogSizes {
+    fn default() -> Self {
+        Self { segment_bytes: SEGMENT_BYTES, tail_bytes: TAIL_BYTES }
+    }
 }
 
 /// The log; clones are the same log.
 #[derive(Clone)]
 pub(crate) struct LogStore {
-    cache: Arc<Mutex<Cache>>,
+    cache: SharedCache,
     jobs: mpsc::Sender<Job>,
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    health: Health,
 }
 
 /// What writes the log: ends once every [`LogStore`] is gone.
@@ -89,18 +123,22 @@ impl LogStore {
     pub(crate) fn open(
         disk: &Arc<dyn Disk>,
         dir: &Path,
-        segment_bytes: usize,
+        sizes: LogSizes,
         used: bool,
         health: &Health,
         metrics: &Metrics,
     ) -> Result<(Self, Writer), LogError> {
         let (vote_file, vote) = VoteFile::open(Arc::clone(disk), dir)?;
-        let (files, loaded) = LogFiles::open(Arc::clone(disk), dir, segment_bytes, used || vote.is_some())?;
+        let window = Window::new(sizes.tail_bytes);
+        let used = used || vote.is_some();
+        let (files, loaded) = LogFiles::open(Arc::clone(disk), dir, sizes.segment_bytes, window, used)?;
         if loaded.cut > 0 {
             tracing::warn!(bytes = loaded.cut, "cut what a crash had left unfinished at the end of the log");
         }
         let (jobs, receiver) = mpsc::channel(QUEUE);
-        let engine = Engine { files, vote_file, health: health.clone(), metrics: metrics.clone() };
+        let cache = Arc::new(Mutex::new(Cache { entries: loaded.window, vote }));
+        let (health, metrics) = (health.clone(), metrics.clone());
+        let engine = Engine { files, vote_file, cache: Arc::clone(&cache), health: health.clone(), metrics };
         let writer = if disk.in_place() {
             Writer::Task(tokio::spawn(engine.run_in_place(Arc::clone(disk), receiver)))
         } else {
@@ -108,27 +146,67 @@ impl LogStore {
             let failed = |source| LogError::Io { what: "start the thread for", path: dir.into(), source };
             Writer::Thread(thread.map_err(failed)?)
         };
-        let cache = Cache { entries: loaded.entries, purged: loaded.purged, vote };
-        Ok((Self { cache: Arc::new(Mutex::new(cache)), jobs }, writer))
+        Ok((Self { cache, jobs, disk: Arc::clone(disk), dir: dir.to_owned(), health }, writer))
     }
 
     /// The last log id that was let go.
     pub(crate) fn purged(&self) -> Option<LogId> {
-        self.cache().purged
+        self.cache().entries.purged()
     }
 
     /// Who votes by the last membership that is in the log.
     pub(crate) fn voters(&self) -> Option<Vec<u64>> {
         let cache = self.cache();
-        let membership = cache.entries.iter().rev().find_map(|entry| match &entry.payload {
-            Payload::Membership(membership) => Some(membership),
-            _ => None,
-        });
-        membership.map(|membership| membership.voter_ids().collect())
+        cache.entries.memberships().next().map(|(_, membership)| membership.voter_ids().collect())
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.cache)
+    }
+
+    /// The first entries of a range, or none if there are none.
+    async fn first_of(&self, range: Range<u64>) -> io::Result<Vec<Entry>> {
+        loop {
+            let stretch = match self.cache().entries.find(range.clone(), MAX_READ_BYTES) {
+                Found::Nothing => return Ok(Vec::new()),
+                Found::Entries(entries) => return Ok(entries),
+                Found::OnDisk(stretch) => stretch,
+            };
+            let first = stretch.first;
+            match self.read(stretch).await {
+                Ok(entries) => return Ok(entries),
+                // They were let go meanwhile, and their segment with them.
+                Err(_) if self.cache().entries.first() > Some(first) => {}
+                Err(error) => {
+                    self.health.fail_io("reading the log", &self.dir, &error);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    async fn read(&self, stretch: Stretch) -> io::Result<Vec<Entry>> {
+        let path = self.dir.join(files::name_of(stretch.segment));
+        let disk = Arc::clone(&self.disk);
+        let read = move || {
+            let Stretch { bytes: Range { start, end }, first, records, .. } = stretch;
+            let bytes = disk.read_part(&path, start.into(), (end - start) as usize)?;
+            let entry = |(index, at): (u64, Range<usize>)| {
+                let offset = start as usize + at.start;
+                let record = bytes.get(at).ok_or_else(|| Unread { why: "it is cut off".into(), unreadable: false });
+                let entry = record.and_then(record::read_entry).and_then(|entry| match entry.log_id.index {
+                    found if found == index => Ok(entry),
+                    found => Err(Unread { why: format!("it is entry {found}"), unreadable: false }),
+                });
+                entry.map_err(|Unread { why, .. }| {
+                    let path = path.display();
+                    let why = format!("entry {index} cannot be read from {path}, at byte {offset}: {why}");
+                    io::Error::new(io::ErrorKind::InvalidData, why)
+                })
+            };
+            (first..).zip(records).map(entry).collect()
+        };
+        disk::call(&self.disk, read).await
     }
 
     /// Has the thread do something and waits until it is durable.
@@ -148,27 +226,44 @@ impl RaftLogReader<TypeConfig> for LogStore {
         &mut self,
         range: RB,
     ) -> Result<Vec<Entry>, io::Error> {
-        let cache = self.cache();
-        let Some(first) = cache.entries.front().map(|entry| entry.log_id.index) else {
-            return Ok(Vec::new());
-        };
-        let start = match range.start_bound() {
-            Bound::Included(start) => *start,
-            Bound::Excluded(before) => before + 1,
-            Bound::Unbounded => 0,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(last) => last + 1,
-            Bound::Excluded(end) => *end,
-            Bound::Unbounded => u64::MAX,
-        };
-        let place = |index: u64| (index.saturating_sub(first) as usize).min(cache.entries.len());
-        let (start, end) = (place(start), place(end));
-        Ok(cache.entries.range(start..end.max(start)).cloned().collect())
+        let mut range = bounds(&range);
+        let mut entries = self.first_of(range.clone()).await?;
+        while let Some(last) = entries.last() {
+            range.start = last.log_id.index + 1;
+            let more = self.first_of(range.clone()).await?;
+            match more.first() {
+                None => break,
+                // Those before were let go meanwhile.
+                Some(first) if first.log_id.index > range.start => entries = more,
+                Some(_) => entries.extend(more),
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Never has more than a part of a long log in memory.
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let log = self.clone();
+        let parts = futures_util::stream::try_unfold(bounds(&range), move |mut range| {
+            let log = log.clone();
+            async move {
+                let entries = log.first_of(range.clone()).await?;
+                let Some(last) = entries.last() else { return Ok::<_, io::Error>(None) };
+                range.start = last.log_id.index + 1;
+                Ok(Some((entries, range)))
+            }
+        });
+        Box::pin(parts.flat_map(|part| {
+            let (entries, error) = part.map_or_else(|error| (Vec::new(), Some(Err(error))), |part| (part, None));
+            futures_util::stream::iter(entries.into_iter().map(Ok).chain(error))
+        }))
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        let mut entries = self.try_get_log_entries(start..end).await?;
+        let mut entries = self.first_of(start..end).await?;
         let mut bytes = 0;
         let fits = entries.iter().take_while(|entry| {
             bytes += payload_size(&entry.payload);
@@ -190,8 +285,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let cache = self.cache();
-        let last_log_id = cache.entries.back().map(|entry| entry.log_id).or(cache.purged);
-        Ok(LogState { last_purged_log_id: cache.purged, last_log_id })
+        Ok(LogState { last_purged_log_id: cache.entries.purged(), last_log_id: cache.entries.last() })
     }
 
     async fn get_log_reader(&mut self) -> Self {
@@ -212,8 +306,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     /// did not accept, it cuts the log behind what is committed.
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
         let cache = self.cache();
-        let memberships = cache.entries.iter().rev().filter(|entry| matches!(entry.payload, Payload::Membership(_)));
-        Ok(memberships.map(|entry| entry.log_id).nth(1))
+        Ok(cache.entries.memberships().map(|(id, _)| *id).nth(1))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
@@ -222,7 +315,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let mut records = Vec::new();
-        let mut max_index = None;
+        let mut indexes = 0..0;
         {
             let mut cache = self.cache();
             for mut entry in entries {
@@ -231,11 +324,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                     // The disk has the bytes now; memory keeps the command alone.
                     *encoded = bytes::Bytes::new();
                 }
-                max_index = max_index.max(Some(entry.log_id.index));
-                cache.entries.push_back(entry);
+                let index = entry.log_id.index;
+                indexes = if indexes.is_empty() { index..index + 1 } else { indexes.start..index + 1 };
+                cache.entries.push(entry);
             }
         }
-        let job = Job::Append { records, max_index, done: callback };
+        let job = Job::Append { records, indexes, done: callback };
         self.jobs.send(job).await.map_err(|_| stopped())
     }
 
@@ -245,33 +339,37 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         if !sabotage::has(Bug::TruncationNotWritten) {
             self.durably(|done| Job::Truncate { records, done }).await?;
         }
-        let mut cache = self.cache();
-        let keep = last_log_id.map(|id| id.index);
-        while cache.entries.back().is_some_and(|entry| Some(entry.log_id.index) > keep) {
-            cache.entries.pop_back();
-        }
+        self.cache().entries.truncate_after(last_log_id);
         Ok(())
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         self.durably(|done| Job::Purge { upto: log_id, done }).await?;
-        let mut cache = self.cache();
-        cache.purged = cache.purged.max(Some(log_id));
-        while cache.entries.front().is_some_and(|entry| entry.log_id.index <= log_id.index) {
-            cache.entries.pop_front();
-        }
-        // Give back what a burst took.
-        if cache.entries.capacity() > 4 * cache.entries.len().max(1_024) {
-            cache.entries.shrink_to_fit();
-        }
+        self.cache().entries.purge(log_id);
         Ok(())
     }
+}
+
+/// A range as its first index and the one behind its last.
+fn bounds(range: &impl RangeBounds<u64>) -> Range<u64> {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(before) => before + 1,
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(last) => last + 1,
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => u64::MAX,
+    };
+    start..end
 }
 
 /// What the writing thread owns.
 struct Engine {
     files: LogFiles,
     vote_file: VoteFile,
+    cache: SharedCache,
     health: Health,
     metrics: Metrics,
 }
@@ -279,7 +377,8 @@ struct Engine {
 /// Appends that one sync makes durable.
 struct Batch {
     records: Vec<u8>,
-    max_index: Option<u64>,
+    /// Of the entries, which follow one another.
+    indexes: Range<u64>,
     waiting: Vec<IOFlushed<TypeConfig>>,
 }
 
@@ -294,9 +393,13 @@ impl Batch {
     fn gather(&mut self, jobs: &mut mpsc::Receiver<Job>) -> Option<Job> {
         while self.records.len() < MAX_BATCH_BYTES {
             match jobs.try_recv() {
-                Ok(Job::Append { records, max_index, done }) => {
+                Ok(Job::Append { records, indexes, done }) => {
                     self.records.extend_from_slice(&records);
-                    self.max_index = self.max_index.max(max_index);
+                    if self.indexes.is_empty() {
+                        self.indexes = indexes;
+                    } else if !indexes.is_empty() {
+                        self.indexes.end = indexes.end;
+                    }
                     self.waiting.push(done);
                 }
                 Ok(other) => return Some(other),
@@ -347,11 +450,11 @@ impl Engine {
             return None;
         }
         match job {
-            Job::Append { records, max_index, done } => {
-                return Some(Batch { records, max_index, waiting: vec![done] });
+            Job::Append { records, indexes, done } => {
+                return Some(Batch { records, indexes, waiting: vec![done] });
             }
             Job::Truncate { mut records, done } => {
-                let result = self.files.append(&mut records, None).and_then(|()| self.files.sync());
+                let result = self.files.append(&mut records, None).map(drop).and_then(|()| self.files.sync());
                 let _ = done.send(self.checked("cutting the log", result));
             }
             Job::Vote { vote, done } => {
@@ -367,7 +470,9 @@ impl Engine {
     }
 
     fn write(&mut self, batch: &mut Batch) -> io::Result<()> {
-        let written = self.files.append(&mut batch.records, batch.max_index);
+        let max_index = batch.indexes.clone().last();
+        let written = self.files.append(&mut batch.records, max_index);
+        let written = written.map(|places| locked(&self.cache).entries.written(batch.indexes.start, places));
         self.checked("writing", written)
     }
 
@@ -405,5 +510,80 @@ fn refuse(job: Job, why: &str) {
         Job::Truncate { done, .. } | Job::Vote { done, .. } | Job::Purge { done, .. } => {
             let _ = done.send(Err(error));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        disk::MemoryDisk,
+        types::log_id,
+    };
+
+    const DIR: &str = "/raft";
+
+    async fn open(disk: &MemoryDisk) -> (LogStore, Writer, Health) {
+        let (disk, health): (Arc<dyn Disk>, _) = (Arc::new(disk.clone()), Health::new());
+        disk.create_dir_all(DIR.as_ref()).expect("made");
+        let metrics = Metrics::register(&prometheus::Registry::new()).expect("registered");
+        let sizes = LogSizes { segment_bytes: 1_000, tail_bytes: 0 };
+        let (log, writer) = LogStore::open(&disk, DIR.as_ref(), sizes, false, &health, &metrics).expect("opens");
+        (log, writer, health)
+    }
+
+    async fn append(log: &mut LogStore, indexes: Range<u64>, term: u64) {
+        for index in indexes {
+            let entry = Entry { log_id: log_id(term, index), payload: Payload::Blank };
+            log.append([entry], IOFlushed::noop()).await.expect("appended");
+        }
+        // The vote is written after what came before it.
+        log.save_vote(&Vote::new(term, 1)).await.expect("saved");
+    }
+
+    async fn ids(log: &mut LogStore, range: impl RangeBounds<u64> + Clone + Debug + Send) -> Vec<LogId> {
+        let read = log.try_get_log_entries(range.clone()).await.expect("read");
+        let streamed: Vec<_> = log.entries_stream(range).await.map(|entry| entry.expect("read").log_id).collect().await;
+        let read: Vec<_> = read.into_iter().map(|entry| entry.log_id).collect();
+        assert_eq!(read, streamed);
+        read
+    }
+
+    #[tokio::test]
+    async fn entries_that_are_on_disk_alone_are_read_from_it_through_truncation_purge_and_restart() {
+        let disk = MemoryDisk::new();
+        let (mut log, writer, _) = open(&disk).await;
+        append(&mut log, 0..100, 1).await;
+        log.truncate_after(Some(log_id(1, 59))).await.expect("cut");
+        append(&mut log, 60..90, 2).await;
+        log.purge(log_id(1, 39)).await.expect("purged");
+        let expected: Vec<_> = (40..90).map(|index| log_id(if index < 60 { 1 } else { 2 }, index)).collect();
+        assert!(matches!(log.cache().entries.find(0..90, 1), Found::OnDisk(_)), "not in memory");
+        assert_eq!(ids(&mut log, ..).await, expected);
+        assert_eq!(ids(&mut log, 55..=64).await, expected[15..25]);
+        drop(log);
+        writer.join().await;
+        let (mut log, ..) = open(&disk).await;
+        assert_eq!(ids(&mut log, ..).await, expected);
+        let state = log.get_log_state().await.expect("known");
+        assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(log_id(1, 39)), Some(log_id(2, 89))));
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_reads_back_otherwise_than_it_was_written_is_refused_and_fails_the_store() {
+        let disk = MemoryDisk::new();
+        let (mut log, _writer, health) = open(&disk).await;
+        append(&mut log, 0..10, 1).await;
+        let path = Path::new(DIR).join(files::name_of(1));
+        let mut bytes = disk.read(&path).expect("read");
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        disk.create(&path).and_then(|mut file| file.append(&bytes)).expect("spoiled");
+        let error = log.try_get_log_entries(8..10).await.expect_err("spoiled").to_string();
+        assert!(error.contains("entry 9") && error.contains("log-00000000000000000001.seg"), "{error}");
+        let why = tokio::time::timeout(Duration::from_secs(5), health.failed()).await.expect("noticed");
+        assert!(why.contains("entry 9"), "{why}");
     }
 }

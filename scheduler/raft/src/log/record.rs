@@ -163,6 +163,26 @@ pub(crate) fn seal(bytes: &mut [u8], synced: usize) {
     }
 }
 
+/// How long each of the records is, heads included.
+pub(crate) fn lengths(records: &[u8]) -> impl Iterator<Item = usize> + use<'_> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let length = (at < records.len()).then(|| RECORD_HEAD + u32_at(records, at) as usize)?;
+        at += length;
+        Some(length)
+    })
+}
+
+/// Reads the entry of one record, whose bytes these are.
+pub(crate) fn read_entry(record: &[u8]) -> Result<Entry, Unread> {
+    let damaged = |why: &str| Unread { why: why.into(), unreadable: false };
+    let found = read_record(record, 0).map_err(|bad| damaged(bad.why))?;
+    match read_payload(&record[found.payload])? {
+        Record::Entry(entry) => Ok(entry),
+        Record::TruncateAfter(_) | Record::Purge(_) => Err(damaged("a record is not that of an entry")),
+    }
+}
+
 /// What is in a segment.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Scan {

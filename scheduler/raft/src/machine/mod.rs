@@ -42,8 +42,7 @@ const APPLY_AT_ONCE: usize = 64;
 /// A snapshot is taken once the log since the last one has this many bytes, or as many as the last snapshot had, where
 /// that is more: so a snapshot writes at most as much again as the log did.
 pub const SNAPSHOT_LOG_BYTES: u64 = 32 << 20;
-/// A snapshot is taken once this many entries were applied since the last one, however small: they are in memory, and a
-/// start applies them again.
+/// A snapshot is taken once this many entries were applied since the last one, however small: a start applies them again.
 pub const SNAPSHOT_LOG_ENTRIES: u64 = 50_000;
 /// How long after a snapshot could not be written it is tried again: first after the start of the range, then after twice as long
 /// each time, at most after its end. The log has everything meanwhile.

@@ -31,6 +31,7 @@ pub(crate) fn config(dir: &Path) -> RaftConfig {
 pub(crate) fn small(dir: &Path, entries: u64) -> RaftConfig {
     let mut config = config(dir);
     config.tuning.segment_bytes = 2_048;
+    config.tuning.tail_bytes = 1_000;
     config.tuning.snapshot_log_entries = entries;
     config.tuning.entries_kept = 2;
     config
