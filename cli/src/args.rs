@@ -217,6 +217,11 @@ pub(crate) struct Server {
     /// servers, where that is above 35 ms. A leader's death is noticed after 8 to 10 of them.
     #[arg(long, value_name = "DURATION", default_value = "75ms", value_parser = heartbeat)]
     pub(crate) heartbeat: std::time::Duration,
+    /// Take part in the region as the release with this feature level does. After an update of all servers, so that the release before can
+    /// still be gone back to; without it, the region's level rises for good once all servers know a higher one.
+    #[arg(long = "emulated-feature-level", value_name = "LEVEL", default_value_t = hearth_raft::FEATURE_LEVEL,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(hearth_raft::FEATURE_LEVEL)))]
+    pub(crate) feature_level: u32,
     /// Stop when this process, which started this one, does.
     #[arg(long, hide = true, value_name = "PID")]
     pub(crate) supervised: Option<u32>,

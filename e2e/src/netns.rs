@@ -38,6 +38,11 @@ impl Netns {
         &self.name
     }
 
+    /// What a thread enters it by.
+    pub fn file(&self) -> Result<std::fs::File> {
+        Ok(std::fs::File::open(format!("/run/netns/{}", self.name))?)
+    }
+
     /// A program in it.
     pub fn program(&self, program: &str) -> Command {
         program_in(&self.name, program)

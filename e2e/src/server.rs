@@ -21,6 +21,8 @@ pub struct Server {
     pub instance: Instance,
     /// Where its API answers.
     pub api: String,
+    /// The feature level of the release that it is started as, where that is not its own.
+    pub feature_level: Option<u64>,
 }
 
 impl Drop for Server {
@@ -31,12 +33,13 @@ impl Drop for Server {
 }
 
 /// The process of a server; what it says goes to a file in its data directory.
-fn spawn(instance: &Instance, api: &str, join: Option<&str>) -> Result<Child> {
+fn spawn(instance: &Instance, api: &str, level: Option<u64>, join: Option<&str>) -> Result<Child> {
     let mut server = instance.hearth(["server", "--listen-api", api]);
     server.arg("--data-dir").arg(instance.path());
     for flag in ["--listen-gateway", "--listen-dns", "--listen-metrics"] {
         server.args([flag, "127.0.0.1:0"]);
     }
+    server.args(level.iter().map(|level| format!("--emulated-feature-level={level}")));
     server.args(join.iter().flat_map(|token| ["--join", token]));
     let log = std::fs::File::options().create(true).append(true).open(log_of(instance))?;
     Ok(server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?)
@@ -56,13 +59,29 @@ impl Server {
 
     /// The process alone, which need not come to answer.
     pub fn spawned(instance: Instance, join: Option<&str>) -> Result<Self> {
-        let child = spawn(&instance, "127.0.0.1:0", join)?;
-        Ok(Self { child, instance, api: String::new() })
+        Self::spawned_at(instance, "127.0.0.1:0", join)
+    }
+
+    /// The same with its API at an address.
+    pub fn spawned_at(instance: Instance, api: &str, join: Option<&str>) -> Result<Self> {
+        Self::spawned_as(instance, api, None, join)
+    }
+
+    fn spawned_as(instance: Instance, api: &str, feature_level: Option<u64>, join: Option<&str>) -> Result<Self> {
+        let child = spawn(&instance, api, feature_level, join)?;
+        Ok(Self { child, instance, api: String::new(), feature_level })
+    }
+
+    /// The same as [`Server::start`], as the release of a feature level.
+    pub fn start_at_level(level: u64, join: Option<&str>) -> Result<Self> {
+        let mut server = Self::spawned_as(Instance::empty()?, "127.0.0.1:0", Some(level), join)?;
+        server.answers()?;
+        Ok(server)
     }
 
     /// Starts its process again, which need not come to answer.
     pub fn spawn(&mut self, api: &str, join: Option<&str>) -> Result<()> {
-        self.child = spawn(&self.instance, api, join)?;
+        self.child = spawn(&self.instance, api, self.feature_level, join)?;
         Ok(())
     }
 
@@ -100,7 +119,7 @@ impl Server {
 
     /// Starts it again, at an address.
     pub fn again(&mut self, api: &str, join: Option<&str>) -> Result<()> {
-        self.child = spawn(&self.instance, api, join)?;
+        self.child = spawn(&self.instance, api, self.feature_level, join)?;
         self.answers()
     }
 

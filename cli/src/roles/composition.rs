@@ -16,7 +16,7 @@ use hearth_api::{
 use hearth_client::Config;
 use hearth_dns::{DnsConfig, DnsServer};
 use hearth_gateway::{Gateway, GatewayConfig};
-use hearth_raft::{Owner, RaftConfig, RaftStore, Start, disk::RealDisk};
+use hearth_raft::{Owner, RaftConfig, RaftStore, Start, Tuning, disk::RealDisk};
 use hearth_region::{Region, ServerChannels, Timing};
 use hearth_tunnel::{HubConfig, TunnelHub};
 use hearth_types::{
@@ -31,7 +31,7 @@ use tonic::transport::Channel;
 
 use super::{
     SystemClock,
-    membership::{self, Own, Wanted},
+    membership::{self, Wanted},
     metrics,
     server::{address, advertised, bind},
 };
@@ -84,7 +84,14 @@ pub(super) async fn run_server(
     let ca = membership::authority(data, &own, Arc::clone(&clock))?;
     ca.export(&data.ca())?;
     let channels = PeerChannels::new(&ca, own.id, Arc::clone(&clock))?;
-    let raft = open_store(data, &own, (&own_address, args.heartbeat), &channels, &registry, &clock).await?;
+    let config = RaftConfig {
+        address: own_address.clone(),
+        feature_level: args.feature_level,
+        tuning: Tuning { heartbeat: args.heartbeat, ..Tuning::default() },
+        ..RaftConfig::new(data.raft(), own.id, &own.region)
+    };
+    let start = if own.begins_region() { Start::First } else { Start::Joining };
+    let raft = open_store(config, start, &channels, &registry, &clock).await?;
     let group: Arc<dyn Group> = raft.clone();
     let store: Arc<dyn Store> = raft.clone();
     let resources = Arc::new(ResourceService::new(Arc::clone(&store), Arc::clone(&clock), &zone));
@@ -206,16 +213,12 @@ pub(super) async fn run_server(
 
 /// Opens the store as this server's part of the region's group.
 async fn open_store(
-    data: &DataDir,
-    own: &Own,
-    (address, heartbeat): (&str, Duration),
+    config: RaftConfig,
+    start: Start,
     channels: &PeerChannels,
     registry: &prometheus::Registry,
     clock: &Arc<dyn Clock>,
 ) -> Result<Arc<RaftStore>> {
-    let mut config = RaftConfig { address: address.to_owned(), ..RaftConfig::new(data.raft(), own.id, &own.region) };
-    config.tuning.heartbeat = heartbeat;
-    let start = if own.begins_region() { Start::First } else { Start::Joining };
     let (disk, transport) = (Arc::new(RealDisk), Arc::new(channels.clone()));
     Ok(Arc::new(RaftStore::open_group(disk, transport, start, config, registry, Arc::clone(clock)).await?))
 }
@@ -288,8 +291,10 @@ impl Parts {
     /// Waits for something that the parts bring about; `false` where this server is to stop before that.
     async fn until(&mut self, what: impl Future<Output = Result<()>>, shutdown: &CancellationToken) -> Result<bool> {
         tokio::select! {
-            done = what => done.map(|()| true),
+            // Parts that were told to stop do not end by themselves.
+            biased;
             () = shutdown.cancelled() => Ok(false),
+            done = what => done.map(|()| true),
             Some(part) = self.tasks.join_next() => Err(early_end(part)),
         }
     }

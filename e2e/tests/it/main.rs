@@ -12,8 +12,10 @@ mod faults;
 mod group;
 mod isolation;
 mod kinds;
+mod load;
 mod nat;
 mod offline;
+mod partitions;
 mod recover;
 mod requests;
 // Emulating a machine of another architecture's kernel is not worth a test's time.

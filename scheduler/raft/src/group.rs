@@ -371,9 +371,9 @@ impl Core {
         }
     }
 
-    /// Raises the cluster's feature level once every member knows the newest one.
+    /// Raises the cluster's feature level once every member knows the newest one that this server does.
     pub(crate) async fn keep_feature_level(self: Arc<Self>, clock: Arc<dyn Clock>) {
-        let newest = hearth_state::FEATURE_LEVEL;
+        let newest = self.known;
         let mut changes = self.leaders.listen();
         while self.shared.machine().state.feature_level() < newest {
             if self.leadership().here && self.all_know(newest).await {
@@ -386,9 +386,9 @@ impl Core {
         }
     }
 
-    /// Raises the cluster's feature level to the newest one, which every member has to know.
+    /// Raises the cluster's feature level to the newest one that this server knows, which every member has to know.
     pub(crate) async fn raise_feature_level(&self, clock: &dyn Clock) -> Result<(), Status> {
-        let level = hearth_state::FEATURE_LEVEL;
+        let level = self.known;
         if self.shared.machine().state.feature_level() >= level {
             return Ok(());
         }

@@ -46,6 +46,7 @@ mod types;
 mod watch;
 
 pub use backup::{Backup, BackupError, BackupHead, Keys, Owner, read_stopped, read_stopped_on, restore, restore_on};
+pub use hearth_state::FEATURE_LEVEL;
 pub use log::{LogError, SEGMENT_BYTES, TAIL_BYTES};
 pub use machine::{SNAPSHOT_LOG_BYTES, SNAPSHOT_LOG_ENTRIES, SNAPSHOT_RETRY, SnapshotsError};
 pub use open::{HEARTBEAT, RaftConfig, RaftStoreError, Tuning, exists};

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use hearth_state::FEATURE_LEVEL;
 use hearth_types::Status;
 use openraft::SnapshotPolicy;
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,9 @@ pub struct RaftConfig {
     pub region: String,
     /// Where others reach this server's API, as `host:port`; empty where there are no others.
     pub address: String,
+    /// The highest feature level that this server knows, [`FEATURE_LEVEL`] or one before it: with less, it takes part as the release of that
+    /// level does, and the region can go back to that release.
+    pub feature_level: u32,
     /// What tests change.
     pub tuning: Tuning,
 }
@@ -51,6 +55,7 @@ impl RaftConfig {
             node_id,
             region: region.into(),
             address: String::new(),
+            feature_level: FEATURE_LEVEL,
             tuning: Tuning::default(),
         }
     }
@@ -142,11 +147,11 @@ pub enum RaftStoreError {
     #[error(transparent)]
     Snapshots(#[from] SnapshotsError),
     /// The state is of a newer program.
-    #[error("the store is at feature level {found}, this program knows {known}; run the version that wrote it")]
+    #[error("the store is at feature level {found}, this server knows levels up to {known}; run the version that wrote it, or a newer one")]
     FeatureLevel {
         /// What it is.
         found: u32,
-        /// What this program knows.
+        /// What this server knows.
         known: u32,
     },
     /// A metric of the name is there already.
@@ -209,7 +214,7 @@ pub(crate) fn open_files(
         log_entries: config.tuning.snapshot_log_entries,
         retry: config.tuning.snapshot_retry.clone(),
     };
-    let shared = Shared::new(snapshots, newest, timing, health.clone(), metrics.clone());
+    let shared = Shared::new(snapshots, newest, timing, config.feature_level, health.clone(), metrics.clone());
     Ok(Opened { log, writer, shared, lock })
 }
 

@@ -135,8 +135,9 @@ impl RaftStore {
         let opened = disk::call(&disk, opened).await.map_err(|error| RaftStoreError::Raft(error.to_string()))?;
         let Opened { log, writer, shared, lock } = opened?;
         let found = shared.machine().state.feature_level();
-        if found > hearth_state::FEATURE_LEVEL {
-            return Err(RaftStoreError::FeatureLevel { found, known: hearth_state::FEATURE_LEVEL });
+        let known = config.feature_level;
+        if found > known {
+            return Err(RaftStoreError::FeatureLevel { found, known });
         }
         let here = Server { id: config.node_id, address: config.address.clone() };
         let alone = log.voters().unwrap_or_else(|| shared.machine().voters()) == [here.id];
@@ -157,6 +158,7 @@ impl RaftStore {
             disk,
             dir: config.data_dir.clone(),
             here: here.clone(),
+            known,
             caller,
             leaders: LeadershipWatch::default(),
             reads,

@@ -132,11 +132,15 @@ impl Command {
 
     /// Why a command cannot be applied by this program: it is unknown, or raises the feature level above what this program knows.
     pub fn unread(&self) -> Option<String> {
+        self.unread_at(crate::FEATURE_LEVEL)
+    }
+
+    /// The same for a program that knows feature levels up to `known` alone.
+    pub fn unread_at(&self, known: u32) -> Option<String> {
         match self {
             Self::Unknown(bytes) => Some(Self::refusal_of_unknown(bytes).to_string()),
-            Self::RaiseFeatureLevel { level, .. } if *level > crate::FEATURE_LEVEL => Some(format!(
-                "the cluster is at feature level {level}, this program knows {}; update it to the version of the others",
-                crate::FEATURE_LEVEL
+            Self::RaiseFeatureLevel { level, .. } if *level > known => Some(format!(
+                "the cluster is at feature level {level}, this server knows {known}; update it to the version of the others"
             )),
             _ => None,
         }

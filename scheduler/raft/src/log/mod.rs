@@ -525,7 +525,7 @@ mod tests {
 
     const DIR: &str = "/raft";
 
-    async fn open(disk: &MemoryDisk) -> (LogStore, Writer, Health) {
+    fn open(disk: &MemoryDisk) -> (LogStore, Writer, Health) {
         let (disk, health): (Arc<dyn Disk>, _) = (Arc::new(disk.clone()), Health::new());
         disk.create_dir_all(DIR.as_ref()).expect("made");
         let metrics = Metrics::register(&prometheus::Registry::new()).expect("registered");
@@ -554,7 +554,7 @@ mod tests {
     #[tokio::test]
     async fn entries_that_are_on_disk_alone_are_read_from_it_through_truncation_purge_and_restart() {
         let disk = MemoryDisk::new();
-        let (mut log, writer, _) = open(&disk).await;
+        let (mut log, writer, _) = open(&disk);
         append(&mut log, 0..100, 1).await;
         log.truncate_after(Some(log_id(1, 59))).await.expect("cut");
         append(&mut log, 60..90, 2).await;
@@ -565,7 +565,7 @@ mod tests {
         assert_eq!(ids(&mut log, 55..=64).await, expected[15..25]);
         drop(log);
         writer.join().await;
-        let (mut log, ..) = open(&disk).await;
+        let (mut log, ..) = open(&disk);
         assert_eq!(ids(&mut log, ..).await, expected);
         let state = log.get_log_state().await.expect("known");
         assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(log_id(1, 39)), Some(log_id(2, 89))));
@@ -574,7 +574,7 @@ mod tests {
     #[tokio::test]
     async fn an_entry_that_reads_back_otherwise_than_it_was_written_is_refused_and_fails_the_store() {
         let disk = MemoryDisk::new();
-        let (mut log, _writer, health) = open(&disk).await;
+        let (mut log, _writer, health) = open(&disk);
         append(&mut log, 0..10, 1).await;
         let path = Path::new(DIR).join(files::name_of(1));
         let mut bytes = disk.read(&path).expect("read");

@@ -205,12 +205,9 @@ impl Window {
         let Some(one) = places.next() else {
             return Found::Nothing;
         };
-        let mut stretch = Stretch {
-            segment: one.segment,
-            bytes: one.offset..one.end(),
-            first: start,
-            records: vec![0..one.length as usize],
-        };
+        let bytes = one.offset..one.end();
+        let mut stretch = Stretch { segment: one.segment, bytes, first: start, records: Vec::new() };
+        stretch.records.push(0..one.length as usize);
         let more = places.take_while(|place| {
             place.segment == one.segment && u64::from(place.end() - one.offset) <= max_bytes
         });

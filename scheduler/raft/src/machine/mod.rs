@@ -61,6 +61,8 @@ pub(crate) struct SnapshotTiming {
 /// What is replicated, and how far it got.
 pub(crate) struct Machine {
     pub(crate) state: State,
+    /// The highest feature level that this server knows.
+    known: u32,
     applied: Option<LogId>,
     membership: StoredMembership,
     /// The last revision that changed something of a kind, for those that were changed since `loaded`.
@@ -106,12 +108,14 @@ impl Shared {
         snapshots: Snapshots,
         newest: Option<Newest>,
         timing: SnapshotTiming,
+        known: u32,
         health: Health,
         metrics: Metrics,
     ) -> Arc<Self> {
-        let (mut machine, mut current, mut bytes) = (Machine::of(State::default(), &SnapshotMeta::default()), None, 0);
+        let mut machine = Machine::of(State::default(), &SnapshotMeta::default(), known);
+        let (mut current, mut bytes) = (None, 0);
         if let Some(newest) = newest {
-            machine = Machine::of(newest.state, &newest.meta);
+            machine = Machine::of(newest.state, &newest.meta, known);
             bytes = newest.bytes;
             current = Some((newest.meta, newest.file));
         }
@@ -247,10 +251,10 @@ impl Shared {
 }
 
 impl Machine {
-    fn of(state: State, meta: &SnapshotMeta) -> Self {
+    fn of(state: State, meta: &SnapshotMeta, known: u32) -> Self {
         let loaded = state.revision();
         let membership = meta.last_membership.clone();
-        Self { state, applied: meta.last_log_id, membership, kinds: HashMap::new(), loaded }
+        Self { state, known, applied: meta.last_log_id, membership, kinds: HashMap::new(), loaded }
     }
 
     /// Who votes by what is applied.
@@ -270,7 +274,7 @@ impl Machine {
     /// An entry that this program cannot apply is an error, and the state stays before it.
     fn apply(&mut self, log_id: LogId, payload: Payload, touched: &mut Vec<GroupKind>) -> Result<Response, io::Error> {
         if let Payload::Normal(proposal) = &payload
-            && let Some(why) = proposal.command.unread()
+            && let Some(why) = proposal.command.unread_at(self.known)
         {
             return Err(io::Error::new(io::ErrorKind::Unsupported, format!("entry {}: {why}", log_id.index)));
         }
@@ -365,7 +369,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         disk::call(&Arc::clone(&self.0.disk), move || {
             let (_, state, bytes) = snapshot.load()?;
             let state = if sabotage::has(Bug::SnapshotNotInstalled) { shared.machine().state.clone() } else { state };
-            *shared.machine_mut() = Machine::of(state, &meta);
+            {
+                let mut machine = shared.machine_mut();
+                *machine = Machine::of(state, &meta, machine.known);
+            }
             shared.set_current(meta, snapshot, bytes);
             shared.wake_all();
             shared.applied.raise();
@@ -423,7 +430,7 @@ mod tests {
 
     #[test]
     fn an_entry_that_cannot_be_applied_stops_the_machine_before_it() {
-        let mut machine = Machine::of(State::default(), &SnapshotMeta::default());
+        let mut machine = Machine::of(State::default(), &SnapshotMeta::default(), hearth_state::FEATURE_LEVEL);
         let id = |index| log_id(1, index);
         let mut apply = |index, command| {
             let applied = machine.apply(id(index), Payload::Normal(Proposal::new(command)), &mut Vec::new());

@@ -136,7 +136,7 @@ impl Core {
                 Ok(Response::Administer(self.administer_here(ask).await??))
             }
             Request::Describe(_) => Ok(Response::Describe(proto::DescribeResponse {
-                feature_level: hearth_state::FEATURE_LEVEL,
+                feature_level: self.known,
                 term: self.leadership().term,
             })),
         }
