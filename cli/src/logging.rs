@@ -5,9 +5,8 @@ use tracing_subscriber::{EnvFilter, fmt};
 use crate::args::LogFormat;
 
 /// What a role logs unless `HEARTH_LOG` says otherwise: its own doings, and only what is wrong of the libraries
-/// below, which tell of every packet and vote.
-pub(crate) const ROLE: &str =
-    "info,openraft=warn,iroh=warn,noq=warn,noq_proto=warn,noq_udp=warn,netwatch=warn,hickory_server=warn";
+/// below, which tell of every packet and vote. Of heartbeats not even that: of a dead server it would be said many times a second.
+pub(crate) const ROLE: &str = "info,openraft=warn,openraft::core::heartbeat=error,iroh=warn,noq=warn,noq_proto=warn,noq_udp=warn,netwatch=warn,hickory_server=warn";
 
 /// Begins to log; `default` is a filter in the syntax of `RUST_LOG`.
 pub(crate) fn log_to_stderr(format: LogFormat, default: &str) {

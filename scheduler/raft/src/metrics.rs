@@ -37,6 +37,8 @@ pub(crate) struct Metrics {
     pub(crate) term: IntGauge,
     /// Servers of the region that vote.
     pub(crate) voters: IntGauge,
+    /// Other servers that do not answer.
+    pub(crate) peers_silent: IntGauge,
     /// 1 once the store acknowledges no more writes.
     pub(crate) failed: IntGauge,
 }
@@ -91,6 +93,7 @@ impl Metrics {
             leader: gauge("leader", "1 while this server leads the region, else 0.")?,
             term: gauge("term", "Raft's term: rises with every election.")?,
             voters: gauge("voters", "Servers of the region that vote.")?,
+            peers_silent: gauge("peers_silent", "Other servers of the region that answered no call for two seconds.")?,
             failed: gauge("failed", "1 once the store stopped acknowledging writes, until a restart.")?,
         })
     }

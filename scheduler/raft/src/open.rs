@@ -147,7 +147,9 @@ pub enum RaftStoreError {
     #[error(transparent)]
     Snapshots(#[from] SnapshotsError),
     /// The state is of a newer program.
-    #[error("the store is at feature level {found}, this server knows levels up to {known}; run the version that wrote it, or a newer one")]
+    #[error(
+        "the store is at feature level {found}, this server knows levels up to {known}; run the version that wrote it, or a newer one"
+    )]
     FeatureLevel {
         /// What it is.
         found: u32,

@@ -28,7 +28,7 @@ use crate::{
     log::Writer,
     machine::{Shared, StateMachine},
     metrics::Metrics,
-    network::{Addresses, Caller, Network, server_in},
+    network::{Addresses, Caller, Network, Reach, server_in},
     open::{Opened, RaftConfig, RaftStoreError, open_files, raft_config},
     reads::Reads,
     types::Proposal,
@@ -142,8 +142,9 @@ impl RaftStore {
         let here = Server { id: config.node_id, address: config.address.clone() };
         let alone = log.voters().unwrap_or_else(|| shared.machine().voters()) == [here.id];
         let raft_config = Arc::new(raft_config(&config, alone)?);
-        let caller = Caller { region: config.region.as_str().into(), transport };
-        let addresses = Addresses::default();
+        let reach = Reach::new(shared.metrics.peers_silent.clone());
+        let addresses = Addresses::new(reach.clone());
+        let caller = Caller { region: config.region.as_str().into(), transport, reach };
         let network = Network { caller: caller.clone(), addresses: addresses.clone() };
         let machine = StateMachine(Arc::clone(&shared));
         let raft = RaftHandle::new(here.id, raft_config, network, log, machine)

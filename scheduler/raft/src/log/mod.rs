@@ -518,10 +518,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{
-        disk::MemoryDisk,
-        types::log_id,
-    };
+    use crate::{disk::MemoryDisk, types::log_id};
 
     const DIR: &str = "/raft";
 

@@ -208,9 +208,8 @@ impl Window {
         let bytes = one.offset..one.end();
         let mut stretch = Stretch { segment: one.segment, bytes, first: start, records: Vec::new() };
         stretch.records.push(0..one.length as usize);
-        let more = places.take_while(|place| {
-            place.segment == one.segment && u64::from(place.end() - one.offset) <= max_bytes
-        });
+        let more =
+            places.take_while(|place| place.segment == one.segment && u64::from(place.end() - one.offset) <= max_bytes);
         for place in more {
             stretch.bytes.end = place.end();
             stretch.records.push((place.offset - one.offset) as usize..(place.end() - one.offset) as usize);
@@ -279,7 +278,9 @@ mod tests {
                     return found;
                 }
                 Found::OnDisk(stretch) => {
-                    assert!(stretch.records.len() == 1 || u64::from(stretch.bytes.end - stretch.bytes.start) <= max_bytes);
+                    assert!(
+                        stretch.records.len() == 1 || u64::from(stretch.bytes.end - stretch.bytes.start) <= max_bytes
+                    );
                     for (index, record) in (stretch.first..).zip(&stretch.records) {
                         let offset = stretch.bytes.start + record.start as u32;
                         let place = Place { segment: stretch.segment, offset, length: record.len() as u32 };

@@ -1,6 +1,7 @@
 //! The way to other servers: Raft's calls, made through an injected [`PeerTransport`].
 
 mod incoming;
+mod reach;
 mod service;
 pub(crate) mod wire;
 
@@ -30,6 +31,7 @@ use prost::Message as _;
 
 pub(crate) use self::{
     incoming::Incoming,
+    reach::Reach,
     service::{server_in, server_out},
     wire::Malformed,
 };
@@ -83,6 +85,7 @@ impl CallFailure {
 pub(crate) struct Caller {
     pub(crate) region: Arc<str>,
     pub(crate) transport: Arc<dyn PeerTransport>,
+    pub(crate) reach: Reach,
 }
 
 impl Caller {
@@ -97,10 +100,12 @@ impl Caller {
         let message = proto::PeerRequest { region: self.region.to_string(), to: to.id, request: Some(request) };
         let call = self.transport.call(to, lane, message.encode_to_vec().into());
         let answer = match tokio::time::timeout(limit, call).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return Err(CallFailure::Unanswered(error.0)),
-            Err(_) => return Err(CallFailure::TooLong(to.clone(), limit)),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(CallFailure::Unanswered(error.0)),
+            Err(_) => Err(CallFailure::TooLong(to.clone(), limit)),
         };
+        self.reach.note(to, answer.as_ref().err());
+        let answer = answer?;
         let senseless = |why: String| CallFailure::Senseless(to.clone(), Malformed(why));
         let answer = proto::PeerResponse::decode(answer).map_err(|error| senseless(error.to_string()))?;
         match answer.response {
@@ -123,18 +128,26 @@ macro_rules! answer_of {
 pub(crate) use answer_of;
 
 /// Where the members are now: openraft keeps the address that a server had when its connection was made.
-#[derive(Clone, Default)]
-pub(crate) struct Addresses(Arc<Mutex<BTreeMap<u64, String>>>);
+#[derive(Clone)]
+pub(crate) struct Addresses {
+    known: Arc<Mutex<BTreeMap<u64, String>>>,
+    reach: Reach,
+}
 
 impl Addresses {
+    pub(crate) fn new(reach: Reach) -> Self {
+        Self { known: Arc::default(), reach }
+    }
+
     /// Takes them from a membership.
     pub(crate) fn update(&self, membership: &Membership<u64, BasicNode>) {
         let now = membership.nodes().map(|(id, node)| (*id, node.addr.clone())).collect();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        self.reach.keep(|id| membership.get_node(&id).is_some());
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
 
     fn of(&self, id: u64) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 }
 
