@@ -29,6 +29,7 @@ pub mod group;
 pub mod id;
 pub mod identity;
 pub mod kinds;
+mod label_map;
 pub mod manifest;
 pub mod names;
 pub mod object;
@@ -48,6 +49,7 @@ pub mod tunnel;
 pub mod validate;
 
 pub use id::{DeviceKey, DeviceName, Incarnation, InstanceId, RequestId, Revision, Uid};
+pub use label_map::LabelMap;
 pub use object::{GroupKind, Object, ObjectKey};
 pub use status::{Reason, Status};
 pub use time::{Clock, Timestamp};

@@ -3,12 +3,12 @@
 //! Typed structs ([`crate::kinds`]) are views. Nothing reads an object typed and writes it back whole,
 //! since a field that the typed struct does not know would be lost.
 
-use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap, fmt, sync::Arc};
+use std::{borrow::Cow, cmp::Ordering, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use crate::{Revision, Uid};
+use crate::{LabelMap, Revision, Uid};
 
 /// The largest object in bytes of canonical JSON: what etcd takes, so what Kubernetes tools expect.
 pub const MAX_OBJECT_BYTES: usize = 1_572_864;
@@ -169,7 +169,7 @@ struct Head {
     key: ObjectKey,
     api_version: Box<str>,
     uid: Uid,
-    labels: BTreeMap<Box<str>, Box<str>>,
+    labels: LabelMap,
 }
 
 /// An object: canonical JSON (sorted keys, no white space, no nulls in maps) and the header that the
@@ -193,9 +193,10 @@ impl Object {
         let meta = root.get("metadata").and_then(Value::as_object).ok_or(ObjectError::Header("metadata.name"))?;
         let name = text(meta, "name").ok_or(ObjectError::Header("metadata.name"))?;
         let namespace = text(meta, "namespace").unwrap_or_default();
-        let labels = meta.get("labels").and_then(Value::as_object).map(|labels| {
-            labels.iter().filter_map(|(key, value)| Some((key.as_str().into(), value.as_str()?.into()))).collect()
-        });
+        let labels = meta
+            .get("labels")
+            .and_then(Value::as_object)
+            .map(|labels| labels.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_str()?))).collect());
         let revision = text(meta, "resourceVersion").and_then(|text| text.parse().ok()).unwrap_or_default();
         let head = Head {
             key: ObjectKey::new(GroupKind::from_api_version(&api_version, &kind), &namespace, &name),
@@ -260,7 +261,7 @@ impl Object {
     }
 
     /// Its labels.
-    pub fn labels(&self) -> &BTreeMap<Box<str>, Box<str>> {
+    pub fn labels(&self) -> &LabelMap {
         &self.0.head.labels
     }
 
@@ -481,7 +482,7 @@ mod tests {
         .expect("an object");
         assert_eq!(object.key(), &ObjectKey::new(GroupKind::POD, "n", "a"));
         assert_eq!(object.revision(), Revision(7));
-        assert_eq!(object.labels()["x"].as_ref(), "y");
+        assert_eq!(object.labels().get("x"), Some("y"));
         assert!(!String::from_utf8_lossy(object.json()).contains("creationTimestamp"));
         assert_eq!(object.with_revision(Revision(9)).revision(), Revision(9));
     }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Object, names, registry};
+use crate::{LabelMap, Object, names, registry};
 
 /// The longest selector in bytes that is read: a limit against abuse, far above what people write.
 pub const MAX_SELECTOR_BYTES: usize = 16_384;
@@ -104,8 +104,8 @@ impl LabelSelector {
     }
 
     /// Whether the labels of a stored object meet every requirement.
-    pub fn matches(&self, labels: &BTreeMap<Box<str>, Box<str>>) -> bool {
-        self.0.iter().all(|one| one.meets(|key| labels.get(key).map(AsRef::as_ref)))
+    pub fn matches(&self, labels: &LabelMap) -> bool {
+        self.0.iter().all(|one| one.meets(|key| labels.get(key)))
     }
 
     /// Whether labels of a typed view meet every requirement.
@@ -292,8 +292,8 @@ mod tests {
 
     use super::*;
 
-    fn labels(pairs: &[(&str, &str)]) -> BTreeMap<Box<str>, Box<str>> {
-        pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
+    fn labels(pairs: &[(&str, &str)]) -> LabelMap {
+        pairs.iter().copied().collect()
     }
 
     #[test]

@@ -51,6 +51,9 @@ const DISK_PROBE: Duration = Duration::from_secs(5);
 const DISK_PROBE_BYTES: usize = 4 << 20;
 /// The pause before the region's first objects are tried again.
 const FIRST_OBJECTS_PAUSE: Duration = Duration::from_millis(200);
+/// When the heap is trimmed first, once what a start needs is done with, and how often then: it is some milliseconds' work.
+const FIRST_TRIM: Duration = Duration::from_secs(5);
+const TRIM_INTERVAL: Duration = Duration::from_secs(60);
 /// How long another server may take to lead where this one stops: longer than that takes, and no longer than an election.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(2);
 /// How long parts get to stop by themselves.
@@ -169,6 +172,7 @@ pub(super) async fn run_server(
     parts.spawn("region", region.run(stop()));
     parts.spawn("store", watch_store(Arc::clone(&raft), data.server(), stop()));
     parts.spawn("metrics", metrics::serve(metrics_listener, registry, stop()));
+    parts.spawn("heap", trim_heap(stop()));
     let renewal = (data.clone(), Arc::clone(&ca), zone.clone(), region_name.clone());
     parts.spawn("client-config", renew_client_config(renewal, api_address, (client_address, handle.servers()), stop()));
 
@@ -209,6 +213,18 @@ pub(super) async fn run_server(
     hub.close().await;
     raft.shutdown().await.context("cannot close the store")?;
     ended
+}
+
+/// Gives back, now and then, what bursts of work left free in the heap: a start or ten thousand objects at once leave a third of it.
+async fn trim_heap(shutdown: CancellationToken) -> Result<()> {
+    let mut turns = tokio::time::interval_at(tokio::time::Instant::now() + FIRST_TRIM, TRIM_INTERVAL);
+    turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            _ = turns.tick() => drop(tokio::task::spawn_blocking(hearth_runtime::trim_heap).await),
+        }
+    }
 }
 
 /// Opens the store as this server's part of the region's group.

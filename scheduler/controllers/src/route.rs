@@ -1,7 +1,7 @@
 //! Route: the pods behind it.
 
 use hearth_types::{
-    Object, Timestamp,
+    LabelMap, Object, Timestamp,
     condition::{self, Condition, Truth},
 };
 use serde_json::{Value, json};
@@ -16,12 +16,10 @@ use crate::{
 pub const MAX_ENDPOINTS: usize = 100;
 
 /// Whether a Route's selector (`spec.target.selector`) selects labels.
-pub fn selects(route: &Value, labels: &std::collections::BTreeMap<Box<str>, Box<str>>) -> bool {
+pub fn selects(route: &Value, labels: &LabelMap) -> bool {
     let selector = route.pointer("/spec/target/selector").and_then(Value::as_object);
-    selector.is_some_and(|wanted| {
-        !wanted.is_empty()
-            && wanted.iter().all(|(key, value)| labels.get(key.as_str()).map(AsRef::as_ref) == value.as_str())
-    })
+    selector
+        .is_some_and(|wanted| !wanted.is_empty() && wanted.iter().all(|(key, value)| labels.get(key) == value.as_str()))
 }
 
 /// Keeps `status.endpoints` and the condition `Ready`. `pods` are those of the Route's namespace; others are left out here.

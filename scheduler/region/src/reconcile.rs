@@ -291,7 +291,7 @@ fn install(hub: &Hub, key: &Key) -> Reconciled {
         .in_namespace(GroupKind::PERSISTENT_VOLUME_CLAIM, namespace)
         .map(|entry| (entry.object.name().to_owned(), entry.object.clone()))
         .collect();
-    let mine = |entry: &&Entry| entry.object.labels().get(labels::INSTALL).is_some_and(|label| **label == *name);
+    let mine = |entry: &&Entry| entry.object.labels().get(labels::INSTALL).is_some_and(|label| *label == *name);
     let pods: Vec<SeenPod> =
         cache.in_namespace(GroupKind::POD, namespace).filter(mine).filter_map(|entry| seen(&cache, entry)).collect();
     drop(cache);

@@ -218,7 +218,7 @@ pub(crate) fn selected(route: &Entry, pod: &Entry) -> bool {
         return false;
     };
     let labels = pod.object.labels();
-    !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+    !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(&**value))
 }
 
 /// The devices that a Route leads to: those of its endpoints, and those of the pods that it selects.

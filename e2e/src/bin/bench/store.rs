@@ -2,6 +2,7 @@
 //! before it is acknowledged. Clients speak gRPC; Hearth's over mutual TLS and with admission in front, etcd's in the clear.
 
 use std::{
+    fmt::Write as _,
     io::{BufRead as _, BufReader, Write as _},
     net::TcpListener,
     path::{Path, PathBuf},
@@ -30,6 +31,8 @@ const BYTES: [&str; 2] = ["256", "1024"];
 /// How often the leader is killed.
 const KILLS: usize = 50;
 const WATCHES: &str = "10000";
+/// Longer than a server lets pass before it trims its heap.
+const SETTLED: Duration = Duration::from_secs(70);
 
 /// Three members of etcd; ended when dropped.
 struct Etcd {
@@ -109,7 +112,9 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
     }
     drop(etcd);
     watches(report, &servers[0])?;
-    failover(report, &mut servers)
+    failover(report, &mut servers)?;
+    drop(servers);
+    memory(report)
 }
 
 fn compare(
@@ -136,6 +141,61 @@ fn compare(
         report.figure(&format!("{act}/{clients}/{bytes}B"), of(&ours), unit, better, peer)?;
     }
     Ok(())
+}
+
+/// What a server alone weighs: empty, with many pods and devices, and started again with them.
+fn memory(report: &mut Report) -> Result<()> {
+    let mut server = Server::start(None)?;
+    let mut figure = |case: &str, server: &Server| {
+        // Until it has given back what the work before left free in its heap.
+        std::thread::sleep(SETTLED);
+        report.figure(&format!("memory/{case}"), pss_mib(server.pid())?, "MiB PSS", Better::Lower, None)
+    };
+    figure("empty", &server)?;
+    for part in 0..2 {
+        server.instance.apply(&many(part)?)?;
+    }
+    figure("10000-pods", &server)?;
+    let api = server.api.clone();
+    server.kill()?;
+    server.again(&api, None)?;
+    figure("10000-pods/restarted", &server)
+}
+
+/// Half of 1,000 devices and 10,000 pods, of a size as people write them.
+fn many(part: usize) -> Result<String> {
+    let mut manifest = String::new();
+    for device in part * 500..(part + 1) * 500 {
+        write!(
+            manifest,
+            "---
+apiVersion: hearth.dev/v1alpha1
+kind: Device
+metadata: {{name: nas-{device:04}, namespace: owner-{device:04}}}
+spec: {{owner: owner-{device:04}, keys: [\"{device:064x}\"]}}
+"
+        )?;
+        for pod in 0..10 {
+            write!(
+                manifest,
+                "---
+apiVersion: v1
+kind: Pod
+metadata: {{name: photos-{pod}, namespace: owner-{device:04}, labels: {{app: photos, tier: web}}}}
+spec:
+  containers:
+  - name: web
+    image: registry.example/photos:1.2.3
+    ports: [{{containerPort: 8080, name: http}}]
+    env: [{{name: DATA, value: /data}}, {{name: LEVEL, value: info}}]
+    resources: {{requests: {{cpu: 100m, memory: 64Mi}}, limits: {{memory: 128Mi}}}}
+    volumeMounts: [{{name: data, mountPath: /data}}]
+  volumes: [{{name: data, emptyDir: {{}}}}]
+"
+            )?;
+        }
+    }
+    Ok(manifest)
 }
 
 /// What idle watches take of a server's memory, and how long an event is on its way to all of them.
