@@ -1,15 +1,18 @@
 //! What the store reads from outside, on its own, for fuzzing: none of it may panic, or take memory out of proportion to its input,
 //! whatever the bytes are.
 
+use std::path::Path;
+
 use hearth_proto::v1::{self as proto, peer_request::Request, peer_response::Response};
 use openraft::raft::TransferLeaderRequest;
 use prost::Message as _;
 
 use crate::{
     group::{Ask, member_in},
-    log::record,
+    log::{record, vote},
     machine,
     network::wire,
+    open::{IDENTITY, IDENTITY_MAGIC, Identity},
     sealed,
     types::{Vote, log_id},
 };
@@ -27,16 +30,23 @@ pub fn log_segment(bytes: &[u8]) {
     let _ = record::read_payload(bytes);
 }
 
-/// A snapshot.
+/// A snapshot: the bytes as they are, and as what is in one, with the checksums that belong to it.
 pub fn snapshot(bytes: &[u8]) {
     machine::decode_snapshot(bytes);
+    if let Some((length, rest)) = bytes.split_first() {
+        let (head, state) = rest.split_at((*length as usize).min(rest.len()));
+        machine::decode_snapshot(&machine::seal_snapshot(head, state));
+    }
 }
 
-/// A small sealed file: vote, identity and the like.
+/// A small sealed file, as it is; and vote and identity with these bytes in them, under the checksum that belongs to them.
 pub fn sealed_file(bytes: &[u8]) {
-    if let Some(magic) = bytes.first_chunk::<8>() {
+    if let Some((magic, content)) = bytes.split_first_chunk::<8>() {
         let _ = sealed::open(*magic, bytes);
+        assert_eq!(sealed::open(*magic, &sealed::seal(*magic, content)), Ok(content), "what is sealed opens");
     }
+    let _ = vote::decode(&sealed::seal(vote::MAGIC, bytes));
+    let _ = Identity::decode(Path::new(IDENTITY), &sealed::seal(IDENTITY_MAGIC, bytes));
 }
 
 /// A call of another server.

@@ -27,7 +27,7 @@ use crate::{
 };
 
 pub(crate) const IDENTITY: &str = "identity";
-const IDENTITY_MAGIC: [u8; 8] = *b"HEARTHID";
+pub(crate) const IDENTITY_MAGIC: [u8; 8] = *b"HEARTHID";
 
 /// Where the store is and whose.
 #[derive(Clone, Debug)]

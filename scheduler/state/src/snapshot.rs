@@ -196,6 +196,15 @@ impl State {
     }
 }
 
+/// The bytes of a snapshot with these fields, whatever they are: for fuzzing what is behind the checksum.
+pub fn seal(fields: &[u8]) -> Vec<u8> {
+    let length = (fields.len() as u64).to_le_bytes();
+    let mut bytes = [&MAGIC[..], &VERSION.to_le_bytes(), fields, &length].concat();
+    let crc = crc32c::crc32c(&bytes);
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
 impl Wire<'_> {
     fn into_state(self) -> Result<State, SnapshotError> {
         let inconsistent = |why: &str| SnapshotError::Inconsistent(why.to_owned());

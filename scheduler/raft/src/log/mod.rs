@@ -6,7 +6,7 @@
 
 mod files;
 pub(crate) mod record;
-mod vote;
+pub(crate) mod vote;
 mod window;
 
 use std::{

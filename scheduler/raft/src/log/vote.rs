@@ -16,7 +16,7 @@ use crate::{
 };
 
 const NAME: &str = "vote";
-const MAGIC: [u8; 8] = *b"HEARTHVT";
+pub(crate) const MAGIC: [u8; 8] = *b"HEARTHVT";
 
 /// What the file says, as JSON.
 #[derive(Serialize, Deserialize)]
@@ -46,6 +46,13 @@ impl From<Ballot> for Vote {
     }
 }
 
+/// The vote that the bytes of a file say.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Vote, String> {
+    let json = sealed::open(MAGIC, bytes).map_err(|error| error.to_string())?;
+    let ballot: Ballot = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    Ok(ballot.into())
+}
+
 /// The file of the vote.
 pub(crate) struct VoteFile {
     disk: Arc<dyn Disk>,
@@ -62,14 +69,7 @@ impl VoteFile {
             Err(source) => return Err(LogError::Io { what: "read", path, source }),
         };
         let damaged = |why: String| LogError::Damaged { path: path.clone(), offset: 0, why };
-        let vote = match bytes {
-            Some(bytes) => {
-                let json = sealed::open(MAGIC, &bytes).map_err(|error| damaged(error.to_string()))?;
-                let ballot: Ballot = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
-                Some(ballot.into())
-            }
-            None => None,
-        };
+        let vote = bytes.map(|bytes| decode(&bytes)).transpose().map_err(damaged)?;
         Ok((Self { disk, path }, vote))
     }
 

@@ -24,7 +24,7 @@ use openraft::{
 use tokio::sync::{Notify, watch};
 
 pub use self::snapshots::SnapshotsError;
-pub(crate) use self::snapshots::{Newest, SnapshotFile, Snapshots, decode as decode_snapshot};
+pub(crate) use self::snapshots::{Newest, SnapshotFile, Snapshots, decode as decode_snapshot, seal as seal_snapshot};
 use crate::{
     disk::{self, Disk},
     health::Health,

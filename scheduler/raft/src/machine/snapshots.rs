@@ -298,6 +298,12 @@ pub(crate) fn decode(bytes: &[u8]) {
     let _ = read(bytes);
 }
 
+/// The bytes of a snapshot with a head (JSON) and the fields of a state, whatever those are.
+pub(crate) fn seal(head: &[u8], fields: &[u8]) -> Vec<u8> {
+    let head = sealed::seal(MAGIC, head);
+    [&(head.len() as u32).to_le_bytes()[..], &head, &hearth_state::snapshot::seal(fields)].concat()
+}
+
 /// Counts the bytes that a snapshot would have.
 struct Counting(u64);
 
@@ -335,6 +341,15 @@ mod tests {
 
     use super::*;
     use crate::disk::{Fault, MemoryDisk};
+
+    #[test]
+    fn what_is_sealed_for_fuzzing_is_a_snapshot() {
+        let state = State::default().encode();
+        let fields = &state[12..state.len() - 12];
+        let head = serde_json::to_vec(&Head::from(&SnapshotMeta::default())).expect("JSON");
+        read(&seal(&head, fields)).expect("intact");
+        read(&seal(&head, &fields[1..])).expect_err("other fields");
+    }
 
     #[test]
     fn the_newest_intact_snapshot_counts() {
