@@ -228,7 +228,11 @@ pub(crate) struct Server {
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Agent {
+    /// What to do instead of running.
+    #[command(subcommand)]
+    pub(crate) instead: Option<AgentVerb>,
     #[command(flatten)]
     pub(crate) dir: InDataDir,
     /// The region's server, where it is another than at join.
@@ -240,6 +244,21 @@ pub(crate) struct Agent {
     /// Stop when this process, which started this one, does.
     #[arg(long, hide = true, value_name = "PID")]
     pub(crate) supervised: Option<u32>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum AgentVerb {
+    /// Look at this machine: what it has and lacks for running apps, and what to do about it. Fails where something is lacking.
+    Check(AgentCheck),
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct AgentCheck {
+    #[command(flatten)]
+    pub(crate) dir: InDataDir,
+    /// The form of the answer.
+    #[arg(short, long)]
+    pub(crate) output: Option<Output>,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 
 use crate::{
-    args::{Cli, Command, Image, Region, Rollout, Token},
+    args::{AgentVerb, Cli, Command, Image, Region, Rollout, Token},
     context::Context,
     logging::log_to_stderr,
 };
@@ -37,6 +37,9 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     // The agent forks its zygote while this process has one thread and no secrets: before anything else.
     if let Command::Agent(args) = &cli.command {
+        if let Some(AgentVerb::Check(args)) = &args.instead {
+            return verbs::agent_check::run(args);
+        }
         return roles::agent::main(args, cli.log_format);
     }
     rustls::crypto::ring::default_provider().install_default().ok().context("cannot install the TLS provider")?;

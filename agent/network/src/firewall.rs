@@ -288,6 +288,12 @@ pub(crate) fn foreign_drop_policies(instance: &Instance) -> Result<Vec<String>, 
     Ok(drop_policies(&listing, &instance.table()))
 }
 
+/// What the firewall's program calls itself, once it was seen that it can read this kernel's tables.
+pub fn firewall_version() -> Result<String, NetworkError> {
+    nft("listing tables", &["list", "tables"], "")?;
+    Ok(nft("telling its version", &["--version"], "")?.trim().to_owned())
+}
+
 fn nft(doing: &'static str, arguments: &[&str], input: &str) -> Result<String, NetworkError> {
     // Root's PATH under sudo or systemd may lack sbin. A script is a few KiB.
     let output = program::output("nft", arguments, input)

@@ -69,6 +69,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 pub use error::NetworkError;
+pub use firewall::firewall_version;
 pub use notice::Notice;
 pub use service::Network;
 pub use teardown::{TeardownReport, teardown};

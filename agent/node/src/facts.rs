@@ -3,7 +3,7 @@
 use std::{net::IpAddr, net::UdpSocket};
 
 use hearth_image::Platform;
-use hearth_runtime::{KernelFeatures, probe_kernel};
+use hearth_runtime::probe_kernel;
 use hearth_types::kinds::DeviceInfo;
 
 /// Pods that a device takes, as a node of Kubernetes does.
@@ -21,7 +21,7 @@ pub(crate) fn device_info() -> DeviceInfo {
         cpu_millis: std::thread::available_parallelism().map_or(1000, |cores| cores.get() as u64 * 1000),
         memory_bytes: memory_bytes(&read("/proc/meminfo")),
         pods: MAX_PODS,
-        missing: missing(&kernel),
+        missing: crate::fitness::kernel_lacks(&kernel),
         kernel_version: kernel.release,
     }
 }
@@ -42,27 +42,6 @@ fn memory_bytes(text: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or_default() * 1024
-}
-
-fn missing(kernel: &KernelFeatures) -> Vec<String> {
-    let mut missing = Vec::new();
-    let mut need = |there: bool, what: &str| {
-        if !there {
-            missing.push(what.to_owned());
-        }
-    };
-    need(
-        kernel.user_namespaces,
-        "user namespaces: apps cannot be isolated (kernel.unprivileged_userns or CONFIG_USER_NS)",
-    );
-    need(kernel.idmapped_mounts, "idmapped mounts: apps cannot have volumes (Linux 5.12 or newer)");
-    need(kernel.seccomp, "seccomp filters: apps cannot be isolated (CONFIG_SECCOMP_FILTER)");
-    need(kernel.pidfd, "pidfds: exec does not work (Linux 5.8 or newer)");
-    for controller in ["memory", "cpu", "pids"] {
-        let there = kernel.controllers.iter().any(|one| one == controller);
-        need(there, &format!("the cgroup controller {controller}: its limits are not enforced"));
-    }
-    missing
 }
 
 /// The machine's own addresses on the way out, IPv4 first; no packet is sent.

@@ -7,6 +7,7 @@
 //! | `manager` | which pods there are; claims; what an agent before left behind |
 //! | `pod` | one worker a pod: drives its machine (`hearth-pod`) and carries out its commands |
 //! | `house` | removes deleted data and unused images, tells what keeps the machine from its work |
+//! | `fitness` | what the machine has and lacks, in words for its owner |
 //! | `recovery` | what is kept for the day on which the region has lost everything |
 //! | `session` | the stream to the region: heartbeats, statuses until acknowledged, dials, certificates |
 //! | `door` | logs, exec and metrics for the region's servers, over a stream of the tunnel |
@@ -27,6 +28,7 @@ mod desired;
 mod door;
 mod facts;
 mod files;
+mod fitness;
 mod house;
 mod identity;
 mod ids;
@@ -45,6 +47,7 @@ mod teardown;
 
 pub use agent::{Agent, AgentError, AgentExit, AgentHandle, Config, zygote_config};
 pub use files::FileError;
+pub use fitness::{Area, Finding, Verdict, check};
 pub use identity::{Identity, IdentityError, JoinOptions, Joined, join};
 pub use paths::Paths;
 pub use teardown::{TeardownError, TeardownReport, teardown};

@@ -13,6 +13,7 @@
 mod cgroup;
 mod child;
 mod client;
+mod clock;
 mod error;
 mod features;
 mod heap;
@@ -28,6 +29,7 @@ mod wire;
 mod zygote;
 
 pub use client::{Exec, ExecIo, Pod, Runtime};
+pub use clock::clock_synchronised;
 pub use error::{RuntimeError, StartError};
 pub use features::{KernelFeatures, probe_kernel};
 pub use heap::trim_heap;

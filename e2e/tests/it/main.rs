@@ -9,6 +9,7 @@ mod contract;
 mod crash;
 mod debian;
 mod faults;
+mod fitness;
 mod group;
 mod isolation;
 mod kinds;

@@ -1,0 +1,74 @@
+//! The way out of the machine, and the firewall that keeps apps from the home.
+
+use std::{fs, net::IpAddr};
+
+use super::{Area, Finding};
+
+/// The largest resolv.conf that is read.
+const MAX_BYTES: usize = 64 << 10;
+
+/// What was seen of the network.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    /// The machine's own addresses on the way out.
+    addresses: Vec<IpAddr>,
+    /// Whether some resolver is named.
+    resolver: bool,
+    /// The firewall's program, or why it does not run.
+    firewall: Result<String, String>,
+}
+
+pub(super) fn look() -> Seen {
+    let text = fs::read("/etc/resolv.conf").unwrap_or_default();
+    let text = String::from_utf8_lossy(&text[..text.len().min(MAX_BYTES)]);
+    Seen {
+        addresses: crate::facts::host_ips(),
+        resolver: text.lines().any(|line| line.trim_start().starts_with("nameserver")),
+        firewall: hearth_network::firewall_version().map_err(|error| crate::files::chain(&error)),
+    }
+}
+
+pub(super) fn judge(seen: &Seen) -> Vec<Finding> {
+    let out: Vec<_> = seen.addresses.iter().map(ToString::to_string).collect();
+    let mut findings = vec![if out.is_empty() {
+        let what = "it has no way out: there is no default route";
+        Finding::poor(Area::Network, what, "connect it to the home's router; apps that are here run meanwhile")
+    } else {
+        Finding::fine(Area::Network, format!("it goes out from {}", out.join(" and ")))
+    }];
+    findings.push(if seen.resolver {
+        Finding::fine(Area::Network, "it has a resolver of names")
+    } else {
+        let what = "/etc/resolv.conf names no resolver: apps cannot look up names";
+        Finding::poor(
+            Area::Network,
+            what,
+            "have the network's service write it, as NetworkManager or systemd-resolved do",
+        )
+    });
+    findings.push(match &seen.firewall {
+        Ok(version) => Finding::fine(Area::Network, format!("it has {version}")),
+        Err(why) => {
+            let what = format!("apps cannot be kept from the home's network: {why}");
+            Finding::lacks(Area::Network, what, "install the package nftables")
+        }
+    });
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Verdict, *};
+
+    #[test]
+    fn a_machine_without_a_firewall_runs_no_apps_and_one_without_a_way_out_does() {
+        let good =
+            Seen { addresses: vec![[192, 0, 2, 7].into()], resolver: true, firewall: Ok("nftables v1.0.6".into()) };
+        let worst = |seen: &Seen| judge(seen).into_iter().max_by_key(|finding| finding.verdict).expect("findings");
+        assert_eq!(worst(&good).verdict, Verdict::Fine);
+        assert_eq!(worst(&Seen { addresses: Vec::new(), ..good.clone() }).verdict, Verdict::Poor);
+        assert_eq!(worst(&Seen { resolver: false, ..good.clone() }).verdict, Verdict::Poor);
+        let worst = worst(&Seen { firewall: Err("no such file".into()), ..good });
+        assert!(worst.verdict == Verdict::Lacks && worst.what.contains("no such file"), "{worst:?}");
+    }
+}
