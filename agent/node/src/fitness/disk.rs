@@ -174,6 +174,9 @@ pub(super) fn judge(disk: &Result<Disk, String>) -> Vec<Finding> {
 mod tests {
     use super::{super::Verdict, *};
 
+    /// What is said, of what, and how bad it is.
+    type Case = (&'static str, fn(&mut Disk), Verdict);
+
     fn good() -> Disk {
         Disk {
             at: "/var/lib/hearth".into(),
@@ -187,7 +190,6 @@ mod tests {
 
     #[test]
     fn a_disk_is_judged_by_its_worst_side() {
-        type Case = (&'static str, fn(&mut Disk), Verdict);
         let cases: [Case; 10] = [
             ("kind ext4", |_| {}, Verdict::Fine),
             ("kind xfs", |disk| disk.kind = 0x5846_5342, Verdict::Fine),

@@ -83,6 +83,9 @@ pub(crate) fn lacks(kernel: &KernelFeatures) -> Vec<String> {
 mod tests {
     use super::*;
 
+    /// What is said, and without what.
+    type Case = (&'static str, fn(&mut KernelFeatures));
+
     fn whole() -> KernelFeatures {
         KernelFeatures {
             release: "6.1.0-18-amd64".into(),
@@ -101,7 +104,6 @@ mod tests {
     fn each_thing_that_is_missing_is_said_with_what_to_do() {
         assert!(judge(&whole()).iter().all(|finding| finding.verdict == Verdict::Fine), "{:?}", judge(&whole()));
         assert!(lacks(&whole()).is_empty());
-        type Case = (&'static str, fn(&mut KernelFeatures));
         let without: [Case; 6] = [
             ("user namespaces", |kernel| kernel.user_namespaces = false),
             ("idmapped mounts", |kernel| kernel.idmapped_mounts = false),
