@@ -101,7 +101,7 @@ pub(crate) enum Command {
     /// Stop what `up` started. Data stays.
     Down(InDataDir),
     /// Show what runs from a data directory.
-    Status(StatusArgs),
+    Status(LookArgs),
     /// Run a region's server in the foreground.
     Server(Server),
     /// Run a device's agent in the foreground.
@@ -189,8 +189,9 @@ pub(crate) struct Up {
     pub(crate) supervise: bool,
 }
 
+/// What is looked at from a data directory, and how it is told.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct StatusArgs {
+pub(crate) struct LookArgs {
     #[command(flatten)]
     pub(crate) dir: InDataDir,
     /// The form of the answer.
@@ -249,16 +250,7 @@ pub(crate) struct Agent {
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum AgentVerb {
     /// Look at this machine: what it has and lacks for running apps, and what to do about it. Fails where something is lacking.
-    Check(AgentCheck),
-}
-
-#[derive(Args, Clone, Debug)]
-pub(crate) struct AgentCheck {
-    #[command(flatten)]
-    pub(crate) dir: InDataDir,
-    /// The form of the answer.
-    #[arg(short, long)]
-    pub(crate) output: Option<Output>,
+    Check(LookArgs),
 }
 
 #[derive(Args, Clone, Debug)]

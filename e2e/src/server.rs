@@ -59,24 +59,13 @@ impl Server {
 
     /// The process alone, which need not come to answer.
     pub fn spawned(instance: Instance, join: Option<&str>) -> Result<Self> {
-        Self::spawned_at(instance, "127.0.0.1:0", join)
+        Self::spawned_as(instance, "127.0.0.1:0", None, join)
     }
 
-    /// The same with its API at an address.
-    pub fn spawned_at(instance: Instance, api: &str, join: Option<&str>) -> Result<Self> {
-        Self::spawned_as(instance, api, None, join)
-    }
-
-    fn spawned_as(instance: Instance, api: &str, feature_level: Option<u64>, join: Option<&str>) -> Result<Self> {
+    /// The same with its API at an address, and as the release of a feature level.
+    pub fn spawned_as(instance: Instance, api: &str, feature_level: Option<u64>, join: Option<&str>) -> Result<Self> {
         let child = spawn(&instance, api, feature_level, join)?;
         Ok(Self { child, instance, api: String::new(), feature_level })
-    }
-
-    /// The same as [`Server::start`], as the release of a feature level.
-    pub fn start_at_level(level: u64, join: Option<&str>) -> Result<Self> {
-        let mut server = Self::spawned_as(Instance::empty()?, "127.0.0.1:0", Some(level), join)?;
-        server.answers()?;
-        Ok(server)
     }
 
     /// Starts its process again, which need not come to answer.
@@ -178,12 +167,21 @@ impl Server {
 
 /// A region of three; server `n` is at place `n - 1`.
 pub fn three() -> Result<Vec<Server>> {
-    let first = Server::start(None)?;
-    let second = Server::start(Some(&first.token()?))?;
-    // The second one lets the third one in as well as the first could.
-    let third = Server::start(Some(&second.token()?))?;
-    first.all_well(&[1, 2, 3])?;
-    Ok(vec![first, second, third])
+    three_by(|_, join| Server::spawned(Instance::empty()?, join))
+}
+
+/// The same of servers that are started by the caller, from a place and a token.
+pub fn three_by(mut spawned: impl FnMut(usize, Option<&str>) -> Result<Server>) -> Result<Vec<Server>> {
+    let mut servers: Vec<Server> = Vec::new();
+    for place in 0..3 {
+        // The second one lets the third one in as well as the first could.
+        let token = servers.last().map(Server::token).transpose()?;
+        let mut server = spawned(place, token.as_deref())?;
+        server.answers()?;
+        servers.push(server);
+    }
+    servers[0].all_well(&[1, 2, 3])?;
+    Ok(servers)
 }
 
 /// The place of a server among those that [`three`] made.

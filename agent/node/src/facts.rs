@@ -26,7 +26,8 @@ pub(crate) fn device_info() -> DeviceInfo {
     }
 }
 
-fn read(path: &str) -> String {
+/// The text of a small file, or nothing.
+pub(crate) fn read(path: &str) -> String {
     let bytes = crate::files::read_bounded(path.as_ref(), MAX_FACT_BYTES).ok().flatten();
     bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }

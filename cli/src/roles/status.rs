@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use crate::{
-    args::{Output, StatusArgs},
+    args::{LookArgs, Output},
     data_dir::{AgentReport, DataDir, Report, Role, ServerReport},
     output::{self, table},
 };
@@ -43,7 +43,7 @@ pub(crate) fn now(data: &DataDir) -> Value {
 }
 
 /// Runs the verb: fails where nothing runs.
-pub(crate) fn run(args: &StatusArgs) -> Result<()> {
+pub(crate) fn run(args: &LookArgs) -> Result<()> {
     let data = DataDir::existing(&args.dir.data_dir)?;
     let status = now(&data);
     if status["api"].is_null() && status["device"].is_null() {

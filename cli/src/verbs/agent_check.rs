@@ -7,11 +7,11 @@ use hearth_agent::{Finding, Verdict, check};
 use serde_json::json;
 
 use crate::{
-    args::{AgentCheck, Output},
+    args::{LookArgs, Output},
     output::{self, table},
 };
 
-pub(crate) fn run(args: &AgentCheck) -> Result<ExitCode> {
+pub(crate) fn run(args: &LookArgs) -> Result<ExitCode> {
     if !rustix::process::geteuid().is_root() {
         bail!("hearth agent check must run as root, as the agent does: it tries what apps need");
     }

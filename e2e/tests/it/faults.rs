@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use hearth_e2e::{
     command, eventually,
     instance::Instance,
-    server::{PATIENCE, Server, place, three},
+    server::{PATIENCE, Server, place, three, three_by},
 };
 
 use serde_json::Value;
@@ -60,18 +60,25 @@ fn a_leader_that_hung_tells_nobody_what_was_true_before() -> Result<()> {
     judge(&history)
 }
 
-#[test]
-fn servers_started_anew_one_after_another_fail_no_request() -> Result<()> {
-    let mut servers = three()?;
-    let load = Load::begin(&servers)?;
-    for server in &mut servers {
+/// Stops servers one after another and starts them as the release of a feature level, or as this one.
+fn roll(servers: &mut [Server], level: Option<u64>, load: &Load) -> Result<()> {
+    for server in servers {
         signal(server, "TERM")?;
         server.ended()?;
+        server.feature_level = level;
         let api = server.api.clone();
         server.again(&api, None)?;
         server.all_well(&[1, 2, 3])?;
         load.goes_on()?;
     }
+    Ok(())
+}
+
+#[test]
+fn servers_started_anew_one_after_another_fail_no_request() -> Result<()> {
+    let mut servers = three()?;
+    let load = Load::begin(&servers)?;
+    roll(&mut servers, None, &load)?;
     let (failures, history) = load.end(&servers)?;
     ensure!(failures.is_empty(), "{failures:#?}");
     judge(&history)
@@ -79,12 +86,8 @@ fn servers_started_anew_one_after_another_fail_no_request() -> Result<()> {
 
 #[test]
 fn a_server_with_a_full_disk_says_so_and_the_others_go_on_until_there_is_room() -> Result<()> {
-    let first = Server::start(None)?;
-    let second = Server::start(Some(&first.token()?))?;
-    let mut third = Server::spawned(Instance::on_disk(256)?, Some(&first.token()?))?;
-    third.answers()?;
-    first.all_well(&[1, 2, 3])?;
-    let mut servers = [first, second, third];
+    let disk = |place| if place == 2 { Instance::on_disk(256) } else { Instance::empty() };
+    let mut servers = three_by(|place, join| Server::spawned(disk(place)?, join))?;
     let load = Load::begin(&servers)?;
     let filler = servers[2].instance.path().join("filler");
     for block in ["1M", "4k", "1"] {
@@ -130,29 +133,10 @@ fn level(server: &Server) -> Result<u64> {
     serde_json::from_str::<Value>(&head)?["featureLevel"].as_u64().context("a feature level")
 }
 
-/// Stops servers one after another and starts them as the release of a feature level, or as this one.
-fn roll(servers: &mut [Server], level: Option<u64>, load: &Load) -> Result<()> {
-    for server in servers {
-        signal(server, "TERM")?;
-        server.ended()?;
-        server.feature_level = level;
-        let api = server.api.clone();
-        server.again(&api, None)?;
-        server.all_well(&[1, 2, 3])?;
-        load.goes_on()?;
-    }
-    Ok(())
-}
-
 #[test]
 fn an_update_server_by_server_can_be_gone_back_on_until_it_is_done_and_fails_no_request() -> Result<()> {
     let (old, new) = (2, u64::from(hearth_raft::FEATURE_LEVEL));
-    let mut servers: Vec<Server> = Vec::new();
-    for _ in 0..3 {
-        let token = servers.last().map(Server::token).transpose()?;
-        servers.push(Server::start_at_level(old, token.as_deref())?);
-    }
-    servers[0].all_well(&[1, 2, 3])?;
+    let mut servers = three_by(|_, join| Server::spawned_as(Instance::empty()?, "127.0.0.1:0", Some(old), join))?;
     ensure!(level(&servers[0])? == old);
     let load = Load::begin(&servers)?;
     // One of three, then back: the others know no more than before.

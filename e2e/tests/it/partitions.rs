@@ -8,7 +8,7 @@ use hearth_e2e::{
     eventually,
     instance::Instance,
     netns::Netns,
-    server::{PATIENCE, Server, place},
+    server::{PATIENCE, Server, place, three_by},
 };
 
 use crate::load::{Load, judge};
@@ -36,19 +36,14 @@ impl World {
             network.link(device, &[&format!("{gateway}/24")], netns, "eth0", &[&format!("{own}/24")])?;
             netns.run(&format!("ip route add default via {gateway}"))
         };
-        let mut servers: Vec<Server> = Vec::new();
-        for place in 0..3 {
+        attach(&clients, 9, "clients")?;
+        let servers = three_by(|place, join| {
             let home = Netns::new(&format!("srv{place}"))?;
             attach(&home, place, &format!("srv{place}"))?;
-            let token = servers.last().map(Server::token).transpose()?;
             let instance = Instance::empty()?.in_netns(home.name());
-            let mut server = Server::spawned_at(instance, &format!("{}:7443", host(place)), token.as_deref())?;
-            server.answers()?;
             homes.push(home);
-            servers.push(server);
-        }
-        attach(&clients, 9, "clients")?;
-        servers[0].all_well(&[1, 2, 3])?;
+            Server::spawned_as(instance, &format!("{}:7443", host(place)), None, join)
+        })?;
         Ok(Self { servers, clients, network, _homes: homes })
     }
 

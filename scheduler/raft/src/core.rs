@@ -58,8 +58,6 @@ pub(crate) struct Core {
     pub(crate) reads: Reads,
     pub(crate) forwards: Forwards,
     pub(crate) incoming: Mutex<Option<Incoming>>,
-    /// The highest feature level that this server knows.
-    pub(crate) known: u32,
     /// The turn of whoever changes the membership.
     pub(crate) changing: Mutex<()>,
     pub(crate) closed: watch::Sender<bool>,

@@ -373,7 +373,7 @@ impl Core {
 
     /// Raises the cluster's feature level once every member knows the newest one that this server does.
     pub(crate) async fn keep_feature_level(self: Arc<Self>, clock: Arc<dyn Clock>) {
-        let newest = self.known;
+        let newest = self.shared.known;
         let mut changes = self.leaders.listen();
         while self.shared.machine().state.feature_level() < newest {
             if self.leadership().here && self.all_know(newest).await {
@@ -388,7 +388,7 @@ impl Core {
 
     /// Raises the cluster's feature level to the newest one that this server knows, which every member has to know.
     pub(crate) async fn raise_feature_level(&self, clock: &dyn Clock) -> Result<(), Status> {
-        let level = self.known;
+        let level = self.shared.known;
         if self.shared.machine().state.feature_level() >= level {
             return Ok(());
         }

@@ -135,7 +135,7 @@ impl RaftStore {
         let opened = disk::call(&disk, opened).await.map_err(|error| RaftStoreError::Raft(error.to_string()))?;
         let Opened { log, writer, shared, lock } = opened?;
         let found = shared.machine().state.feature_level();
-        let known = config.feature_level;
+        let known = shared.known;
         if found > known {
             return Err(RaftStoreError::FeatureLevel { found, known });
         }
@@ -159,7 +159,6 @@ impl RaftStore {
             disk,
             dir: config.data_dir.clone(),
             here: here.clone(),
-            known,
             caller,
             leaders: LeadershipWatch::default(),
             reads,

@@ -5,7 +5,7 @@ use std::{path::Path, time::SystemTime};
 use super::{Area, Finding};
 
 /// Before this, a clock is surely wrong: 1 January 2025, in seconds since 1970.
-const RELEASED: i64 = 1_735_689_600;
+const SURELY_PAST: i64 = 1_735_689_600;
 
 /// What was seen of the clock.
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ pub(super) fn look() -> Seen {
 pub(super) fn judge(seen: &Seen) -> Vec<Finding> {
     let mut findings = Vec::new();
     let sync = "install a time service, such as systemd-timesyncd or chrony";
-    findings.push(if seen.now < RELEASED {
+    findings.push(if seen.now < SURELY_PAST {
         let what = "its time is years behind: the region's certificates are not valid yet for it, so it runs its apps and does not connect";
         Finding::lacks(Area::Clock, what, sync)
     } else if seen.synchronised {
@@ -51,9 +51,9 @@ mod tests {
     #[test]
     fn clocks_are_judged_by_what_goes_wrong_with_them() {
         for (now, synchronised, hardware, expected) in [
-            (RELEASED + 1, true, true, &[Verdict::Fine][..]),
-            (RELEASED + 1, false, true, &[Verdict::Poor]),
-            (RELEASED + 1, true, false, &[Verdict::Fine, Verdict::Poor]),
+            (SURELY_PAST + 1, true, true, &[Verdict::Fine][..]),
+            (SURELY_PAST + 1, false, true, &[Verdict::Poor]),
+            (SURELY_PAST + 1, true, false, &[Verdict::Fine, Verdict::Poor]),
             (0, true, true, &[Verdict::Lacks]),
             (0, false, false, &[Verdict::Lacks, Verdict::Poor]),
         ] {

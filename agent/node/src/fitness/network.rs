@@ -1,11 +1,9 @@
 //! The way out of the machine, and the firewall that keeps apps from the home.
 
-use std::{fs, net::IpAddr};
+use std::net::IpAddr;
 
 use super::{Area, Finding};
-
-/// The largest resolv.conf that is read.
-const MAX_BYTES: usize = 64 << 10;
+use crate::facts;
 
 /// What was seen of the network.
 #[derive(Clone, Debug)]
@@ -19,11 +17,9 @@ pub(super) struct Seen {
 }
 
 pub(super) fn look() -> Seen {
-    let text = fs::read("/etc/resolv.conf").unwrap_or_default();
-    let text = String::from_utf8_lossy(&text[..text.len().min(MAX_BYTES)]);
     Seen {
-        addresses: crate::facts::host_ips(),
-        resolver: text.lines().any(|line| line.trim_start().starts_with("nameserver")),
+        addresses: facts::host_ips(),
+        resolver: facts::read("/etc/resolv.conf").lines().any(|line| line.trim_start().starts_with("nameserver")),
         firewall: hearth_network::firewall_version().map_err(|error| crate::files::chain(&error)),
     }
 }

@@ -324,8 +324,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                     // The disk has the bytes now; memory keeps the command alone.
                     *encoded = bytes::Bytes::new();
                 }
-                let index = entry.log_id.index;
-                indexes = if indexes.is_empty() { index..index + 1 } else { indexes.start..index + 1 };
+                follow(&mut indexes, entry.log_id.index..entry.log_id.index + 1);
                 cache.entries.push(entry);
             }
         }
@@ -347,6 +346,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.durably(|done| Job::Purge { upto: log_id, done }).await?;
         self.cache().entries.purge(log_id);
         Ok(())
+    }
+}
+
+/// Adds indexes to those that they follow; either may be none.
+fn follow(indexes: &mut Range<u64>, more: Range<u64>) {
+    if indexes.is_empty() {
+        *indexes = more;
+    } else if !more.is_empty() {
+        indexes.end = more.end;
     }
 }
 
@@ -395,11 +403,7 @@ impl Batch {
             match jobs.try_recv() {
                 Ok(Job::Append { records, indexes, done }) => {
                     self.records.extend_from_slice(&records);
-                    if self.indexes.is_empty() {
-                        self.indexes = indexes;
-                    } else if !indexes.is_empty() {
-                        self.indexes.end = indexes.end;
-                    }
+                    follow(&mut self.indexes, indexes);
                     self.waiting.push(done);
                 }
                 Ok(other) => return Some(other),

@@ -61,8 +61,6 @@ pub(crate) struct SnapshotTiming {
 /// What is replicated, and how far it got.
 pub(crate) struct Machine {
     pub(crate) state: State,
-    /// The highest feature level that this server knows.
-    known: u32,
     applied: Option<LogId>,
     membership: StoredMembership,
     /// The last revision that changed something of a kind, for those that were changed since `loaded`.
@@ -96,6 +94,8 @@ pub(crate) struct Shared {
     log_entries: AtomicU64,
     last_snapshot_bytes: AtomicU64,
     timing: SnapshotTiming,
+    /// The highest feature level that this server knows.
+    pub(crate) known: u32,
     /// `true` once the store begins to close.
     closing: watch::Sender<bool>,
     health: Health,
@@ -112,10 +112,9 @@ impl Shared {
         health: Health,
         metrics: Metrics,
     ) -> Arc<Self> {
-        let mut machine = Machine::of(State::default(), &SnapshotMeta::default(), known);
-        let (mut current, mut bytes) = (None, 0);
+        let (mut machine, mut current, mut bytes) = (Machine::of(State::default(), &SnapshotMeta::default()), None, 0);
         if let Some(newest) = newest {
-            machine = Machine::of(newest.state, &newest.meta, known);
+            machine = Machine::of(newest.state, &newest.meta);
             bytes = newest.bytes;
             current = Some((newest.meta, newest.file));
         }
@@ -133,6 +132,7 @@ impl Shared {
             log_entries: AtomicU64::new(0),
             last_snapshot_bytes: AtomicU64::new(bytes),
             timing,
+            known,
             closing: watch::Sender::new(false),
             health,
             metrics,
@@ -251,10 +251,10 @@ impl Shared {
 }
 
 impl Machine {
-    fn of(state: State, meta: &SnapshotMeta, known: u32) -> Self {
+    fn of(state: State, meta: &SnapshotMeta) -> Self {
         let loaded = state.revision();
         let membership = meta.last_membership.clone();
-        Self { state, known, applied: meta.last_log_id, membership, kinds: HashMap::new(), loaded }
+        Self { state, applied: meta.last_log_id, membership, kinds: HashMap::new(), loaded }
     }
 
     /// Who votes by what is applied.
@@ -271,10 +271,16 @@ impl Machine {
 
     /// Applies an entry and returns the answer; `touched` gathers the kinds whose objects changed.
     ///
-    /// An entry that this program cannot apply is an error, and the state stays before it.
-    fn apply(&mut self, log_id: LogId, payload: Payload, touched: &mut Vec<GroupKind>) -> Result<Response, io::Error> {
+    /// An entry that a server which knows feature levels up to `known` cannot apply is an error, and the state stays before it.
+    fn apply(
+        &mut self,
+        log_id: LogId,
+        payload: Payload,
+        known: u32,
+        touched: &mut Vec<GroupKind>,
+    ) -> io::Result<Response> {
         if let Payload::Normal(proposal) = &payload
-            && let Some(why) = proposal.command.unread_at(self.known)
+            && let Some(why) = proposal.command.unread_at(known)
         {
             return Err(io::Error::new(io::ErrorKind::Unsupported, format!("entry {}: {why}", log_id.index)));
         }
@@ -338,10 +344,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 for item in batch {
                     let (entry, responder) = item?;
                     bytes += payload_size(&entry.payload);
-                    let response = machine.apply(entry.log_id, entry.payload, &mut touched).inspect_err(|error| {
-                        shared.health.fail(format!("the store cannot go on at {error}; reads go on meanwhile"));
-                        shared.metrics.failed.set(1);
-                    })?;
+                    let response = machine.apply(entry.log_id, entry.payload, shared.known, &mut touched).inspect_err(
+                        |error| {
+                            shared.health.fail(format!("the store cannot go on at {error}; reads go on meanwhile"));
+                            shared.metrics.failed.set(1);
+                        },
+                    )?;
                     answers.extend(responder.map(|responder| (responder, response)));
                 }
                 shared.metrics.applied_index.set(machine.applied.map_or(0, |id| id.index) as i64);
@@ -369,10 +377,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         disk::call(&Arc::clone(&self.0.disk), move || {
             let (_, state, bytes) = snapshot.load()?;
             let state = if sabotage::has(Bug::SnapshotNotInstalled) { shared.machine().state.clone() } else { state };
-            {
-                let mut machine = shared.machine_mut();
-                *machine = Machine::of(state, &meta, machine.known);
-            }
+            *shared.machine_mut() = Machine::of(state, &meta);
             shared.set_current(meta, snapshot, bytes);
             shared.wake_all();
             shared.applied.raise();
@@ -430,10 +435,11 @@ mod tests {
 
     #[test]
     fn an_entry_that_cannot_be_applied_stops_the_machine_before_it() {
-        let mut machine = Machine::of(State::default(), &SnapshotMeta::default(), hearth_state::FEATURE_LEVEL);
+        let mut machine = Machine::of(State::default(), &SnapshotMeta::default());
         let id = |index| log_id(1, index);
         let mut apply = |index, command| {
-            let applied = machine.apply(id(index), Payload::Normal(Proposal::new(command)), &mut Vec::new());
+            let payload = Payload::Normal(Proposal::new(command));
+            let applied = machine.apply(id(index), payload, hearth_state::FEATURE_LEVEL, &mut Vec::new());
             (applied.map_err(|error| error.to_string()), machine.applied, machine.state.feature_level())
         };
         let level = hearth_state::FEATURE_LEVEL;

@@ -136,7 +136,7 @@ impl Core {
                 Ok(Response::Administer(self.administer_here(ask).await??))
             }
             Request::Describe(_) => Ok(Response::Describe(proto::DescribeResponse {
-                feature_level: self.known,
+                feature_level: self.shared.known,
                 term: self.leadership().term,
             })),
         }
