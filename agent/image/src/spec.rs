@@ -8,12 +8,16 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{MAX_IMAGES, MAX_INDEX_ENTRIES, MAX_LAYERS};
 use crate::{Digest, ImageError, Platform};
 
-pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Media type (OCI image spec, media-types.md).
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// Media type (OCI image spec, media-types.md).
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Media type (Docker image manifest v2, schema 2).
+pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// Media type (Docker image manifest v2, schema 2).
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
 /// Types of layers. How the blob is compressed is read from its first bytes, as Docker and containerd do: some tools name the wrong type.
@@ -31,7 +35,7 @@ const LAYER_TYPES: [&str; 10] = [
 ];
 
 /// The annotation for a name or a tag of an image in a layout (OCI image spec, annotations.md).
-pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// containerd's and Docker's annotation for the full name.
 pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
 
@@ -58,18 +62,27 @@ pub struct ImageConfig {
 
 /// A pointer to a blob (OCI image spec, descriptor.md).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Descriptor {
-    pub(crate) media_type: String,
-    pub(crate) digest: Digest,
-    pub(crate) size: u64,
-    pub(crate) platform: Option<Platform>,
-    pub(crate) annotations: BTreeMap<String, String>,
+pub struct Descriptor {
+    /// What it says the blob is.
+    pub media_type: String,
+    /// Digest of the blob.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// In an index: what the image runs on, where it says.
+    pub platform: Option<Platform>,
+    /// Free text by key.
+    pub annotations: BTreeMap<String, String>,
+    /// Where else the blob could be had ("foreign layers"). Nothing here ever fetches from there.
+    pub urls: Vec<String>,
 }
 
 /// What a descriptor of an index points to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Target {
+pub enum Target {
+    /// An image manifest.
     Manifest,
+    /// An index of further manifests.
     Index,
     /// An artifact that is no image: signatures, software bills of materials.
     Other,
@@ -77,18 +90,24 @@ pub(crate) enum Target {
 
 /// An image manifest (OCI image spec, manifest.md).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Manifest {
-    pub(crate) config: Descriptor,
-    pub(crate) layers: Vec<Descriptor>,
+pub struct Manifest {
+    /// The image's configuration.
+    pub config: Descriptor,
+    /// Its layers, bottom first.
+    pub layers: Vec<Descriptor>,
 }
 
 /// The parts of an image configuration that matter here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ConfigDocument {
-    pub(crate) platform: Platform,
-    pub(crate) created: Option<String>,
-    pub(crate) diff_ids: Vec<Digest>,
-    pub(crate) config: ImageConfig,
+pub struct ConfigDocument {
+    /// What the image runs on.
+    pub platform: Platform,
+    /// When it was made (RFC 3339), if it says.
+    pub created: Option<String>,
+    /// Digests of the unpacked layers, bottom first.
+    pub diff_ids: Vec<Digest>,
+    /// How to run it.
+    pub config: ImageConfig,
 }
 
 /// One image of a docker archive's `manifest.json`.
@@ -113,6 +132,8 @@ struct RawDescriptor {
     platform: Option<RawPlatform>,
     #[serde(default, deserialize_with = "null_is_empty")]
     annotations: BTreeMap<String, String>,
+    #[serde(default, deserialize_with = "null_is_empty")]
+    urls: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -190,7 +211,8 @@ where
 }
 
 impl Descriptor {
-    pub(crate) fn target(&self) -> Target {
+    /// What its media type says it points to.
+    pub fn target(&self) -> Target {
         match self.media_type.as_str() {
             OCI_MANIFEST | DOCKER_MANIFEST => Target::Manifest,
             OCI_INDEX | DOCKER_INDEX => Target::Index,
@@ -207,6 +229,7 @@ impl RawDescriptor {
             size: self.size,
             platform: self.platform.map(RawPlatform::into_platform),
             annotations: self.annotations,
+            urls: self.urls,
         })
     }
 }
@@ -218,7 +241,7 @@ impl RawPlatform {
 }
 
 /// Reads an image index or a layout's `index.json`.
-pub(crate) fn parse_index(document: &str, bytes: &[u8]) -> Result<Vec<Descriptor>, ImageError> {
+pub fn parse_index(document: &str, bytes: &[u8]) -> Result<Vec<Descriptor>, ImageError> {
     let raw = parse_document(document, bytes, &[OCI_INDEX, DOCKER_INDEX])?;
     let manifests = raw.manifests.ok_or_else(|| invalid(document, "it has no list of manifests"))?;
     if raw.config.is_some() || raw.layers.is_some() {
@@ -231,7 +254,7 @@ pub(crate) fn parse_index(document: &str, bytes: &[u8]) -> Result<Vec<Descriptor
 }
 
 /// Reads an image manifest.
-pub(crate) fn parse_manifest(document: &str, bytes: &[u8]) -> Result<Manifest, ImageError> {
+pub fn parse_manifest(document: &str, bytes: &[u8]) -> Result<Manifest, ImageError> {
     let raw = parse_document(document, bytes, &[OCI_MANIFEST, DOCKER_MANIFEST])?;
     if raw.manifests.is_some() {
         return Err(invalid(document, "it is an index and a manifest at once"));
@@ -256,7 +279,7 @@ pub(crate) fn parse_manifest(document: &str, bytes: &[u8]) -> Result<Manifest, I
 }
 
 /// Reads an image configuration.
-pub(crate) fn parse_config(document: &str, bytes: &[u8]) -> Result<ConfigDocument, ImageError> {
+pub fn parse_config(document: &str, bytes: &[u8]) -> Result<ConfigDocument, ImageError> {
     let raw: RawConfig = from_json(document, bytes)?;
     if raw.os.is_empty() || raw.architecture.is_empty() {
         return Err(invalid(document, "it does not say its os and architecture"));

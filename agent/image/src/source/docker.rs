@@ -68,6 +68,7 @@ impl DockerArchive {
             size: manifest.len() as u64,
             platform: None,
             annotations: std::collections::BTreeMap::new(),
+            urls: Vec::new(),
         };
         self.documents.insert(config, bytes);
         self.documents.insert(descriptor.digest, manifest);

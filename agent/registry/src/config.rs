@@ -1,0 +1,84 @@
+//! What a puller is told: hosts to trust, mirrors, and bounds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Where and how to pull.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// Hosts (`host` or `host:port`, as image names have them) that are spoken to in plain HTTP. Everybody else is asked over HTTPS, also
+    /// `localhost`.
+    pub insecure: BTreeSet<String>,
+    /// By host of a registry (`docker.io` for Docker Hub): the hosts to ask before it, in order. A path after a mirror's host goes before the
+    /// repository there.
+    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Certificate authorities to trust besides those of the machine: PEM, any number of certificates in each.
+    pub extra_roots: Vec<Vec<u8>>,
+    /// Bounds.
+    pub limits: PullLimits,
+}
+
+/// Bounds on what registries can make a device do, and on how long it waits for them.
+#[derive(Debug, Clone)]
+pub struct PullLimits {
+    /// Layers of one image that are downloaded at a time.
+    pub parallel_layers: usize,
+    /// Bytes of all blobs of an image.
+    pub image_bytes: u64,
+    /// Bytes that stay free on the disk.
+    pub spare_bytes: u64,
+    /// Time to connect, with TLS.
+    pub connect: Duration,
+    /// Time from a request to the headers of its answer.
+    pub headers: Duration,
+    /// Time between two pieces of an answer.
+    pub idle: Duration,
+    /// Bytes a second, on the average of `slow_window`, below which an answer is given up and tried again.
+    pub slow_bytes_per_second: u64,
+    /// How long an answer may be too slow.
+    pub slow_window: Duration,
+    /// Tries of one request in a row without progress, at the registry itself. A mirror has one.
+    pub tries: u32,
+    /// The wait after the first failure; it doubles with each further one.
+    pub backoff: Duration,
+    /// The longest wait after a failure.
+    pub max_backoff: Duration,
+    /// The longest wait that a registry's `Retry-After` is obeyed for: where it asks for more, the pull ends and says so.
+    pub max_retry_after: Duration,
+}
+
+impl Default for PullLimits {
+    /// For slow lines of homes: nothing is given up that moves at 1 KiB/s.
+    fn default() -> Self {
+        Self {
+            parallel_layers: 3,
+            image_bytes: 32 * 1024 * 1024 * 1024,
+            spare_bytes: 64 * 1024 * 1024,
+            connect: Duration::from_secs(15),
+            headers: Duration::from_secs(30),
+            idle: Duration::from_secs(60),
+            slow_bytes_per_second: 1024,
+            slow_window: Duration::from_secs(60),
+            tries: 5,
+            backoff: Duration::from_millis(500),
+            max_backoff: Duration::from_secs(15),
+            max_retry_after: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Why a puller cannot be made of a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Extra roots are no certificates.
+    #[error("the extra CA certificates (number {number}) cannot be read: {reason}")]
+    Roots {
+        /// Which of them, from 1.
+        number: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The HTTP client cannot be made.
+    #[error("cannot make the HTTP client")]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
