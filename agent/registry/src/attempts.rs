@@ -24,6 +24,8 @@ pub(crate) enum Failed {
     Plainly,
     /// It brought the download on: the count of failures begins anew.
     WithProgress,
+    /// It was asked for the image itself: a mirror that has it not or gives it wrongly is not asked for its parts.
+    OfTheImage,
     /// What failed may have been what was there before it: the same once more, whatever the error is.
     OnOldBytes,
 }
@@ -31,9 +33,7 @@ pub(crate) enum Failed {
 impl<'a> Attempts<'a> {
     /// `doors`: mirrors in order, last the registry itself. Begins with the first that has not failed in this pull.
     pub(crate) fn new(doors: &'a [Door<'a>], limits: &'a PullLimits) -> Self {
-        let last = doors.len() - 1;
-        let at = doors.iter().position(|door| !door.is_passed_over()).unwrap_or(last);
-        Self { doors, limits, at, failures: 0 }
+        Self { doors, limits, at: next(doors, 0), failures: 0 }
     }
 
     pub(crate) fn door(&self) -> &'a Door<'a> {
@@ -68,10 +68,11 @@ impl<'a> Attempts<'a> {
             return Err(error);
         }
         tracing::info!(host, %error, "a mirror was passed over");
-        if matches!(error, PullError::Unreachable { .. } | PullError::TooManyRequests { .. }) {
+        let is_down = matches!(error, PullError::Unreachable { .. } | PullError::TooManyRequests { .. });
+        if is_down || failed == Failed::OfTheImage {
             self.door().pass_over();
         }
-        self.at += 1;
+        self.at = next(self.doors, self.at + 1);
         self.failures = 0;
         Ok(())
     }
@@ -79,11 +80,12 @@ impl<'a> Attempts<'a> {
     /// How long to wait before the same again; `None` where that would not help.
     fn wait(&self, error: &PullError) -> Option<Duration> {
         match error {
-            PullError::Unreachable { .. } => Some(self.backoff()),
+            PullError::Unreachable { .. } | PullError::TooManyRequests { retry_after: None, .. } => {
+                Some(self.backoff())
+            }
             PullError::TooManyRequests { retry_after: Some(asked), .. } => {
                 (*asked <= self.limits.max_retry_after).then(|| self.backoff().max(*asked))
             }
-            PullError::TooManyRequests { retry_after: None, .. } => Some(self.backoff()),
             _ => None,
         }
     }
@@ -94,4 +96,10 @@ impl<'a> Attempts<'a> {
         let full = self.limits.backoff.saturating_mul(1 << exponent).min(self.limits.max_backoff);
         full.mul_f64(rand::rng().random_range(0.5..=1.0))
     }
+}
+
+/// The first door from `at` on that has not failed in this pull; otherwise the registry itself.
+fn next(doors: &[Door<'_>], at: usize) -> usize {
+    let last = doors.len() - 1;
+    (at..last).find(|at| !doors[*at].is_passed_over()).unwrap_or(last)
 }

@@ -156,10 +156,10 @@ impl<'a> Parser<'a> {
             match byte {
                 b'"' => return Ok(text(&value)),
                 b'\\' => {
-                    value.push(self.peek().filter(is_text).ok_or_else(|| self.malformed("a character"))?);
+                    value.push(self.peek().filter(|byte| is_text(*byte)).ok_or_else(|| self.malformed("a character"))?);
                     self.at += 1;
                 }
-                byte if is_text(&byte) => value.push(byte),
+                byte if is_text(byte) => value.push(byte),
                 _ => return Err(self.malformed("a printable ASCII character")),
             }
         }
@@ -218,7 +218,7 @@ fn is_token(byte: u8) -> bool {
 }
 
 /// What a quoted string may hold. RFC 9110 allows bytes above ASCII, without a meaning: they are refused.
-fn is_text(byte: &u8) -> bool {
+fn is_text(byte: u8) -> bool {
     matches!(byte, b'\t' | b' '..=b'~')
 }
 

@@ -149,7 +149,7 @@ impl<'a> Documents<'a> {
                     self.layout.keep(&descriptor.digest, bytes).await?;
                     return Ok(descriptor);
                 }
-                Err(error) => attempts.after(error, Failed::Plainly).await?,
+                Err(error) => attempts.after(error, Failed::OfTheImage).await?,
             }
         }
     }
@@ -311,7 +311,7 @@ pub(crate) async fn digest_of(
     loop {
         match ask_digest(attempts.door(), version, image).await {
             Ok(digest) => return Ok(digest),
-            Err(error) => attempts.after(error, Failed::Plainly).await?,
+            Err(error) => attempts.after(error, Failed::OfTheImage).await?,
         }
     }
 }

@@ -91,7 +91,7 @@ impl<'a> TokenRequest<'a> {
         let realm = challenge.parameter("realm").unwrap_or_default();
         let mut url = Url::parse(realm)
             .ok()
-            .filter(|url| url.has_host())
+            .filter(Url::has_host)
             .ok_or_else(|| PullError::invalid(host, what, "the realm of its challenge is no URL"))?;
         let is_allowed = url.scheme() == "https" || (url.scheme() == "http" && endpoint.is_insecure());
         if !is_allowed || !url.username().is_empty() || url.password().is_some() {

@@ -92,9 +92,14 @@ pub(crate) fn tar_of(path: &str, content: &[u8]) -> Vec<u8> {
 impl TestImage {
     /// linux/amd64 with four layers of about `layer_bytes`, and linux/arm64 with one.
     pub(crate) fn new(layer_bytes: usize) -> Self {
+        Self::compressed(layer_bytes, ["+gzip", "+zstd", "", "+gzip"])
+    }
+
+    /// The same with layers compressed as these suffixes of media types say.
+    pub(crate) fn compressed(layer_bytes: usize, compressions: [&str; 4]) -> Self {
         let mut blobs = Blobs::default();
         let (mut diff_ids, mut layers) = (Vec::new(), Vec::new());
-        for (at, compression) in ["+gzip", "+zstd", "", "+gzip"].into_iter().enumerate() {
+        for (at, compression) in compressions.into_iter().enumerate() {
             let tar = tar_of(&format!("file-{at}"), &noise(at as u64 + 1, layer_bytes));
             diff_ids.push(Digest::of(&tar));
             layers.push(blobs.layer(&tar, compression));
