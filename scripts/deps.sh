@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Packages that are unpacked here and not installed: a kernel would be booted, a web server would be started.
+# Packages that are unpacked here and not installed: a kernel would be booted, a web server or registry would be started.
 unpacked=${CARGO_TARGET_DIR:-target}/debian
 
 want=()
@@ -36,6 +36,8 @@ for what in "$@"; do
         need curl curl
         need openssl openssl
         need skopeo skopeo
+        need htpasswd apache2-utils
+        command -v docker-registry >/dev/null || need_unpacked usr/bin/docker-registry docker-registry docker-registry
         need umoci umoci
         need debootstrap debootstrap
         need tcpdump tcpdump

@@ -27,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("hearth-tunnel", &["hearth-proto", "hearth-types"]),
     ("hearth-runtime", &["hearth-types"]),
     ("hearth-image", &["hearth-types"]),
+    ("hearth-registry", &["hearth-image"]),
     ("hearth-network", &["hearth-types"]),
     ("hearth-volume", &["hearth-types"]),
     (

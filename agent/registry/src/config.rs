@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::error::clip;
+
 /// Where and how to pull.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
@@ -67,6 +69,21 @@ impl Default for PullLimits {
     }
 }
 
+impl Config {
+    /// Refuses hosts that would be taken for something else.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let mirrors = self.mirrors.values().flatten().map(|mirror| mirror.split('/').next().unwrap_or_default());
+        let mut hosts = self.insecure.iter().chain(self.mirrors.keys()).map(String::as_str).chain(mirrors);
+        hosts.find(|host| !is_host(host)).map_or(Ok(()), |host| Err(ConfigError::Host(clip(host))))
+    }
+}
+
+fn is_host(host: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte);
+    let url = reqwest::Url::parse(&format!("https://{host}/"));
+    host.bytes().all(plain) && !host.ends_with(':') && url.is_ok_and(|url| url.has_host())
+}
+
 /// Why a puller cannot be made of a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -78,7 +95,32 @@ pub enum ConfigError {
         /// What is wrong.
         reason: String,
     },
+    /// A host is not written as image names have it.
+    #[error("{0:?} is not a host: write host or host:port, without https://")]
+    Host(String),
     /// The HTTP client cannot be made.
     #[error("cannot make the HTTP client")]
     Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_written_as_image_names_have_them() {
+        let config = |insecure: &str, mirror: &str| Config {
+            insecure: [insecure.into()].into(),
+            mirrors: [("docker.io".into(), vec![mirror.into()])].into(),
+            ..Config::default()
+        };
+        for good in ["example.com", "registry", "localhost:5000", "127.0.0.1:5000", "[::1]:5000"] {
+            assert!(config(good, good).check().is_ok(), "{good}");
+        }
+        assert!(config("localhost", "cache.example:5000/hub/").check().is_ok());
+        for bad in ["", "https://example.com", "http:", "me@example.com", "example.com:port", "a b", "example.com?x"] {
+            assert!(matches!(config(bad, "x").check(), Err(ConfigError::Host(_))), "{bad}");
+            assert!(matches!(config("x", bad).check(), Err(ConfigError::Host(_))), "{bad}");
+        }
+    }
 }

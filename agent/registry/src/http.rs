@@ -64,6 +64,7 @@ pub(crate) struct Body {
 
 impl Http {
     pub(crate) fn new(config: Config) -> Result<Self, ConfigError> {
+        config.check()?;
         let client = Client::builder()
             .tls_backend_preconfigured(tls(&config)?)
             .connect_timeout(config.limits.connect)

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
@@ -30,7 +30,7 @@ impl Registry {
             directory.join("storage").display()
         );
         fs::write(&config, text).unwrap();
-        let mut child = Command::new("docker-registry")
+        let mut child = Command::new(program())
             .arg("serve")
             .arg(&config)
             .stdin(Stdio::null())
@@ -66,6 +66,13 @@ impl Registry {
         let fixed = ["copy", "-q", "--insecure-policy", "--dest-tls-verify=false", "--retry-times=2"];
         run("skopeo", &[&fixed[..], arguments, &[&from, &to]].concat());
     }
+}
+
+/// The one that is installed, or that scripts/deps.sh unpacked into the target directory.
+fn program() -> PathBuf {
+    let target = std::env::current_exe().unwrap().ancestors().nth(3).unwrap().to_owned();
+    let unpacked = target.join("debian/docker-registry/usr/bin/docker-registry");
+    if unpacked.exists() { unpacked } else { "docker-registry".into() }
 }
 
 impl Drop for Registry {
