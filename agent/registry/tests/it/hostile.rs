@@ -338,6 +338,9 @@ async fn https_never_becomes_http() {
     let error = pull(&trusting, &name, &place.path().join("layout")).await.unwrap_err();
     assert!(matches!(&error, PullError::Invalid { reason, .. } if reason.contains("from https to http")), "{error}");
     assert!(plain.seen().is_empty());
+    // Without that redirect, HTTPS with the extra root pulls.
+    let good = Server::start_tls(&tls, move |request| honest(&image.blobs, &image.index, request)).await;
+    pull(&trusting, &format!("{}/app:1", good.host), &place.path().join("good")).await.unwrap();
     // And a certificate of nobody is refused.
     let strict = Puller::new(config).unwrap();
     let error = pull(&strict, &name, &place.path().join("other")).await.unwrap_err();

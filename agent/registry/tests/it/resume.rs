@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hearth_registry::{Credentials, Progress, PullError, Puller};
+use hearth_registry::{Credentials, Progress, PullError, PullLimits, Puller};
 use tempfile::{TempDir, tempdir};
 
 use crate::image::TestImage;
@@ -121,6 +122,68 @@ async fn a_pull_that_was_dropped_is_gone_on_from_by_another_puller() {
     assert_eq!(scene.ranges(), [String::new(), range(left)]);
     let others: Vec<_> = scene.server.seen().into_iter().filter(|request| request.is_for("/blobs/")).collect();
     assert_eq!(others.len(), 3 + 1 + 2, "blobs that were there were asked for again: {others:?}");
+}
+
+/// This test, run again as the process that is killed: host and layout, with a space between.
+const CHILD: &str = "HEARTH_REGISTRY_TEST_PULL";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_was_killed_is_gone_on_from_by_another_process() {
+    if let Ok(arguments) = std::env::var(CHILD) {
+        let (host, layout) = arguments.split_once(' ').unwrap();
+        let ended = pull(&Puller::new(insecure(&[host])).unwrap(), &format!("{host}/app:1"), Path::new(layout)).await;
+        panic!("it was to be killed: {ended:?}");
+    }
+    let scene = Scene::new(|asked, bytes, _| {
+        (asked == 0).then(|| Reply::new(200, Body::Silent(bytes[..400_000].to_vec(), bytes.len())))
+    })
+    .await;
+    let name = "resume::a_pull_that_was_killed_is_gone_on_from_by_another_process";
+    let mut child = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(CHILD, format!("{} {}", scene.server.host, scene.layout().display()))
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let length = || fs::metadata(scene.partial_path()).map_or(0, |found| found.len() as usize);
+    let begun = async {
+        while length() < 200_000 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), begun).await.expect("it comes that far");
+    child.kill().await.unwrap();
+    let left = length();
+    assert!(!scene.layout().join("index.json").exists());
+    scene.assert_pulls().await;
+    assert_eq!(scene.ranges(), [String::new(), range(left)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_many_layers_are_downloaded_at_a_time_and_no_more() {
+    let image = TestImage::new(1000);
+    let layers: Vec<_> = image.layers.iter().map(|layer| layer["digest"].as_str().unwrap().to_owned()).collect();
+    let of = layers.clone();
+    let server = Server::start(move |request| {
+        if let Some(digest) = of.iter().find(|digest| request.is_for(digest)) {
+            return Reply::new(200, Body::Silent(Vec::new(), image.blobs.0[digest].len()));
+        }
+        honest(&image.blobs, &image.index, request)
+    })
+    .await;
+    let asked = || layers.iter().map(|digest| server.count(digest)).sum::<usize>();
+    for parallel in [1, 3] {
+        let place = tempdir().unwrap();
+        let mut config = insecure(&[&server.host]);
+        config.limits = PullLimits { parallel_layers: parallel, tries: 1, ..config.limits };
+        config.limits.idle = Duration::from_millis(500);
+        let before = asked();
+        let name = format!("{}/app:1", server.host);
+        let error = pull(&Puller::new(config).unwrap(), &name, &place.path().join("layout")).await.unwrap_err();
+        assert!(matches!(error, PullError::Unreachable { .. }), "{error}");
+        assert_eq!(asked() - before, parallel);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
