@@ -206,3 +206,25 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     }
     clip(&text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_failures() {
+        for (errno, is_full) in [(Errno::NOSPC, true), (Errno::DQUOT, true), (Errno::IO, false)] {
+            let error = PullError::io("write", Path::new("/layout"), errno);
+            assert_eq!(matches!(error, PullError::DiskFull { .. }), is_full, "{error}");
+            assert!(error.is_local() && !error.is_permanent());
+        }
+    }
+
+    #[test]
+    fn words_from_outside_stay_in_one_line_and_bounded() {
+        assert_eq!(clip("a\r\nb\u{1b}[31m"), "ab[31m");
+        assert_eq!(clip(&"x".repeat(1000)).len(), SHOWN_CHARS);
+        let error = PullError::io("write", Path::new("/layout"), Errno::IO);
+        assert!(chain(&error).starts_with("cannot write \"/layout\": "), "{}", chain(&error));
+    }
+}

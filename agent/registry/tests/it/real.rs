@@ -41,8 +41,14 @@ async fn an_index_is_pulled_verified_and_imported() {
     assert_eq!((record.reference.as_str(), record.digest), (name.as_str(), pulled.manifest));
     assert_eq!(record.size, 4 * LAYER as u64);
 
+    // By the pin; the image store then wants a name for it.
+    let pinned = place.path().join("pinned");
+    let name_of_pin = format!("{}/a/app@{}", registry.host, pulled.digest);
+    assert_eq!(pull(&puller, &name_of_pin, &pinned).await.unwrap().manifest, pulled.manifest);
+    assert_eq!(import(&pinned, Some(&name)).digest, pulled.manifest);
+
     // The other platform, by the pin, into the same layout.
-    let pin = format!("{}/a/app@{}", registry.host, pulled.digest).parse().unwrap();
+    let pin = name_of_pin.parse().unwrap();
     let arm = Platform { variant: Some("v8".into()), ..Platform::linux("arm64") };
     let other =
         puller.pull(&pin, &arm, &Credentials::anonymous(), &layout, &known, &Progress::default()).await.unwrap();
