@@ -21,6 +21,7 @@
 
 mod disk;
 mod import;
+mod pressure;
 mod uses;
 
 use std::collections::HashSet;
@@ -50,19 +51,22 @@ pub struct ImportOptions {
     pub name: Option<String>,
     /// The platform to choose, and to insist on.
     pub platform: Platform,
+    /// The source was filled by a pull of `name` from a registry. It may lack layers that the store has, which were verified when they came;
+    /// `name` may be a digest; and since the image can be had again, [`ImageStore::make_room`] may remove it.
+    pub pulled: bool,
 }
 
 impl Default for ImportOptions {
     /// The source's own names, for the platform of this machine.
     fn default() -> Self {
-        Self { name: None, platform: Platform::host() }
+        Self { name: None, platform: Platform::host(), pulled: false }
     }
 }
 
 /// One name in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
-    /// `name:tag`, normalised.
+    /// `name:tag`, or `name@sha256:…` of an image that was pulled by its digest; normalised.
     pub reference: String,
     /// Digest of the image's manifest.
     pub digest: Digest,
@@ -72,6 +76,8 @@ pub struct ImageRecord {
     pub created: Option<String>,
     /// The platform it is for.
     pub platform: Platform,
+    /// Whether it was pulled from a registry, and can be again.
+    pub pulled: bool,
 }
 
 /// An image that is ready to run.
@@ -125,7 +131,11 @@ impl ImageStore {
     /// All names, sorted.
     pub fn list(&self) -> Result<Vec<ImageRecord>, ImageError> {
         let index = self.disk.index()?;
-        index.names.iter().map(|(reference, digest)| Ok(self.disk.image(digest)?.record(reference, digest))).collect()
+        let record = |(reference, digest): (&Reference, &Digest)| {
+            let pulled = index.pulled.contains(reference);
+            Ok(self.disk.image(digest)?.record(reference, digest, pulled))
+        };
+        index.names.iter().map(record).collect()
     }
 
     /// The image of a name (`name[:tag]`, tag `latest` where there is none), of `name@sha256:…`, or of a bare `sha256:…`.
@@ -150,6 +160,20 @@ impl ImageStore {
     /// As [`Self::resolve`], and holds the image: no collection of this process takes its layers away while the caller has the hold.
     pub fn resolve_and_hold(&self, reference: &str) -> Result<(Image, Hold), ImageError> {
         self.holds.hold(|| self.resolve(reference))
+    }
+
+    /// Which of an image's layers, given by their diff ids bottom first, an import would find here: a pull need not fetch them.
+    ///
+    /// A layer that was kept under another name, since it takes over something of those below it, counts as missing above the first that is.
+    pub fn known_layers(&self, diff_ids: &[Digest]) -> Result<Vec<bool>, ImageError> {
+        let (mut below, mut whole) = (Vec::new(), true);
+        let known = diff_ids.iter().map(|diff_id| {
+            let key = self.disk.find_layer(diff_id, whole.then_some(below.as_slice()))?;
+            whole &= key.is_some();
+            below.extend(key.map(|key| self.disk.layer_path(&key).join("fs")));
+            Ok(key.is_some())
+        });
+        known.collect()
     }
 
     /// Writes down which images pods run from or are about to: until this is said again, [`Self::remove`] refuses to take away the last
@@ -184,6 +208,7 @@ impl ImageStore {
                 found.filter(|_| index.names.len() < before)
             }
         };
+        index.forget_origins();
         let Some(digest) = removed else { return Err(ImageError::NotFound { reference: parsed.to_string() }) };
         let is_last = !index.names.values().any(|other| *other == digest);
         if is_last && !force && self.disk.in_use()?.contains(&digest) {

@@ -1,9 +1,15 @@
 //! What a puller is told: hosts to trust, mirrors, and bounds.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::clip;
+
+/// The key of the mirrors for registries that have none of their own.
+pub(crate) const ANY_HOST: &str = "*";
 
 /// Where and how to pull.
 #[derive(Debug, Clone, Default)]
@@ -11,13 +17,41 @@ pub struct Config {
     /// Hosts (`host` or `host:port`, as image names have them) that are spoken to in plain HTTP. Everybody else is asked over HTTPS, also
     /// `localhost`.
     pub insecure: BTreeSet<String>,
-    /// By host of a registry (`docker.io` for Docker Hub): the hosts to ask before it, in order. A path after a mirror's host goes before the
-    /// repository there.
+    /// By host of a registry (`docker.io` for Docker Hub; `*` for those that are not named): the hosts to ask before it, in order. A path after
+    /// a mirror's host goes before the repository there.
     pub mirrors: BTreeMap<String, Vec<String>>,
+    /// The registries that images may be named from; `None` allows all. Mirrors need not be among them.
+    pub allow: Option<BTreeSet<String>>,
+    /// Which addresses may be connected to.
+    pub reach: Reach,
     /// Certificate authorities to trust besides those of the machine: PEM, any number of certificates in each.
     pub extra_roots: Vec<Vec<u8>>,
     /// Bounds.
     pub limits: PullLimits,
+}
+
+/// Which addresses a puller may connect to: whoever names an image, and every registry by a redirect, could otherwise have the device knock at
+/// the doors of its own home.
+#[derive(Clone, Default)]
+pub struct Reach {
+    /// Whether an address is open to everybody; `None` where all are.
+    pub is_public: Option<Arc<dyn Fn(IpAddr) -> bool + Send + Sync>>,
+    /// Hosts, without a port, that may have any address.
+    pub local: BTreeSet<String>,
+}
+
+impl Reach {
+    pub(crate) fn allows(&self, host: &str, address: IpAddr) -> bool {
+        // An IPv4 address in the clothes of IPv6 is the same place.
+        let address = address.to_canonical();
+        self.local.contains(host) || self.is_public.as_ref().is_none_or(|is_public| is_public(address))
+    }
+}
+
+impl fmt::Debug for Reach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reach").field("local", &self.local).finish_non_exhaustive()
+    }
 }
 
 /// Bounds on what registries can make a device do, and on how long it waits for them.
@@ -73,7 +107,9 @@ impl Config {
     /// Refuses hosts that would be taken for something else.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let mirrors = self.mirrors.values().flatten().map(|mirror| mirror.split('/').next().unwrap_or_default());
-        let mut hosts = self.insecure.iter().chain(self.mirrors.keys()).map(String::as_str).chain(mirrors);
+        let named = self.mirrors.keys().filter(|host| *host != ANY_HOST);
+        let allowed = self.allow.iter().flatten();
+        let mut hosts = self.insecure.iter().chain(named).chain(allowed).map(String::as_str).chain(mirrors);
         hosts.find(|host| !is_host(host)).map_or(Ok(()), |host| Err(ConfigError::Host(clip(host))))
     }
 }

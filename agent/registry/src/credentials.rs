@@ -98,6 +98,11 @@ impl Credentials {
         Self::from_entries(from_json(bytes, ".dockercfg")?)
     }
 
+    /// One login, for a registry's host or a repository there.
+    pub(crate) fn of(host: &str, username: String, password: String) -> Self {
+        Self { entries: vec![Entry { key: normal_key(host), login: Login { username, password } }] }
+    }
+
     /// These and, where none of them is for an image, the others.
     #[must_use]
     pub fn and(mut self, others: Self) -> Self {

@@ -18,6 +18,22 @@ pub enum PullError {
     /// The reference is a bare digest: no registry can be asked for it.
     #[error("image {0} names no repository: give a name such as example.com/app@{0}")]
     NoName(String),
+    /// The configuration names the registries that may be asked, and this is none of them.
+    #[error("images of {host} are not pulled on this device: its owner allows other registries only")]
+    NotAllowed {
+        /// The registry.
+        host: String,
+    },
+    /// The registry, or where it redirected to, is in the device's own network and not named in the configuration.
+    #[error(
+        "{host} is at {address}, which is not on the internet: the device's owner has to name it as a registry of the home"
+    )]
+    NotPublic {
+        /// The host.
+        host: String,
+        /// Its address.
+        address: std::net::IpAddr,
+    },
     /// The registry has no such image, or a part of it is missing there.
     #[error("{host} has no {what}: check the image's name and tag")]
     NotFound {
@@ -142,6 +158,8 @@ impl PullError {
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::NoName(_)
+            | Self::NotAllowed { .. }
+            | Self::NotPublic { .. }
             | Self::NotFound { .. }
             | Self::Unauthorized { .. }
             | Self::Refused { .. }

@@ -10,6 +10,7 @@ use rustls::pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tokio::time::{Instant, timeout};
 
+use crate::addresses::{self, Addresses};
 use crate::config::{Config, ConfigError, PullLimits};
 use crate::error::chain;
 use crate::{PullError, error::clip};
@@ -67,6 +68,7 @@ impl Http {
         config.check()?;
         let client = Client::builder()
             .tls_backend_preconfigured(tls(&config)?)
+            .dns_resolver(Arc::new(Addresses::new(config.reach.clone())))
             .connect_timeout(config.limits.connect)
             .pool_idle_timeout(POOL_IDLE)
             .user_agent(concat!("hearth/", env!("CARGO_PKG_VERSION")))
@@ -115,6 +117,7 @@ impl Http {
     }
 
     async fn once(&self, ask: &Ask<'_>) -> Result<Response, PullError> {
+        addresses::check_literal(&ask.url, &self.config.reach)?;
         let mut request = self
             .client
             .request(ask.method.clone(), ask.url.clone())
@@ -131,7 +134,8 @@ impl Http {
         match timeout(limit, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             // Without its URL: the query of an object store's URL is a secret.
-            Ok(Err(error)) => Err(PullError::unreachable(&host, chain(&error.without_url()))),
+            Ok(Err(error)) => Err(addresses::refusal(&error)
+                .unwrap_or_else(|| PullError::unreachable(&host, chain(&error.without_url())))),
             Err(_) => Err(PullError::unreachable(&host, format!("no answer within {} s", limit.as_secs_f32()))),
         }
     }

@@ -185,6 +185,16 @@ impl Layout {
     }
 }
 
+/// Removes a layout, unless a pull fills it at this moment; whether it is gone. Blocks.
+pub fn remove_unused(root: &Path) -> io::Result<bool> {
+    let Some(lock) = open(&root.join("lock"))? else { return fs::remove_dir_all(root).map(|()| true) };
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => fs::remove_dir_all(root).map(|()| true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 impl Partial {
     /// Opens what an earlier try left of a blob, or begins it. More than `size` bytes cannot be part of it, and are dropped.
     pub(crate) async fn open(layout: &Layout, digest: &Digest, size: u64) -> Result<Self, PullError> {

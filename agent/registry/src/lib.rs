@@ -10,6 +10,7 @@
 //! Proxies of the environment are not used. Images of Docker's schema 1, layers kept outside of their registry, and digests other than SHA-256
 //! are not supported.
 
+mod addresses;
 mod attempts;
 mod blob;
 mod challenge;
@@ -19,6 +20,7 @@ pub mod decoders;
 mod documents;
 mod door;
 mod error;
+mod file;
 mod http;
 mod layout;
 mod name;
@@ -26,8 +28,10 @@ mod progress;
 mod puller;
 mod token;
 
-pub use config::{Config, ConfigError, PullLimits};
+pub use config::{Config, ConfigError, PullLimits, Reach};
 pub use credentials::{Credentials, CredentialsError};
 pub use error::PullError;
+pub use file::{FileError, Registries};
+pub use layout::remove_unused;
 pub use progress::{Progress, Transferred};
 pub use puller::{Known, Pulled, Puller};

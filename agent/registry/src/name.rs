@@ -4,7 +4,7 @@ use hearth_image::{Digest, Reference};
 use reqwest::Url;
 
 use crate::PullError;
-use crate::config::Config;
+use crate::config::{ANY_HOST, Config};
 
 /// What names without a domain mean.
 pub(crate) const DOCKER_HUB: &str = "docker.io";
@@ -57,8 +57,11 @@ impl Location {
 
     /// The mirrors of the registry in their order, and last the registry itself.
     pub(crate) fn endpoints(&self, config: &Config) -> Result<Vec<Endpoint>, PullError> {
-        let mirrors = config.mirrors.get(&self.host).into_iter().flatten();
-        let mut endpoints = Vec::new();
+        if config.allow.as_ref().is_some_and(|allowed| !allowed.contains(&self.host)) {
+            return Err(PullError::NotAllowed { host: self.host.clone() });
+        }
+        let mirrors = config.mirrors.get(&self.host).or_else(|| config.mirrors.get(ANY_HOST)).into_iter().flatten();
+        let mut endpoints: Vec<Endpoint> = Vec::new();
         for mirror in mirrors {
             let (host, prefix) = mirror.split_once('/').unwrap_or((mirror, ""));
             let prefix = prefix.trim_end_matches('/');
@@ -66,7 +69,10 @@ impl Location {
                 if prefix.is_empty() { self.repository.clone() } else { format!("{prefix}/{}", self.repository) };
             endpoints.push(Endpoint::new(host, repository, config)?);
         }
-        endpoints.push(Endpoint::new(&self.host, self.repository.clone(), config)?);
+        let own = Endpoint::new(&self.host, self.repository.clone(), config)?;
+        // One may be its own mirror, which is how the files of other tools say that it speaks plain HTTP.
+        endpoints.retain(|endpoint| *endpoint != own);
+        endpoints.push(own);
         Ok(endpoints)
     }
 }
@@ -154,5 +160,24 @@ mod tests {
             ]
         );
         assert_eq!(urls("example.com/x:1", &config).len(), 1);
+        let config = Config {
+            mirrors: [("*".into(), vec!["any.example".into()]), ("own.example".into(), vec!["own.example".into()])]
+                .into(),
+            ..Config::default()
+        };
+        assert_eq!(urls("example.com/x:1", &config)[0], "https://any.example/v2/x/manifests/1");
+        assert_eq!(urls("own.example/x:1", &config), ["https://own.example/v2/x/manifests/1"]);
+    }
+
+    #[test]
+    fn only_registries_that_are_allowed_are_asked() {
+        let config = Config {
+            allow: Some(["example.com".into()].into()),
+            mirrors: [("example.com".into(), vec!["mirror.home".into()])].into(),
+            ..Config::default()
+        };
+        assert_eq!(urls("example.com/x:1", &config).len(), 2);
+        let hub = Location::of(&"x:1".parse().expect("a reference")).expect("a name").endpoints(&config);
+        assert!(matches!(hub, Err(PullError::NotAllowed { host }) if host == "docker.io"));
     }
 }

@@ -19,8 +19,9 @@ use crate::progress::Progress;
 use crate::token::Tokens;
 use crate::{PullError, blob};
 
-/// Which layers the device has already, by diff id: they are not downloaded.
-pub type Known<'a> = dyn Fn(&Digest) -> bool + Send + Sync + 'a;
+/// Which of an image's layers, given by their diff ids bottom first, the device has already: they are not downloaded. Asked once for a pull;
+/// may read small files.
+pub type Known<'a> = dyn Fn(&[Digest]) -> Vec<bool> + Send + Sync + 'a;
 
 /// Pulls images. One for a device: pulls share connections and tokens. May be used from many tasks at once.
 #[derive(Debug)]
@@ -160,8 +161,9 @@ impl<'a> Plan<'a> {
     fn new(chosen: &'a Chosen, image: &str, limit: u64, known: &Known<'_>) -> Result<Self, PullError> {
         let mut wanted: BTreeMap<Digest, Wanted<'a>> = BTreeMap::new();
         let mut known_layers = 0;
-        for (descriptor, diff_id) in chosen.manifest.layers.iter().zip(&chosen.config.diff_ids) {
-            if known(diff_id) {
+        let had = known(&chosen.config.diff_ids);
+        for (at, descriptor) in chosen.manifest.layers.iter().enumerate() {
+            if had.get(at) == Some(&true) {
                 known_layers += 1;
                 continue;
             }

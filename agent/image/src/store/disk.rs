@@ -1,6 +1,6 @@
 //! The files of a store: formats, lock, atomic replacement.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::ImageRecord;
+use crate::inherit::Inherited;
 use crate::limits::MAX_CONFIG_BYTES;
 use crate::unpack::Unpacked;
 use crate::{Digest, ImageConfig, ImageError, Platform, Reference};
@@ -52,6 +53,9 @@ struct FormatFile {}
 #[derive(Default, PartialEq, Eq, Serialize, Deserialize)]
 struct InUseFile {
     images: Vec<Digest>,
+    /// Those that pods used before, as the last of them went: the one that is unused for the longest time first.
+    #[serde(default)]
+    released: Vec<Digest>,
 }
 
 /// The names of the store.
@@ -60,6 +64,16 @@ pub(super) struct Index {
     #[serde(skip)]
     generation: u64,
     pub(super) names: BTreeMap<Reference, Digest>,
+    /// Those of the names that came from a registry. Absent in stores that an older release wrote.
+    #[serde(default)]
+    pub(super) pulled: BTreeSet<Reference>,
+}
+
+impl Index {
+    /// Forgets where names came from that are gone.
+    pub(super) fn forget_origins(&mut self) {
+        self.pulled.retain(|name| self.names.contains_key(name));
+    }
 }
 
 /// An image as the store keeps it.
@@ -91,16 +105,22 @@ impl LayerFile {
         let implicit = few.and_then(|paths| paths.iter().map(|path| String::from_utf8(path.clone()).ok()).collect());
         Self { bytes: unpacked.bytes, entries: unpacked.entries, implicit }
     }
+
+    /// Its directories without entries, as bytes.
+    pub(super) fn implicit(self) -> Option<Vec<Vec<u8>>> {
+        self.implicit.map(|paths| paths.into_iter().map(String::into_bytes).collect())
+    }
 }
 
 impl ImageFile {
-    pub(super) fn record(&self, reference: &Reference, digest: &Digest) -> ImageRecord {
+    pub(super) fn record(&self, reference: &Reference, digest: &Digest, pulled: bool) -> ImageRecord {
         ImageRecord {
             reference: reference.to_string(),
             digest: *digest,
             size: self.size,
             created: self.created.clone(),
             platform: self.platform.clone(),
+            pulled,
         }
     }
 }
@@ -268,15 +288,25 @@ impl Disk {
         }
     }
 
+    /// The images that pods used before, the one that is unused for the longest time first.
+    pub(super) fn released(&self) -> Result<Vec<Digest>, ImageError> {
+        Ok(self.in_use_file()?.released)
+    }
+
     /// Not under the lock, so that no import holds up the agent: it is the only one who writes this file.
     pub(super) fn note_in_use(&self, in_use: &HashSet<Digest>) -> Result<(), ImageError> {
         let mut images: Vec<Digest> = in_use.iter().copied().collect();
         images.sort_unstable();
-        let wanted = InUseFile { images };
-        // A damaged one is written anew.
-        if self.in_use_file().is_ok_and(|had| had == wanted) {
+        let had = self.in_use_file();
+        if had.as_ref().is_ok_and(|had| had.images == images) {
             return Ok(());
         }
+        // A damaged one is written anew.
+        let had = had.unwrap_or_default();
+        let mut released: Vec<Digest> = had.released;
+        released.extend(had.images);
+        released.retain(|digest| !in_use.contains(digest) && self.image_path(digest).exists());
+        let wanted = InUseFile { images, released };
         let fresh = self.root.join("in-use.json.new");
         write_file(&fresh, wanted)?;
         rename(&fresh, &self.root.join("in-use.json"))
@@ -364,6 +394,20 @@ impl Disk {
             directories.push(path);
         }
         Ok(directories)
+    }
+
+    /// What the layer is kept under where it lies upon `below`; `None` where it is not here, or that cannot be told without unpacking it.
+    /// Where `below` is not known, only a layer is found that takes over nothing from there.
+    pub(super) fn find_layer(&self, diff_id: &Digest, below: Option<&[PathBuf]>) -> Result<Option<Digest>, ImageError> {
+        if !self.layer_path(diff_id).exists() {
+            return Ok(None);
+        }
+        let key = match (self.layer(diff_id)?.implicit(), below) {
+            (Some(implicit), _) if implicit.is_empty() => *diff_id,
+            (Some(implicit), Some(below)) => Inherited::find(&implicit, below)?.key(diff_id),
+            _ => return Ok(None),
+        };
+        Ok(self.layer_path(&key).exists().then_some(key))
     }
 
     pub(super) fn layer(&self, diff_id: &Digest) -> Result<LayerFile, ImageError> {

@@ -19,6 +19,8 @@ struct Import<'a> {
     disk: &'a Disk,
     limits: &'a Limits,
     scratch: &'a Path,
+    /// See [`ImportOptions::pulled`].
+    pulled: bool,
     /// Layers unpacked by this import, by what they are kept under.
     unpacked: HashMap<Digest, LayerFile>,
 }
@@ -29,34 +31,49 @@ pub(super) fn import(
     path: &Path,
     options: &ImportOptions,
 ) -> Result<Vec<ImageRecord>, ImageError> {
-    let name = options.name.as_deref().map(parse_name).transpose()?;
+    let name = options.name.as_deref().map(|name| parse_name(name, options.pulled)).transpose()?;
     let lock = disk.lock()?;
     disk.clean(&lock)?;
     let scratch = disk.scratch(&lock)?;
     let opened = source::open(path, scratch.path())?;
     let blobs = opened.blobs.as_ref();
     let chosen = select::choose(&opened.offers, blobs, name.as_ref(), &options.platform)?;
-    let mut import = Import { disk, limits, scratch: scratch.path(), unpacked: HashMap::new() };
+    if let Some(Reference::Digest { digest, .. }) = &name {
+        check_pin(digest, &chosen)?;
+    }
+    let pulled = options.pulled;
+    let mut import = Import { disk, limits, scratch: scratch.path(), pulled, unpacked: HashMap::new() };
     let images =
         chosen.iter().map(|image| Ok((image, import.image(blobs, image)?))).collect::<Result<Vec<_>, ImageError>>()?;
     import.commit(&lock, &images)?;
     let mut records: Vec<_> = images
         .iter()
-        .flat_map(|(chosen, file)| chosen.references.iter().map(|reference| file.record(reference, &chosen.digest)))
+        .flat_map(|(chosen, file)| chosen.references.iter().map(|name| file.record(name, &chosen.digest, pulled)))
         .collect();
     records.sort_by(|a, b| a.reference.cmp(&b.reference));
     tracing::info!(source = %path.display(), images = records.len(), layers = import.unpacked.len(), "imported");
     Ok(records)
 }
 
-fn parse_name(name: &str) -> Result<Reference, ImageError> {
+fn parse_name(name: &str, pulled: bool) -> Result<Reference, ImageError> {
     match name.parse().map_err(ImageError::Reference)? {
         reference @ Reference::Tag { .. } => Ok(reference),
+        reference @ Reference::Digest { name: Some(_), .. } if pulled => Ok(reference),
         Reference::Digest { .. } => Err(ImageError::Document {
             document: format!("name {name:?}"),
             reason: "an image is named by name and tag, not by digest".into(),
         }),
     }
+}
+
+/// What is kept under a digest has that digest.
+fn check_pin(digest: &Digest, chosen: &[Chosen]) -> Result<(), ImageError> {
+    let has = |image: &Chosen| image.digest == *digest || image.indexes.contains(digest);
+    if chosen.iter().all(has) {
+        return Ok(());
+    }
+    let reason = format!("its image was asked for as {digest}, and is another");
+    Err(ImageError::Document { document: "index.json".into(), reason })
 }
 
 impl Import<'_> {
@@ -90,7 +107,9 @@ impl Import<'_> {
     ) -> Result<(Digest, u64), ImageError> {
         if let Some(found) = self.find_layer(diff_id, below)? {
             // Not needed, and still part of what was brought: a damaged source is not reported as good.
-            Verifying::open(blobs, descriptor)?.finish(descriptor, blobs)?;
+            if !self.pulled {
+                Verifying::open(blobs, descriptor)?.finish(descriptor, blobs)?;
+            }
             return Ok(found);
         }
         let directory = self.scratch.join("unpacking");
@@ -125,10 +144,10 @@ impl Import<'_> {
             None if self.knows(diff_id) => self.disk.layer(diff_id)?,
             None => return Ok(None),
         };
-        let Some(implicit) = layer.implicit else { return Ok(None) };
-        let implicit: Vec<_> = implicit.into_iter().map(String::into_bytes).collect();
+        let bytes = layer.bytes;
+        let Some(implicit) = layer.implicit() else { return Ok(None) };
         let key = Inherited::find(&implicit, below)?.key(diff_id);
-        Ok(self.knows(&key).then_some((key, layer.bytes)))
+        Ok(self.knows(&key).then_some((key, bytes)))
     }
 
     fn knows(&self, key: &Digest) -> bool {
@@ -152,6 +171,13 @@ impl Import<'_> {
         for (chosen, file) in images {
             disk::write_file(&self.scratch_image(&chosen.digest), file.clone())?;
             index.names.extend(chosen.references.iter().map(|reference| (reference.clone(), chosen.digest)));
+            for reference in &chosen.references {
+                if self.pulled {
+                    index.pulled.insert(reference.clone());
+                } else {
+                    index.pulled.remove(reference);
+                }
+            }
         }
         // One call for all files of all layers; it reports what could not be written.
         let directory = disk::open_directory(self.scratch)?;

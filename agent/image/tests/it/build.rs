@@ -68,7 +68,7 @@ impl Workshop {
 }
 
 fn amd64() -> ImportOptions {
-    ImportOptions { name: None, platform: Platform::linux("amd64") }
+    ImportOptions { platform: Platform::linux("amd64"), ..ImportOptions::default() }
 }
 
 #[test]

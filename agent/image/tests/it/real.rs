@@ -57,7 +57,8 @@ fn make_image(directory: &Path) -> PathBuf {
 }
 
 fn import(store: &ImageStore, source: &Path, name: Option<&str>) -> ImageRecord {
-    let options = ImportOptions { name: name.map(Into::into), platform: hearth_image::Platform::linux("amd64") };
+    let platform = hearth_image::Platform::linux("amd64");
+    let options = ImportOptions { name: name.map(Into::into), platform, ..ImportOptions::default() };
     let mut records = store.import(source, &options).unwrap();
     assert_eq!(records.len(), 1);
     records.remove(0)

@@ -226,7 +226,7 @@ fn the_platform_is_chosen_from_an_index_and_its_digest_is_a_name_too() {
             let source = place.path("source");
             let _ = fs::remove_dir_all(&source);
             layout.write_directory(&source);
-            let options = ImportOptions { name: None, platform: Platform::linux(architecture) };
+            let options = ImportOptions { platform: Platform::linux(architecture), ..ImportOptions::default() };
             place.store.import(&source, &options).unwrap();
             for name in ["multi:1", top["digest"].as_str().unwrap()] {
                 // Two images were chosen through one index: the name has the last.
@@ -352,4 +352,74 @@ fn the_store_is_for_root_alone_and_takes_no_strangers_directory() {
     fs::write(place.path("images/format"), "{\"magic\":\"hearth-images\",\"version\":7}").unwrap();
     let error = ImageStore::open(&place.path("images")).unwrap_err();
     assert!(error.to_string().contains("version 7"), "{error}");
+}
+
+fn pulled(name: &str) -> ImportOptions {
+    ImportOptions { name: Some(name.into()), pulled: true, ..amd64() }
+}
+
+#[test]
+fn a_pull_may_leave_out_the_layers_that_are_here_and_be_named_by_digest() {
+    let place = Place::new();
+    let (base, top) = (layer(&[file("base", "b")]), layer(&[file("top", "t")]));
+    place.import(&named(std::slice::from_ref(&base), "base:1")).unwrap();
+    let unknown = Digest::of(b"unknown");
+    assert_eq!(place.store.known_layers(&[base.1, top.1]).unwrap(), [true, false]);
+    assert_eq!(place.store.known_layers(&[unknown, base.1]).unwrap()[0], false);
+
+    let mut layout = named(&[base.clone(), top], "example.com/app:1");
+    let manifest = layout.descriptor()["digest"].as_str().unwrap().to_owned();
+    layout.files.remove(&format!("blobs/sha256/{}", Digest::of(&base.0).hex()));
+    // An import that was not pulled is whole, or refused.
+    let error = place.import(&layout).unwrap_err();
+    assert!(matches!(error, ImageError::MissingBlob { .. }), "{error}");
+    let other = format!("example.com/app@{}", Digest::of(b"another"));
+    let error = place.store.import(&place.path("source"), &pulled(&other)).unwrap_err();
+    assert!(error.to_string().contains("is another"), "{error}");
+    let pin = format!("example.com/app@{manifest}");
+    for name in [pin.as_str(), "example.com/app:1"] {
+        let records = place.store.import(&place.path("source"), &pulled(name)).unwrap();
+        assert_eq!((records[0].reference.as_str(), records[0].pulled), (name, true));
+        assert_eq!(place.store.resolve(name).unwrap().layers.len(), 2);
+    }
+    // The pin is a name like another: it keeps the image.
+    place.store.remove("example.com/app:1").unwrap();
+    assert_eq!(place.store.collect_garbage(&HashSet::new()).unwrap().images, 0);
+    assert_eq!(place.store.list().unwrap().iter().filter(|record| record.pulled).count(), 1);
+    place.store.remove(&pin).unwrap();
+    assert_eq!(place.store.collect_garbage(&HashSet::new()).unwrap().images, 1);
+}
+
+#[test]
+fn room_is_made_of_what_can_be_had_again_the_longest_unused_first() {
+    let place = Place::new();
+    let mut digests = Vec::new();
+    for (name, is_pulled) in [("old:1", true), ("new:1", true), ("never:1", true), ("mine:1", false), ("used:1", true)]
+    {
+        let _ = fs::remove_dir_all(place.path("source"));
+        named(&[layer(&[file(name, &"x".repeat(1000))])], name).write_directory(&place.path("source"));
+        let options = ImportOptions { name: Some(name.into()), pulled: is_pulled, ..amd64() };
+        digests.push(place.store.import(&place.path("source"), &options).unwrap()[0].digest);
+    }
+    let [old, new, _, _, used] = digests[..] else { panic!("five") };
+    let in_use = HashSet::from([used]);
+    // `old` was released before `new`; neither name says so.
+    for uses in [HashSet::from([old, new, used]), HashSet::from([new, used]), in_use.clone()] {
+        place.store.note_in_use(&uses).unwrap();
+    }
+    let names = || place.store.list().unwrap().into_iter().map(|record| record.reference).collect::<Vec<_>>();
+    assert_eq!(place.store.make_room(1, &in_use).unwrap(), Some(Garbage { images: 1, layers: 1, bytes: 1000 }));
+    assert_eq!(names(), ["mine:1", "never:1", "new:1", "used:1"]);
+    let (_, hold) = place.store.resolve_and_hold("never:1").unwrap();
+    assert_eq!(place.store.make_room(1_000_000, &in_use).unwrap().unwrap().images, 1);
+    assert_eq!(names(), ["mine:1", "never:1", "used:1"]);
+    drop(hold);
+    assert_eq!(place.store.make_room(1_000_000, &in_use).unwrap().unwrap().images, 1);
+    assert_eq!(names(), ["mine:1", "used:1"]);
+    // What somebody imported under another name is no longer only pulled.
+    place.store.import(&place.path("source"), &ImportOptions { name: Some("kept:1".into()), ..amd64() }).unwrap();
+    assert_eq!(place.store.make_room(1_000_000, &HashSet::new()).unwrap().unwrap().images, 0);
+    assert_eq!(names(), ["kept:1", "mine:1", "used:1"]);
+    place.store.import(&place.path("source"), &ImportOptions { name: Some("used:1".into()), ..amd64() }).unwrap();
+    assert!(place.store.list().unwrap().iter().all(|record| !record.pulled));
 }

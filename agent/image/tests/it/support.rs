@@ -302,7 +302,7 @@ impl Place {
 }
 
 pub(crate) fn amd64() -> ImportOptions {
-    ImportOptions { name: None, platform: Platform::linux("amd64") }
+    ImportOptions { platform: Platform::linux("amd64"), ..ImportOptions::default() }
 }
 
 /// An error with all that caused it.

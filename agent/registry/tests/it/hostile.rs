@@ -19,6 +19,8 @@ type Lie = Box<dyn Fn(&Request) -> Option<Reply> + Send + Sync>;
 fn name_of(error: &PullError) -> &'static str {
     match error {
         PullError::NoName(_) => "NoName",
+        PullError::NotAllowed { .. } => "NotAllowed",
+        PullError::NotPublic { .. } => "NotPublic",
         PullError::NotFound { .. } => "NotFound",
         PullError::Unauthorized { .. } => "Unauthorized",
         PullError::Unreachable { .. } => "Unreachable",

@@ -6,6 +6,7 @@ mod auth;
 mod hostile;
 mod image;
 mod mirrors;
+mod reach;
 mod real;
 mod registry;
 mod resume;

@@ -103,7 +103,7 @@ async fn a_pull_that_was_dropped_is_gone_on_from_by_another_puller() {
     let (puller, platform, progress) = (scene.puller(), amd64(), Progress::default());
     let (layout, nobody) = (scene.layout(), Credentials::anonymous());
     let mut watch = progress.watch();
-    let known = |_: &hearth_image::Digest| false;
+    let known = |_: &[hearth_image::Digest]| vec![];
     let pull = puller.pull(&name, &platform, &nobody, &layout, &known, &progress);
     let begun = async {
         // All but the silent one are there, and of that one what was written at once.

@@ -59,14 +59,15 @@ pub(crate) async fn pull_with(
     credentials: &Credentials,
 ) -> Result<Pulled, PullError> {
     let (reference, platform, progress) = (name.parse().unwrap(), amd64(), Progress::default());
-    let pull = puller.pull(&reference, &platform, credentials, layout, &|_| false, &progress);
+    let none = |diff_ids: &[Digest]| vec![false; diff_ids.len()];
+    let pull = puller.pull(&reference, &platform, credentials, layout, &none, &progress);
     tokio::time::timeout(PULL, pull).await.expect("the pull ends")
 }
 
 /// Imports a layout into a new store beside it.
 pub(crate) fn import(layout: &Path, name: Option<&str>) -> ImageRecord {
     let store = ImageStore::open(&layout.with_extension("store")).unwrap();
-    let options = ImportOptions { name: name.map(Into::into), platform: amd64() };
+    let options = ImportOptions { name: name.map(Into::into), platform: amd64(), ..ImportOptions::default() };
     let mut records = store.import(layout, &options).unwrap();
     assert_eq!(records.len(), 1);
     records.remove(0)
