@@ -46,6 +46,7 @@ for what in "$@"; do
         need /bin/busybox busybox-static
         need ping iputils-ping
         need mkfs.ext4 e2fsprogs
+        need mkfs.xfs xfsprogs
         need pgrep procps
         need hostname hostname
         if [[ $(uname -m) == x86_64 ]]; then

@@ -316,6 +316,8 @@ pub(crate) struct TokenDelete {
 pub(crate) enum Image {
     /// Take an image into this device's store: an OCI layout directory, an OCI or docker archive.
     Import(ImageImport),
+    /// Fetch an image from its registry (see registries.yaml in the data directory).
+    Pull(ImagePull),
     /// Pack files into an OCI image archive, without Docker.
     Build(ImageBuild),
     /// List the images in this device's store.
@@ -344,6 +346,18 @@ pub(crate) struct ImageImport {
     /// The name to give it, where it has none or another is wanted.
     #[arg(short, long, value_name = "NAME[:TAG]")]
     pub(crate) tag: Option<String>,
+    #[command(flatten)]
+    pub(crate) dir: InDataDir,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ImagePull {
+    /// The image: `name[:tag]` or `name@sha256:...`, with its registry's host before it unless it is Docker Hub.
+    #[arg(value_name = "IMAGE")]
+    pub(crate) reference: String,
+    /// Also where the image is here: the registry may have a newer one.
+    #[arg(long)]
+    pub(crate) always: bool,
     #[command(flatten)]
     pub(crate) dir: InDataDir,
 }

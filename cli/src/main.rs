@@ -56,6 +56,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Down(args) => roles::down::run(&args)?,
         Command::Status(args) => roles::status::run(&args)?,
         Command::Image(Image::Import(args)) => verbs::image::import(&args)?,
+        Command::Image(Image::Pull(args)) => {
+            log_to_stderr(cli.log_format, "error");
+            multi_threaded()?.block_on(verbs::image::pull(&args))?;
+        }
         Command::Image(Image::Build(args)) => verbs::image::build(&args)?,
         Command::Image(Image::Ls(args)) => verbs::image::list(&args)?,
         Command::Image(Image::Rm(args)) => verbs::image::remove(&args)?,

@@ -40,7 +40,9 @@ impl Instance {
             .rand_bytes(5)
             .tempdir_in("/tmp")
             .context("cannot make a directory")?;
-        Ok(Self { dir, netns: None, mounted: false, keep_down: false })
+        let instance = Self { dir, netns: None, mounted: false, keep_down: false };
+        instance.allow_registries("allow: []")?;
+        Ok(instance)
     }
 
     /// A running instance: `hearth up --detach` on ports that are free, with an example or `none`.
@@ -66,7 +68,20 @@ impl Instance {
         let _ = std::fs::remove_file(&image);
         made?;
         instance.mounted = true;
+        instance.allow_registries("allow: []")?;
         Ok(instance)
+    }
+
+    /// Its data directory is what `mount` puts there, in the place of what was there before.
+    pub fn live_on(&mut self, mount: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        mount(self.path())?;
+        self.mounted = true;
+        Ok(())
+    }
+
+    /// What its owner says of registries; none is asked until this is said.
+    pub fn allow_registries(&self, yaml: &str) -> Result<()> {
+        std::fs::write(self.path().join("registries.yaml"), yaml).context("cannot write registries.yaml")
     }
 
     /// Everything of it runs in a network namespace.

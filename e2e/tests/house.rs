@@ -36,6 +36,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "hearth-pod",
             "hearth-runtime",
             "hearth-image",
+            "hearth-registry",
             "hearth-network",
             "hearth-volume",
             "hearth-tunnel",

@@ -174,6 +174,12 @@ impl Network {
         self.inner.ipv6
     }
 
+    /// Whether pods may reach an address: it is on the public internet, as far as this host knows, and not of this home. For what the host
+    /// itself fetches on somebody else's word.
+    pub fn is_public(&self, address: IpAddr) -> bool {
+        !self.inner.guard.denied().get().contains(address.to_canonical())
+    }
+
     /// What on this host may keep pods from the network: for example, another program's firewall whose default is to drop.
     /// Kept current as firewalls, addresses and routes change, and cheap to ask.
     pub fn notices(&self) -> Arc<[Notice]> {

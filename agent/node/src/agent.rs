@@ -2,7 +2,7 @@
 
 use std::{path::Path, path::PathBuf, sync::Arc, time::Duration};
 
-use hearth_image::{ImageError, ImageStore};
+use hearth_image::ImageError;
 use hearth_network::{Network, NetworkConfig, NetworkError};
 use hearth_proto::v1::device_door_server::DeviceDoorServer;
 use hearth_runtime::{Runtime, RuntimeError, Zygote, ZygoteConfig};
@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
 use crate::{
-    Identity, Paths,
+    Identity, Images, Paths,
     desired::Desired,
     door,
     files::{self, FileError, chain},
@@ -207,10 +207,12 @@ impl Agent {
         let (stores, instance) = (paths.clone(), config.instance.clone());
         let pods = Arc::new(Pods::default());
         let (served, counted) = (Arc::clone(&pods), metrics.clone());
-        let opened = blocking(move || open(&stores, &instance, &incarnation, served, counted)).await?;
+        let reach = network.clone();
+        let opened = blocking(move || open(&stores, &instance, &incarnation, reach, served, counted)).await?;
         let (images, volumes, ids, ingress, desired, info) = opened;
         let servers = paths.servers();
-        let shared = Shared::new(paths, config.clock, images, volumes, network, runtime.clone(), ids, metrics, pods);
+        let (clock, owner) = (config.clock, identity.owner().to_owned());
+        let shared = Shared::new(paths, clock, owner, images, volumes, network, runtime.clone(), ids, metrics, pods);
         let shared = Arc::new(shared);
         let roster = Arc::new(Roster::default());
         let allowed = Arc::clone(&roster);
@@ -265,13 +267,14 @@ impl Agent {
     }
 }
 
-type Opened = (ImageStore, VolumeStore, IdRanges, Ingress, Desired, DeviceInfo);
+type Opened = (Images, VolumeStore, IdRanges, Ingress, Desired, DeviceInfo);
 
 /// Opens what is on the disk. Blocks.
 fn open(
     paths: &Paths,
     instance: &InstanceId,
     incarnation: &hearth_types::Incarnation,
+    network: Network,
     pods: Arc<Pods>,
     metrics: Metrics,
 ) -> Result<Opened, AgentError> {
@@ -279,7 +282,9 @@ fn open(
     for dir in [paths.pods(), paths.scratch(), paths.logs()] {
         files::private_dir(&dir)?;
     }
-    let images = ImageStore::open(&paths.images()).map_err(AgentError::Images)?;
+    // Whoever names an image must not have this device ask around in its own home.
+    let is_public = Arc::new(move |address| network.is_public(address));
+    let images = Images::open(paths, Some(is_public)).map_err(AgentError::Images)?;
     let volumes = VolumeStore::open(&paths.volumes()).map_err(AgentError::Volumes)?;
     let ids = IdRanges::open(paths.ids(), instance.as_str());
     let ingress = Ingress::open(paths.ingress(), pods, metrics)?;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hearth_pod::Failure;
+use hearth_registry::Credentials;
 use hearth_types::{
     GroupKind, ObjectKey,
     kinds::{ConfigMap, Container, Secret, Volume},
@@ -99,6 +100,17 @@ impl Configs<'_> {
                 Err(wrong(format!("couldn't find key {key} in {word} {namespace}/{name}")))
             }
         }
+    }
+
+    /// The logins of a Secret of one of the two types that Kubernetes has for them, or why there are none.
+    pub(crate) fn pull_secret(&self, name: &str) -> Result<Credentials, String> {
+        let data = self.data(Source::Secret, name, false).map_err(|failure| failure.message)?.unwrap_or_default();
+        let read = match (data.get(".dockerconfigjson"), data.get(".dockercfg")) {
+            (Some(bytes), _) => Credentials::from_docker_config_json(bytes),
+            (None, Some(bytes)) => Credentials::from_docker_cfg(bytes),
+            (None, None) => return Err("it has neither .dockerconfigjson nor .dockercfg".into()),
+        };
+        read.map_err(|error| error.to_string())
     }
 
     /// A container's environment as its spec says: `envFrom`, then `env` over it, with `$(NAME)` expanded by what came before.

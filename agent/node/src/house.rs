@@ -51,12 +51,8 @@ async fn images(shared: &Arc<Shared>) {
         if !shared.knows_its_pods() {
             continue;
         }
-        let (images, in_use) = (shared.images.clone(), in_use(shared));
-        let collected = blocking(move || {
-            images.note_in_use(&in_use)?;
-            images.try_collect_garbage(&in_use)
-        });
-        match collected.await {
+        let (images, in_use) = (Arc::clone(&shared.images), in_use(shared));
+        match blocking(move || images.collect(&in_use)).await {
             Ok(Some(garbage)) if garbage.bytes > 0 => tracing::info!(?garbage, "removed images that nothing uses"),
             Ok(_) => {}
             Err(error) => tracing::error!(error = chain(&error), "images that nothing uses cannot be removed"),

@@ -39,6 +39,8 @@ paths! {
     run = "run",
     /// Unpacked images.
     images = "images",
+    /// Downloads of images that are under way or were broken off.
+    pulls = "pulls",
     /// Claims and other volumes.
     volumes = "volumes",
     /// Prefixes and addresses of the pod network.
@@ -55,6 +57,11 @@ impl Paths {
     /// The agent's part of `data_dir`.
     pub fn new(data_dir: &Path) -> Self {
         Self { root: data_dir.join("agent") }
+    }
+
+    /// What the owner says of registries: `<data-dir>/registries.yaml`.
+    pub fn registries(&self) -> PathBuf {
+        self.root.with_file_name("registries.yaml")
     }
 
     /// `<data-dir>/agent` itself.

@@ -10,7 +10,6 @@ use std::{
     time::SystemTime,
 };
 
-use hearth_image::ImageStore;
 use hearth_network::Network;
 use hearth_pod::Phase;
 use hearth_runtime::Runtime;
@@ -20,7 +19,7 @@ use serde_json::Value;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
-    Paths, claims::ClaimHolders, container::Places, desired::Objects, ids::IdRanges, metrics::Metrics,
+    Images, Paths, claims::ClaimHolders, container::Places, desired::Objects, ids::IdRanges, metrics::Metrics,
     reporter::Reporter,
 };
 
@@ -31,7 +30,9 @@ pub(crate) const MAX_CONCURRENT: usize = 8;
 pub(crate) struct Shared {
     pub(crate) paths: Paths,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) images: ImageStore,
+    /// Whose this device is: the name of their namespace.
+    pub(crate) owner: String,
+    pub(crate) images: Arc<Images>,
     pub(crate) volumes: VolumeStore,
     pub(crate) network: Network,
     pub(crate) runtime: Runtime,
@@ -52,7 +53,8 @@ impl Shared {
     pub(crate) fn new(
         paths: Paths,
         clock: Arc<dyn Clock>,
-        images: ImageStore,
+        owner: String,
+        images: Images,
         volumes: VolumeStore,
         network: Network,
         runtime: Runtime,
@@ -63,7 +65,8 @@ impl Shared {
         Self {
             paths,
             clock,
-            images,
+            owner,
+            images: Arc::new(images),
             volumes,
             network,
             runtime,

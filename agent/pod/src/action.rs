@@ -1,5 +1,7 @@
 //! What is under way.
 
+use std::time::Duration;
+
 use hearth_types::Timestamp;
 
 use crate::{Failure, ImageFacts, backoff};
@@ -11,6 +13,8 @@ pub(crate) struct Attempted {
     /// Why it failed last; stays until it succeeds, so that the status does not flicker.
     pub(crate) failure: Option<Failure>,
     tries: u32,
+    /// How long the wait is that it is in.
+    wait: Duration,
     /// What it depends on changed while it was under way.
     again: bool,
 }
@@ -42,7 +46,7 @@ impl Attempted {
         match self.state {
             State::Idle => true,
             // A clock that was set back must not make a short wait a long one.
-            State::Waiting(until) => until <= now || until.since(now) > backoff::STEP_MAX,
+            State::Waiting(until) => until <= now || until.since(now) > self.wait,
             State::UnderWay | State::Done => false,
         }
     }
@@ -59,7 +63,8 @@ impl Attempted {
     /// Returns whether the failure is another than before, so that people want to hear of it.
     pub(crate) fn failed(&mut self, failure: Failure, now: Timestamp) -> bool {
         self.tries = self.tries.saturating_add(1);
-        self.state = if self.again { State::Idle } else { State::Waiting(now.plus(backoff::step(self.tries))) };
+        self.wait = if failure.is_of_pull() { backoff::pull(self.tries) } else { backoff::step(self.tries) };
+        self.state = if self.again { State::Idle } else { State::Waiting(now.plus(self.wait)) };
         self.again = false;
         let news = self.failure.as_ref() != Some(&failure);
         self.failure = Some(failure);
@@ -87,6 +92,8 @@ impl Attempted {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ContainerActions {
     pub(crate) image: Attempted,
+    /// How far the image's pull has come, for people.
+    pub(crate) progress: Option<String>,
     pub(crate) facts: Option<ImageFacts>,
     /// `Done` while nothing is left of the attempt before.
     pub(crate) removal: Attempted,

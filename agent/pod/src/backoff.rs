@@ -14,12 +14,18 @@ pub const CONTAINER_BACKOFF_RESET: Duration = Duration::from_mins(10);
 /// The first wait after a failed step on the device: disk, network and the like often recover at once.
 const STEP_FIRST: Duration = Duration::from_secs(1);
 /// The longest wait after a failed step: a person who repaired something should not wait long for it to be seen.
-pub(crate) const STEP_MAX: Duration = Duration::from_mins(1);
+const STEP_MAX: Duration = Duration::from_mins(1);
 
 /// The wait after `tries` failures of a step in a row.
 pub(crate) fn step(tries: u32) -> Duration {
     let doubled = STEP_FIRST.saturating_mul(1_u32.checked_shl(tries.saturating_sub(1).min(16)).unwrap_or(u32::MAX));
     doubled.min(STEP_MAX)
+}
+
+/// The wait after `tries` failed pulls of an image in a row, as the kubelet has it.
+pub(crate) fn pull(tries: u32) -> Duration {
+    let doubled = CONTAINER_BACKOFF_FIRST.saturating_mul(1 << tries.saturating_sub(1).min(16));
+    doubled.min(CONTAINER_BACKOFF_MAX)
 }
 
 /// The waits of a container between an end and the next start.
@@ -56,6 +62,11 @@ mod tests {
         );
         assert_eq!(backoff.ended(CONTAINER_BACKOFF_RESET), Duration::ZERO);
         assert_eq!(backoff.ended(Duration::ZERO), CONTAINER_BACKOFF_FIRST);
+    }
+
+    #[test]
+    fn a_pull_waits_as_under_the_kubelet() {
+        assert_eq!([1, 2, 3, 5, 6, 40].map(|tries| pull(tries).as_secs()), [10, 20, 40, 160, 300, 300]);
     }
 
     #[test]

@@ -25,7 +25,7 @@ impl EventType {
 /// [`Event`](crate::Event) of the kind named.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
-    /// Look up the container's image. Ends in `Image`.
+    /// Look up the container's image, and pull it where it is not here. Ends in `Image`, with [`Event::ImageProgress`](crate::Event) before.
     EnsureImage {
         /// The container.
         container: String,

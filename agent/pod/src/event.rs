@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Exit, PodView};
 
+/// The kubelet's word for it.
+const PULL_FAILED: &str = "ErrImagePull";
+
 /// Why something failed: a CamelCase word for programs and a sentence for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -20,6 +23,15 @@ impl Failure {
     /// A reason and a text.
     pub fn new(reason: &str, message: impl Into<String>) -> Self {
         Self { reason: reason.into(), message: message.into() }
+    }
+
+    /// A registry was asked for an image and did not give it: tried again as rarely as the kubelet does.
+    pub fn of_pull(message: impl Into<String>) -> Self {
+        Self::new(PULL_FAILED, message)
+    }
+
+    pub(crate) fn is_of_pull(&self) -> bool {
+        self.reason == PULL_FAILED
     }
 }
 
@@ -95,6 +107,13 @@ pub enum Event {
     ImagesChanged,
     /// ConfigMaps, Secrets or claims changed: what waits for one looks again at once.
     ConfigChanged,
+    /// How far [`EnsureImage`](crate::Command::EnsureImage) has come.
+    ImageProgress {
+        /// The container.
+        container: String,
+        /// For people.
+        message: String,
+    },
     /// Result of [`EnsureImage`](crate::Command::EnsureImage).
     Image {
         /// The container.

@@ -23,7 +23,16 @@ impl PodMachine {
             Event::ImagesChanged => self.containers.values_mut().for_each(|one| one.image.hurry()),
             Event::ConfigChanged => {
                 self.actions.volumes.hurry();
-                self.containers.values_mut().for_each(|one| one.start.hurry());
+                for one in self.containers.values_mut() {
+                    // A pull secret may have come.
+                    one.image.hurry();
+                    one.start.hurry();
+                }
+            }
+            Event::ImageProgress { container, message } => {
+                if let Some(one) = self.containers.get_mut(&container).filter(|one| one.image.is_under_way()) {
+                    one.progress = Some(message);
+                }
             }
             Event::Image { container, result } => self.image(&container, result, now, out),
             Event::Volumes(result) => {
@@ -82,8 +91,21 @@ impl PodMachine {
 
     fn image(&mut self, name: &str, result: Result<ImageFacts, Failure>, now: Timestamp, out: &mut Vec<Command>) {
         let Some(one) = self.containers.get_mut(name) else { return };
+        one.progress = None;
         let result = result.map(|facts| one.facts = Some(facts));
-        tell(settle(&mut one.image, result, now), out);
+        let is_of_pull = result.as_ref().is_err_and(Failure::is_of_pull);
+        let news = settle(&mut one.image, result, now);
+        if !is_of_pull {
+            return tell(news, out);
+        }
+        // In the words of the kubelet, which people look for.
+        if let Some(failure) = news {
+            event(out, EventType::Warning, "Failed", failure.message);
+        }
+        if one.image.wake().is_some() {
+            let text = format!("Back-off pulling image of container {name} in pod {}", self.full_name());
+            event(out, EventType::Normal, "BackOff", text);
+        }
     }
 
     fn network(&mut self, result: Result<Addresses, Failure>, now: Timestamp, out: &mut Vec<Command>) {

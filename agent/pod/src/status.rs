@@ -130,7 +130,7 @@ fn state(pod: &PodMachine, name: &str, record: &ContainerRecord) -> Value {
         Stage::Waiting => {
             let reason =
                 if pod.record.ended.is_some() || pod.is_stopping() { "PodStopped" } else { "ContainerCreating" };
-            json!({"waiting": obstacle(pod, name).unwrap_or_else(|| json!({"reason": reason}))})
+            json!({"waiting": obstacle(pod, name).unwrap_or_else(|| waiting(pod, name, reason))})
         }
     }
 }
@@ -141,9 +141,26 @@ fn is_waiting_to_restart(pod: &PodMachine, record: &ContainerRecord) -> bool {
     exited && !pod.is_stopping() && pod.record.ended.is_none() && pod.wants_start(record) && record.waits
 }
 
+fn waiting(pod: &PodMachine, name: &str, reason: &str) -> Value {
+    match pod.containers.get(name).and_then(|one| one.progress.as_ref()) {
+        Some(message) => json!({"reason": reason, "message": message}),
+        None => json!({"reason": reason}),
+    }
+}
+
 /// What keeps a container from being started.
 fn obstacle(pod: &PodMachine, name: &str) -> Option<Value> {
     let one = pod.containers.get(name)?;
+    if one.progress.is_some() {
+        // It is being seen to.
+        return None;
+    }
+    if let Some(failure) = one.image.failure.as_ref().filter(|failure| failure.is_of_pull())
+        && one.image.wake().is_some()
+    {
+        let message = format!("Back-off: {}: {}", failure.reason, failure.message);
+        return Some(json!({"reason": "ImagePullBackOff", "message": message}));
+    }
     let actions = &pod.actions;
     let steps = [&one.image, &actions.volumes, &actions.network, &actions.sandbox, &one.removal, &one.start];
     let failure = steps.iter().find_map(|step| step.failure.as_ref())?;

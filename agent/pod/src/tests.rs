@@ -236,6 +236,40 @@ fn a_missing_image_says_so_and_is_looked_for_again_at_once_when_images_change() 
 }
 
 #[test]
+fn a_pull_says_how_far_it_is_and_waits_as_under_the_kubelet_where_it_fails() {
+    let mut device = Device::new(view("Always", &["web"]));
+    device.pod.step(Event::Tick, T0);
+    let progress = |message: &str| Event::ImageProgress { container: "web".into(), message: message.into() };
+    let reported = device.pod.step(progress("1 of 3"), T0);
+    assert!(matches!(&reported[..], [Command::ReportStatus { .. }]), "{reported:?}");
+    let waiting = |device: &Device| device.container()["state"]["waiting"].clone();
+    assert_eq!(waiting(&device), json!({"reason": "ContainerCreating", "message": "1 of 3"}));
+    let failed = || Event::Image { container: "web".into(), result: Err(Failure::of_pull("no such image")) };
+    let commands = device.pod.step(failed(), T0);
+    let reasons = |commands: &[Command]| -> Vec<String> {
+        let reason = |command: &Command| match command {
+            Command::Event { reason, .. } => Some(reason.clone()),
+            _ => None,
+        };
+        commands.iter().filter_map(reason).collect()
+    };
+    assert_eq!(reasons(&commands), ["Failed", "BackOff"]);
+    assert_eq!(waiting(&device)["reason"], "ImagePullBackOff");
+    assert!(waiting(&device)["message"].as_str().unwrap().ends_with("ErrImagePull: no such image"));
+    let asks = |commands: &[Command]| commands.iter().any(|c| matches!(c, Command::EnsureImage { .. }));
+    assert!(!asks(&device.pod.step(Event::Tick, at(9))) && asks(&device.pod.step(Event::Tick, at(10))));
+    assert_eq!(waiting(&device)["reason"], "ErrImagePull", "it is asked for again");
+    device.pod.step(progress("2 of 3"), at(11));
+    assert_eq!(waiting(&device), json!({"reason": "ContainerCreating", "message": "2 of 3"}));
+    assert_eq!(reasons(&device.pod.step(failed(), at(11))), ["BackOff"], "the same failure is told once");
+    assert!(!asks(&device.pod.step(Event::Tick, at(30))) && asks(&device.pod.step(Event::Tick, at(31))));
+    // Progress that comes after the result is of the past.
+    device.run(Event::Image { container: "web".into(), result: Ok(facts()) }, at(32));
+    device.pod.step(progress("3 of 3"), at(32));
+    assert_eq!(device.container()["state"]["waiting"], json!({"reason": "ContainerCreating"}));
+}
+
+#[test]
 fn wrong_configuration_uses_up_no_attempt() {
     let mut device = Device::new(view("Always", &["web"]));
     for event in [

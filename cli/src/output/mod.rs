@@ -75,6 +75,13 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// Replaces the last line of a terminal on stderr, which no newline ended.
+pub(crate) fn overwrite(text: &str) {
+    use std::io::Write as _;
+    let mut err = std::io::stderr().lock();
+    let _ = write!(err, "\r\x1b[K{text}").and_then(|()| err.flush());
+}
+
 /// Objects as one: one as itself, several as a `List`.
 pub(crate) fn gathered(objects: &[Value], as_list: bool) -> Value {
     match objects {

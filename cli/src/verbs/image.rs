@@ -1,19 +1,28 @@
 //! `image`: this device's image store, and packing files into an image.
 
-use std::path::PathBuf;
+use std::{
+    io::IsTerminal as _,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
+use hearth_agent::{Credentials, Images, News, Paths, PullPolicy, Transferred, Wanted};
 use hearth_image::{
-    ImageStore, ImportOptions, Platform,
+    ImageStore, ImportOptions, Platform, Reference,
     build::{self, BuildFile, BuildSpec},
 };
 use hearth_types::quantity::format_bytes;
 
 use crate::{
-    args::{ImageBuild, ImageImport, ImageLs, ImageRm, Output},
+    args::{ImageBuild, ImageImport, ImageLs, ImagePull, ImageRm, Output},
     data_dir::DataDir,
     output::{self, table},
 };
+
+/// How often the line of a pull is written anew.
+const LINE_EVERY: Duration = Duration::from_millis(100);
 
 /// Takes an image into the store of the device whose data directory this is, beside a running agent.
 pub(crate) fn import(args: &ImageImport) -> Result<()> {
@@ -24,6 +33,75 @@ pub(crate) fn import(args: &ImageImport) -> Result<()> {
         output::line(&format!("{} imported ({}, {})", record.reference, record.digest, record.platform));
     }
     Ok(())
+}
+
+/// Fetches an image from its registry into the store of the device whose data directory this is, beside a running agent.
+pub(crate) async fn pull(args: &ImagePull) -> Result<()> {
+    let data = DataDir::create(&args.dir.data_dir)?;
+    // Who types the name may have it from anywhere: no address is refused.
+    let images = Images::open(&Paths::new(data.root()), None)?;
+    let reference: Reference = args.reference.parse().context("the name of the image cannot be read")?;
+    let policy = if args.always { PullPolicy::Always } else { PullPolicy::IfNotPresent };
+    let wanted = Wanted { reference, policy, secrets: Credentials::anonymous(), for_owner: true };
+    let progress = Mutex::new(Line::default());
+    let tell = |news: News| progress.lock().unwrap_or_else(PoisonError::into_inner).tell(&news);
+    let result = images.get(&wanted, &tell).await;
+    progress.lock().unwrap_or_else(PoisonError::into_inner).end();
+    let (image, _) = result?;
+    output::line(&format!("{} is here ({})", image.reference, image.manifest_digest));
+    Ok(())
+}
+
+/// The line on a terminal that says how far a pull has come; elsewhere nothing is said of it.
+struct Line {
+    is_terminal: bool,
+    /// When it was written last; `None` while there is none.
+    written: Option<Instant>,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self { is_terminal: std::io::stderr().is_terminal(), written: None }
+    }
+}
+
+impl Line {
+    fn tell(&mut self, news: &News) {
+        match news {
+            News::Progress(so_far) if self.is_terminal => {
+                if self.written.is_none_or(|written| written.elapsed() >= LINE_EVERY) {
+                    self.written = Some(Instant::now());
+                    output::overwrite(&in_words(so_far));
+                }
+            }
+            News::Progress(_) | News::Pulling => {}
+            News::Pulled(pulled, took, _) => {
+                self.end();
+                let (new, took) = (pulled.layers - pulled.known_layers, took.as_secs_f32());
+                output::note(&format!("{new} of {} layers, {} bytes, {took:.1} s", pulled.layers, pulled.bytes));
+            }
+            News::Unreachable(error) => {
+                self.end();
+                output::note(&format!("warning: what is here is taken, since {error}"));
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if self.written.take().is_some() {
+            output::overwrite("");
+        }
+    }
+}
+
+fn in_words(so_far: &Transferred) -> String {
+    let Transferred { layers_done, layers_total, bytes_done, bytes_total } = *so_far;
+    if layers_total == 0 || bytes_done >= bytes_total {
+        return if layers_total == 0 { "looking it up".into() } else { "unpacking".into() };
+    }
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let (done, total) = (mib(bytes_done), mib(bytes_total));
+    format!("{done:.1} of {total:.1} MiB, {layers_done} of {layers_total} layers")
 }
 
 /// Lists the store.
@@ -99,6 +177,14 @@ fn copy(text: &str) -> Result<BuildFile> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn progress_is_said_in_words() {
+        let so_far = Transferred { layers_done: 1, layers_total: 3, bytes_done: 1 << 19, bytes_total: 40 << 20 };
+        assert_eq!(in_words(&so_far), "0.5 of 40.0 MiB, 1 of 3 layers");
+        assert_eq!(in_words(&Transferred { bytes_done: 40 << 20, ..so_far }), "unpacking");
+        assert_eq!(in_words(&Transferred::default()), "looking it up");
+    }
 
     #[test]
     fn copies_are_read() {

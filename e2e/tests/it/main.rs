@@ -11,12 +11,14 @@ mod debian;
 mod faults;
 mod fitness;
 mod group;
+mod images;
 mod isolation;
 mod kinds;
 mod load;
 mod nat;
 mod offline;
 mod partitions;
+mod power;
 mod recover;
 mod requests;
 // Emulating a machine of another architecture's kernel is not worth a test's time.

@@ -53,7 +53,7 @@ pub struct PodView {
     pub claims: Vec<Box<str>>,
     /// The ConfigMaps that it mounts or reads variables from.
     pub config_maps: Vec<Box<str>>,
-    /// The Secrets that it mounts or reads variables from.
+    /// The Secrets that it mounts, reads variables from, or pulls its images with.
     pub secrets: Vec<Box<str>>,
     /// How many failed pods in a row it replaces.
     pub replaces: u32,
@@ -140,6 +140,9 @@ fn sources(value: &Value, pointer: &str, reference: &str) -> Vec<Box<str>> {
             names.extend(list(container, "/envFrom").map(|from| Box::from(text(from, &all))));
             names.extend(list(container, "/env").map(|variable| Box::from(text(variable, &one))));
         }
+    }
+    if reference == "secret" {
+        names.extend(list(value, "/spec/imagePullSecrets").map(|one| Box::from(text(one, "/name"))));
     }
     names.retain(|name| !name.is_empty());
     names.sort_unstable();

@@ -119,7 +119,9 @@ fn reason(status: &Value) -> Outage {
                 Outage::Crashing(format!("it ended with exit code {code} ({why})"))
             }
             "" | "ContainerCreating" => Outage::Starting(None),
-            "ImageNotPresent" => Outage::Starting(Some("its image is not on the device yet".into())),
+            "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" => {
+                Outage::Starting(Some("its image is not on the device yet".into()))
+            }
             reason => Outage::Broken(reason.to_owned()),
         };
     }

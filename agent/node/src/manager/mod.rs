@@ -319,8 +319,8 @@ impl Service {
     }
 
     async fn image_generation(&self) -> u64 {
-        let images = self.shared.images.clone();
-        blocking(move || images.generation()).await.unwrap_or(self.generation)
+        let images = Arc::clone(&self.shared.images);
+        blocking(move || images.store().generation()).await.unwrap_or(self.generation)
     }
 
     async fn look_for_images(&mut self) {

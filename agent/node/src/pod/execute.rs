@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use hearth_image::{Hold, Image, ImageError};
+use hearth_image::Image;
 use hearth_network::{EgressPolicy, PodAddresses, PodNetwork};
 use hearth_pod::{Failure, StartFailure};
 use hearth_runtime::{ContainerStatus, PodSandbox, RuntimeError, StartError};
@@ -37,37 +37,17 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    fn namespace(&self) -> &str {
+    pub(super) fn namespace(&self) -> &str {
         &self.places.namespace
     }
 
-    fn uid(&self) -> &str {
+    pub(super) fn uid(&self) -> &str {
         &self.places.uid
     }
 
-    fn failed(&self, step: &'static str, reason: &str, error: &dyn std::error::Error) -> Failure {
+    pub(super) fn failed(&self, step: &'static str, reason: &str, error: &dyn std::error::Error) -> Failure {
         self.shared.metrics.failures.with_label_values(&[step]).inc();
         Failure::new(reason, chain(error))
-    }
-
-    /// The image of a name, held so that it is not collected before the pod is seen to use it.
-    pub(crate) async fn image(&self, reference: String) -> Result<(Image, Hold), Failure> {
-        let images = self.shared.images.clone();
-        let asked = reference.clone();
-        let resolved = blocking(move || images.resolve_and_hold(&reference)).await;
-        resolved.map_err(|error| {
-            let reason = match &error {
-                ImageError::NotFound { .. } => "ImageNotPresent",
-                ImageError::Reference(_) => "InvalidImageName",
-                _ => "ImageInspectError",
-            };
-            let mut failure = self.failed("image", reason, &error);
-            if reason == "ImageNotPresent" {
-                failure.message =
-                    format!("image \"{asked}\" is not on this device: import it there with `hearth image import`");
-            }
-            failure
-        })
     }
 
     /// Volumes for a pod that is to start.

@@ -3,6 +3,7 @@
 mod begin;
 mod convert;
 mod execute;
+mod image;
 mod orphan;
 mod record;
 mod uses;

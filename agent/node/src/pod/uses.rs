@@ -28,6 +28,7 @@ pub(crate) fn uses_any(pod: &Pod, namespace: &str, keys: &HashSet<ObjectKey>) ->
         volume.config_map.as_ref().is_some_and(|one| config(&one.name))
             || volume.secret.as_ref().and_then(|one| one.secret_name.as_deref()).is_some_and(secret)
     });
+    let pulls = spec.image_pull_secrets.iter().flatten().any(|one| secret(&one.name));
     let claims = claims_of(pod).any(|claim| has(GroupKind::PERSISTENT_VOLUME_CLAIM, claim));
     let from = spec.containers.iter().flat_map(|one| one.env_from.iter().flatten()).any(|from| {
         from.config_map_ref.as_ref().is_some_and(|one| config(&one.name))
@@ -38,7 +39,7 @@ pub(crate) fn uses_any(pod: &Pod, namespace: &str, keys: &HashSet<ObjectKey>) ->
         from.config_map_key_ref.as_ref().is_some_and(|one| config(&one.name))
             || from.secret_key_ref.as_ref().is_some_and(|one| secret(&one.name))
     });
-    volumes || claims || from || env.any(|uses| uses)
+    volumes || pulls || claims || from || env.any(|uses| uses)
 }
 
 #[cfg(test)]
@@ -50,6 +51,7 @@ mod tests {
     #[test]
     fn a_pod_hears_of_what_it_uses_alone() {
         let pod: Pod = serde_json::from_value(json!({"spec": {
+            "imagePullSecrets": [{"name": "login"}],
             "volumes": [{"name": "a", "configMap": {"name": "files"}},
                 {"name": "d", "persistentVolumeClaim": {"claimName": "data"}}],
             "containers": [{"name": "c", "envFrom": [{"secretRef": {"name": "from"}}],
@@ -61,7 +63,7 @@ mod tests {
         };
         assert!(uses(GroupKind::CONFIG_MAP, "n", "files"));
         assert!(uses(GroupKind::CONFIG_MAP, "n", "key"));
-        assert!(uses(GroupKind::SECRET, "n", "from"));
+        assert!(uses(GroupKind::SECRET, "n", "from") && uses(GroupKind::SECRET, "n", "login"));
         assert!(uses(GroupKind::PERSISTENT_VOLUME_CLAIM, "n", "data"));
         assert!(!uses(GroupKind::SECRET, "n", "files"));
         assert!(!uses(GroupKind::CONFIG_MAP, "other", "files"));

@@ -16,6 +16,7 @@ use super::{
     begin::{bury, check_names, found_of},
     convert::{broken, exit, snapshot_of},
     execute::{Site, VolumePaths, addresses},
+    image::any_here,
     record::{self, StoredPod},
 };
 use crate::{
@@ -28,6 +29,8 @@ use crate::{
 const INBOX: usize = 16;
 /// News of the runtime that wait for a worker.
 const RUNTIME_EVENTS: usize = 16;
+/// News of how far a pull has come that wait; more are lost.
+const PROGRESS: usize = 4;
 /// The longest sleep: the clock may be set meanwhile, and wakes are points in time.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
 /// After how long a shim that could not be listened to is listened to again.
@@ -41,7 +44,7 @@ pub(crate) enum Input {
     Desired(Object),
     /// It is no longer desired.
     Vanished,
-    /// Images came or went.
+    /// Images came or went on this device.
     ImagesChanged,
     /// ConfigMaps, Secrets or claims changed that the pod may use.
     ConfigChanged,
@@ -68,6 +71,8 @@ enum Outcome {
     Nothing,
     Event(Event),
     Image(String, Result<Box<(Image, Hold)>, Failure>),
+    /// Images came or went: whether one is here that the pod waits for.
+    Looked(bool),
     Volumes(Result<VolumePaths, Failure>),
     Refreshed(Result<VolumePaths, Failure>),
     Network(Result<PodNetwork, Failure>),
@@ -87,6 +92,8 @@ struct Worker {
     /// The command of each task, so that one that panics still has a result.
     commands: HashMap<tokio::task::Id, Command>,
     runtime_events: (mpsc::Sender<PodEvent>, mpsc::Receiver<PodEvent>),
+    /// How far commands have come that take their time.
+    progress: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     watcher: Option<AbortHandle>,
     watchers: JoinSet<()>,
     sandbox: Option<hearth_runtime::Pod>,
@@ -137,6 +144,7 @@ pub(crate) async fn spawn(shared: Arc<Shared>, start: Start, tasks: &mut JoinSet
         tasks: JoinSet::new(),
         commands: HashMap::new(),
         runtime_events: mpsc::channel(RUNTIME_EVENTS),
+        progress: mpsc::channel(PROGRESS),
         watcher: None,
         watchers: JoinSet::new(),
         sandbox: None,
@@ -175,6 +183,7 @@ impl Worker {
                 },
                 Some(result) = self.tasks.join_next_with_id() => self.finished(result),
                 Some(event) = self.runtime_events.1.recv() => self.runtime(event),
+                Some(event) = self.progress.1.recv() => self.step(event),
                 () = tokio::time::sleep(sleep.unwrap_or(MAX_SLEEP)), if sleep.is_some() => self.step(Event::Tick),
             }
         }
@@ -202,7 +211,12 @@ impl Worker {
                 let grace = self.machine.spec().grace;
                 self.step(Event::Vanished(grace));
             }
-            Input::ImagesChanged => self.step(Event::ImagesChanged),
+            Input::ImagesChanged => {
+                // Other images come and go: a pull that failed waits its time all the same.
+                let images = Arc::clone(&self.site.shared.images);
+                let names = self.machine.spec().containers.iter().map(|one| one.image.clone()).collect::<Vec<_>>();
+                self.tasks.spawn(async move { Outcome::Looked(blocking(move || any_here(&images, &names)).await) });
+            }
             Input::ConfigChanged => {
                 self.step(Event::ConfigChanged);
                 if self.machine.has_sandbox() {
@@ -229,8 +243,16 @@ impl Worker {
                 site.shared.reporter.event((&self.key, &self.uid), kind.as_str(), &reason, &message, now);
                 return;
             }
-            Command::EnsureImage { container, image } => {
-                self.tasks.spawn(async move { Outcome::Image(container, site.image(image).await.map(Box::new)) })
+            Command::EnsureImage { container, .. } => {
+                let sender = self.progress.0.clone();
+                self.tasks.spawn(async move {
+                    let tell = |message| {
+                        // The next one says more.
+                        let _ = sender.try_send(Event::ImageProgress { container: container.clone(), message });
+                    };
+                    let image = site.image(&container, tell).await.map(Box::new);
+                    Outcome::Image(container, image)
+                })
             }
             Command::EnsureVolumes => self.tasks.spawn(async move { Outcome::Volumes(site.volumes().await) }),
             Command::AttachNetwork => {
@@ -259,7 +281,7 @@ impl Worker {
                 self.tasks.spawn(async move {
                     // An adopted container's image was not looked up yet.
                     let image = match (image, id) {
-                        (None, Some(facts)) => site.image(facts.id).await.ok().map(|(image, _)| image),
+                        (None, Some(facts)) => site.image_by_id(facts.id).await,
                         (image, _) => image,
                     };
                     signal(sandbox, &container, stop_signal(image.as_ref())).await
@@ -308,6 +330,11 @@ impl Worker {
                     self.site.shared.claims.release(&self.uid);
                 }
                 self.step(event);
+            }
+            Outcome::Looked(is_here) => {
+                if is_here {
+                    self.step(Event::ImagesChanged);
+                }
             }
             Outcome::Image(container, result) => {
                 let result = result.map(|found| {

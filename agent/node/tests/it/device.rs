@@ -88,6 +88,8 @@ impl Device {
     pub async fn without_image(region: &Region) -> Self {
         let temp = tempfile::Builder::new().prefix("hearth-agent-it-").tempdir().unwrap();
         let dir = temp.path().canonicalize().unwrap();
+        // No registry of the internet is asked by a test.
+        std::fs::write(Paths::new(&dir).registries(), "allow: []\n").unwrap();
         let device = Self { instance: InstanceId::of_data_dir(&dir), dir, _temp: temp, agent: None };
         device.join(region).await.unwrap();
         device

@@ -500,7 +500,7 @@ async fn a_missing_image_is_waited_for_and_a_missing_secret_named() {
     let reason = |want: &'static str| {
         move |status: &Value| status.pointer("/containerStatuses/0/state/waiting/reason") == Some(&json!(want))
     };
-    let status = region.status("waits", "for its image", reason("ImageNotPresent")).await;
+    let status = region.status("waits", "for its image", reason("ImagePullBackOff")).await;
     let message = status["containerStatuses"][0]["state"]["waiting"]["message"].as_str().unwrap().to_owned();
     assert!(message.contains("busybox:1") && message.contains("hearth image import"), "{message}");
     device.import("busybox:1");

@@ -7,8 +7,6 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-use crate::support::run;
-
 /// How long the registry may take to listen.
 const START: Duration = Duration::from_secs(30);
 /// Lines of the registry's log that may wait to be looked at.
@@ -59,12 +57,18 @@ impl Registry {
         registry
     }
 
-    /// Pushes what `layout` holds under the tag `1`; for all platforms where `all`.
+    /// Pushes what `layout` holds under the tag `1`, with arguments of skopeo's.
     pub(crate) fn push(&self, layout: &Path, name: &str, arguments: &[&str]) {
-        let from = format!("oci:{}:1", layout.display());
+        self.copy(&format!("oci:{}:1", layout.display()), name, arguments);
+    }
+
+    /// Pushes what skopeo finds at `from`.
+    pub(crate) fn copy(&self, from: &str, name: &str, arguments: &[&str]) {
         let to = format!("docker://{}/{name}", self.host);
         let fixed = ["copy", "-q", "--insecure-policy", "--dest-tls-verify=false", "--retry-times=2"];
-        run("skopeo", &[&fixed[..], arguments, &[&from, &to]].concat());
+        let done =
+            Command::new("skopeo").args([&fixed[..], arguments, &[from, &to]].concat()).output().expect("skopeo");
+        assert!(done.status.success(), "skopeo: {}", String::from_utf8_lossy(&done.stderr));
     }
 }
 

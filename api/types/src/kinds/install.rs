@@ -4,7 +4,7 @@ use kube_derive::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::EnvVar;
+use super::{EnvVar, LocalObjectReference};
 use crate::condition::Condition;
 
 /// One owner's App: which one, where it may run, what it is granted. Its name is the first label of its
@@ -38,6 +38,10 @@ pub struct InstallSpec {
     /// Environment variables set in every container, over those of the App.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<EnvVar>,
+    /// Secrets of the owner's namespace with logins for the registries of the App's images, of the type
+    /// `kubernetes.io/dockerconfigjson` or `kubernetes.io/dockercfg`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_pull_secrets: Vec<LocalObjectReference>,
     /// What the owner grants of what the App asks for.
     #[serde(default)]
     pub grants: Grants,

@@ -100,6 +100,7 @@ pub(super) fn install(object: &Value, old: Option<&Value>, zone: &str, report: &
         report.wrong("spec.replicas", format!("must be from 0 to {}", super::workload::MAX_REPLICAS));
     }
     pod::env(&object["spec"], "spec", report);
+    pod::pull_secrets(&object["spec"], "spec", report);
     for (path, capability) in each(&object["spec"]["grants"], "capabilities", "spec.grants") {
         pod::check_capability(capability.as_str().unwrap_or_default(), &path, report);
     }

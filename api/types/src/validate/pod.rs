@@ -57,6 +57,7 @@ const POD_FIELDS: &[(&str, Use)] = &[
     ("containers", Use::Acted),
     ("dnsPolicy", Use::Acted),
     ("hostname", Use::Acted),
+    ("imagePullSecrets", Use::Acted),
     ("nodeSelector", Use::Acted),
     ("restartPolicy", Use::Acted),
     ("securityContext", Use::Acted),
@@ -84,7 +85,6 @@ const POD_FIELDS: &[(&str, Use)] = &[
     ("ephemeralContainers", Use::Refused(UNSUPPORTED)),
     ("hostAliases", Use::Refused(UNSUPPORTED)),
     ("hostnameOverride", Use::Refused(UNSUPPORTED)),
-    ("imagePullSecrets", Use::Refused(UNSUPPORTED)),
     ("initContainers", Use::Refused(UNSUPPORTED)),
     ("overhead", Use::Refused(UNSUPPORTED)),
     ("priorityClassName", Use::Refused(UNSUPPORTED)),
@@ -145,9 +145,16 @@ pub(super) fn spec(spec: &Value, path: &str, report: &mut Report) {
     if let Some(selector) = spec.get("nodeSelector") {
         super::labels(selector, &format!("{path}.nodeSelector"), report);
     }
+    pull_secrets(spec, path, report);
     security(spec, path, &["runAsUser", "runAsGroup", "runAsNonRoot", "seccompProfile"], report);
     let volumes = volumes(spec, path, report);
     containers(spec, path, &volumes, report);
+}
+
+pub(super) fn pull_secrets(spec: &Value, path: &str, report: &mut Report) {
+    for (at, secret) in each(spec, "imagePullSecrets", path) {
+        report.name(&format!("{at}.name"), text(secret, "name"), names::dns_subdomain);
+    }
 }
 
 /// Holds what is set against what is known of each field.
@@ -517,6 +524,7 @@ mod tests {
             ("hostname", json!("Not_a.label"), "spec.hostname: \"Not_a.label\": must be a lowercase"),
             ("nodeSelector", json!({"a": "-"}), "spec.nodeSelector.a: \"-\": must be letters"),
             ("ofTheFuture", json!(1), "spec.ofTheFuture: not supported"),
+            ("imagePullSecrets", json!([{"name": "A_b"}]), "spec.imagePullSecrets[0].name: \"A_b\""),
         ] {
             let mut spec = json!({"containers": [{"name": "a", "image": "x"}]});
             spec[field] = value;

@@ -105,6 +105,10 @@ fn template(install: &Object, value: &Value, app: &Value) -> Value {
     if !volumes.is_empty() {
         spec["volumes"] = Value::Array(volumes);
     }
+    let secrets: Vec<&Value> = list(value, "/spec/imagePullSecrets").collect();
+    if !secrets.is_empty() {
+        spec["imagePullSecrets"] = json!(secrets);
+    }
     if !selector.is_empty() {
         spec["nodeSelector"] = Value::Object(selector);
     }

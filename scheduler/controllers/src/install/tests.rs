@@ -94,6 +94,7 @@ fn grants_placement_and_environment_reach_the_pods() {
     wanted["spec"]["env"] = json!([{"name": "B", "value": "mine"}, {"name": "C", "value": "mine"}]);
     wanted["spec"]["grants"] = json!({"internet": false, "capabilities": ["NET_RAW", "CHOWN"]});
     wanted["spec"]["placement"] = json!({"device": "nas", "ownDevicesOnly": true});
+    wanted["spec"]["imagePullSecrets"] = json!([{"name": "login"}]);
     let mut app = app();
     app["spec"]["permissions"] = json!({"capabilities": ["NET_RAW"]});
     let world = world(Some(app), wanted);
@@ -105,6 +106,7 @@ fn grants_placement_and_environment_reach_the_pods() {
     );
     assert_eq!(container["securityContext"]["capabilities"]["add"], json!(["NET_RAW"]), "asked for and granted");
     assert_eq!(template["metadata"]["annotations"]["hearth.dev/internet"], "false");
+    assert_eq!(template["spec"]["imagePullSecrets"], json!([{"name": "login"}]));
     assert_eq!(template["spec"]["nodeSelector"], json!({"kubernetes.io/hostname": "nas", "hearth.dev/owner": "alice"}));
 }
 
