@@ -166,7 +166,7 @@ impl Store {
     /// What this instance enabled since the machine started; nothing where the file is of another start, or unreadable.
     pub(crate) fn forwarding(&self, boot: &str) -> Forwarding {
         let nothing = Forwarding { boot: boot.to_owned(), ..Forwarding::default() };
-        match self.read::<Forwarding>(FORWARDING) {
+        match self.read_unsynced::<Forwarding>(FORWARDING) {
             Ok(Some(file)) if file.boot == boot => file,
             Ok(_) => nothing,
             Err(error) => {
@@ -183,7 +183,7 @@ impl Store {
 
     /// The allocations as last saved. A file that a power cut cut short counts as none: no pod survived that either.
     pub(crate) fn allocations(&self) -> Result<Allocations, NetworkError> {
-        let file = match self.read::<PodsFile>(PODS) {
+        let file = match self.read_unsynced::<PodsFile>(PODS) {
             Ok(Some(file)) => file,
             Ok(None) => return Ok(Allocations::default()),
             Err(NetworkError::StateFormat { path, detail }) if !detail.contains("version") => {
@@ -210,6 +210,14 @@ impl Store {
 
     fn unusable(&self, (name, _): (&str, &str), detail: impl Into<String>) -> NetworkError {
         NetworkError::StateFormat { path: self.dir.join(name), detail: detail.into() }
+    }
+
+    /// As [`Self::read`], of a file whose content a power cut may have kept from the disk: it is then empty.
+    fn read_unsynced<T: DeserializeOwned>(&self, which: (&str, &str)) -> Result<Option<T>, NetworkError> {
+        if fs::metadata(self.dir.join(which.0)).is_ok_and(|found| found.len() == 0) {
+            return Ok(None);
+        }
+        self.read(which)
     }
 
     fn read<T: DeserializeOwned>(&self, which: (&str, &str)) -> Result<Option<T>, NetworkError> {
@@ -268,6 +276,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("a/b")).unwrap();
         (dir, store)
+    }
+
+    #[test]
+    fn what_a_power_cut_kept_from_the_disk_counts_as_absent() {
+        let (_dir, store) = store();
+        fs::write(store.dir.join(PODS.0), "").unwrap();
+        assert_eq!(store.allocations().unwrap().iter().count(), 0);
+        fs::write(store.dir.join(PREFIXES.0), "").unwrap();
+        assert!(store.read::<serde_json::Value>(PREFIXES).is_err(), "what is synced is never empty");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use crate::images::registry::Registry;
 
 /// Cuts of a run, unless `HEARTH_POWER_CUTS` says otherwise.
-const CUTS: usize = 10;
+const CUTS: usize = 6;
 /// Acknowledged writes between two cuts, at most: the moment is by chance.
 const APART: usize = 12;
 /// Images that are pulled one after another, again and again.

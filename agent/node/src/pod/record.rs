@@ -41,6 +41,11 @@ pub(crate) fn load_all(dir: &Path) -> Vec<(String, StoredPod)> {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         let Some(uid) = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json")) else { continue };
+        if entry.metadata().is_ok_and(|found| found.len() == 0) {
+            // Most are not synced, to be kind to flash: what they say of a pod is found out anew.
+            tracing::info!(uid, "a pod's record had not reached the disk when the power was cut");
+            continue;
+        }
         match FORMAT.read::<StoredPod>(&path) {
             Ok(Some(stored)) => all.push((uid.to_owned(), stored)),
             Ok(None) => {}
