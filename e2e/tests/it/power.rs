@@ -78,7 +78,8 @@ impl Load {
 
     /// Pods of images that are not on the device yet, and objects beside them, each acknowledged by the region.
     fn run_pods(&self, images: &[String]) {
-        for (n, image) in images.iter().enumerate().take_while(|_| self.goes_on()) {
+        for n in (0..).take_while(|_| self.goes_on()) {
+            let image = &images[n % IMAGES];
             let pod = format!(
                 "apiVersion: v1\nkind: Pod\nmetadata: {{name: pod-{n}, namespace: alice}}\nspec:\n  terminationGracePeriodSeconds: 0\n  \
                  containers:\n  - name: app\n    image: \"{image}\"\n    args: [sh, -c, \"sha256sum -c /sums && exec sleep 100000\"]\n"
@@ -89,10 +90,10 @@ impl Load {
             if self.instance.apply(&format!("{pod}---\n{config}")).is_ok() {
                 self.acknowledged.lock().unwrap().objects.insert(format!("c-{n}"));
             }
-            if let Some(old) = (n + IMAGES).checked_sub(4).map(|old| old % IMAGES) {
+            if let Some(old) = n.checked_sub(4) {
                 let _ = self.instance.run(&format!("delete pod pod-{old} -n alice"));
                 let dir = self.instance.path().display();
-                let _ = self.instance.run(&format!("image rm {} --data-dir {dir}", images[old]));
+                let _ = self.instance.run(&format!("image rm {} --data-dir {dir}", images[old % IMAGES]));
             }
             let waits = || {
                 let pod = self.instance.get("pod", &format!("pod-{n}"), "alice")?;
@@ -151,14 +152,7 @@ fn what_was_acknowledged_is_there_when_the_power_is_back() -> Result<()> {
 
     let load = Arc::new(Load { instance, stop: AtomicBool::default(), acknowledged: Mutex::default() });
     let (notes, pods) = (Arc::clone(&load), Arc::clone(&load));
-    let writers = [
-        thread::spawn(move || notes.write_notes()),
-        thread::spawn(move || {
-            while pods.goes_on() {
-                pods.run_pods(&images);
-            }
-        }),
-    ];
+    let writers = [thread::spawn(move || notes.write_notes()), thread::spawn(move || pods.run_pods(&images))];
     let mut random = StdRng::seed_from_u64(11);
     let taken = (0..cuts).map(|_| {
         let wanted = load.now().count() + random.random_range(1..=APART);
