@@ -60,6 +60,9 @@ for what in "$@"; do
         need openssl openssl
         need /bin/busybox busybox-static
         need crun crun
+        need skopeo skopeo
+        need umoci umoci
+        command -v docker-registry >/dev/null || need_unpacked usr/bin/docker-registry docker-registry docker-registry
         need /usr/share/containers/seccomp.json golang-github-containers-common
         need h2load nghttp2-client
         need etcd etcd-server

@@ -52,6 +52,18 @@ pub struct PodSandbox {
     pub hosts: String,
     /// Limits of the whole pod.
     pub limits: PodLimits,
+    /// It is of another owner than the device's, and shares with all of those what [`Runtime::limit_guests`](crate::Runtime::limit_guests)
+    /// allows.
+    pub guest: bool,
+}
+
+/// What pods of other owners may take together. `None` is no limit but that of the instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GuestLimits {
+    /// Memory in bytes.
+    pub memory_bytes: Option<u64>,
+    /// CPU time in thousandths of a core.
+    pub cpu_millis: Option<u64>,
 }
 
 /// What a mount puts into a container.

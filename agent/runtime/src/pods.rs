@@ -16,7 +16,7 @@ use crate::{
     model::TeardownReport,
     record::{ContainerRecord, PodRecord, RecordError, started},
     sys, trash,
-    zygote::{check_instance, instance_cgroup, pods_dir},
+    zygote::{check_instance, instance_cgroup, pod_cgroup, pods_dir},
 };
 
 /// Deletes a tree; its absence does not matter. Symbolic links in it are deleted, not followed.
@@ -30,12 +30,11 @@ pub(crate) fn remove_dir(path: &Path) -> Result<(), RuntimeError> {
 /// Kills all processes of a pod's containers, and removes its cgroups, writable layers and directory.
 pub(crate) fn clear(
     cgroups: &Cgroups,
-    cgroup: &Path,
+    own: &[PathBuf],
     pod_dir: &Path,
     scratches: &[PathBuf],
 ) -> Result<(), RuntimeError> {
-    cgroups.kill(cgroup)?;
-    cgroups.remove(cgroup).map_err(|e| RuntimeError::io("remove the pod's cgroup", e))?;
+    remove_cgroups(cgroups, own)?;
     for scratch in scratches {
         remove_dir(scratch)?;
     }
@@ -47,9 +46,20 @@ pub(crate) fn clear(
 /// Kills what is left of a pod whose shim is gone; records and writable layers stay.
 pub(crate) fn kill_dead(instance: &str, uid: &str) -> Result<(), RuntimeError> {
     let cgroups = Cgroups::find().map_err(|e| RuntimeError::io("find cgroups", e))?;
-    let cgroup = instance_cgroup(instance).join(uid);
-    cgroups.kill(&cgroup)?;
-    cgroups.remove(&cgroup).map(drop).map_err(|e| RuntimeError::io("remove the pod's cgroup", e))
+    remove_cgroups(&cgroups, &cgroups_of(instance, uid))
+}
+
+/// Where a pod's cgroup may be: a pod that is dead cannot say whose guest it was.
+fn cgroups_of(instance: &str, uid: &str) -> [PathBuf; 2] {
+    [false, true].map(|guest| pod_cgroup(instance, uid, guest))
+}
+
+/// Kills what is in them and removes them; absent ones do not matter.
+fn remove_cgroups(cgroups: &Cgroups, paths: &[PathBuf]) -> Result<(), RuntimeError> {
+    paths.iter().try_for_each(|path| {
+        cgroups.kill(path)?;
+        cgroups.remove(path).map(drop).map_err(|e| RuntimeError::io("remove the pod's cgroup", e))
+    })
 }
 
 /// Records of a pod's containers.
@@ -88,7 +98,7 @@ pub(crate) fn clear_dead(run_dir: &Path, instance: &str, uid: &str) -> Result<()
     if let Some(shim) = PodRecord::read(&pod_dir).ok().and_then(|record| living_shim(instance, &record)) {
         let _ = sys::pidfd_send_signal(shim.as_fd(), libc::SIGKILL);
     }
-    clear(&cgroups, &instance_cgroup(instance).join(uid), &pod_dir, &scratches)
+    clear(&cgroups, &cgroups_of(instance, uid), &pod_dir, &scratches)
 }
 
 /// Renames away what is in the directory of writable layers and belongs to no pod of `keep`.

@@ -53,6 +53,9 @@ pub(crate) struct PodConfig {
     pub(crate) resolv_conf: String,
     pub(crate) hosts: String,
     pub(crate) limits: PodLimits,
+    /// Of another owner than the device's.
+    #[serde(default)]
+    pub(crate) guest: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

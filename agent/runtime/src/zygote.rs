@@ -49,6 +49,15 @@ pub(crate) fn instance_cgroup(instance: &str) -> PathBuf {
     PathBuf::from(format!("hearth-{instance}"))
 }
 
+/// The cgroup of all pods of other owners than the device's.
+pub(crate) fn guests_cgroup(instance: &str) -> PathBuf {
+    instance_cgroup(instance).join("guests")
+}
+
+pub(crate) fn pod_cgroup(instance: &str, uid: &str, guest: bool) -> PathBuf {
+    if guest { guests_cgroup(instance).join(uid) } else { instance_cgroup(instance).join(uid) }
+}
+
 pub(crate) fn pods_dir(run_dir: &Path) -> PathBuf {
     run_dir.join("pods")
 }

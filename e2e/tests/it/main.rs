@@ -10,6 +10,7 @@ mod crash;
 mod debian;
 mod faults;
 mod fitness;
+mod flash;
 mod group;
 mod images;
 mod isolation;

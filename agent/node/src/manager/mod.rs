@@ -2,6 +2,7 @@
 //! workers. It also sees to claims and to what was left behind by an agent before.
 
 mod claims;
+mod lend;
 mod take_over;
 
 use std::{
@@ -11,7 +12,7 @@ use std::{
 };
 
 use hearth_proto::v1;
-use hearth_runtime::{Adopted, DeadPod};
+use hearth_runtime::{Adopted, DeadPod, GuestLimits};
 use hearth_types::{GroupKind, Incarnation, Object, ObjectKey, Uid, kinds::ACCEPT_RESTORED};
 use serde_json::json;
 use tokio::{
@@ -96,6 +97,8 @@ pub(crate) struct Service {
     write_failed: bool,
     /// Marked claims whose data is deleted.
     deleted: HashSet<Uid>,
+    /// What is lent, and whether that is enforced.
+    lent: Option<Result<GuestLimits, GuestLimits>>,
 }
 
 /// Makes the manager of what is on the disk.
@@ -114,6 +117,7 @@ pub(crate) fn new(shared: Arc<Shared>, ingress: Ingress, desired: Desired) -> (M
         generation: 0,
         write_failed: false,
         deleted: HashSet::new(),
+        lent: None,
     };
     (Manager { requests: sender }, service)
 }
@@ -194,6 +198,8 @@ impl Service {
             self.shared.reporter.begin_anew();
         }
         self.publish();
+        // Before anybody's pod is started under the old ones.
+        self.limit_guests().await;
         for gone in &change.vanished {
             if let Some(worker) = self.workers.get_mut(gone.uid()) {
                 worker.vanished = true;
@@ -349,6 +355,7 @@ impl Service {
             self.shared.metrics.pods.with_label_values(&[&phase]).set(count);
         }
         self.delete_claims().await;
+        self.limit_guests().await;
         if self.write_failed {
             self.apply(Change { matters: true, ..Change::default() }).await;
         }

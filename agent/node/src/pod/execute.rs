@@ -170,6 +170,7 @@ impl Site {
             hosts: container::hosts(&hostname, &addresses),
             hostname,
             limits: container::pod_limits(containers),
+            guest: self.namespace() != self.shared.owner,
         };
         let _slot = self.shared.slots.acquire().await;
         self.shared.runtime.create_pod(sandbox).await.map_err(|error| failed(&error))

@@ -74,9 +74,9 @@ impl Registry {
 
 /// The one that is installed, or that scripts/deps.sh unpacked into the target directory.
 fn program() -> PathBuf {
-    let target = std::env::current_exe().unwrap().ancestors().nth(3).unwrap().to_owned();
-    let unpacked = target.join("debian/docker-registry/usr/bin/docker-registry");
-    if unpacked.exists() { unpacked } else { "docker-registry".into() }
+    let own = std::env::current_exe().unwrap();
+    let unpacked = |folder: &Path| folder.join("debian/docker-registry/usr/bin/docker-registry");
+    own.ancestors().skip(1).take(3).map(unpacked).find(|path| path.exists()).unwrap_or_else(|| "docker-registry".into())
 }
 
 impl Drop for Registry {

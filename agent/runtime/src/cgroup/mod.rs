@@ -1,12 +1,14 @@
 //! Cgroups of an instance, on every hierarchy the host has: version 2, version 1, or both (hybrid).
 //!
-//! Layout on each: `hearth-<instance>/shims` (zygote and shims), `hearth-<instance>/<pod uid>/<container>.<attempt>`.
+//! Layout on each: `hearth-<instance>/shims` (zygote and shims), `hearth-<instance>/<pod uid>/<container>.<attempt>`, and
+//! `hearth-<instance>/guests/<pod uid>/...` for pods of other owners.
 //! Each controller is used where it is. On a hybrid host containers are in the hierarchies of version 1, and in that of
 //! version 2 only if something of theirs is there. All is done here and nothing by libcontainer, which enforces no device list on version 2, and whose way of moving a process costs
 //! a grace period of the kernel (5 to 13 ms) twice.
 
 mod ceiling;
 mod devices;
+mod guests;
 
 use std::{
     collections::BTreeSet,

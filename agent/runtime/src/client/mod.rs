@@ -25,14 +25,15 @@ pub use self::{
     pod::Pod,
 };
 use crate::{
+    cgroup::Cgroups,
     child,
     error::{RuntimeError, because},
-    model::{Adopted, ContainerState, DeadPod, PodSandbox, UnadoptedPod},
+    model::{Adopted, ContainerState, DeadPod, GuestLimits, PodSandbox, UnadoptedPod},
     pods,
     record::{PodRecord, RecordError},
     sys, trash,
     wire::{self, ForkOutcome, ForkReply, ForkShim, PodConfig, Reply, Request},
-    zygote::{Zygote, ZygoteConfig},
+    zygote::{Zygote, ZygoteConfig, guests_cgroup},
 };
 
 /// How long the zygote may take to fork.
@@ -137,14 +138,15 @@ impl Runtime {
     /// failed; a user namespace that cannot be made is such an error, never a pod without one.
     pub async fn create_pod(&self, sandbox: PodSandbox) -> Result<Pod, RuntimeError> {
         check_sandbox(&sandbox)?;
-        let PodSandbox { uid, namespace, name, hostname, netns, id_map, resolv_conf, hosts, limits } = sandbox;
+        let PodSandbox { uid, namespace, name, hostname, netns, id_map, resolv_conf, hosts, limits, guest } = sandbox;
         if self.pod_dir(&uid).exists() {
             let reason = "a pod of this uid is there already: destroy or forget it first".to_owned();
             return Err(RuntimeError::CreatePod { uid, reason });
         }
         let (ours, theirs) = wire::stream_pair().map_err(|e| RuntimeError::io("make a socket pair", e))?;
         let shim = self.fork_shim(&uid, &netns, theirs).await?;
-        let config = PodConfig { uid: uid.clone(), namespace, name, hostname, id_map, resolv_conf, hosts, limits };
+        let config =
+            PodConfig { uid: uid.clone(), namespace, name, hostname, id_map, resolv_conf, hosts, limits, guest };
         match self.set_up(ours, config).await {
             Ok(pod) => Ok(pod),
             Err(e) => match self.abandon(&uid, shim).await {
@@ -312,6 +314,19 @@ impl Runtime {
         sweep.map(|_| count).map_err(|e| RuntimeError::io("make a thread that deletes writable layers", e))
     }
 
+    /// Limits all pods of other owners together, those that run and those to come, in the place of earlier limits.
+    ///
+    /// # Errors
+    /// Where the kernel refuses, as version 1 of cgroups does while more memory is in use: what held before holds on.
+    pub async fn limit_guests(&self, limits: GuestLimits) -> Result<(), RuntimeError> {
+        let cgroup = guests_cgroup(&self.0.config.instance);
+        let limit = move || {
+            let cgroups = Cgroups::find().map_err(|e| RuntimeError::io("find cgroups", e))?;
+            cgroups.limit_guests(&cgroup, &limits).map_err(|e| RuntimeError::io("limit the pods of other owners", e))
+        };
+        blocking("limit the pods of other owners", limit).await
+    }
+
     /// Deletes what is left of a pod without a shim: processes, cgroups, writable layers, records.
     pub async fn forget(&self, uid: &str) -> Result<(), RuntimeError> {
         check_uid(uid)?;
@@ -338,7 +353,7 @@ fn ended(mut status: crate::model::ContainerStatus) -> crate::model::ContainerSt
 
 fn check_uid(uid: &str) -> Result<(), RuntimeError> {
     let ok = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_');
-    if uid.is_empty() || uid.len() > MAX_UID || !uid.bytes().all(ok) || uid == "shims" {
+    if uid.is_empty() || uid.len() > MAX_UID || !uid.bytes().all(ok) || matches!(uid, "shims" | "guests") {
         let reason = format!("{uid:?} must be 1 to {MAX_UID} of letters, digits, '-', '_'");
         return Err(RuntimeError::BadSandbox { field: "uid", reason });
     }

@@ -19,7 +19,14 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 
-use crate::{cgroup::Cgroups, error::because, record::PodRecord, sys, wire::PodConfig, zygote::ZygoteConfig};
+use crate::{
+    cgroup::Cgroups,
+    error::because,
+    record::PodRecord,
+    sys,
+    wire::PodConfig,
+    zygote::{ZygoteConfig, pod_cgroup},
+};
 
 /// Size of the pod's private tmpfs: specifications and libcontainer's state of its containers, a few KiB each.
 const SCRATCHPAD_OPTIONS: &str = "size=16m,mode=755";
@@ -49,7 +56,7 @@ impl Sandbox {
         netns: &OwnedFd,
     ) -> Result<(Self, UnixListener), String> {
         let cgroups = Cgroups::find().map_err(|e| because("find cgroups", e))?;
-        let cgroup = zygote.cgroup().join(&config.uid);
+        let cgroup = pod_cgroup(&zygote.instance, &config.uid, config.guest);
         let pod_dir = zygote.pods_dir().join(&config.uid);
         DirBuilder::new().mode(0o700).create(&pod_dir).map_err(|e| match e.kind() {
             io::ErrorKind::AlreadyExists => "a pod of this uid is there already: destroy or forget it first".to_owned(),

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::MetadataExt};
 
-use hearth_runtime::ContainerState;
+use hearth_runtime::{ContainerState, GuestLimits, Limits};
 
 use crate::support::{Ctx, TestPod};
 
@@ -16,6 +16,7 @@ crate::tests![
     devices_are_the_standard_ones,
     processes_are_in_the_cgroups_of_their_container,
     an_instance_as_a_whole_leaves_the_host_a_part,
+    pods_of_other_owners_share_what_is_lent,
     the_network_is_the_pods_and_cannot_be_changed,
     the_network_namespace_can_be_had_from_the_pod,
 ];
@@ -187,6 +188,37 @@ async fn processes_are_in_the_cgroups_of_their_container(ctx: Ctx) {
         assert_eq!(found.trim(), value, "{v1}");
     }
     pod.destroy().await;
+}
+
+async fn pods_of_other_owners_share_what_is_lent(ctx: Ctx) {
+    let lent = GuestLimits { memory_bytes: Some(32 << 20), cpu_millis: Some(250) };
+    ctx.runtime.limit_guests(lent).await.expect("limits");
+    let read = |v1: &str, v2: &str| {
+        let dirs: Vec<_> = ctx.instance.cgroup_dirs().into_iter().map(|dir| dir.join("guests")).collect();
+        let found =
+            dirs.iter().find_map(|d| fs::read_to_string(d.join(v1)).or_else(|_| fs::read_to_string(d.join(v2))).ok());
+        found.expect("the controller is there").trim().to_owned()
+    };
+    assert_eq!(read("memory.limit_in_bytes", "memory.max"), "33554432");
+    assert!(["25000", "25000 100000"].contains(&read("cpu.cfs_quota_us", "cpu.max").as_str()));
+    // Its own limit allows it more than its owner is lent.
+    let (guest, own) = (ctx.guest().await, ctx.pod().await);
+    let hungry = |pod: &TestPod, name: &str| {
+        let mut spec = pod.spec(name, "head -c 80000000 /dev/zero | tail -c 80000000 | wc -c");
+        spec.limits = Limits { memory_bytes: Some(256 << 20), ..Limits::default() };
+        spec
+    };
+    assert_eq!(own.output(hungry(&own, "c")).await, "80000000\n");
+    assert_ne!(guest.output(hungry(&guest, "c")).await, "80000000\n", "the kernel took what was too much");
+    // More is lent, and it holds for those who are here.
+    ctx.runtime.limit_guests(GuestLimits::default()).await.expect("limits");
+    assert_eq!(guest.output(hungry(&guest, "d")).await, "80000000\n");
+    for pod in [guest, own] {
+        let uid = pod.pod.uid().to_owned();
+        pod.destroy().await;
+        let left = |dir: &std::path::PathBuf| dir.join("guests").join(&uid).exists() || dir.join(&uid).exists();
+        assert!(!ctx.instance.cgroup_dirs().iter().any(left), "its cgroups are removed");
+    }
 }
 
 async fn an_instance_as_a_whole_leaves_the_host_a_part(ctx: Ctx) {

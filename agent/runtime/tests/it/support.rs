@@ -122,15 +122,26 @@ pub fn sandbox(uid: &str, map: IdMap) -> PodSandbox {
         resolv_conf: "nameserver 10.9.8.7\n".to_owned(),
         hosts: "127.0.0.1 localhost\n10.0.0.2 notes-0\n".to_owned(),
         limits: PodLimits { pids: Some(500), ..PodLimits::default() },
+        guest: false,
     }
 }
 
 impl Ctx {
     pub async fn pod(&self) -> TestPod {
+        self.pod_of(false).await
+    }
+
+    /// A pod of another owner than the device's.
+    pub async fn guest(&self) -> TestPod {
+        self.pod_of(true).await
+    }
+
+    async fn pod_of(&self, guest: bool) -> TestPod {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let map = IdMap { host_base: n * IDS_PER_POD, size: IDS_PER_POD };
         let uid = format!("pod-{n}");
-        let pod = self.runtime.create_pod(sandbox(&uid, map)).await.expect("makes a pod");
+        let sandbox = PodSandbox { guest, ..sandbox(&uid, map) };
+        let pod = self.runtime.create_pod(sandbox).await.expect("makes a pod");
         let base = self.instance.dir.path();
         TestPod { pod, map, dir: base.join("work").join(uid), layer: base.join("layer") }
     }

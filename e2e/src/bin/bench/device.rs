@@ -2,18 +2,24 @@
 
 use std::{
     path::Path,
-    process::Command,
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
-use hearth_e2e::{command, eventually, instance::Instance};
+use hearth_e2e::{
+    command, eventually,
+    instance::{Instance, binary},
+};
 use serde_json::Value;
 
 use crate::report::{Better, Report, median};
 
 const ROUNDS: usize = 5;
 const PODS: u32 = 50;
+/// Pods of a device whose power comes back, and the port on which they serve.
+const SERVING_PODS: u32 = 10;
+const SERVED_PORT: u16 = 8080;
 /// Building the benchmark takes most of it.
 const START_LIMIT: Duration = Duration::from_secs(1800);
 
@@ -65,8 +71,65 @@ fn start(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// A process, ended when dropped.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// How many programs listen on port 8080 in the namespaces of the pods.
+fn serving(instance: &Instance, id: &str) -> usize {
+    let listens = |pid: &u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/net/tcp6")).unwrap_or_default();
+        let port = format!(":{SERVED_PORT:04X}");
+        // The second column is the local address, the fourth the state; 0A is LISTEN.
+        text.lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .any(|columns| columns.get(1).is_some_and(|local| local.ends_with(&port)) && columns.get(3) == Some(&"0A"))
+    };
+    instance.container_pids(id, "httpd").iter().filter(|pid| listens(pid)).count()
+}
+
+/// From the start of an agent that has its disk alone, as after a power cut with no network, to all its pods serving.
+fn offline(report: &mut Report) -> Result<()> {
+    let instance = Instance::up("none")?;
+    instance.import_busybox()?;
+    let port = SERVED_PORT.to_string();
+    let text = manifest(SERVING_PODS).replace("[sleep, '100000']", &format!("[httpd, -f, -p, '{port}']"));
+    instance.apply(&text)?;
+    let id = instance.id()?;
+    let all = || {
+        eventually("all pods serve", Duration::from_secs(60), || {
+            let had = serving(&instance, &id);
+            ensure!(had == SERVING_PODS as usize, "{had} pods serve");
+            Ok(())
+        })
+    };
+    all()?;
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        // Stops the containers too: what starts next has only the disk.
+        instance.down()?;
+        ensure!(serving(&instance, &id) == 0);
+        let started = Instant::now();
+        let mut agent = Command::new(binary());
+        // Port 1 of loopback refuses: there is no region.
+        agent.args(["agent", "--server", "127.0.0.1:1", "--data-dir"]).arg(instance.path());
+        let agent = Process(agent.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+        all()?;
+        times.push(started.elapsed().as_secs_f64());
+        drop(agent);
+    }
+    report.figure(&format!("offline/{SERVING_PODS}pods"), median(&mut times), "s", Better::Lower, None)
+}
+
 pub(crate) fn run(report: &mut Report) -> Result<()> {
     start(report)?;
+    offline(report)?;
     let instance = Instance::up("none")?;
     instance.import_busybox()?;
     let mut times = Vec::new();

@@ -8,6 +8,7 @@
 
 mod device;
 mod memory;
+mod pull;
 mod reach;
 mod report;
 mod store;
@@ -19,8 +20,14 @@ use anyhow::{Result, bail};
 type Bench = fn(&mut report::Report) -> Result<()>;
 
 /// The benchmarks by name.
-const BENCHES: [(&str, Bench); 5] =
-    [("up", up::run), ("device", device::run), ("reach", reach::run), ("memory", memory::run), ("store", store::run)];
+const BENCHES: [(&str, Bench); 6] = [
+    ("up", up::run),
+    ("device", device::run),
+    ("pull", pull::run),
+    ("reach", reach::run),
+    ("memory", memory::run),
+    ("store", store::run),
+];
 
 fn main() -> Result<()> {
     let wanted = std::env::args().nth(1);
