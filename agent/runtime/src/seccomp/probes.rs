@@ -31,9 +31,8 @@ type Probe = (&'static str, fn() -> c_long);
 
 /// Makes a call of up to five arguments.
 fn call(nr: c_long, args: [c_long; 5]) -> c_long {
-    let [a, b, c, d, e] = args;
     // SAFETY: pointers among the arguments are to live memory of the caller, of the size that the call needs.
-    unsafe { libc::syscall(nr, a, b, c, d, e) }
+    unsafe { libc::syscall(nr, args[0], args[1], args[2], args[3], args[4]) }
 }
 
 fn address<T: ?Sized>(of: *const T) -> c_long {
