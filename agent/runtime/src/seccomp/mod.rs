@@ -2,6 +2,8 @@
 //! once by the agent before the zygote is forked and inherited as memory, so that nothing has to be read or compiled
 //! behind a container's root. Loading it fails closed.
 
+#[cfg(test)]
+mod probes;
 mod table;
 
 use std::{collections::BTreeMap, io, sync::OnceLock};
