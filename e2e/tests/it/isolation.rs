@@ -254,3 +254,46 @@ fn an_app_without_the_permission_has_no_internet() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn guests_share_what_their_host_lends_and_a_change_holds_for_those_who_are_here() -> Result<()> {
+    let instance = Instance::up("none")?;
+    instance.import_busybox()?;
+    let lend = |memory: &str| {
+        let mut patch = instance.hearth(["patch", "device", "nas", "-p"]);
+        let text = format!("{{\"spec\": {{\"lend\": {{\"cpu\": \"500m\", \"memory\": \"{memory}\", \"pods\": 5}}}}}}");
+        hearth_e2e::command::succeed(patch.arg(text)).map(drop)
+    };
+    lend("64Mi")?;
+    instance.apply("{apiVersion: v1, kind: Namespace, metadata: {name: bob}}")?;
+    for owner in ["alice", "bob"] {
+        instance.apply(&format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: app, namespace: {owner}}}, spec: {{containers: [{{name: app, image: busybox, \
+             args: [sleep, '100000'], resources: {{limits: {{memory: 16Mi, cpu: 100m}}}}}}]}}}}"
+        ))?;
+    }
+    let uid_of = |owner: &str| {
+        instance.eventually(&format!("the pod of {owner} runs"), || {
+            let pod = instance.get("pod", "app", owner)?;
+            ensure!(pod["status"]["phase"] == "Running", "{}", pod["status"]);
+            Ok(pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned())
+        })
+    };
+    let (alice, bob) = (uid_of("alice")?, uid_of("bob")?);
+    let root = format!("hearth-{}", instance.id()?);
+    let memory = |below: &str| {
+        let files = [("memory/", "memory.limit_in_bytes"), ("", "memory.max")];
+        let read = files.iter().find_map(|(mount, file)| {
+            std::fs::read_to_string(format!("/sys/fs/cgroup/{mount}{root}/{below}/{file}")).ok()
+        });
+        read.map(|text| text.trim().to_owned())
+    };
+    let limit = (16_u64 << 20).to_string();
+    ensure!(memory(&alice) == Some(limit.clone()) && memory(&format!("guests/{bob}")) == Some(limit));
+    ensure!(memory(&bob).is_none() && memory("guests") == Some((64_u64 << 20).to_string()));
+    lend("96Mi")?;
+    instance.eventually("the new limit holds", || {
+        ensure!(memory("guests") == Some((96_u64 << 20).to_string()), "{:?}", memory("guests"));
+        Ok(())
+    })
+}
