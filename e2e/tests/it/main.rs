@@ -10,7 +10,6 @@ mod crash;
 mod debian;
 mod faults;
 mod fitness;
-mod flash;
 mod group;
 mod images;
 mod isolation;

@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout)] // a benchmark prints its figures
 
 mod device;
+mod flash;
 mod memory;
 mod pull;
 mod reach;
@@ -20,10 +21,11 @@ use anyhow::{Result, bail};
 type Bench = fn(&mut report::Report) -> Result<()>;
 
 /// The benchmarks by name.
-const BENCHES: [(&str, Bench); 6] = [
+const BENCHES: [(&str, Bench); 7] = [
     ("up", up::run),
     ("device", device::run),
     ("pull", pull::run),
+    ("flash", flash::run),
     ("reach", reach::run),
     ("memory", memory::run),
     ("store", store::run),
