@@ -194,15 +194,38 @@ fn limits(container: &Container) -> Result<Limits, Failure> {
     })
 }
 
-/// Limits of the pod as a whole: of what every container has a limit, the sum, which counts also what they share and what
-/// is left of those that ended. A container without one leaves the pod without.
-pub(crate) fn pod_limits(containers: &[Container]) -> PodLimits {
-    let limits: Vec<Option<Limits>> = containers.iter().map(|one| limits(one).ok()).collect();
-    let sum = |limit: fn(&Limits) -> Option<u64>| {
-        let each = limits.iter().map(|one| one.as_ref().and_then(limit));
-        each.reduce(|a, b| a?.checked_add(b?)).flatten()
+/// All containers of a pod, those that initialise it first.
+pub(crate) fn all(pod: &Pod) -> impl Iterator<Item = &Container> {
+    pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
+}
+
+/// A container by its name.
+pub(crate) fn named<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+    all(pod).find(|one| one.name == name)
+}
+
+/// Limits of the pod as a whole: of what every container has a limit, the most that run beside each other may take (KEP-753), which counts
+/// also what they share and what is left of those that ended. A container without one leaves the pod without.
+pub(crate) fn pod_limits(pod: &Pod) -> PodLimits {
+    let Some(spec) = &pod.spec else { return PodLimits { pids: Some(POD_PIDS), ..PodLimits::default() } };
+    let most = |limit: fn(&Limits) -> Option<u64>| -> Option<u64> {
+        let of = |one: &Container| limits(one).ok().as_ref().and_then(limit);
+        let (mut beside, mut peak) = (0_u64, 0);
+        for one in spec.init_containers.iter().flatten() {
+            let with = beside.checked_add(of(one)?)?;
+            peak = peak.max(with);
+            if one.restart_policy.as_deref() == Some("Always") {
+                beside = with;
+            }
+        }
+        let main = spec.containers.iter().try_fold(beside, |sum, one| sum.checked_add(of(one)?))?;
+        Some(main.max(peak)).filter(|most| *most > 0)
     };
-    PodLimits { memory_bytes: sum(|one| one.memory_bytes), cpu_millis: sum(|one| one.cpu_millis), pids: Some(POD_PIDS) }
+    PodLimits {
+        memory_bytes: most(|one| one.memory_bytes),
+        cpu_millis: most(|one| one.cpu_millis),
+        pids: Some(POD_PIDS),
+    }
 }
 
 fn capabilities(container: &Container) -> Vec<String> {
@@ -299,13 +322,19 @@ mod tests {
     #[test]
     fn a_pod_is_limited_where_all_its_containers_are() {
         let of = |limits: Value| -> PodLimits {
-            let containers = limits.as_array().expect("a list").iter();
-            let containers: Vec<Container> = containers
-                .map(|one| {
-                    serde_json::from_value(json!({"name": "c", "resources": {"limits": one}})).expect("a container")
-                })
-                .collect();
-            pod_limits(&containers)
+            let of = |list: &Value, policy: Option<&str>| -> Vec<Value> {
+                let list = list.as_array().into_iter().flatten();
+                list.map(|one| json!({"name": "c", "restartPolicy": policy, "resources": {"limits": one}})).collect()
+            };
+            let (main, init) = if limits.is_array() {
+                (&limits, Vec::new())
+            } else {
+                let mut init = of(&limits["sidecars"], Some("Always"));
+                init.extend(of(&limits["init"], None));
+                (&limits["main"], init)
+            };
+            let pod = json!({"spec": {"containers": of(main, None), "initContainers": init}});
+            pod_limits(&serde_json::from_value(pod).expect("a pod"))
         };
         for (limits, memory_bytes, cpu_millis) in [
             (json!([{"memory": "64Mi", "cpu": "500m"}]), Some(64 << 20), Some(500)),
@@ -313,6 +342,16 @@ mod tests {
             (json!([{"memory": "64Mi"}, {"cpu": "1"}]), None, None),
             (json!([{"memory": "64Mi"}, {"memory": "1Gi", "cpu": "1"}]), Some(1088 << 20), None),
             (json!([{}, {}]), None, None),
+            // What initialises the pod has gone by then, but sidecars.
+            (json!({"init": [{"memory": "96Mi"}], "main": [{"memory": "64Mi"}]}), Some(96 << 20), None),
+            (json!({"init": [{"memory": "32Mi"}], "main": [{"memory": "64Mi"}]}), Some(64 << 20), None),
+            (
+                json!({"sidecars": [{"memory": "16Mi"}], "init": [{"memory": "96Mi"}], "main": [{"memory": "64Mi"}]}),
+                Some(112 << 20),
+                None,
+            ),
+            (json!({"sidecars": [{"memory": "16Mi"}], "main": [{"memory": "64Mi"}]}), Some(80 << 20), None),
+            (json!({"init": [{}], "main": [{"memory": "64Mi"}]}), None, None),
         ] {
             let expected = PodLimits { memory_bytes, cpu_millis, pids: Some(POD_PIDS) };
             assert_eq!(of(limits.clone()), expected, "{limits}");

@@ -10,7 +10,10 @@ use hearth_proto::v1::{self, device_door_server::DeviceDoor};
 use hearth_types::{GroupKind, ObjectKey, Reason, Status as ApiStatus, status::Cause};
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::shared::{PodEntry, Shared};
+use crate::{
+    container,
+    shared::{PodEntry, Shared},
+};
 
 /// Messages that wait for a slow client, per call.
 const QUEUE: usize = 8;
@@ -86,7 +89,7 @@ fn find(shared: &Shared, namespace: &str, pod: &str, container: &str) -> Result<
                 format!("a container name must be specified for pod {pod}, choose one of: [{}]", names.join(" "));
             return Err(refuse(Reason::BadRequest, text));
         }
-        (name, _) if names.contains(&name) => name.to_owned(),
+        (name, _) if container::named(&entry.pod, name).is_some() => name.to_owned(),
         (name, _) => return Err(refuse(Reason::BadRequest, format!("container {name} is not valid for pod {pod}"))),
     };
     Ok((entry, name))

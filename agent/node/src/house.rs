@@ -63,7 +63,8 @@ async fn images(shared: &Arc<Shared>) {
 /// The images that pods of this device run from, as far as their statuses say; those of pods that just begin are held.
 fn in_use(shared: &Shared) -> HashSet<Digest> {
     let ids = |status: &Value| -> Vec<Digest> {
-        let containers = status["containerStatuses"].as_array().into_iter().flatten();
+        let lists = ["initContainerStatuses", "containerStatuses"].into_iter();
+        let containers = lists.filter_map(|list| status[list].as_array()).flatten();
         containers.filter_map(|one| one["imageID"].as_str()?.parse().ok()).collect()
     };
     shared.pods.all().iter().flat_map(|entry| ids(&entry.snapshot.borrow().status)).collect()

@@ -138,8 +138,9 @@ impl PodEntry {
     /// The status of one container, as it was reported last.
     pub(crate) fn container_status(&self, name: &str) -> Option<Value> {
         let snapshot = self.snapshot.borrow();
-        let list = snapshot.status.get("containerStatuses")?.as_array()?;
-        list.iter().find(|one| one.get("name").and_then(Value::as_str) == Some(name)).cloned()
+        let lists = ["containerStatuses", "initContainerStatuses"].into_iter();
+        let mut all = lists.filter_map(|list| snapshot.status.get(list)?.as_array()).flatten();
+        all.find(|one| one.get("name").and_then(Value::as_str) == Some(name)).cloned()
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hearth_types::Timestamp;
 
-use crate::{Failure, ImageFacts, backoff};
+use crate::{Failure, ImageFacts, backoff, probe::Probes, stop::Stopping};
 
 /// A step that is tried until it succeeds, with waits in between.
 #[derive(Clone, Debug, Default)]
@@ -99,8 +99,23 @@ pub(crate) struct ContainerActions {
     pub(crate) removal: Attempted,
     /// Waiting here means that the configuration is wrong.
     pub(crate) start: Attempted,
-    pub(crate) signalled: bool,
-    pub(crate) killed: bool,
+    /// The command is out.
+    pub(crate) post_start: bool,
+    pub(crate) probes: Probes,
+    /// It is on its way to its end.
+    pub(crate) stopping: Option<Stopping>,
+    /// It ran when the agent started.
+    pub(crate) adopted: bool,
+}
+
+impl ContainerActions {
+    /// Forgets what was under way for an attempt.
+    pub(crate) fn forget_attempt(&mut self) {
+        self.post_start = false;
+        self.probes = Probes::default();
+        self.stopping = None;
+        self.adopted = false;
+    }
 }
 
 /// What is under way for a pod.

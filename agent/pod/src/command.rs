@@ -1,6 +1,10 @@
 //! What the agent is asked to do for a pod.
 
+use std::time::Duration;
+
 use serde_json::Value;
+
+use crate::ProbeKind;
 
 /// Whether an event is a matter of course.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +48,31 @@ pub enum Command {
         container: String,
         /// The number of this attempt.
         attempt: u32,
+    },
+    /// Do what is to be done when a container has started. Ends in `PostStarted`.
+    PostStart {
+        /// The container.
+        container: String,
+        /// Its attempt.
+        attempt: u32,
+    },
+    /// Ask a container that runs how it is. Ends in `Probed`.
+    Probe {
+        /// The container.
+        container: String,
+        /// Its attempt.
+        attempt: u32,
+        /// What is asked.
+        kind: ProbeKind,
+    },
+    /// Do what is to be done before a container is asked to stop. Ends in `PreStopped`.
+    PreStop {
+        /// The container.
+        container: String,
+        /// Its attempt.
+        attempt: u32,
+        /// How long that may take: the grace that is left.
+        bound: Duration,
     },
     /// Ask a container to stop: the image's stop signal, or SIGTERM. No result: its end is told as `Exited`.
     Signal {

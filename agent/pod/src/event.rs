@@ -5,7 +5,7 @@ use std::time::Duration;
 use hearth_types::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Exit, PodView};
+use crate::{Exit, PodView, ProbeKind};
 
 /// The kubelet's word for it.
 const PULL_FAILED: &str = "ErrImagePull";
@@ -63,6 +63,19 @@ pub struct Addresses {
     pub pod: Vec<String>,
     /// The device's, the first being `hostIP`.
     pub host: Vec<String>,
+}
+
+/// What a container answered. The texts are for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is well.
+    Good,
+    /// It is well, with something to tell.
+    Warning(String),
+    /// It is not well, or did not answer in time.
+    Bad(String),
+    /// It could not be asked: that says nothing about it.
+    Unknown(String),
 }
 
 /// What is found of a container when the agent starts.
@@ -135,6 +148,35 @@ pub enum Event {
         attempt: u32,
         /// When it was exec'd, or why it was not.
         result: Result<Timestamp, StartFailure>,
+    },
+    /// Result of [`PostStart`](crate::Command::PostStart).
+    PostStarted {
+        /// The container.
+        container: String,
+        /// Its attempt; of an older one it changes nothing.
+        attempt: u32,
+        /// Whether it was done.
+        result: Result<(), Failure>,
+    },
+    /// Result of [`Probe`](crate::Command::Probe).
+    Probed {
+        /// The container.
+        container: String,
+        /// Its attempt; of an older one it changes nothing.
+        attempt: u32,
+        /// What was asked.
+        kind: ProbeKind,
+        /// The answer.
+        answer: Answer,
+    },
+    /// Result of [`PreStop`](crate::Command::PreStop).
+    PreStopped {
+        /// The container.
+        container: String,
+        /// Its attempt; of an older one it changes nothing.
+        attempt: u32,
+        /// Whether it was done.
+        result: Result<(), Failure>,
     },
     /// Result of [`RemoveContainer`](crate::Command::RemoveContainer).
     Removed {

@@ -12,6 +12,8 @@
 //! # Guarantees
 //! - Of one container, at most one attempt exists at a time; attempts are numbered from 0 without reuse.
 //! - A pod that is being stopped, or has run to its end, starts nothing.
+//! - Nothing of `containers` starts before each of `initContainers` ended well or, as a sidecar, has started.
+//! - What an older attempt answered or did changes nothing.
 //! - What runs when the agent starts again is not restarted; what was lost meanwhile is `Unknown`, never a success.
 //! - Where every command succeeds in the end, a stopped pod is torn down and reported finished.
 
@@ -21,16 +23,18 @@ mod command;
 mod event;
 mod machine;
 mod observe;
+mod probe;
 mod reconcile;
 mod record;
 mod spec;
 mod status;
+mod stop;
 #[cfg(test)]
 mod tests;
 
 pub use backoff::{CONTAINER_BACKOFF_FIRST, CONTAINER_BACKOFF_MAX, CONTAINER_BACKOFF_RESET};
 pub use command::{Command, EventType};
-pub use event::{Addresses, Event, Failure, Found, FoundContainer, FoundState, ImageFacts, StartFailure};
+pub use event::{Addresses, Answer, Event, Failure, Found, FoundContainer, FoundState, ImageFacts, StartFailure};
 pub use machine::PodMachine;
 pub use record::{ContainerRecord, Exit, Phase, Record, Stage};
-pub use spec::{ContainerView, PodView, RestartPolicy, ViewError};
+pub use spec::{ContainerView, PodView, ProbeKind, ProbeView, RestartPolicy, Role, ViewError};

@@ -6,8 +6,8 @@ use hearth_types::Timestamp;
 use serde_json::Value;
 
 use crate::{
-    Command, ContainerRecord, Event, EventType, Exit, Found, FoundContainer, FoundState, Phase, PodView, Record,
-    RestartPolicy, Stage,
+    Command, ContainerRecord, ContainerView, Event, EventType, Exit, Found, FoundContainer, FoundState, Phase, PodView,
+    Record, RestartPolicy, Role, Stage,
     action::{Actions, Attempted, ContainerActions},
 };
 
@@ -19,8 +19,13 @@ pub(crate) const KILL_WAIT: Duration = Duration::from_secs(10);
 pub(crate) enum Intent {
     /// Run.
     Run,
-    /// All its containers ended for good.
-    Ended,
+    /// All its containers ended for good, or may not go on. Sidecars are stopped as in `Stop`.
+    Ended {
+        /// The pod's own grace.
+        grace: Duration,
+        /// When to kill.
+        deadline: Timestamp,
+    },
     /// Stop: ask at once, kill at the deadline.
     Stop {
         /// The grace that was given last.
@@ -56,7 +61,13 @@ impl PodMachine {
             let facts = known.image.clone();
             containers.insert(one.name.clone(), ContainerActions { facts, ..ContainerActions::default() });
         }
-        let intent = if record.ended.is_some() { Intent::Ended } else { Intent::Run };
+        let intent = match record.ended {
+            Some(_) => {
+                let grace = spec.grace;
+                Intent::Ended { grace, deadline: record.kill_at.unwrap_or_else(|| now.plus(grace)) }
+            }
+            None => Intent::Run,
+        };
         let mut machine = Self {
             spec,
             intent,
@@ -98,20 +109,21 @@ impl PodMachine {
                 wakes.extend(
                     [&actions.volumes, &actions.network, &actions.sandbox, &actions.destroy].map(Attempted::wake),
                 );
-                for (name, actions) in &self.containers {
+                for view in &self.spec.containers {
+                    let actions = &self.containers[&view.name];
                     wakes.extend([&actions.image, &actions.removal, &actions.start].map(Attempted::wake));
-                    let record = &self.record.containers[name];
+                    let record = &self.record.containers[&view.name];
                     let starting = actions.start.is_under_way() || actions.removal.is_under_way();
-                    if matches!(record.stage, Stage::Exited(_)) && self.wants_start(record) && !starting {
+                    if matches!(record.stage, Stage::Exited(_)) && self.may_start(view) && !starting {
                         wakes.push(Some(record.restart_at));
                     }
                 }
+                wakes.extend([self.next_stop(), self.next_probe(), self.active_until()]);
             }
-            Intent::Stop { deadline, .. } if !self.actions.teardown.is_under_way() => {
-                let killed = self.containers.values().any(|one| one.killed);
-                wakes.push(Some(if killed { deadline.plus(KILL_WAIT) } else { deadline }));
+            Intent::Stop { .. } | Intent::Ended { .. } if !self.actions.teardown.is_under_way() => {
+                wakes.extend([self.next_stop(), self.next_probe()]);
             }
-            Intent::Stop { .. } | Intent::Ended => {}
+            Intent::Stop { .. } | Intent::Ended { .. } => {}
         }
         if self.actions.teardown.is_done() {
             return None;
@@ -154,32 +166,63 @@ impl PodMachine {
         crate::status::of(self)
     }
 
-    /// Whether all containers run.
+    /// Whether all containers that are to run can serve.
     pub fn is_ready(&self) -> bool {
-        self.record.containers.values().all(|one| matches!(one.stage, Stage::Running { .. }))
+        let mut lasting = self.spec.containers.iter().filter(|view| view.role != Role::Init);
+        lasting.all(|view| self.record.containers[&view.name].is_ready())
+    }
+
+    /// Whether what initialises the pod has done its part.
+    pub(crate) fn is_initialized(&self) -> bool {
+        let mut first = self.spec.containers.iter().filter(|view| view.role != Role::Main);
+        first.all(|view| self.record.containers[&view.name].passed)
+    }
+
+    /// When it may not be active any longer.
+    pub(crate) fn active_until(&self) -> Option<Timestamp> {
+        self.spec.active_deadline.map(|deadline| self.record.start_time.plus(deadline))
+    }
+
+    /// The records of the containers that the pod is for.
+    fn main(&self) -> impl Iterator<Item = (&ContainerView, &ContainerRecord)> {
+        let main = self.spec.containers.iter().filter(|view| view.role == Role::Main);
+        main.map(|view| (view, &self.record.containers[&view.name]))
+    }
+
+    /// Whether some container runs.
+    pub(crate) fn runs(&self) -> bool {
+        self.record.containers.values().any(|one| one.running_since().is_some())
+    }
+
+    /// How a pod of which nothing runs any more has ended.
+    pub(crate) fn outcome(&self) -> Phase {
+        let good = |record: &ContainerRecord| matches!(&record.stage, Stage::Exited(exit) if exit.is_success());
+        if self.main().all(|(_, record)| good(record)) { Phase::Succeeded } else { Phase::Failed }
     }
 
     /// The phase as Kubernetes counts it (`getPhase` of the kubelet).
     pub fn phase(&self) -> Phase {
         if let Some(phase) = self.record.ended {
-            return phase;
+            // It has not ended while something of it runs.
+            return match (self.runs(), self.is_initialized()) {
+                (false, _) => phase,
+                (true, true) => Phase::Running,
+                (true, false) => Phase::Pending,
+            };
         }
-        let records = || self.record.containers.values();
-        let ended = |record: &ContainerRecord| match &record.stage {
-            Stage::Exited(exit) => Some(exit.is_success()),
-            Stage::Waiting | Stage::Running { .. } => None,
+        if self.is_stopping() && !self.runs() {
+            return self.outcome();
+        }
+        let begins = |record: &ContainerRecord| {
+            record.stage == Stage::Waiting || (record.post_start_due && record.last.is_none() && !record.is_exited())
         };
-        if self.is_stopping() && records().all(|one| !matches!(one.stage, Stage::Running { .. })) {
-            let good = records().all(|one| ended(one) == Some(true));
-            return if good { Phase::Succeeded } else { Phase::Failed };
-        }
-        if records().any(|one| one.stage == Stage::Waiting) {
+        if !self.is_initialized() || self.main().any(|(_, record)| begins(record)) {
             return Phase::Pending;
         }
-        if records().any(|one| self.wants_start(one) || ended(one).is_none()) {
+        if self.main().any(|(view, record)| self.wants_start(view) || !record.is_exited()) {
             return Phase::Running;
         }
-        if records().all(|one| ended(one) == Some(true)) { Phase::Succeeded } else { Phase::Failed }
+        self.outcome()
     }
 
     fn take_over(&mut self, found: Vec<FoundContainer>, now: Timestamp) {
@@ -189,20 +232,23 @@ impl PodMachine {
             if one.attempt < record.attempt {
                 continue;
             }
-            if one.attempt > record.attempt {
+            let Some(view) = self.spec.container(&one.name) else { continue };
+            if one.attempt > record.attempt || record.stage == Stage::Waiting {
                 // It was started, and the agent died before it wrote that down.
-                if let Stage::Exited(exit) = std::mem::take(&mut record.stage) {
-                    record.last = Some(exit);
-                }
-                record.attempt = one.attempt;
+                let image = record.image.take();
+                record.begin(view, one.attempt, image);
             }
             match one.state {
                 FoundState::Running(started_at) => {
                     record.stage = Stage::Running { started_at };
+                    if let Some(actions) = self.containers.get_mut(&one.name) {
+                        actions.adopted = true;
+                    }
                     running.push(one.name);
                 }
                 FoundState::Exited(exit) => {
-                    if !matches!(record.stage, Stage::Exited(_)) {
+                    if !record.is_exited() {
+                        record.passed |= exit.is_success() && view.role == Role::Init;
                         record.ended(exit);
                     }
                 }
@@ -217,16 +263,40 @@ impl PodMachine {
         }
     }
 
-    pub(crate) fn wants_start(&self, record: &ContainerRecord) -> bool {
-        match &record.stage {
-            Stage::Waiting => true,
-            Stage::Running { .. } => false,
-            Stage::Exited(exit) => match self.spec.restart_policy {
-                RestartPolicy::Always => true,
-                RestartPolicy::OnFailure => !exit.is_success(),
-                RestartPolicy::Never => false,
-            },
+    /// Whether a container that does not run is to be started, when its turn comes.
+    pub(crate) fn wants_start(&self, view: &ContainerView) -> bool {
+        let record = &self.record.containers[&view.name];
+        let exit = match &record.stage {
+            Stage::Waiting => return true,
+            Stage::Running { .. } => return false,
+            Stage::Exited(exit) => exit,
+        };
+        match (view.role, self.spec.restart_policy) {
+            (Role::Sidecar, _) | (Role::Main, RestartPolicy::Always) => true,
+            (Role::Main, RestartPolicy::OnFailure) => !exit.is_success() || record.restart,
+            (Role::Main, RestartPolicy::Never) => false,
+            // After a success only where its sandbox was lost.
+            (Role::Init, policy) => !record.passed && (exit.is_success() || policy != RestartPolicy::Never),
         }
+    }
+
+    /// Whether it is a container's turn: what initialises the pod before it has done its part.
+    pub(crate) fn may_start(&self, view: &ContainerView) -> bool {
+        let before = self.spec.containers.iter().take_while(|one| one.name != view.name);
+        let mut before = before.filter(|one| one.role != Role::Main);
+        self.wants_start(view) && before.all(|one| self.record.containers[&one.name].passed)
+    }
+
+    /// How the pod has ended, where it has.
+    pub(crate) fn end(&self) -> Option<Phase> {
+        if self.main().all(|(view, record)| record.is_exited() && !self.wants_start(view)) {
+            return Some(self.outcome());
+        }
+        let failed = |view: &ContainerView| {
+            let record = &self.record.containers[&view.name];
+            view.role == Role::Init && record.is_exited() && !record.passed && !self.wants_start(view)
+        };
+        self.spec.containers.iter().any(failed).then_some(Phase::Failed)
     }
 
     fn report(&mut self, now: Timestamp, out: &mut Vec<Command>) {

@@ -5,8 +5,7 @@ use std::time::Duration;
 use hearth_types::Timestamp;
 
 use crate::{
-    Addresses, Command, ContainerRecord, Event, EventType, Exit, Failure, ImageFacts, PodMachine, PodView, Stage,
-    StartFailure,
+    Addresses, Command, Event, EventType, Exit, Failure, ImageFacts, PodMachine, PodView, Role, Stage, StartFailure,
     action::{Actions, Attempted, State},
     machine::{Intent, event},
 };
@@ -44,10 +43,20 @@ impl PodMachine {
                 if result.is_err() {
                     // The namespace went with it.
                     self.actions.network.state = State::Idle;
+                } else {
+                    // What initialised the sandbox before went with it.
+                    self.record.containers.values_mut().for_each(|one| one.passed = false);
                 }
                 tell(settle(&mut self.actions.sandbox, result, now), out);
             }
             Event::Started { container, attempt, result } => self.started(&container, attempt, result, now, out),
+            Event::PostStarted { container, attempt, result } => {
+                self.post_started(&container, attempt, result, now, out);
+            }
+            Event::Probed { container, attempt, kind, answer } => {
+                self.probed(&container, attempt, kind, answer, now, out);
+            }
+            Event::PreStopped { container, attempt, result } => self.pre_stopped(&container, attempt, result, out),
             Event::Removed { container, result } => {
                 if let Some(one) = self.containers.get_mut(&container) {
                     tell(settle(&mut one.removal, result, now), out);
@@ -82,10 +91,10 @@ impl PodMachine {
         let wanted = self.record.kill_at.map_or(wanted, |before| before.min(wanted));
         self.record.kill_at = Some(wanted);
         self.intent = match self.intent {
-            Intent::Stop { deadline, grace: before } => {
+            Intent::Stop { deadline, grace: before } | Intent::Ended { deadline, grace: before } => {
                 Intent::Stop { grace: grace.min(before), deadline: wanted.min(deadline) }
             }
-            Intent::Run | Intent::Ended => Intent::Stop { grace, deadline: wanted },
+            Intent::Run => Intent::Stop { grace, deadline: wanted },
         };
     }
 
@@ -124,6 +133,7 @@ impl PodMachine {
         let (Some(one), Some(record)) = (self.containers.get_mut(name), self.record.containers.get_mut(name)) else {
             return;
         };
+        let Some(view) = self.spec.container(name) else { return };
         // Its end may have been told before its start.
         let ended = record.attempt == attempt && matches!(record.stage, Stage::Exited(_));
         match result {
@@ -135,7 +145,7 @@ impl PodMachine {
             Err(StartFailure::Run(failure)) => {
                 one.start = Attempted::default();
                 if !ended {
-                    begin_attempt(record, attempt, one.facts.clone());
+                    record.begin(view, attempt, one.facts.clone());
                     event(out, EventType::Warning, &failure.reason, format!("container {name}: {}", failure.message));
                     record.ended(Exit::start_failed(failure, now));
                 }
@@ -143,7 +153,7 @@ impl PodMachine {
             Ok(started_at) => {
                 one.start = Attempted::default();
                 if !ended {
-                    begin_attempt(record, attempt, one.facts.clone());
+                    record.begin(view, attempt, one.facts.clone());
                     record.stage = Stage::Running { started_at };
                     if self.intent == Intent::Run {
                         // It is wanted again: the time that was set for its end is of the past.
@@ -154,8 +164,7 @@ impl PodMachine {
                         record.ended(Exit::unknown(Some(started_at), now));
                         return;
                     }
-                    one.signalled = false;
-                    one.killed = false;
+                    one.forget_attempt();
                     event(out, EventType::Normal, "Started", format!("Started container {name}"));
                 }
             }
@@ -166,23 +175,26 @@ impl PodMachine {
         let (Some(one), Some(record)) = (self.containers.get_mut(name), self.record.containers.get_mut(name)) else {
             return;
         };
+        let Some(view) = self.spec.container(name) else { return };
         let starting = one.start.is_under_way() && attempt == record.next_attempt();
         if starting {
-            begin_attempt(record, attempt, one.facts.clone());
+            record.begin(view, attempt, one.facts.clone());
         } else if attempt != record.attempt || !matches!(record.stage, Stage::Running { .. }) {
             return;
         }
         let (good, code) = (exit.is_success(), exit.code);
         let reason = exit.reason.clone();
+        record.passed |= good && view.role == Role::Init;
         record.ended(exit);
         one.removal = Attempted::default();
+        one.forget_attempt();
         let record = &self.record.containers[name];
         if self.intent == Intent::Run {
             if !good {
                 let text = format!("container {name} ended with exit code {code} ({reason})");
                 event(out, EventType::Warning, &reason, text);
             }
-            if record.waits && self.wants_start(record) {
+            if record.waits && self.wants_start(view) {
                 let text = format!("Back-off restarting failed container {name} in pod {}", self.full_name());
                 event(out, EventType::Warning, "BackOff", text);
             }
@@ -194,11 +206,7 @@ impl PodMachine {
             return;
         }
         self.actions.lost = true;
-        for record in self.record.containers.values_mut() {
-            if let Stage::Running { started_at } = record.stage {
-                record.ended(Exit::unknown(Some(started_at), now));
-            }
-        }
+        self.end_all(now);
         event(
             out,
             EventType::Warning,
@@ -207,26 +215,26 @@ impl PodMachine {
         );
     }
 
-    fn torn_down(&mut self, result: Result<(), Failure>, now: Timestamp, out: &mut Vec<Command>) {
-        if result.is_ok() {
-            for record in self.record.containers.values_mut() {
-                if let Stage::Running { started_at } = record.stage {
-                    record.ended(Exit::unknown(Some(started_at), now));
+    /// What ran has ended, and nobody saw how.
+    fn end_all(&mut self, now: Timestamp) {
+        for (name, record) in &mut self.record.containers {
+            if let Some(started_at) = record.running_since() {
+                record.ended(Exit::unknown(Some(started_at), now));
+                if let Some(one) = self.containers.get_mut(name) {
+                    one.forget_attempt();
                 }
             }
+        }
+    }
+
+    fn torn_down(&mut self, result: Result<(), Failure>, now: Timestamp, out: &mut Vec<Command>) {
+        if result.is_ok() {
+            self.end_all(now);
             self.actions.sandbox = Attempted::default();
             self.actions.network = Attempted::default();
         }
         tell(settle(&mut self.actions.teardown, result, now), out);
     }
-}
-
-fn begin_attempt(record: &mut ContainerRecord, attempt: u32, image: Option<ImageFacts>) {
-    if let Stage::Exited(exit) = std::mem::take(&mut record.stage) {
-        record.last = Some(exit);
-    }
-    record.attempt = attempt;
-    record.image = image;
 }
 
 /// Notes a result; answers with a failure that people have not heard of.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hearth_types::Timestamp;
 
 use crate::{
-    Command, ContainerRecord, EventType, PodMachine, Stage,
+    Command, ContainerRecord, EventType, Failure, Phase, PodMachine, Role, Stage,
     backoff::CONTAINER_BACKOFF_MAX,
     machine::{Intent, KILL_WAIT, event},
 };
@@ -18,20 +18,61 @@ impl PodMachine {
             self.stop(grace, now);
         }
         if self.intent == Intent::Run {
-            let over = |record: &ContainerRecord| matches!(record.stage, Stage::Exited(_)) && !self.wants_start(record);
-            if self.record.containers.values().all(over) {
-                self.record.ended = Some(self.phase());
-                self.intent = Intent::Ended;
-            }
+            self.note_sidecars();
+            self.end_if_over(now, out);
         }
         match self.intent {
-            Intent::Run => self.bring_up(now, out),
-            Intent::Ended => self.tear_down(now, out),
+            Intent::Run => {
+                self.bring_up(now, out);
+                self.post_start(out);
+                self.advance_stops(None, now, out);
+            }
+            Intent::Ended { grace, deadline } => {
+                let deadline = deadline.min(now.plus(grace));
+                self.intent = Intent::Ended { grace, deadline };
+                self.bring_down(grace, deadline, now, out);
+            }
             Intent::Stop { grace, deadline } => {
                 // A clock that was set back must not make a short grace a long one.
                 let deadline = deadline.min(now.plus(grace));
                 self.intent = Intent::Stop { grace, deadline };
                 self.bring_down(grace, deadline, now, out);
+            }
+        }
+        self.probe(now, out);
+    }
+
+    /// A sidecar has done its part of initialising the pod once it has started.
+    fn note_sidecars(&mut self) {
+        for view in self.spec.containers.iter().filter(|view| view.role == Role::Sidecar) {
+            if let Some(record) = self.record.containers.get_mut(&view.name) {
+                record.passed |= record.has_started();
+            }
+        }
+    }
+
+    fn end_if_over(&mut self, now: Timestamp, out: &mut Vec<Command>) {
+        let late = self.active_until().is_some_and(|until| until <= now);
+        let Some(phase) = self.end().or(late.then_some(Phase::Failed)) else { return };
+        if self.end().is_none() {
+            let text = "Pod was active on the node longer than the specified deadline";
+            event(out, EventType::Normal, "DeadlineExceeded", text.to_owned());
+            self.record.ended_by = Some(Failure::new("DeadlineExceeded", text));
+        }
+        let grace = self.spec.grace;
+        self.record.ended = Some(phase);
+        let deadline = *self.record.kill_at.get_or_insert(now.plus(grace));
+        self.intent = Intent::Ended { grace, deadline };
+    }
+
+    /// Has done what is to be done when a container has started.
+    fn post_start(&mut self, out: &mut Vec<Command>) {
+        for (name, one) in &mut self.containers {
+            let record = &self.record.containers[name];
+            let due = record.running_since().is_some() && record.post_start_due;
+            if due && !one.post_start && one.stopping.is_none() {
+                one.post_start = true;
+                out.push(Command::PostStart { container: name.clone(), attempt: record.attempt });
             }
         }
     }
@@ -51,7 +92,7 @@ impl PodMachine {
         let mut startable = Vec::new();
         for view in &self.spec.containers {
             let record = &self.record.containers[&view.name];
-            if !self.wants_start(record) {
+            if !self.may_start(view) {
                 continue;
             }
             let Some(one) = self.containers.get_mut(&view.name) else { continue };
@@ -109,23 +150,8 @@ impl PodMachine {
     }
 
     fn bring_down(&mut self, grace: Duration, deadline: Timestamp, now: Timestamp, out: &mut Vec<Command>) {
-        let mut running = false;
-        for (name, record) in &self.record.containers {
-            if !matches!(record.stage, Stage::Running { .. }) {
-                continue;
-            }
-            running = true;
-            let Some(one) = self.containers.get_mut(name) else { continue };
-            if (grace.is_zero() || deadline <= now) && !one.killed {
-                one.killed = true;
-                out.push(Command::Kill { container: name.clone() });
-            } else if !one.signalled && !one.killed {
-                one.signalled = true;
-                event(out, EventType::Normal, "Killing", format!("Stopping container {name}"));
-                out.push(Command::Signal { container: name.clone() });
-            }
-        }
-        if !running || deadline.plus(KILL_WAIT) <= now {
+        self.advance_stops(Some((grace, deadline)), now, out);
+        if !self.runs() || deadline.plus(KILL_WAIT) <= now {
             self.tear_down(now, out);
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hearth_types::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Addresses, Failure, ImageFacts, backoff::ContainerBackoff};
+use crate::{Addresses, ContainerView, Failure, ImageFacts, backoff::ContainerBackoff};
 
 /// The exit code of a container whose own was lost, as the kubelet has it.
 const UNKNOWN_CODE: i32 = 255;
@@ -124,9 +124,70 @@ pub struct ContainerRecord {
     pub(crate) backoff: ContainerBackoff,
     /// The image that it was started from.
     pub image: Option<ImageFacts>,
+    /// Whether it has started as its startup probe sees it, or it has none. Of use while it is `Running`; an agent that knew of
+    /// no probes took for started and ready what ran.
+    #[serde(default = "yes")]
+    pub started: bool,
+    /// Whether it can serve as its readiness probe sees it, or it has none. Of use while it is `Running` and `started`.
+    #[serde(default = "yes")]
+    pub ready: bool,
+    /// What is to be done when it has started was not done yet.
+    #[serde(default)]
+    pub(crate) post_start_due: bool,
+    /// It was killed to be started anew, whatever its exit code.
+    #[serde(default)]
+    pub(crate) restart: bool,
+    /// It has done its part of initialising the pod: it ended well, or a sidecar has started.
+    #[serde(default)]
+    pub(crate) passed: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl ContainerRecord {
+    /// Notes that an attempt begins.
+    pub(crate) fn begin(&mut self, view: &ContainerView, attempt: u32, image: Option<ImageFacts>) {
+        if let Stage::Exited(exit) = std::mem::take(&mut self.stage) {
+            self.last = Some(exit);
+        }
+        self.attempt = attempt;
+        self.image = image;
+        self.started = view.startup.is_none();
+        self.ready = view.readiness.is_none();
+        self.post_start_due = view.post_start;
+        self.restart = false;
+    }
+
+    /// Since when it runs, where it does.
+    pub(crate) fn running_since(&self) -> Option<Timestamp> {
+        match self.stage {
+            Stage::Running { started_at } => Some(started_at),
+            Stage::Waiting | Stage::Exited(_) => None,
+        }
+    }
+
+    /// Whether it ended.
+    pub(crate) fn is_exited(&self) -> bool {
+        matches!(self.stage, Stage::Exited(_))
+    }
+
+    /// Whether it runs, and what is to be done at its start is done.
+    pub(crate) fn is_up(&self) -> bool {
+        self.running_since().is_some() && !self.post_start_due
+    }
+
+    /// Whether it runs and has started.
+    pub(crate) fn has_started(&self) -> bool {
+        self.is_up() && self.started
+    }
+
+    /// Whether it can serve.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.has_started() && self.ready
+    }
+
     /// The attempt that a next start would be.
     pub(crate) fn next_attempt(&self) -> u32 {
         match self.stage {
@@ -156,9 +217,12 @@ pub struct Record {
     pub containers: BTreeMap<String, ContainerRecord>,
     /// When conditions last changed: by type, the status and the time.
     pub(crate) conditions: BTreeMap<String, (bool, Timestamp)>,
-    /// How it ended for good, where it did.
+    /// How it ended for good, where it did. Sidecars may still run.
     pub ended: Option<Phase>,
-    /// When its containers are killed, once it was told to stop: an agent that starts again does not begin the grace anew.
+    /// Why it was ended, where it did not end by itself.
+    #[serde(default)]
+    pub(crate) ended_by: Option<Failure>,
+    /// When its containers are killed, once it is to stop: an agent that starts again does not begin the grace anew.
     #[serde(default)]
     pub(crate) kill_at: Option<Timestamp>,
 }
@@ -172,6 +236,7 @@ impl Record {
             containers: BTreeMap::new(),
             conditions: BTreeMap::new(),
             ended: None,
+            ended_by: None,
             kill_at: None,
         }
     }

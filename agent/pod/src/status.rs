@@ -3,7 +3,7 @@
 use hearth_types::Timestamp;
 use serde_json::{Map, Value, json};
 
-use crate::{ContainerRecord, Exit, Phase, PodMachine, Stage};
+use crate::{ContainerRecord, ContainerView, Exit, Phase, PodMachine, Role, Stage};
 
 /// The conditions that the device decides; `PodScheduled` is placement's.
 const CONDITIONS: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
@@ -15,8 +15,19 @@ pub(crate) fn of(pod: &PodMachine) -> Value {
     status.insert("phase".into(), json!(phase));
     status.insert("startTime".into(), time(pod.record.start_time));
     status.insert("conditions".into(), conditions(pod, phase));
-    let containers = pod.spec.containers.iter().map(|view| container(pod, &view.name, &view.image));
-    status.insert("containerStatuses".into(), containers.collect());
+    if let Some(cause) = &pod.record.ended_by {
+        status.insert("reason".into(), json!(cause.reason));
+        status.insert("message".into(), json!(cause.message));
+    }
+    let of = |main: bool| {
+        let views = pod.spec.containers.iter().filter(move |view| (view.role == Role::Main) == main);
+        views.map(|view| container(pod, view)).collect::<Vec<Value>>()
+    };
+    let init = of(false);
+    if !init.is_empty() {
+        status.insert("initContainerStatuses".into(), Value::Array(init));
+    }
+    status.insert("containerStatuses".into(), Value::Array(of(true)));
     if let Some(addresses) = &pod.record.addresses {
         for (first, all, list) in [("podIP", "podIPs", &addresses.pod), ("hostIP", "hostIPs", &addresses.host)] {
             if let Some(one) = list.first() {
@@ -42,19 +53,16 @@ pub(crate) fn note_conditions(pod: &mut PodMachine, now: Timestamp) {
 fn holds(pod: &PodMachine, condition: &str) -> bool {
     match condition {
         "PodReadyToStartContainers" => pod.has_sandbox(),
-        "Initialized" => true,
+        "Initialized" => pod.is_initialized(),
         _ => pod.record.ended.is_none() && pod.is_ready(),
     }
 }
 
 fn conditions(pod: &PodMachine, phase: Phase) -> Value {
-    let unready: Vec<&str> = pod
-        .spec
-        .containers
-        .iter()
-        .filter(|view| !matches!(pod.record.containers[&view.name].stage, Stage::Running { .. }))
-        .map(|view| view.name.as_str())
-        .collect();
+    let those = |which: &dyn Fn(&ContainerView, &ContainerRecord) -> bool| {
+        let views = pod.spec.containers.iter().filter(|view| which(view, &pod.record.containers[&view.name]));
+        views.map(|view| view.name.as_str()).collect::<Vec<_>>().join(" ")
+    };
     let mut list = Vec::new();
     for name in CONDITIONS {
         let holds = holds(pod, name);
@@ -69,8 +77,14 @@ fn conditions(pod: &PodMachine, phase: Phase) -> Value {
                 condition["reason"] = json!("PodCompleted");
             } else {
                 condition["reason"] = json!("ContainersNotReady");
-                condition["message"] = json!(format!("containers with unready status: [{}]", unready.join(" ")));
+                let unready = those(&|view, record| view.role != Role::Init && !record.is_ready());
+                condition["message"] = json!(format!("containers with unready status: [{unready}]"));
             }
+        }
+        if !holds && name == "Initialized" {
+            condition["reason"] = json!("ContainersNotInitialized");
+            let incomplete = those(&|view, record| view.role != Role::Main && !record.passed);
+            condition["message"] = json!(format!("containers with incomplete status: [{incomplete}]"));
         }
         list.push(condition);
     }
@@ -79,24 +93,28 @@ fn conditions(pod: &PodMachine, phase: Phase) -> Value {
     Value::Array(list)
 }
 
-fn container(pod: &PodMachine, name: &str, image: &str) -> Value {
+fn container(pod: &PodMachine, view: &ContainerView) -> Value {
+    let (name, image) = (view.name.as_str(), view.image.as_str());
     let record = &pod.record.containers[name];
-    let running = matches!(record.stage, Stage::Running { .. });
+    let ready = match view.role {
+        Role::Init => matches!(&record.stage, Stage::Exited(exit) if exit.is_success()),
+        Role::Sidecar | Role::Main => record.is_ready(),
+    };
     let facts = record.image.as_ref().or(pod.containers.get(name).and_then(|one| one.facts.as_ref()));
     let mut status = json!({
         "name": name,
         "image": facts.map_or(image, |facts| facts.reference.as_str()),
         "imageID": facts.map_or("", |facts| facts.id.as_str()),
-        "ready": running,
-        "started": running,
+        "ready": ready,
+        "started": record.has_started(),
         "restartCount": record.attempt,
-        "state": state(pod, name, record),
+        "state": state(pod, view, record),
         "lastState": {},
     });
     if record.stage != Stage::Waiting {
         status["containerID"] = container_id(pod, name, record.attempt);
     }
-    let waits = is_waiting_to_restart(pod, record);
+    let waits = is_waiting_to_restart(pod, view);
     match (&record.stage, &record.last) {
         (Stage::Exited(exit), _) if waits => {
             status["lastState"] = json!({"terminated": terminated(pod, name, record.attempt, exit)});
@@ -110,10 +128,15 @@ fn container(pod: &PodMachine, name: &str, image: &str) -> Value {
     status
 }
 
-fn state(pod: &PodMachine, name: &str, record: &ContainerRecord) -> Value {
+fn state(pod: &PodMachine, view: &ContainerView, record: &ContainerRecord) -> Value {
+    let name = &view.name;
     match &record.stage {
+        // As in Kubernetes, it runs once what is to be done at its start is done.
+        Stage::Running { .. } if record.post_start_due && !pod.is_stopping() => {
+            json!({"waiting": {"reason": creating(pod)}})
+        }
         Stage::Running { started_at } => json!({"running": {"startedAt": time(*started_at)}}),
-        Stage::Exited(exit) if !is_waiting_to_restart(pod, record) => {
+        Stage::Exited(exit) if !is_waiting_to_restart(pod, view) => {
             json!({"terminated": terminated(pod, name, record.attempt, exit)})
         }
         Stage::Exited(exit) => {
@@ -128,17 +151,23 @@ fn state(pod: &PodMachine, name: &str, record: &ContainerRecord) -> Value {
             }})
         }
         Stage::Waiting => {
-            let reason =
-                if pod.record.ended.is_some() || pod.is_stopping() { "PodStopped" } else { "ContainerCreating" };
-            json!({"waiting": obstacle(pod, name).unwrap_or_else(|| waiting(pod, name, reason))})
+            let reason = if pod.record.ended.is_some() || pod.is_stopping() { "PodStopped" } else { creating(pod) };
+            let obstacle = obstacle(pod, name).filter(|_| pod.may_start(view));
+            json!({"waiting": obstacle.unwrap_or_else(|| waiting(pod, name, reason))})
         }
     }
 }
 
+/// What Kubernetes says of a container that is on its way.
+fn creating(pod: &PodMachine) -> &'static str {
+    let has_init = pod.spec.containers.iter().any(|view| view.role != Role::Main);
+    if has_init { "PodInitializing" } else { "ContainerCreating" }
+}
+
 /// Whether an ended container waits for its next attempt, be it for time or for something that is missing.
-fn is_waiting_to_restart(pod: &PodMachine, record: &ContainerRecord) -> bool {
-    let exited = matches!(record.stage, Stage::Exited(_));
-    exited && !pod.is_stopping() && pod.record.ended.is_none() && pod.wants_start(record) && record.waits
+fn is_waiting_to_restart(pod: &PodMachine, view: &ContainerView) -> bool {
+    let record = &pod.record.containers[&view.name];
+    record.is_exited() && !pod.is_stopping() && pod.record.ended.is_none() && pod.wants_start(view) && record.waits
 }
 
 fn waiting(pod: &PodMachine, name: &str, reason: &str) -> Value {

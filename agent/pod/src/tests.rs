@@ -1,12 +1,17 @@
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use hearth_types::Timestamp;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+
+mod life;
 
 const T0: Timestamp = Timestamp(1_700_000_000_000);
 
@@ -84,6 +89,15 @@ fn succeed(command: &Command, now: Timestamp) -> Option<Event> {
         Command::RemoveContainer { container } => Event::Removed { container: container.clone(), result: Ok(()) },
         Command::DestroySandbox => Event::SandboxDestroyed(Ok(())),
         Command::TearDown => Event::TornDown(Ok(())),
+        Command::PostStart { container, attempt } => {
+            Event::PostStarted { container: container.clone(), attempt: *attempt, result: Ok(()) }
+        }
+        Command::Probe { container, attempt, kind } => {
+            Event::Probed { container: container.clone(), attempt: *attempt, kind: *kind, answer: Answer::Good }
+        }
+        Command::PreStop { container, attempt, .. } => {
+            Event::PreStopped { container: container.clone(), attempt: *attempt, result: Ok(()) }
+        }
         Command::Signal { .. } | Command::Kill { .. } | Command::ReportStatus { .. } | Command::Event { .. } => {
             return None;
         }
@@ -532,6 +546,8 @@ struct Model {
     running: BTreeMap<String, (u32, Timestamp)>,
     newest: BTreeMap<String, u32>,
     stopping: bool,
+    /// Of those that initialise the pod: who ended well, or has started as a sidecar, in this sandbox.
+    passed: BTreeSet<String>,
 }
 
 impl Model {
@@ -544,6 +560,7 @@ impl Model {
             running: BTreeMap::new(),
             newest: BTreeMap::new(),
             stopping: false,
+            passed: BTreeSet::new(),
         };
         model.step(Event::Tick);
         model
@@ -558,6 +575,9 @@ impl Model {
                     assert!(!self.stopping, "a pod that is being stopped starts {container}");
                     assert!(self.pod.record().ended.is_none(), "a pod that ended starts {container}");
                     assert!(!self.running.contains_key(container), "{container} runs already");
+                    let before = self.spec.containers.iter().take_while(|view| view.name != *container);
+                    let mut before = before.filter(|view| view.role != Role::Main);
+                    assert!(before.all(|view| self.passed.contains(&view.name)), "{container} comes before its turn");
                     let open =
                         |c: &Command| matches!(c, Command::StartContainer { container: c, .. } if c == container);
                     assert!(!self.open.iter().any(open), "{container} is being started already");
@@ -595,6 +615,20 @@ impl Model {
         }
         let command = self.open.remove(which % self.open.len());
         let failure = || Failure::new("Test", "chance has it");
+        let hooked = |name: &str| self.spec.container(name).is_some_and(|view| view.post_start);
+        let is_sidecar = |name: &str| self.spec.container(name).is_some_and(|view| view.role == Role::Sidecar);
+        match &command {
+            Command::StartContainer { container, .. } if good && is_sidecar(container) && !hooked(container) => {
+                self.passed.insert(container.clone());
+            }
+            Command::PostStart { container, attempt } if good && is_sidecar(container) => {
+                if self.running.get(container).is_some_and(|(running, _)| running == attempt) {
+                    self.passed.insert(container.clone());
+                }
+            }
+            Command::CreateSandbox if good => self.passed.clear(),
+            _ => {}
+        }
         let event = match (&command, good) {
             (Command::StartContainer { container, attempt }, true) => {
                 self.running.insert(container.clone(), (*attempt, self.now));
@@ -620,6 +654,12 @@ impl Model {
             (Command::RemoveContainer { container }, false) => {
                 Event::Removed { container: container.clone(), result: Err(failure()) }
             }
+            (Command::PostStart { container, attempt }, false) => {
+                Event::PostStarted { container: container.clone(), attempt: *attempt, result: Err(failure()) }
+            }
+            (Command::PreStop { container, attempt, .. }, false) => {
+                Event::PreStopped { container: container.clone(), attempt: *attempt, result: Err(failure()) }
+            }
             (Command::DestroySandbox, false) => Event::SandboxDestroyed(Err(failure())),
             (Command::TearDown, false) => Event::TornDown(Err(failure())),
             _ => return,
@@ -630,7 +670,20 @@ impl Model {
     fn end(&mut self, which: usize, code: i32) {
         let Some(name) = self.running.keys().nth(which % self.running.len().max(1)).cloned() else { return };
         let (attempt, started) = self.running.remove(&name).unwrap();
+        self.note_end(&name, code);
         self.step(exited(&name, attempt, Exit::observed(Some(code), None, false, started, self.now)));
+    }
+
+    fn note_end(&mut self, name: &str, code: i32) {
+        if code == 0 && self.spec.container(name).is_some_and(|view| view.role == Role::Init) {
+            self.passed.insert(name.to_owned());
+        }
+    }
+
+    /// A container that runs and has something to end.
+    fn initialising(&self) -> Option<usize> {
+        let is_init = |name: &String| self.spec.container(name).is_some_and(|view| view.role == Role::Init);
+        self.running.keys().position(is_init)
     }
 
     fn take(&mut self, chance: &Chance) {
@@ -641,7 +694,12 @@ impl Model {
                 let is_start = |c: &Command| matches!(c, Command::StartContainer { .. });
                 if let Some(index) = self.open.iter().position(is_start) {
                     let Command::StartContainer { container, attempt } = self.open[index].clone() else { return };
+                    if self.spec.container(&container).is_some_and(|view| view.role == Role::Sidecar) {
+                        // Nobody is told whether it had started.
+                        return;
+                    }
                     self.newest.insert(container.clone(), attempt);
+                    self.note_end(&container, which as i32 % 2);
                     let exit = Exit::observed(Some(which as i32 % 2), None, false, self.now, self.now);
                     self.step(exited(&container, attempt, exit));
                     // Its start is told after its end.
@@ -694,6 +752,8 @@ impl Model {
         for _ in 0..10_000 {
             if !self.open.is_empty() {
                 self.answer(0, true);
+            } else if let Some(which) = self.initialising() {
+                self.end(which, 0);
             } else if let Some(wake) = self.pod.next_wake() {
                 self.now = self.now.max(wake);
                 self.step(Event::Tick);
@@ -713,10 +773,22 @@ proptest! {
     fn whatever_happens_a_pod_keeps_its_guarantees(
         policy in prop::sample::select(vec!["Always", "OnFailure", "Never"]),
         containers in 1_usize..4,
+        first in prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 0..3),
         chances in prop::collection::vec(chance(), 0..60),
     ) {
         let names = ["a", "b", "c"];
-        let mut model = Model::new(view(policy, &names[..containers]));
+        let mut spec = view(policy, &names[..containers]);
+        let init = first.iter().zip(["i", "j"]).map(|((sidecar, post_start, pre_stop), name)| ContainerView {
+            name: name.into(),
+            role: if *sidecar { Role::Sidecar } else { Role::Init },
+            post_start: *sidecar && *post_start,
+            pre_stop: *sidecar && *pre_stop,
+            ..spec.containers[0].clone()
+        });
+        let init: Vec<_> = init.collect();
+        spec.containers.splice(0..0, init);
+        let containers = spec.containers.iter().filter(|view| view.role != Role::Init).count();
+        let mut model = Model::new(spec);
         for chance in &chances {
             model.take(chance);
         }

@@ -63,7 +63,8 @@ pub(crate) fn container_of(pod: &Object, wanted: Option<&str>) -> Result<String>
     let value = pod.value();
     let names = containers(&value);
     if let Some(wanted) = wanted {
-        if !names.iter().any(|name| name == wanted) {
+        let mut first = value["spec"]["initContainers"].as_array().into_iter().flatten();
+        if !names.iter().any(|name| name == wanted) && !first.any(|one| one["name"] == wanted) {
             bail!("container {wanted} is not valid for pod {}; it has: {}", pod.name(), names.join(", "));
         }
         return Ok(wanted.to_owned());

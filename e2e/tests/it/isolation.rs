@@ -262,7 +262,7 @@ fn guests_share_what_their_host_lends_and_a_change_holds_for_those_who_are_here(
     let lend = |memory: &str| {
         let mut patch = instance.hearth(["patch", "device", "nas", "-p"]);
         let text = format!("{{\"spec\": {{\"lend\": {{\"cpu\": \"500m\", \"memory\": \"{memory}\", \"pods\": 5}}}}}}");
-        hearth_e2e::command::succeed(patch.arg(text)).map(drop)
+        command::succeed(patch.arg(text)).map(drop)
     };
     lend("64Mi")?;
     instance.apply("{apiVersion: v1, kind: Namespace, metadata: {name: bob}}")?;

@@ -14,6 +14,7 @@ mod group;
 mod images;
 mod isolation;
 mod kinds;
+mod life;
 mod load;
 mod nat;
 mod offline;

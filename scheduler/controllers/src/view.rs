@@ -136,7 +136,7 @@ fn sources(value: &Value, pointer: &str, reference: &str) -> Vec<Box<str>> {
         list(value, "/spec/volumes").map(|volume| text(volume, pointer)).map(Into::into).collect();
     if !reference.is_empty() {
         let (all, one) = (format!("/{reference}Ref/name"), format!("/valueFrom/{reference}KeyRef/name"));
-        for container in list(value, "/spec/containers") {
+        for container in list(value, "/spec/initContainers").chain(list(value, "/spec/containers")) {
             names.extend(list(container, "/envFrom").map(|from| Box::from(text(from, &all))));
             names.extend(list(container, "/env").map(|variable| Box::from(text(variable, &one))));
         }
@@ -153,7 +153,8 @@ fn sources(value: &Value, pointer: &str, reference: &str) -> Vec<Box<str>> {
 fn trouble(value: &Value, phase: Phase) -> Option<(Box<str>, Box<str>)> {
     /// What a container that is on its way says; no trouble.
     const STARTING: [&str; 3] = ["", "ContainerCreating", "PodInitializing"];
-    for container in list(value, "/status/containerStatuses").filter(|one| one["ready"] != true) {
+    let statuses = list(value, "/status/initContainerStatuses").chain(list(value, "/status/containerStatuses"));
+    for container in statuses.filter(|one| one["ready"] != true) {
         let reason = text(container, "/state/waiting/reason");
         if !STARTING.contains(&reason) {
             return Some((reason.into(), text(container, "/state/waiting/message").into()));

@@ -187,6 +187,25 @@ pub struct Pod {
     pub shape: Shape,
 }
 
+/// The most that containers take beside each other, in the order of their start (KEP-753): one that runs to its end before the next begins
+/// leaves room for it, and a sidecar or a container of the pod itself stays.
+#[derive(Default)]
+struct Beside {
+    now: Resources,
+    peak: Resources,
+}
+
+impl Beside {
+    fn add(&mut self, resources: Resources, stays: bool) {
+        let with = self.now.plus(resources);
+        self.peak.cpu_millis = self.peak.cpu_millis.max(with.cpu_millis);
+        self.peak.memory_bytes = self.peak.memory_bytes.max(with.memory_bytes);
+        if stays {
+            self.now = with;
+        }
+    }
+}
+
 impl Pod {
     /// Reads a pod. `value` is the parsed JSON of `object`.
     pub fn read(object: &Object, value: &Value) -> Self {
@@ -196,22 +215,25 @@ impl Pod {
             .collect();
         claims.sort_unstable();
         claims.dedup();
-        let (mut requests, mut lent) =
-            (Resources { pods: 1, ..Resources::default() }, Resources { pods: 1, ..Resources::default() });
         let mut unlimited = Unlimited::default();
-        for container in list(spec, "/containers") {
+        let (mut requests, mut lent) = (Beside::default(), Beside::default());
+        let first = list(spec, "/initContainers").map(|one| (one, one["restartPolicy"] == "Always"));
+        for (container, stays) in first.chain(list(spec, "/containers").map(|one| (one, true))) {
             let resources = &container["resources"];
             let asked = amounts(&resources["requests"], 0);
             let limit = amounts(&resources["limits"], 0);
-            requests = requests.plus(asked);
+            requests.add(asked, stays);
             unlimited.cpu |= limit.cpu_millis == 0;
             unlimited.memory |= limit.memory_bytes == 0;
-            lent = lent.plus(Resources {
+            let taken = Resources {
                 cpu_millis: asked.cpu_millis.max(limit.cpu_millis),
                 memory_bytes: asked.memory_bytes.max(limit.memory_bytes),
                 pods: 0,
-            });
+            };
+            lent.add(taken, stays);
         }
+        let one = Resources { pods: 1, ..Resources::default() };
+        let (requests, lent) = (requests.peak.plus(one), lent.peak.plus(one));
         let text = |value: &Value, field: &str| -> Box<str> { value[field].as_str().unwrap_or_default().into() };
         let tolerations = list(spec, "/tolerations").map(|one| Toleration {
             key: text(one, "key"),

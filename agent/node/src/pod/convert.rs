@@ -1,7 +1,8 @@
 //! Between the runtime's words and the machine's. Pure.
 
 use hearth_pod::{
-    Command, ContainerRecord, Event, Exit, Failure, FoundContainer, FoundState, PodMachine, Record, Stage, StartFailure,
+    Answer, Command, ContainerRecord, Event, Exit, Failure, FoundContainer, FoundState, PodMachine, Record, Stage,
+    StartFailure,
 };
 use hearth_runtime::{ContainerState, ContainerStatus};
 
@@ -61,6 +62,18 @@ pub(super) fn broken(command: &Command) -> Option<Event> {
             attempt: *attempt,
             result: Err(StartFailure::Config(failure())),
         },
+        Command::PostStart { container, attempt } => {
+            Event::PostStarted { container: container.clone(), attempt: *attempt, result: Err(failure()) }
+        }
+        Command::Probe { container, attempt, kind } => Event::Probed {
+            container: container.clone(),
+            attempt: *attempt,
+            kind: *kind,
+            answer: Answer::Unknown(failure().message),
+        },
+        Command::PreStop { container, attempt, .. } => {
+            Event::PreStopped { container: container.clone(), attempt: *attempt, result: Err(failure()) }
+        }
         Command::RemoveContainer { container } => {
             Event::Removed { container: container.clone(), result: Err(failure()) }
         }

@@ -158,7 +158,6 @@ impl Site {
         let hostname = hostname.unwrap_or_else(|| self.places.pod.clone());
         // The kernel takes 64 bytes (`__NEW_UTS_LEN`), and a label has 63.
         let hostname = crate::reporter::clip(&hostname, 63).trim_end_matches(['-', '.']).to_owned();
-        let containers = self.pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
         let PodNetwork { addresses, netns } = network;
         let sandbox = PodSandbox {
             uid: self.uid().to_owned(),
@@ -169,7 +168,7 @@ impl Site {
             resolv_conf: container::resolv_conf(&addresses),
             hosts: container::hosts(&hostname, &addresses),
             hostname,
-            limits: container::pod_limits(containers),
+            limits: container::pod_limits(&self.pod),
             guest: self.namespace() != self.shared.owner,
         };
         let _slot = self.shared.slots.acquire().await;
@@ -209,8 +208,7 @@ impl Site {
         image: &Image,
         volumes: &VolumePaths,
     ) -> Result<hearth_runtime::ContainerSpec, Failure> {
-        let containers = self.pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
-        let found = containers.iter().find(|one| one.name == name);
+        let found = container::named(&self.pod, name);
         let container =
             found.ok_or_else(|| Failure::new("CreateContainerConfigError", format!("no container {name}")))?;
         let objects = self.shared.objects();

@@ -5,11 +5,13 @@ use std::{sync::Mutex, time::Duration};
 use hearth_image::{Hold, Image, ImageError, Reference};
 use hearth_pod::Failure;
 use hearth_registry::{Credentials, PullError, Transferred};
-use hearth_types::{GroupKind, ObjectKey, kinds::Container, quantity::format_bytes};
+use hearth_types::{GroupKind, ObjectKey, quantity::format_bytes};
 use tokio::time::Instant;
 
 use super::execute::Site;
-use crate::{Images, ImagesError, News, PullPolicy, Wanted, config::Configs, files::chain, shared::blocking};
+use crate::{
+    Images, ImagesError, News, PullPolicy, Wanted, config::Configs, container, files::chain, shared::blocking,
+};
 
 /// How often the status says how far a pull has come: each time is a write of the region's.
 const TELL_PROGRESS: Duration = Duration::from_secs(5);
@@ -61,8 +63,7 @@ impl Site {
     }
 
     fn wanted(&self, name: &str) -> Result<Wanted, Failure> {
-        let container = self
-            .container(name)
+        let container = container::named(&self.pod, name)
             .ok_or_else(|| Failure::new("CreateContainerConfigError", format!("no container {name}")))?;
         let image = container.image.as_deref().unwrap_or_default();
         let reference: Reference =
@@ -74,11 +75,6 @@ impl Site {
         };
         let for_owner = self.namespace() == self.shared.owner;
         Ok(Wanted { reference, policy, secrets: self.pull_secrets(), for_owner })
-    }
-
-    fn container(&self, name: &str) -> Option<&Container> {
-        let spec = self.pod.spec.as_ref()?;
-        spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|one| one.name == name)
     }
 
     /// Those of the pod's pull secrets that are here and can be read: the image may be public, so that the registry has the last word. What

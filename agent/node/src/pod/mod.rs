@@ -5,6 +5,7 @@ mod convert;
 mod execute;
 mod image;
 mod orphan;
+mod probe;
 mod record;
 mod uses;
 mod worker;

@@ -4,6 +4,8 @@ use std::collections::HashSet;
 
 use hearth_types::{GroupKind, ObjectKey, kinds::Pod};
 
+use crate::container;
+
 /// Whether a pod mounts a claim.
 pub(crate) fn uses_claim(pod: &Pod, claim: &str) -> bool {
     claims_of(pod).any(|one| one == claim)
@@ -30,11 +32,11 @@ pub(crate) fn uses_any(pod: &Pod, namespace: &str, keys: &HashSet<ObjectKey>) ->
     });
     let pulls = spec.image_pull_secrets.iter().flatten().any(|one| secret(&one.name));
     let claims = claims_of(pod).any(|claim| has(GroupKind::PERSISTENT_VOLUME_CLAIM, claim));
-    let from = spec.containers.iter().flat_map(|one| one.env_from.iter().flatten()).any(|from| {
+    let from = container::all(pod).flat_map(|one| one.env_from.iter().flatten()).any(|from| {
         from.config_map_ref.as_ref().is_some_and(|one| config(&one.name))
             || from.secret_ref.as_ref().is_some_and(|one| secret(&one.name))
     });
-    let env = spec.containers.iter().flat_map(|one| one.env.iter().flatten()).filter_map(|env| env.value_from.as_ref());
+    let env = container::all(pod).flat_map(|one| one.env.iter().flatten()).filter_map(|env| env.value_from.as_ref());
     let mut env = env.map(|from| {
         from.config_map_key_ref.as_ref().is_some_and(|one| config(&one.name))
             || from.secret_key_ref.as_ref().is_some_and(|one| secret(&one.name))
@@ -54,6 +56,7 @@ mod tests {
             "imagePullSecrets": [{"name": "login"}],
             "volumes": [{"name": "a", "configMap": {"name": "files"}},
                 {"name": "d", "persistentVolumeClaim": {"claimName": "data"}}],
+            "initContainers": [{"name": "i", "envFrom": [{"configMapRef": {"name": "first"}}]}],
             "containers": [{"name": "c", "envFrom": [{"secretRef": {"name": "from"}}],
                 "env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "key", "key": "k"}}}]}],
         }}))
@@ -62,7 +65,7 @@ mod tests {
             uses_any(&pod, "n", &HashSet::from([ObjectKey::new(kind, namespace, name)]))
         };
         assert!(uses(GroupKind::CONFIG_MAP, "n", "files"));
-        assert!(uses(GroupKind::CONFIG_MAP, "n", "key"));
+        assert!(uses(GroupKind::CONFIG_MAP, "n", "key") && uses(GroupKind::CONFIG_MAP, "n", "first"));
         assert!(uses(GroupKind::SECRET, "n", "from") && uses(GroupKind::SECRET, "n", "login"));
         assert!(uses(GroupKind::PERSISTENT_VOLUME_CLAIM, "n", "data"));
         assert!(!uses(GroupKind::SECRET, "n", "files"));

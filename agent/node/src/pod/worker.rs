@@ -17,6 +17,7 @@ use super::{
     convert::{broken, exit, snapshot_of},
     execute::{Site, VolumePaths, addresses},
     image::any_here,
+    probe::Subject,
     record::{self, StoredPod},
 };
 use crate::{
@@ -91,6 +92,8 @@ struct Worker {
     tasks: JoinSet<Outcome>,
     /// The command of each task, so that one that panics still has a result.
     commands: HashMap<tokio::task::Id, Command>,
+    /// Tasks that ask or do something in containers: they end with the sandbox.
+    inside: HashMap<tokio::task::Id, AbortHandle>,
     runtime_events: (mpsc::Sender<PodEvent>, mpsc::Receiver<PodEvent>),
     /// How far commands have come that take their time.
     progress: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
@@ -143,6 +146,7 @@ pub(crate) async fn spawn(shared: Arc<Shared>, start: Start, tasks: &mut JoinSet
         inbox,
         tasks: JoinSet::new(),
         commands: HashMap::new(),
+        inside: HashMap::new(),
         runtime_events: mpsc::channel(RUNTIME_EVENTS),
         progress: mpsc::channel(PROGRESS),
         watcher: None,
@@ -275,6 +279,27 @@ impl Worker {
                     Outcome::Started(container, attempt, started)
                 })
             }
+            Command::PostStart { container, attempt } => {
+                let subject = self.subject(&container);
+                self.inside(async move {
+                    let result = subject.post_start().await;
+                    Outcome::Event(Event::PostStarted { container, attempt, result })
+                })
+            }
+            Command::Probe { container, attempt, kind } => {
+                let subject = self.subject(&container);
+                self.inside(async move {
+                    let answer = subject.probe(kind).await;
+                    Outcome::Event(Event::Probed { container, attempt, kind, answer })
+                })
+            }
+            Command::PreStop { container, attempt, bound } => {
+                let subject = self.subject(&container);
+                self.inside(async move {
+                    let result = subject.pre_stop(bound).await;
+                    Outcome::Event(Event::PreStopped { container, attempt, result })
+                })
+            }
             Command::Signal { container } => {
                 let image = self.images.get(&container).map(|(image, _)| image.clone());
                 let id = self.machine.record().containers.get(&container).and_then(|one| one.image.clone());
@@ -294,10 +319,12 @@ impl Worker {
             }),
             Command::DestroySandbox => {
                 self.unwatch();
+                self.leave_containers();
                 self.tasks.spawn(async move { Outcome::Event(Event::SandboxDestroyed(site.destroy(sandbox).await)) })
             }
             Command::TearDown => {
                 self.unwatch();
+                self.leave_containers();
                 self.network = None;
                 self.tasks.spawn(async move { Outcome::Event(Event::TornDown(site.tear_down(sandbox).await)) })
             }
@@ -305,14 +332,41 @@ impl Worker {
         self.commands.insert(task.id(), kept);
     }
 
+    fn subject(&self, container: &str) -> Subject {
+        let addresses = self.machine.record().addresses.as_ref();
+        Subject {
+            site: self.site.clone(),
+            sandbox: self.sandbox.clone(),
+            address: addresses.and_then(|all| all.pod.first()?.parse().ok()),
+            container: container.to_owned(),
+        }
+    }
+
+    /// Begins what asks or does something in a container.
+    fn inside(&mut self, work: impl Future<Output = Outcome> + Send + 'static) -> AbortHandle {
+        let task = self.tasks.spawn(work);
+        self.inside.insert(task.id(), task.clone());
+        task
+    }
+
+    fn leave_containers(&mut self) {
+        self.inside.values().for_each(AbortHandle::abort);
+    }
+
     fn finished(&mut self, result: Result<(tokio::task::Id, Outcome), tokio::task::JoinError>) {
         let outcome = match result {
             Ok((id, outcome)) => {
                 self.commands.remove(&id);
+                self.inside.remove(&id);
                 outcome
             }
             Err(error) => {
                 let command = self.commands.remove(&error.id());
+                self.inside.remove(&error.id());
+                if error.is_cancelled() {
+                    // Its sandbox goes, and the machine waits for nothing from inside.
+                    return;
+                }
                 tracing::error!(pod = %self.key, ?command, %error, "a step of the agent broke; it is tried again");
                 match command.and_then(|command| broken(&command)) {
                     Some(event) => Outcome::Event(event),

@@ -113,6 +113,8 @@ fn container_of(pod: &Object, wanted: &str) -> Result<String, Status> {
     let value = pod.value();
     let containers = value.pointer("/spec/containers").and_then(Value::as_array).into_iter().flatten();
     let names: Vec<&str> = containers.filter_map(|container| container.get("name").and_then(Value::as_str)).collect();
+    let first = value.pointer("/spec/initContainers").and_then(Value::as_array).into_iter().flatten();
+    let mut first = first.filter_map(|container| container.get("name").and_then(Value::as_str));
     let list = names.join(" ");
     match (wanted, names.as_slice()) {
         ("", [only]) => Ok((*only).to_owned()),
@@ -120,7 +122,7 @@ fn container_of(pod: &Object, wanted: &str) -> Result<String, Status> {
             let text = format!("a container name must be specified for pod {}, choose one of: [{list}]", pod.name());
             Err(about(pod.key(), Reason::BadRequest, text))
         }
-        (wanted, names) if names.contains(&wanted) => Ok(wanted.to_owned()),
+        (wanted, names) if names.contains(&wanted) || first.any(|name| name == wanted) => Ok(wanted.to_owned()),
         (wanted, _) => {
             let text = format!("container {} is not valid for pod {}; it has [{list}]", shown(wanted), pod.name());
             Err(about(pod.key(), Reason::BadRequest, text))

@@ -104,8 +104,10 @@ fn pod_spec(spec: &mut Value) {
     set(spec, "dnsPolicy", json!("ClusterFirst"));
     set(spec, "schedulerName", json!("default-scheduler"));
     set(spec, "securityContext", json!({}));
-    for container in items(&mut spec["containers"]) {
-        fill_container(container);
+    for list in ["initContainers", "containers"] {
+        for container in items(&mut spec[list]) {
+            fill_container(container);
+        }
     }
     for volume in items(&mut spec["volumes"]) {
         for source in ["configMap", "secret"] {
@@ -127,5 +129,27 @@ fn fill_container(container: &mut Value) {
     }
     for port in items(&mut container["ports"]) {
         set(port, "protocol", json!("TCP"));
+    }
+    for kind in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        // What is absent stays so.
+        let Some(probe) = container.get_mut(kind) else { continue };
+        for (field, value) in
+            [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
+        {
+            set(probe, field, json!(value));
+        }
+        fill_http(probe);
+    }
+    for hook in ["postStart", "preStop"] {
+        if let Some(hook) = container.get_mut("lifecycle").and_then(|hooks| hooks.get_mut(hook)) {
+            fill_http(hook);
+        }
+    }
+}
+
+fn fill_http(handler: &mut Value) {
+    if let Some(action) = handler.get_mut("httpGet") {
+        set(action, "path", json!("/"));
+        set(action, "scheme", json!("HTTP"));
     }
 }

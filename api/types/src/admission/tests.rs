@@ -151,8 +151,8 @@ fn what_no_device_can_run_is_refused_with_its_path() {
             "spec.containers[0].resources.requests.cpu: must not exceed the limit",
         ),
         (
-            json!({"initContainers": [{"name": "i", "image": "x"}], "containers": [{"name": "a", "image": "x"}]}),
-            "spec.initContainers: not supported",
+            json!({"initContainers": [{"name": "a", "image": "x"}], "containers": [{"name": "a", "image": "x"}]}),
+            "spec.containers[0].name: \"a\" is there twice",
         ),
     ] {
         let found = pod(spec);
@@ -161,12 +161,19 @@ fn what_no_device_can_run_is_refused_with_its_path() {
 }
 
 #[test]
-fn probes_are_accepted_with_a_warning() {
+fn probes_have_the_defaults_of_kubernetes() {
     let mut object = deployment();
-    object["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"port": 80}});
-    let warnings = create(object).expect("admitted").warnings;
-    assert_eq!(warnings.len(), 1);
-    assert!(warnings[0].starts_with("spec.template.spec.containers[0].readinessProbe: not acted on"));
+    object["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] =
+        json!({"httpGet": {"port": 80}, "periodSeconds": 2});
+    let admitted = create(object).expect("admitted");
+    assert_eq!(admitted.warnings, Vec::<String>::new());
+    let container = admitted.object.value()["spec"]["template"]["spec"]["containers"][0].clone();
+    assert_eq!(
+        container["readinessProbe"],
+        json!({"httpGet": {"port": 80, "path": "/", "scheme": "HTTP"}, "periodSeconds": 2, "timeoutSeconds": 1,
+            "successThreshold": 1, "failureThreshold": 3})
+    );
+    assert!(container.get("livenessProbe").is_none());
 }
 
 #[test]

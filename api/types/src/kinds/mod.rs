@@ -14,9 +14,10 @@ pub use k8s_openapi::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStatus, ReplicaSet, ReplicaSetSpec, ReplicaSetStatus},
         core::v1::{
             ConfigMap, Container, ContainerPort, ContainerState, ContainerStateRunning, ContainerStateTerminated,
-            ContainerStateWaiting, ContainerStatus, EnvVar, Event, LocalObjectReference, Namespace, Node, NodeSpec,
-            NodeStatus, PersistentVolumeClaim, PersistentVolumeClaimSpec, Pod, PodCondition, PodSpec, PodStatus,
-            PodTemplateSpec, ResourceRequirements, Secret, Taint, Toleration, Volume, VolumeMount,
+            ContainerStateWaiting, ContainerStatus, EnvVar, Event, HTTPGetAction, LifecycleHandler,
+            LocalObjectReference, Namespace, Node, NodeSpec, NodeStatus, PersistentVolumeClaim,
+            PersistentVolumeClaimSpec, Pod, PodCondition, PodSpec, PodStatus, PodTemplateSpec, Probe,
+            ResourceRequirements, Secret, Taint, Toleration, Volume, VolumeMount,
         },
     },
     apimachinery::pkg::{

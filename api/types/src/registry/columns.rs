@@ -95,8 +95,10 @@ fn node_status(object: &Value) -> String {
 pub(super) static POD: &[Column] = &[
     NAME,
     column("READY", |object, _| {
-        let ready = list(object, "/status/containerStatuses").filter(|one| one["ready"] == true).count();
-        format!("{ready}/{}", list(object, "/spec/containers").count())
+        let sidecars = list(object, "/spec/initContainers").filter(|one| one["restartPolicy"] == "Always").count();
+        let first = list(object, "/status/initContainerStatuses").filter(|one| is_sidecar(object, &one["name"]));
+        let ready = list(object, "/status/containerStatuses").chain(first).filter(|one| one["ready"] == true).count();
+        format!("{ready}/{}", list(object, "/spec/containers").count() + sidecars)
     }),
     column("STATUS", |object, _| pod_status(object)),
     column("RESTARTS", restarts),
@@ -112,19 +114,16 @@ pub(crate) fn pod_status(object: &Value) -> String {
         status = text_at(object, "status.phase");
     }
     let mut running = false;
-    for container in list(object, "/status/containerStatuses") {
+    let initializing = initializing(object);
+    let begun = initializing.is_none();
+    status = initializing.unwrap_or(status);
+    for container in list(object, "/status/containerStatuses").filter(|_| begun) {
         let state = &container["state"];
         let waiting = text_at(state, "waiting.reason");
-        let terminated = text_at(state, "terminated.reason");
         if !waiting.is_empty() {
             status = waiting;
-        } else if !terminated.is_empty() {
-            status = terminated;
-        } else if state.get("terminated").is_some() {
-            status = match text_at(state, "terminated.signal") {
-                signal if !signal.is_empty() && signal != "0" => format!("Signal:{signal}"),
-                _ => format!("ExitCode:{}", number(state, "terminated.exitCode")),
-            };
+        } else if let Some(how) = how_it_ended(state) {
+            status = how;
         } else if state.get("running").is_some() && container["ready"] == true {
             running = true;
         }
@@ -138,9 +137,52 @@ pub(crate) fn pod_status(object: &Value) -> String {
     if status.is_empty() { "Pending".into() } else { status }
 }
 
+/// How a container ended, where it did.
+fn how_it_ended(state: &Value) -> Option<String> {
+    state.get("terminated")?;
+    let reason = text_at(state, "terminated.reason");
+    if !reason.is_empty() {
+        return Some(reason);
+    }
+    Some(match text_at(state, "terminated.signal") {
+        signal if !signal.is_empty() && signal != "0" => format!("Signal:{signal}"),
+        _ => format!("ExitCode:{}", number(state, "terminated.exitCode")),
+    })
+}
+
+fn is_sidecar(object: &Value, name: &Value) -> bool {
+    list(object, "/spec/initContainers").any(|one| one["name"] == *name && one["restartPolicy"] == "Always")
+}
+
+/// What is said of a pod that is being initialised: of the first container that has not done its part.
+fn initializing(object: &Value) -> Option<String> {
+    let total = list(object, "/spec/initContainers").count();
+    for (done, container) in list(object, "/status/initContainerStatuses").enumerate() {
+        let state = &container["state"];
+        let waiting = text_at(state, "waiting.reason");
+        if number(state, "terminated.exitCode") == "0" && state.get("terminated").is_some() {
+            continue;
+        }
+        if container["started"] == true && is_sidecar(object, &container["name"]) {
+            continue;
+        }
+        return Some(match how_it_ended(state) {
+            Some(how) => format!("Init:{how}"),
+            None if !waiting.is_empty() && waiting != "PodInitializing" => format!("Init:{waiting}"),
+            None => format!("Init:{done}/{total}"),
+        });
+    }
+    None
+}
+
 fn restarts(object: &Value, now: Timestamp) -> String {
-    let count: u64 = list(object, "/status/containerStatuses").filter_map(|one| one["restartCount"].as_u64()).sum();
+    let sidecars = || list(object, "/status/initContainerStatuses").filter(|one| is_sidecar(object, &one["name"]));
+    let count: u64 = list(object, "/status/containerStatuses")
+        .chain(sidecars())
+        .filter_map(|one| one["restartCount"].as_u64())
+        .sum();
     let last = list(object, "/status/containerStatuses")
+        .chain(sidecars())
         .filter_map(|one| Timestamp::parse(&text_at(one, "lastState.terminated.finishedAt")))
         .max();
     match last {

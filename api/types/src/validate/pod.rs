@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{Report, each, text};
+use super::{Report, each, life, text};
 use crate::{names, quantity};
 
-/// Containers of one pod at most.
+/// The longest grace in seconds: a day.
+pub(super) const MAX_GRACE_SECONDS: i64 = 86_400;
+/// Containers of one pod at most, of each list.
 pub(super) const MAX_CONTAINERS: usize = 16;
 
 /// Capabilities that an app may ask for: those that Docker gives by default. Within the user namespace of
@@ -49,15 +51,16 @@ const PLACED: &str =
     "placement sets it; choose a device by spec.nodeSelector, or an Install's by spec.placement.device";
 const GUEST: &str = "refused: an app is a guest and has namespaces of its own";
 const NO_MESSAGES: &str = "not acted on by this version of Hearth: nothing is read from a file when the container ends";
-const NO_PROBES: &str = "not acted on by this version of Hearth: the container counts as ready when it runs";
 const NO_TERMINAL: &str = "not supported by this version of Hearth; use exec -it";
 
 /// Every field of a pod's spec that passes the schema is here; what is not here is refused.
 const POD_FIELDS: &[(&str, Use)] = &[
+    ("activeDeadlineSeconds", Use::Acted),
     ("containers", Use::Acted),
     ("dnsPolicy", Use::Acted),
     ("hostname", Use::Acted),
     ("imagePullSecrets", Use::Acted),
+    ("initContainers", Use::Acted),
     ("nodeSelector", Use::Acted),
     ("restartPolicy", Use::Acted),
     ("securityContext", Use::Acted),
@@ -78,14 +81,12 @@ const POD_FIELDS: &[(&str, Use)] = &[
     ("hostNetwork", Use::Refused(GUEST)),
     ("hostPID", Use::Refused(GUEST)),
     ("hostUsers", Use::Refused(GUEST)),
-    ("activeDeadlineSeconds", Use::Refused(UNSUPPORTED)),
     ("affinity", Use::Refused(UNSUPPORTED)),
     ("automountServiceAccountToken", Use::Refused("not supported: there are no service accounts")),
     ("dnsConfig", Use::Refused(UNSUPPORTED)),
     ("ephemeralContainers", Use::Refused(UNSUPPORTED)),
     ("hostAliases", Use::Refused(UNSUPPORTED)),
     ("hostnameOverride", Use::Refused(UNSUPPORTED)),
-    ("initContainers", Use::Refused(UNSUPPORTED)),
     ("overhead", Use::Refused(UNSUPPORTED)),
     ("priorityClassName", Use::Refused(UNSUPPORTED)),
     ("readinessGates", Use::Refused(UNSUPPORTED)),
@@ -107,20 +108,21 @@ const CONTAINER_FIELDS: &[(&str, Use)] = &[
     ("envFrom", Use::Acted),
     ("image", Use::Acted),
     ("imagePullPolicy", Use::Acted),
+    ("lifecycle", Use::Acted),
+    ("livenessProbe", Use::Acted),
     ("name", Use::Acted),
     ("ports", Use::Acted),
+    ("readinessProbe", Use::Acted),
     ("resources", Use::Acted),
+    // Of an init container, which it makes a sidecar.
+    ("restartPolicy", Use::Acted),
     ("securityContext", Use::Acted),
+    ("startupProbe", Use::Acted),
     ("volumeMounts", Use::Acted),
     ("workingDir", Use::Acted),
-    ("livenessProbe", Use::Warned(&[], NO_PROBES)),
-    ("readinessProbe", Use::Warned(&[], NO_PROBES)),
-    ("startupProbe", Use::Warned(&[], NO_PROBES)),
     ("terminationMessagePath", Use::Warned(&["/dev/termination-log"], NO_MESSAGES)),
     ("terminationMessagePolicy", Use::Warned(&["File"], NO_MESSAGES)),
-    ("lifecycle", Use::Refused(UNSUPPORTED)),
     ("resizePolicy", Use::Refused(UNSUPPORTED)),
-    ("restartPolicy", Use::Refused(UNSUPPORTED)),
     ("restartPolicyRules", Use::Refused(UNSUPPORTED)),
     ("stdin", Use::Refused(NO_TERMINAL)),
     ("stdinOnce", Use::Refused(NO_TERMINAL)),
@@ -135,8 +137,12 @@ pub(super) fn spec(spec: &Value, path: &str, report: &mut Report) {
     one_of(spec, "restartPolicy", &["Always", "OnFailure", "Never"], path, report);
     one_of(spec, "dnsPolicy", &["ClusterFirst", "Default"], path, report);
     let grace = spec.get("terminationGracePeriodSeconds").and_then(Value::as_i64);
-    if grace.is_some_and(|seconds| !(0..=86_400).contains(&seconds)) {
+    if grace.is_some_and(|seconds| !(0..=MAX_GRACE_SECONDS).contains(&seconds)) {
         report.wrong(format!("{path}.terminationGracePeriodSeconds"), "must be from 0 to 86400");
+    }
+    let active = spec.get("activeDeadlineSeconds").and_then(Value::as_i64);
+    if active.is_some_and(|seconds| seconds < 1) {
+        report.wrong(format!("{path}.activeDeadlineSeconds"), "must be at least 1");
     }
     let hostname = text(spec, "hostname");
     if !hostname.is_empty() {
@@ -197,18 +203,21 @@ pub(super) fn unchanged(old: &Value, new: &Value, report: &mut Report) {
 
 /// Validates a list of containers against the volumes they may mount.
 pub(super) fn containers(spec: &Value, path: &str, volumes: &BTreeSet<&str>, report: &mut Report) {
-    let count = spec.get("containers").and_then(Value::as_array).map_or(0, Vec::len);
-    if count == 0 || count > MAX_CONTAINERS {
-        report.wrong(format!("{path}.containers"), format!("must have 1 to {MAX_CONTAINERS}"));
-    }
     let mut seen = BTreeSet::new();
-    for (at, container) in each(spec, "containers", path) {
-        let name = text(container, "name");
-        report.name(&format!("{at}.name"), name, names::dns_label);
-        if !seen.insert(name) {
-            report.wrong(format!("{at}.name"), format!("{name:?} is there twice"));
+    for (list, least) in [("initContainers", 0), ("containers", 1)] {
+        let count = spec.get(list).and_then(Value::as_array).map_or(0, Vec::len);
+        if !(least..=MAX_CONTAINERS).contains(&count) {
+            report.wrong(format!("{path}.{list}"), format!("must have {least} to {MAX_CONTAINERS}"));
         }
-        self::container(container, &at, volumes, report);
+        for (at, container) in each(spec, list, path) {
+            let name = text(container, "name");
+            report.name(&format!("{at}.name"), name, names::dns_label);
+            if !seen.insert(name) {
+                report.wrong(format!("{at}.name"), format!("{name:?} is there twice"));
+            }
+            self::container(container, &at, volumes, report);
+            life::container(container, list == "initContainers", &at, report);
+        }
     }
 }
 
@@ -441,7 +450,7 @@ fn source(kind: &str, source: &Value, at: &str, report: &mut Report) {
 }
 
 /// Whether a field says anything: not absent, null, false, or empty.
-fn set(value: &Value, field: &str) -> bool {
+pub(super) fn set(value: &Value, field: &str) -> bool {
     match value.get(field) {
         None | Some(Value::Null | Value::Bool(false)) => false,
         Some(Value::Array(list)) => !list.is_empty(),
@@ -510,6 +519,7 @@ mod tests {
     #[test]
     fn what_would_run_otherwise_than_asked_for_is_refused() {
         for (field, value, expected) in [
+            ("activeDeadlineSeconds", json!(0), "spec.activeDeadlineSeconds: must be at least 1"),
             ("resources", json!({"limits": {"cpu": "1"}}), "spec.resources: not supported"),
             ("hostnameOverride", json!("x"), "spec.hostnameOverride: not supported"),
             ("subdomain", json!("x"), "spec.subdomain: not supported"),
