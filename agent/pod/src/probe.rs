@@ -98,7 +98,7 @@ impl PodMachine {
             let Some(one) = self.containers.get_mut(&name) else { continue };
             let adopted = one.adopted;
             let asked = one.probes.of_mut(kind);
-            asked.next.get_or_insert_with(|| first(&name, &view, started_at, adopted, now));
+            asked.next.get_or_insert_with(|| first(&[&self.spec.uid, &name], &view, started_at, adopted, now));
             if asked.is_due(&view, now) {
                 asked.under_way = true;
                 asked.next = Some(now.plus(view.period));
@@ -196,13 +196,16 @@ impl PodMachine {
 }
 
 /// When a probe asks first. Containers that an agent took over all began long ago: it does not ask all of them at once.
-fn first(name: &str, view: &ProbeView, started_at: Timestamp, adopted: bool, now: Timestamp) -> Timestamp {
+fn first(who: &[&str], view: &ProbeView, started_at: Timestamp, adopted: bool, now: Timestamp) -> Timestamp {
     // A clock that was set back must not make a short wait a long one.
     let earliest = started_at.plus(view.initial_delay).min(now.plus(view.initial_delay)).max(now);
     if !adopted {
         return earliest;
     }
-    let hash = name.bytes().fold(0_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
+    let hash = who
+        .iter()
+        .flat_map(|part| part.bytes())
+        .fold(0_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
     let share = Duration::from_millis(u64::from(hash) % (view.period.as_millis() as u64).max(1));
     earliest.max(now.plus(share))
 }

@@ -621,10 +621,12 @@ impl Model {
             Command::StartContainer { container, .. } if good && is_sidecar(container) && !hooked(container) => {
                 self.passed.insert(container.clone());
             }
-            Command::PostStart { container, attempt } if good && is_sidecar(container) => {
-                if self.running.get(container).is_some_and(|(running, _)| running == attempt) {
-                    self.passed.insert(container.clone());
-                }
+            Command::PostStart { container, attempt }
+                if good
+                    && is_sidecar(container)
+                    && self.running.get(container).is_some_and(|(running, _)| running == attempt) =>
+            {
+                self.passed.insert(container.clone());
             }
             Command::CreateSandbox if good => self.passed.clear(),
             _ => {}

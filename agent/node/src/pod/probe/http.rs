@@ -44,6 +44,12 @@ impl Target {
 
     /// Where a redirect leads; `None` where that is not this pod.
     fn redirected(&self, location: &str) -> Option<Self> {
+        if !location.contains("://") && !location.starts_with('/') {
+            // Beside what was asked for.
+            let beside = self.path.split('?').next().unwrap_or_default();
+            let folder = beside.rfind('/').map_or("/", |at| &beside[..=at]);
+            return self.redirected(&format!("{folder}{location}"));
+        }
         let uri: Uri = location.parse().ok()?;
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
@@ -58,12 +64,9 @@ impl Target {
 
 /// Whether the pod answers with 2xx or 3xx. Redirects are followed as far as they lead to the pod's own address.
 pub(super) async fn ask(action: &HTTPGetAction, address: SocketAddr, limit: Duration) -> Answer {
-    let got = match timeout(limit, follow(action, address)).await {
-        Ok(got) => got,
-        Err(_) => {
-            let url = target(action, address).url();
-            return Answer::Bad(format!("Get {url:?}: no answer within {} s", limit.as_secs()));
-        }
+    let Ok(got) = timeout(limit, follow(action, address)).await else {
+        let url = target(action, address).url();
+        return Answer::Bad(format!("Get {url:?}: no answer within {} s", limit.as_secs()));
     };
     match got {
         Ok((200..300, _)) => Answer::Good,
@@ -209,6 +212,7 @@ mod tests {
         let long = format!("HTTP/1.1 200 OK\r\nContent-Length: 900000\r\n\r\n{}", "x".repeat(100_000));
         let own = "HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: /in?a=b\r\n\r\n";
         let whole = "HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: http://127.0.0.1:PORT/in\r\n\r\n";
+        let beside = "HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: login\r\n\r\n";
         let foreign = "HTTP/1.1 302 Found\r\nContent-Length: 3\r\nLocation: http://192.0.2.1/\r\n\r\nfar";
         for (answers, expected) in [
             (vec!["HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"], Answer::Good),
@@ -220,6 +224,7 @@ mod tests {
             (vec![foreign], warning("far")),
             (vec![own, "HTTP/1.1 500 Broken\r\nContent-Length: 0\r\n\r\n"], bad(500)),
             (vec![whole, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"], Answer::Good),
+            (vec![beside, "HTTP/1.1 500 Broken\r\nContent-Length: 0\r\n\r\n"], bad(500)),
         ] {
             let asked = answers.len();
             let (address, serving) = server(answers.into_iter().map(str::to_owned).collect()).await;
