@@ -5,7 +5,8 @@
 //! |---|---|
 //! | `desired` | what the region said, on the disk before it is done; refuses another incarnation and older revisions |
 //! | `manager` | which pods there are; claims; what an agent before left behind |
-//! | `pod` | one worker a pod: drives its machine (`hearth-pod`) and carries out its commands |
+//! | `pod` | one worker a pod: drives its machine (`hearth-pod`) and carries out its commands, probes and hooks |
+//! | `images` | what images are here, when registries are asked for them, and what goes when the disk fills up |
 //! | `house` | removes deleted data and unused images, tells what keeps the machine from its work |
 //! | `fitness` | what the machine has and lacks, in words for its owner |
 //! | `recovery` | what is kept for the day on which the region has lost everything |
