@@ -209,7 +209,9 @@ async fn pods_of_other_owners_share_what_is_lent(ctx: Ctx) {
         spec
     };
     assert_eq!(own.output(hungry(&own, "c")).await, "80000000\n");
-    assert_ne!(guest.output(hungry(&guest, "c")).await, "80000000\n", "the kernel took what was too much");
+    // Whichever of its processes that is.
+    let (state, out, _) = guest.run(hungry(&guest, "c")).await;
+    assert_ne!(out, "80000000\n", "the kernel took what was too much: {state:?}");
     // More is lent, and it holds for those who are here.
     ctx.runtime.limit_guests(GuestLimits::default()).await.expect("limits");
     assert_eq!(guest.output(hungry(&guest, "d")).await, "80000000\n");
