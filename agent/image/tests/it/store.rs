@@ -423,3 +423,14 @@ fn room_is_made_of_what_can_be_had_again_the_longest_unused_first() {
     place.store.import(&place.path("source"), &ImportOptions { name: Some("used:1".into()), ..amd64() }).unwrap();
     assert!(place.store.list().unwrap().iter().all(|record| !record.pulled));
 }
+
+#[test]
+fn a_layer_may_end_with_its_last_byte_of_content() {
+    // One header and one byte: neither the rest of the block nor the blocks at the end.
+    let mut tar = tarball(&[file("a", "x")]);
+    tar.truncate(513);
+    let place = Place::new();
+    place.import(&named(&[(gzip(&tar), Digest::of(&tar))], "app:1")).unwrap();
+    let image = place.store.resolve("app:1").unwrap();
+    assert_eq!(fs::read_to_string(image.layers[0].join("a")).unwrap(), "x");
+}
