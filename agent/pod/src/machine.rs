@@ -258,7 +258,7 @@ impl PodMachine {
             if let Stage::Running { started_at } = record.stage
                 && !running.contains(name)
             {
-                record.ended(Exit::unknown(Some(started_at), now));
+                record.lost(Exit::unknown(Some(started_at), now));
             }
         }
     }

@@ -196,6 +196,13 @@ impl ContainerRecord {
         }
     }
 
+    /// Notes that this attempt went with its machine: not its own doing, so that the next one waits for nothing, however often the power is cut.
+    pub(crate) fn lost(&mut self, exit: Exit) {
+        self.restart_at = exit.finished_at;
+        self.waits = false;
+        self.stage = Stage::Exited(exit);
+    }
+
     /// Notes that this attempt ended.
     pub(crate) fn ended(&mut self, exit: Exit) {
         let ran = exit.started_at.map_or_else(Default::default, |started| exit.finished_at.since(started));

@@ -261,3 +261,15 @@ fn a_record_of_a_release_without_probes_is_ready_where_it_runs() {
     let taken_over = PodMachine::new(view("Always", &["web"]), Some(record), Found::Alive(vec![running]), at(1));
     assert!(taken_over.is_ready());
 }
+
+#[test]
+fn however_often_the_power_is_cut_a_container_starts_at_once() {
+    let mut device = Device::new(view("Always", &["web"]));
+    device.run(Event::Tick, T0);
+    for cut in 1..6 {
+        let record = device.pod.record().clone();
+        let pod = PodMachine::new(view("Always", &["web"]), Some(record), Found::Nothing, at(cut));
+        device = Device { pod, log: Vec::new() };
+        assert_eq!(starts(&device.run(Event::Tick, at(cut))), [cut as u32]);
+    }
+}
