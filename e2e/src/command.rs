@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     io::{Read as _, Write as _},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -11,6 +11,24 @@ use anyhow::{Context as _, Result, bail};
 
 /// How long a program may run unless said otherwise.
 pub const LIMIT: Duration = Duration::from_secs(120);
+
+/// A process that ends with this.
+#[derive(Debug)]
+pub struct Running(pub Child);
+
+impl Running {
+    /// Starts a program that hears and says nothing.
+    pub fn quiet(command: &mut Command) -> Result<Self> {
+        Ok(Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// Runs a program to its end; its output is returned whatever its exit code.
 pub fn output(command: &mut Command, input: &[u8], limit: Duration) -> Result<Output> {

@@ -32,17 +32,10 @@ impl Disk {
     pub fn new(mib: u64) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("hd").tempdir_in("/tmp").context("cannot make a directory")?;
         let disk = Self { dir, cuts: 0 };
-        let outer = disk.dir.path().with_extension("outer");
-        let made = (|| {
-            File::create(&outer)?.set_len(OUTER_MIB << 20)?;
-            mkfs("mkfs.xfs -q -m reflink=1", &outer)?;
-            mount(&outer, disk.dir.path())
-        })();
-        // The mount keeps it, and frees it when it ends.
-        let _ = std::fs::remove_file(&outer);
-        made?;
+        let place = disk.dir.path();
+        nameless(&place.with_extension("outer"), OUTER_MIB, "mkfs.xfs -q -m reflink=1", place)?;
         File::create(disk.file())?.set_len(mib << 20)?;
-        mkfs("mkfs.ext4 -q -F -m 0", &disk.file())?;
+        mkfs(EXT4, &disk.file())?;
         Ok(disk)
     }
 
@@ -78,6 +71,21 @@ impl Drop for Disk {
         let _ = command::run("umount", ["--lazy", &self.dir.path().display().to_string()]);
     }
 }
+
+/// A new file of this size with a file system in it, put into use at a directory. The file has no name any more: the mount keeps it, and frees
+/// it when it ends.
+pub(crate) fn nameless(file: &Path, mib: u64, mkfs_with: &str, at: &Path) -> Result<()> {
+    let made = (|| {
+        File::create(file)?.set_len(mib << 20)?;
+        mkfs(mkfs_with, file)?;
+        mount(file, at)
+    })();
+    let _ = std::fs::remove_file(file);
+    made
+}
+
+/// ext4 of which nothing is reserved: full is full for root too.
+pub(crate) const EXT4: &str = "mkfs.ext4 -q -F -m 0";
 
 fn mkfs(command: &str, file: &Path) -> Result<()> {
     let script = format!("PATH=$PATH:/usr/sbin:/sbin exec {command} \"$1\"");

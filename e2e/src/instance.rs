@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{command, eventually, traces};
+use crate::{command, disk, eventually, traces};
 
 /// The binary under test: `$HEARTH_BIN`, else the one that was built beside this program.
 pub fn binary() -> PathBuf {
@@ -55,19 +55,7 @@ impl Instance {
     /// Its data directory is a disk of its own of this size, so that it can be filled.
     pub fn on_disk(mib: u64) -> Result<Self> {
         let mut instance = Self::empty()?;
-        let image = instance.path().with_extension("disk");
-        let made = (|| {
-            std::fs::File::create(&image)?.set_len(mib << 20)?;
-            // Nothing is reserved: full is full for root too.
-            let mkfs = "PATH=$PATH:/usr/sbin:/sbin exec mkfs.ext4 -q -F -m 0 \"$1\"";
-            command::run("sh", ["-c", mkfs, "sh", &image.display().to_string()])?;
-            let words = ["-o", "loop", &image.display().to_string(), &instance.path().display().to_string()];
-            command::run("mount", words).map(drop)
-        })();
-        // The mount keeps it, and frees it when it ends.
-        let _ = std::fs::remove_file(&image);
-        made?;
-        instance.mounted = true;
+        instance.live_on(|at| disk::nameless(&at.with_extension("disk"), mib, disk::EXT4, at))?;
         instance.allow_registries("allow: []")?;
         Ok(instance)
     }

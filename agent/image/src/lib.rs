@@ -11,9 +11,11 @@
 
 mod blob;
 pub mod build;
+mod choice;
 mod digest;
 pub mod document {
     //! The documents of an image, for whoever fetches one from elsewhere: read here, so that both hold the same things to be valid.
+    pub use crate::choice::{Choice, check_layers, check_platform};
     pub use crate::spec::{
         ConfigDocument, DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, Manifest, OCI_INDEX, OCI_MANIFEST, REF_NAME, Target,
         parse_config, parse_index, parse_manifest,
@@ -34,7 +36,7 @@ mod unpack;
 pub use digest::{Digest, DigestError};
 pub use error::{EntryProblem, ImageError};
 pub use limits::Limits;
-pub use platform::{Fit, Platform, PlatformError};
+pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
 pub use spec::ImageConfig;
 pub use store::{Garbage, Hold, Image, ImageRecord, ImageStore, ImportOptions};

@@ -24,7 +24,7 @@ pub struct PlatformError(String);
 
 /// How well an image's platform suits a device: the order is the preference, best last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Fit(u8);
+pub(crate) struct Fit(u8);
 
 impl Platform {
     /// `linux` on `architecture`, without a variant.
@@ -47,7 +47,7 @@ impl Platform {
     /// Whether an image of platform `had` runs on a device of this platform, and how well. `None`: not at all.
     ///
     /// 32-bit ARM runs its own variant and lower ones, the highest first; on other processors the variant only orders.
-    pub fn fit(&self, had: &Self) -> Option<Fit> {
+    pub(crate) fn fit(&self, had: &Self) -> Option<Fit> {
         if self.os != had.os || self.architecture != had.architecture {
             return None;
         }

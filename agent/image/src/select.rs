@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::blob::read_document;
+use crate::choice::{Choice, check_layers, check_platform};
 use crate::limits::{MAX_CONFIG_BYTES, MAX_IMAGES, MAX_INDEX_DEPTH, MAX_MANIFEST_BYTES};
-use crate::platform::Fit;
 use crate::reference::is_tag;
 use crate::source::{BlobSource, Offer};
 use crate::spec::{self, ConfigDocument, Descriptor, Manifest, Target};
@@ -93,13 +93,6 @@ fn own_names(names: &[String], path: &Path) -> Result<Vec<Reference>, ImageError
         .collect()
 }
 
-/// A manifest that suits, and how it was found.
-struct Found {
-    fit: Fit,
-    descriptor: Descriptor,
-    indexes: Vec<Digest>,
-}
-
 struct Search<'a> {
     blobs: &'a dyn BlobSource,
     wanted: &'a Platform,
@@ -110,40 +103,21 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn best(&self, references: Vec<Reference>, descriptors: &[Descriptor]) -> Result<Chosen, ImageError> {
-        let (mut best, mut had) = (None, Vec::new());
-        self.visit(descriptors, &[], &mut best, &mut had)?;
-        let Some(found) = best else {
-            had.sort();
-            had.dedup();
-            return Err(self.wrong_platform(&if had.is_empty() {
-                "no platform at all".into()
-            } else {
-                had.join(", ")
-            }));
-        };
-        let (manifest, config) = self.image(&found.descriptor)?;
-        if manifest.layers.len() != config.diff_ids.len() {
-            let reason =
-                format!("it has {} layers, and its configuration {}", manifest.layers.len(), config.diff_ids.len());
-            return Err(spec::invalid(&format!("manifest {}", found.descriptor.digest), reason));
-        }
-        // What the index says must be true of the image itself, too.
-        let mut platform = config.platform.clone();
-        if platform.variant.is_none() {
-            platform.variant = found.descriptor.platform.as_ref().and_then(|platform| platform.variant.clone());
-        }
-        if self.wanted.fit(&platform).is_none() {
-            return Err(self.wrong_platform(&platform.to_string()));
-        }
-        Ok(Chosen { references, digest: found.descriptor.digest, indexes: found.indexes, manifest, config })
+        let mut choice = Choice::new(self.wanted);
+        self.visit(descriptors, &[], &mut choice)?;
+        let (descriptor, indexes) = choice.best().map_err(|had| self.wrong_platform(&had))?;
+        let (manifest, config) = self.image(&descriptor)?;
+        check_layers(manifest.layers.len(), &config.diff_ids)
+            .map_err(|reason| spec::invalid(&format!("manifest {}", descriptor.digest), reason))?;
+        check_platform(self.wanted, &descriptor, &config).map_err(|had| self.wrong_platform(&had))?;
+        Ok(Chosen { references, digest: descriptor.digest, indexes, manifest, config })
     }
 
     fn visit(
         &self,
         descriptors: &[Descriptor],
         path: &[Digest],
-        best: &mut Option<Found>,
-        had: &mut Vec<String>,
+        choice: &mut Choice<'_, Vec<Digest>>,
     ) -> Result<(), ImageError> {
         for descriptor in descriptors {
             match descriptor.target() {
@@ -152,14 +126,7 @@ impl Search<'_> {
                         Some(platform) => platform.clone(),
                         None => self.image(descriptor)?.1.platform,
                     };
-                    // Build attestations are listed beside images, for a platform that is none.
-                    if platform.os != "unknown" {
-                        had.push(spec::clip(&platform.to_string()));
-                    }
-                    let Some(fit) = self.wanted.fit(&platform) else { continue };
-                    if best.as_ref().is_none_or(|best| best.fit < fit) {
-                        *best = Some(Found { fit, descriptor: descriptor.clone(), indexes: path.to_vec() });
-                    }
+                    choice.offer(descriptor, &platform, path.to_vec());
                 }
                 Target::Index => {
                     let name = format!("index {}", descriptor.digest);
@@ -169,7 +136,7 @@ impl Search<'_> {
                     let inner = spec::parse_index(&name, &self.document(descriptor, MAX_MANIFEST_BYTES, &name)?)?;
                     let mut path = path.to_vec();
                     path.push(descriptor.digest);
-                    self.visit(&inner, &path, best, had)?;
+                    self.visit(&inner, &path, choice)?;
                 }
                 Target::Other => {}
             }

@@ -104,6 +104,14 @@ pub struct Garbage {
     pub bytes: u64,
 }
 
+impl std::ops::AddAssign for Garbage {
+    fn add_assign(&mut self, more: Self) {
+        self.images += more.images;
+        self.layers += more.layers;
+        self.bytes += more.bytes;
+    }
+}
+
 impl ImageStore {
     /// Opens the store at `root` (`<data-dir>/agent/images`), and makes it where there is none. Removes what interrupted imports left, unless
     /// one is under way in another process.

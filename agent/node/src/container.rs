@@ -12,7 +12,7 @@ use hearth_pod::Failure;
 use hearth_runtime::{ContainerSpec, Limits, LogPolicy, Mount, MountKind, PodLimits};
 use hearth_types::{
     kinds::{Container, Pod, Quantity},
-    quantity,
+    quantity::{self, Beside},
 };
 
 use crate::{
@@ -207,19 +207,16 @@ pub(crate) fn named<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
 /// Limits of the pod as a whole: of what every container has a limit, the most that run beside each other may take (KEP-753), which counts
 /// also what they share and what is left of those that ended. A container without one leaves the pod without.
 pub(crate) fn pod_limits(pod: &Pod) -> PodLimits {
-    let Some(spec) = &pod.spec else { return PodLimits { pids: Some(POD_PIDS), ..PodLimits::default() } };
-    let most = |limit: fn(&Limits) -> Option<u64>| -> Option<u64> {
-        let of = |one: &Container| limits(one).ok().as_ref().and_then(limit);
-        let (mut beside, mut peak) = (0_u64, 0);
-        for one in spec.init_containers.iter().flatten() {
-            let with = beside.checked_add(of(one)?)?;
-            peak = peak.max(with);
-            if one.restart_policy.as_deref() == Some("Always") {
-                beside = with;
-            }
+    let first = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let first = first.map(|one| (one, one.restart_policy.as_deref() == Some("Always")));
+    let main = pod.spec.iter().flat_map(|spec| &spec.containers).map(|one| (one, true));
+    let all: Vec<_> = first.chain(main).map(|(one, stays)| (limits(one).ok(), stays)).collect();
+    let most = |limit: fn(&Limits) -> Option<u64>| {
+        let mut beside = Beside::default();
+        for (limits, stays) in &all {
+            beside.add(limits.as_ref().and_then(limit)?, *stays);
         }
-        let main = spec.containers.iter().try_fold(beside, |sum, one| sum.checked_add(of(one)?))?;
-        Some(main.max(peak)).filter(|most| *most > 0)
+        beside.peak().filter(|most| *most > 0)
     };
     PodLimits {
         memory_bytes: most(|one| one.memory_bytes),

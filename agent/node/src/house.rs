@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::{
     desired,
     files::chain,
-    shared::{Shared, blocking},
+    shared::{Shared, blocking, container_statuses},
 };
 
 /// How often it is looked for images that nothing uses: one system call where nothing changed.
@@ -63,9 +63,7 @@ async fn images(shared: &Arc<Shared>) {
 /// The images that pods of this device run from, as far as their statuses say; those of pods that just begin are held.
 fn in_use(shared: &Shared) -> HashSet<Digest> {
     let ids = |status: &Value| -> Vec<Digest> {
-        let lists = ["initContainerStatuses", "containerStatuses"].into_iter();
-        let containers = lists.filter_map(|list| status[list].as_array()).flatten();
-        containers.filter_map(|one| one["imageID"].as_str()?.parse().ok()).collect()
+        container_statuses(status).filter_map(|one| one["imageID"].as_str()?.parse().ok()).collect()
     };
     shared.pods.all().iter().flat_map(|entry| ids(&entry.snapshot.borrow().status)).collect()
 }

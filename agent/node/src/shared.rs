@@ -124,6 +124,12 @@ pub(crate) struct Snapshot {
     pub(crate) sandbox: Option<hearth_runtime::Pod>,
 }
 
+/// What a pod's status says of its containers, those that initialise it first.
+pub(crate) fn container_statuses(status: &Value) -> impl Iterator<Item = &Value> {
+    let lists = ["initContainerStatuses", "containerStatuses"].into_iter();
+    lists.filter_map(|list| status.get(list)?.as_array()).flatten()
+}
+
 /// A pod of this device, as others find it.
 #[derive(Debug)]
 pub(crate) struct PodEntry {
@@ -138,9 +144,7 @@ impl PodEntry {
     /// The status of one container, as it was reported last.
     pub(crate) fn container_status(&self, name: &str) -> Option<Value> {
         let snapshot = self.snapshot.borrow();
-        let lists = ["containerStatuses", "initContainerStatuses"].into_iter();
-        let mut all = lists.filter_map(|list| snapshot.status.get(list)?.as_array()).flatten();
-        all.find(|one| one.get("name").and_then(Value::as_str) == Some(name)).cloned()
+        container_statuses(&snapshot.status).find(|one| one.get("name").and_then(Value::as_str) == Some(name)).cloned()
     }
 }
 

@@ -33,8 +33,6 @@ pub enum Command {
     EnsureImage {
         /// The container.
         container: String,
-        /// The image's reference.
-        image: String,
     },
     /// Make the volumes of the pod, or bring them up to date. Ends in `Volumes`.
     EnsureVolumes,

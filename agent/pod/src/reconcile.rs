@@ -21,21 +21,16 @@ impl PodMachine {
             self.note_sidecars();
             self.end_if_over(now, out);
         }
-        match self.intent {
+        match &mut self.intent {
             Intent::Run => {
                 self.bring_up(now, out);
                 self.post_start(out);
                 self.advance_stops(None, now, out);
             }
-            Intent::Ended { grace, deadline } => {
-                let deadline = deadline.min(now.plus(grace));
-                self.intent = Intent::Ended { grace, deadline };
-                self.bring_down(grace, deadline, now, out);
-            }
-            Intent::Stop { grace, deadline } => {
+            Intent::Ended { grace, deadline } | Intent::Stop { grace, deadline } => {
                 // A clock that was set back must not make a short grace a long one.
-                let deadline = deadline.min(now.plus(grace));
-                self.intent = Intent::Stop { grace, deadline };
+                *deadline = (*deadline).min(now.plus(*grace));
+                let (grace, deadline) = (*grace, *deadline);
                 self.bring_down(grace, deadline, now, out);
             }
         }
@@ -52,9 +47,10 @@ impl PodMachine {
     }
 
     fn end_if_over(&mut self, now: Timestamp, out: &mut Vec<Command>) {
+        let end = self.end();
         let late = self.active_until().is_some_and(|until| until <= now);
-        let Some(phase) = self.end().or(late.then_some(Phase::Failed)) else { return };
-        if self.end().is_none() {
+        let Some(phase) = end.or(late.then_some(Phase::Failed)) else { return };
+        if end.is_none() {
             let text = "Pod was active on the node longer than the specified deadline";
             event(out, EventType::Normal, "DeadlineExceeded", text.to_owned());
             self.record.ended_by = Some(Failure::new("DeadlineExceeded", text));
@@ -98,7 +94,7 @@ impl PodMachine {
             let Some(one) = self.containers.get_mut(&view.name) else { continue };
             if one.image.is_due(now) {
                 one.image.begin();
-                out.push(Command::EnsureImage { container: view.name.clone(), image: view.image.clone() });
+                out.push(Command::EnsureImage { container: view.name.clone() });
             }
             if one.image.is_done() && is_restart_due(record, now) {
                 startable.push(view.name.clone());

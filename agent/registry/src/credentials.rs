@@ -193,12 +193,9 @@ fn matches(key: &str, host: &str, path: &str) -> bool {
         && key_labels.iter().zip(labels).all(|(pattern, label)| glob(pattern.as_bytes(), label.as_bytes()))
 }
 
-/// A host and its port, empty where there is none. An IPv6 address loses its brackets, which would be a class of a pattern.
+/// A host and its port. An IPv6 address loses its brackets, which would be a class of a pattern.
 fn split_port(host: &str) -> (&str, &str) {
-    let (name, port) = match host.rsplit_once(':') {
-        Some((name, port)) if !port.contains(']') => (name, port),
-        _ => (host, ""),
-    };
+    let (name, port) = crate::name::host_and_port(host);
     let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).filter(|rest| rest.contains(':'));
     (address.unwrap_or(name), port)
 }

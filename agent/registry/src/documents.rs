@@ -1,11 +1,11 @@
 //! Manifests, indexes and configurations: fetched, verified, kept in the layout, and searched for the image of a platform.
 
 use hearth_image::document::{
-    ConfigDocument, DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, Manifest, OCI_INDEX, OCI_MANIFEST, Target, parse_config,
-    parse_index, parse_manifest,
+    Choice, ConfigDocument, DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, Manifest, OCI_INDEX, OCI_MANIFEST, Target,
+    check_layers, check_platform, parse_config, parse_index, parse_manifest,
 };
 use hearth_image::limits::{MAX_CONFIG_BYTES, MAX_INDEX_DEPTH, MAX_MANIFEST_BYTES};
-use hearth_image::{Digest, Fit, ImageError, Platform};
+use hearth_image::{Digest, ImageError, Platform};
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;
@@ -46,12 +46,6 @@ pub(crate) struct Documents<'a> {
     pub(crate) left: u32,
 }
 
-/// A manifest that suits.
-struct Found {
-    fit: Fit,
-    descriptor: Descriptor,
-}
-
 impl<'a> Documents<'a> {
     pub(crate) fn new(doors: &'a [Door<'a>], limits: &'a PullLimits, layout: &'a Layout, image: &'a str) -> Self {
         Self { doors, limits, layout, image, left: MAX_DOCUMENTS }
@@ -60,28 +54,13 @@ impl<'a> Documents<'a> {
     /// Chooses as `hearth_image` does when it imports, so that the import finds in the layout what it looks for.
     pub(crate) async fn choose(&mut self, version: &Version, platform: &Platform) -> Result<Chosen, PullError> {
         let top = self.top(version).await?;
-        let (mut best, mut had) = (None, Vec::new());
-        self.visit(std::slice::from_ref(&top), 0, platform, &mut best, &mut had).await?;
-        let Some(Found { descriptor, .. }) = best else {
-            had.sort();
-            had.dedup();
-            let had = if had.is_empty() { "no platform at all".into() } else { had.join(", ") };
-            return Err(self.no_platform(platform, &had));
-        };
+        let mut choice = Choice::new(platform);
+        self.visit(std::slice::from_ref(&top), 0, &mut choice).await?;
+        let (descriptor, ()) = choice.best().map_err(|had| self.no_platform(platform, &had))?;
         let (manifest, config) = self.image_of(&descriptor).await?;
-        // What the index says must be true of the image itself, too.
-        let mut said = config.platform.clone();
-        if said.variant.is_none() {
-            said.variant = descriptor.platform.as_ref().and_then(|platform| platform.variant.clone());
-        }
-        if platform.fit(&said).is_none() {
-            return Err(self.no_platform(platform, &said.to_string()));
-        }
-        if manifest.layers.len() != config.diff_ids.len() {
-            let reason =
-                format!("it has {} layers, and its configuration {}", manifest.layers.len(), config.diff_ids.len());
-            return Err(self.invalid(&format!("manifest {}", descriptor.digest), reason));
-        }
+        check_platform(platform, &descriptor, &config).map_err(|had| self.no_platform(platform, &had))?;
+        check_layers(manifest.layers.len(), &config.diff_ids)
+            .map_err(|reason| self.invalid(&format!("manifest {}", descriptor.digest), reason))?;
         Ok(Chosen { top, manifest_digest: descriptor.digest, manifest, config })
     }
 
@@ -89,9 +68,7 @@ impl<'a> Documents<'a> {
         &mut self,
         descriptors: &[Descriptor],
         depth: usize,
-        wanted: &Platform,
-        best: &mut Option<Found>,
-        had: &mut Vec<String>,
+        choice: &mut Choice<'_, ()>,
     ) -> Result<(), PullError> {
         for descriptor in descriptors {
             match descriptor.target() {
@@ -100,14 +77,7 @@ impl<'a> Documents<'a> {
                         Some(platform) => platform.clone(),
                         None => self.image_of(descriptor).await?.1.platform,
                     };
-                    // Build attestations are listed beside images, for a platform that is none.
-                    if platform.os != "unknown" {
-                        had.push(clip(&platform.to_string()));
-                    }
-                    let Some(fit) = wanted.fit(&platform) else { continue };
-                    if best.as_ref().is_none_or(|best| best.fit < fit) {
-                        *best = Some(Found { fit, descriptor: descriptor.clone() });
-                    }
+                    choice.offer(descriptor, &platform, ());
                 }
                 Target::Index => {
                     let name = format!("index {}", descriptor.digest);
@@ -117,7 +87,7 @@ impl<'a> Documents<'a> {
                     }
                     let bytes = self.document(descriptor, &name, MAX_MANIFEST_BYTES).await?;
                     let inner = parse_index(&name, &bytes).map_err(|error| self.unreadable(&name, &error))?;
-                    Box::pin(self.visit(&inner, depth + 1, wanted, best, had)).await?;
+                    Box::pin(self.visit(&inner, depth + 1, choice)).await?;
                 }
                 Target::Other => {}
             }

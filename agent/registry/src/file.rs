@@ -24,6 +24,7 @@ use serde::Deserialize;
 use crate::config::Config;
 use crate::credentials::Credentials;
 use crate::error::clip;
+use crate::name::host_and_port;
 
 /// Bytes of the file.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -125,7 +126,7 @@ impl Registries {
         }
         let mut credentials = Credentials::anonymous();
         for (host, said) in document.configs {
-            config.reach.local.insert(without_port(&host).to_owned());
+            config.reach.local.insert(host_and_port(&host).0.to_owned());
             if let Some(Tls { ca_file }) = said.tls {
                 config.extra_roots.push(read_bounded(&ca_file)?);
             }
@@ -153,15 +154,8 @@ fn endpoint(text: &str, config: &mut Config) -> Result<String, &'static str> {
         "http" => drop(config.insecure.insert(host.to_owned())),
         _ => return Err("is neither https:// nor http://"),
     }
-    config.reach.local.insert(without_port(host).to_owned());
+    config.reach.local.insert(host_and_port(host).0.to_owned());
     Ok(place.to_owned())
-}
-
-fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port)) if !port.contains(']') => name,
-        _ => host,
-    }
 }
 
 /// Where the YAML is wrong and what was expected; serde's own words for a wrong type may repeat the value, which may be a password.

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 use crate::addresses::{self, Addresses};
 use crate::config::{Config, ConfigError, PullLimits};
 use crate::error::chain;
+use crate::name::host_and_port;
 use crate::{PullError, error::clip};
 
 /// Redirects that one request follows: registries send blobs on to object stores, in one or two steps.
@@ -238,7 +239,7 @@ fn is_redirect(status: StatusCode) -> bool {
 
 /// The registry, and the host that it sent us on to.
 fn shown_host(ask: &Ask<'_>) -> String {
-    let name = ask.host.rsplit_once(':').map_or(ask.host, |(name, _)| name);
+    let (name, _) = host_and_port(ask.host);
     match ask.url.host_str() {
         Some(now) if now != name && !now.ends_with(ask.host) => format!("{} (through {now})", ask.host),
         _ => ask.host.to_owned(),

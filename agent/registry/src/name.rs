@@ -39,6 +39,14 @@ pub(crate) struct Endpoint {
     base: Url,
 }
 
+/// A host and its port, empty where there is none. An IPv6 address keeps its brackets.
+pub(crate) fn host_and_port(host: &str) -> (&str, &str) {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') => (name, port),
+        _ => (host, ""),
+    }
+}
+
 impl Location {
     pub(crate) fn of(reference: &Reference) -> Result<Self, PullError> {
         let name = reference.name().ok_or_else(|| PullError::NoName(reference.to_string()))?;

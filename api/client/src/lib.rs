@@ -25,3 +25,4 @@ pub use client::{
 };
 pub use config::{Config, ConfigError};
 pub use connect::ConnectError;
+pub use verify::Unverified;

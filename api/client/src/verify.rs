@@ -120,13 +120,21 @@ impl ServerCertVerifier for PinnedVerifier {
     }
 }
 
-/// Verifies nothing but that the server has the key of the certificate that it shows: for a question whose answer is signed by other means.
+/// Verifies nothing but that the server has the key of the certificate that it shows: for a question whose answer is signed by other means,
+/// or that whoever is there may answer.
 #[derive(Debug)]
-pub(crate) struct Unverified(Arc<CryptoProvider>);
+pub struct Unverified(Arc<CryptoProvider>);
 
 impl Unverified {
-    pub(crate) fn new() -> Self {
+    /// With the program's only crypto provider.
+    pub fn new() -> Self {
         Self(connect::provider())
+    }
+}
+
+impl Default for Unverified {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

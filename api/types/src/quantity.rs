@@ -5,6 +5,30 @@
 #[error("must be a quantity such as 500m, 2, 1.5, 64Mi or 10G")]
 pub struct BadQuantity;
 
+/// The most of something that containers take beside each other (KEP-753), told of them in the order of their start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Beside {
+    // Wide enough for any number of them.
+    now: u128,
+    peak: u128,
+}
+
+impl Beside {
+    /// One more: it stays, as a sidecar or a container of the pod itself does, or runs to its end before the next begins.
+    pub fn add(&mut self, amount: u64, stays: bool) {
+        let with = self.now + u128::from(amount);
+        self.peak = self.peak.max(with);
+        if stays {
+            self.now = with;
+        }
+    }
+
+    /// The most; `None` where that is more than can be said.
+    pub fn peak(self) -> Option<u64> {
+        self.peak.try_into().ok()
+    }
+}
+
 /// A quantity in thousandths of its unit; what is smaller is rounded up, as Kubernetes does.
 pub fn millis(text: &str) -> Result<i128, BadQuantity> {
     let split = text.find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-')).unwrap_or(text.len());

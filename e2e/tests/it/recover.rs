@@ -2,12 +2,13 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::Stdio,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use hearth_e2e::{
-    command, eventually,
+    command::{self, Running},
+    eventually,
     instance::{Instance, binary},
     server::{PATIENCE, Server, three},
 };
@@ -19,18 +20,8 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A process of ours, ended with the test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// A server with its API at a port that stays the same.
-fn server(instance: &Instance, api: &str) -> Result<Process> {
+fn server(instance: &Instance, api: &str) -> Result<Running> {
     let mut server = instance.hearth(["server", "--data-dir", text(instance.path()), "--listen-api", api]);
     server.args(REGION);
     for flag in ["--listen-gateway", "--listen-dns", "--listen-metrics"] {
@@ -40,7 +31,7 @@ fn server(instance: &Instance, api: &str) -> Result<Process> {
     std::fs::create_dir_all(&logs)?;
     let log = std::fs::File::create(logs.join("server.log"))?;
     let child = server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
-    let process = Process(child);
+    let process = Running(child);
     instance.eventually("the server answers", || instance.run("get ns"))?;
     Ok(process)
 }
@@ -48,7 +39,7 @@ fn server(instance: &Instance, api: &str) -> Result<Process> {
 /// A device in a data directory of its own.
 struct Device {
     instance: Instance,
-    agent: Option<Process>,
+    agent: Option<Running>,
     name: &'static str,
 }
 
@@ -66,7 +57,7 @@ impl Device {
     fn start(&mut self) -> Result<()> {
         let mut agent = self.instance.hearth(["agent", "--data-dir", text(self.instance.path())]);
         let log = std::fs::File::options().create(true).append(true).open(self.log())?;
-        self.agent = Some(Process(agent.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?));
+        self.agent = Some(Running(agent.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?));
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::{
 use hearth_types::{
     Object, ObjectKey, Revision, Timestamp, Uid, condition,
     kinds::{ARCHITECTURES_ANNOTATION, labels},
-    quantity,
+    quantity::{self, Beside},
 };
 use serde_json::Value;
 
@@ -187,22 +187,22 @@ pub struct Pod {
     pub shape: Shape,
 }
 
-/// The most that containers take beside each other, in the order of their start (KEP-753): one that runs to its end before the next begins
-/// leaves room for it, and a sidecar or a container of the pod itself stays.
+/// The most that the containers of one pod take beside each other.
 #[derive(Default)]
-struct Beside {
-    now: Resources,
-    peak: Resources,
+struct Peak {
+    cpu_millis: Beside,
+    memory_bytes: Beside,
 }
 
-impl Beside {
+impl Peak {
     fn add(&mut self, resources: Resources, stays: bool) {
-        let with = self.now.plus(resources);
-        self.peak.cpu_millis = self.peak.cpu_millis.max(with.cpu_millis);
-        self.peak.memory_bytes = self.peak.memory_bytes.max(with.memory_bytes);
-        if stays {
-            self.now = with;
-        }
+        self.cpu_millis.add(resources.cpu_millis, stays);
+        self.memory_bytes.add(resources.memory_bytes, stays);
+    }
+
+    fn of_one_pod(self) -> Resources {
+        let most = |beside: Beside| beside.peak().unwrap_or(u64::MAX);
+        Resources { cpu_millis: most(self.cpu_millis), memory_bytes: most(self.memory_bytes), pods: 1 }
     }
 }
 
@@ -216,7 +216,7 @@ impl Pod {
         claims.sort_unstable();
         claims.dedup();
         let mut unlimited = Unlimited::default();
-        let (mut requests, mut lent) = (Beside::default(), Beside::default());
+        let (mut requests, mut lent) = (Peak::default(), Peak::default());
         let first = list(spec, "/initContainers").map(|one| (one, one["restartPolicy"] == "Always"));
         for (container, stays) in first.chain(list(spec, "/containers").map(|one| (one, true))) {
             let resources = &container["resources"];
@@ -232,8 +232,7 @@ impl Pod {
             };
             lent.add(taken, stays);
         }
-        let one = Resources { pods: 1, ..Resources::default() };
-        let (requests, lent) = (requests.peak.plus(one), lent.peak.plus(one));
+        let (requests, lent) = (requests.of_one_pod(), lent.of_one_pod());
         let text = |value: &Value, field: &str| -> Box<str> { value[field].as_str().unwrap_or_default().into() };
         let tolerations = list(spec, "/tolerations").map(|one| Toleration {
             key: text(one, "key"),

@@ -106,9 +106,16 @@ impl LayerFile {
         Self { bytes: unpacked.bytes, entries: unpacked.entries, implicit }
     }
 
-    /// Its directories without entries, as bytes.
-    pub(super) fn implicit(self) -> Option<Vec<Vec<u8>>> {
-        self.implicit.map(|paths| paths.into_iter().map(String::into_bytes).collect())
+    /// What the layer is kept under where it lies upon `below`; `None` where that cannot be told without unpacking it. Where `below` is not
+    /// known, it can be told of a layer alone that takes over nothing from there.
+    pub(super) fn key(&self, diff_id: &Digest, below: Option<&[PathBuf]>) -> Result<Option<Digest>, ImageError> {
+        let Some(implicit) = &self.implicit else { return Ok(None) };
+        if implicit.is_empty() {
+            return Ok(Some(*diff_id));
+        }
+        let Some(below) = below else { return Ok(None) };
+        let implicit: Vec<_> = implicit.iter().map(|path| path.as_bytes().to_vec()).collect();
+        Ok(Some(Inherited::find(&implicit, below)?.key(diff_id)))
     }
 }
 
@@ -396,18 +403,13 @@ impl Disk {
         Ok(directories)
     }
 
-    /// What the layer is kept under where it lies upon `below`; `None` where it is not here, or that cannot be told without unpacking it.
-    /// Where `below` is not known, only a layer is found that takes over nothing from there.
+    /// What the layer is kept under here, by [`LayerFile::key`]; `None` also where it is not.
     pub(super) fn find_layer(&self, diff_id: &Digest, below: Option<&[PathBuf]>) -> Result<Option<Digest>, ImageError> {
         if !self.layer_path(diff_id).exists() {
             return Ok(None);
         }
-        let key = match (self.layer(diff_id)?.implicit(), below) {
-            (Some(implicit), _) if implicit.is_empty() => *diff_id,
-            (Some(implicit), Some(below)) => Inherited::find(&implicit, below)?.key(diff_id),
-            _ => return Ok(None),
-        };
-        Ok(self.layer_path(&key).exists().then_some(key))
+        let key = self.layer(diff_id)?.key(diff_id, below)?;
+        Ok(key.filter(|key| self.layer_path(key).exists()))
     }
 
     pub(super) fn layer(&self, diff_id: &Digest) -> Result<LayerFile, ImageError> {

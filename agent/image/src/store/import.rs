@@ -144,10 +144,8 @@ impl Import<'_> {
             None if self.knows(diff_id) => self.disk.layer(diff_id)?,
             None => return Ok(None),
         };
-        let bytes = layer.bytes;
-        let Some(implicit) = layer.implicit() else { return Ok(None) };
-        let key = Inherited::find(&implicit, below)?.key(diff_id);
-        Ok(self.knows(&key).then_some((key, bytes)))
+        let key = layer.key(diff_id, Some(below))?.filter(|key| self.knows(key));
+        Ok(key.map(|key| (key, layer.bytes)))
     }
 
     fn knows(&self, key: &Digest) -> bool {

@@ -32,10 +32,7 @@ impl ImageStore {
                 self.disk.replace_index(&lock, index).map(|()| true)
             })?;
             if removed {
-                let garbage = self.collect(&lock, in_use)?;
-                total.images += garbage.images;
-                total.layers += garbage.layers;
-                total.bytes += garbage.bytes;
+                total += self.collect(&lock, in_use)?;
             }
         }
         Ok(Some(total))

@@ -53,7 +53,7 @@ pub(super) fn snapshot_of(machine: &PodMachine, sandbox: Option<&hearth_runtime:
 pub(super) fn broken(command: &Command) -> Option<Event> {
     let failure = || Failure::new("AgentError", "the agent met a fault of its own; see its log");
     Some(match command {
-        Command::EnsureImage { container, .. } => Event::Image { container: container.clone(), result: Err(failure()) },
+        Command::EnsureImage { container } => Event::Image { container: container.clone(), result: Err(failure()) },
         Command::EnsureVolumes => Event::Volumes(Err(failure())),
         Command::AttachNetwork => Event::Network(Err(failure())),
         Command::CreateSandbox => Event::Sandbox(Err(failure())),

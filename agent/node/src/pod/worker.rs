@@ -247,7 +247,7 @@ impl Worker {
                 site.shared.reporter.event((&self.key, &self.uid), kind.as_str(), &reason, &message, now);
                 return;
             }
-            Command::EnsureImage { container, .. } => {
+            Command::EnsureImage { container } => {
                 let sender = self.progress.0.clone();
                 self.tasks.spawn(async move {
                     let tell = |message| {

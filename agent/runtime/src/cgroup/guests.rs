@@ -2,7 +2,7 @@
 
 use std::{io, path::Path};
 
-use super::{CPU_PERIOD_US, Cgroups, write};
+use super::{Cgroups, set_cpu, write};
 use crate::model::GuestLimits;
 
 impl Cgroups {
@@ -14,16 +14,7 @@ impl Cgroups {
     pub(crate) fn limit_guests(&self, rel: &Path, limits: &GuestLimits) -> io::Result<()> {
         self.create(rel)?;
         if let Some(h) = self.with("cpu") {
-            let dir = h.mount.join(rel);
-            // A quota below 1 ms is refused by the kernel.
-            let quota = limits.cpu_millis.map(|millis| (millis * CPU_PERIOD_US / 1000).max(1000));
-            if h.v2 {
-                let quota = quota.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
-                write(&dir.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}"))?;
-            } else {
-                let quota = quota.map_or_else(|| "-1".to_owned(), |quota| quota.to_string());
-                write(&dir.join("cpu.cfs_quota_us"), &quota)?;
-            }
+            set_cpu(h, rel, limits.cpu_millis)?;
         }
         if let Some(h) = self.with("memory") {
             let (file, none) = if h.v2 { ("memory.max", "max") } else { ("memory.limit_in_bytes", "-1") };

@@ -205,15 +205,7 @@ impl Cgroups {
             }
         }
         if let Some(millis) = limits.cpu_millis {
-            let h = self.need("cpu")?;
-            let dir = h.mount.join(rel);
-            // A quota below 1 ms is refused by the kernel.
-            let quota = (millis * CPU_PERIOD_US / 1000).max(1000);
-            if h.v2 {
-                write(&dir.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}"))?;
-            } else {
-                write(&dir.join("cpu.cfs_quota_us"), &quota.to_string())?;
-            }
+            set_cpu(self.need("cpu")?, rel, Some(millis))?;
         }
         if let Some(pids) = limits.pids {
             let h = self.need("pids")?;
@@ -280,6 +272,19 @@ impl Cgroups {
     #[cfg(test)]
     pub(crate) fn paths(&self, rel: &Path) -> Vec<PathBuf> {
         self.hierarchies.iter().map(|h| h.mount.join(rel)).collect()
+    }
+}
+
+/// The quota of CPU time in thousandths of a core; `None` takes it away.
+fn set_cpu(h: &Hierarchy, rel: &Path, millis: Option<u64>) -> io::Result<()> {
+    let dir = h.mount.join(rel);
+    // A quota below 1 ms is refused by the kernel.
+    let quota = millis.map(|millis| (millis * CPU_PERIOD_US / 1000).max(1000).to_string());
+    if h.v2 {
+        let quota = quota.as_deref().unwrap_or("max");
+        write(&dir.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}"))
+    } else {
+        write(&dir.join("cpu.cfs_quota_us"), quota.as_deref().unwrap_or("-1"))
     }
 }
 

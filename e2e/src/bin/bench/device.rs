@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    process::{Child, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -71,16 +71,6 @@ fn start(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// A process, ended when dropped.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// How many programs listen on port 8080 in the namespaces of the pods.
 fn serving(instance: &Instance, id: &str) -> usize {
     let listens = |pid: &u32| {
@@ -119,7 +109,7 @@ fn offline(report: &mut Report) -> Result<()> {
         let mut agent = Command::new(binary());
         // Port 1 of loopback refuses: there is no region.
         agent.args(["agent", "--server", "127.0.0.1:1", "--data-dir"]).arg(instance.path());
-        let agent = Process(agent.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+        let agent = command::Running::quiet(&mut agent)?;
         all()?;
         times.push(started.elapsed().as_secs_f64());
         drop(agent);

@@ -1,9 +1,6 @@
 //! Homes keep their apps on flash that wears: what a device with nothing to do writes, by the counters of its disk.
 
-use std::{
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use hearth_e2e::{command, eventually, instance::Instance, server::Server};
@@ -19,16 +16,6 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(600);
 /// How long it is watched then.
 const WATCHED: Duration = Duration::from_secs(600);
 const DAY: f64 = 86_400.0;
-
-/// A process, ended when dropped.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Bytes that were written to the disk of the instance, whoever wrote them.
 fn written(disk: &str) -> Result<u64> {
@@ -47,8 +34,7 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
     let token = region.instance.run("token create --owner alice")?;
     command::succeed(&mut device.hearth(["join", token.trim(), "--name", "nas", "--data-dir", &dir]))?;
     device.import_busybox()?;
-    let mut agent: Command = device.hearth(["agent", "--data-dir", &dir]);
-    let agent = Process(agent.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+    let agent = command::Running::quiet(&mut device.hearth(["agent", "--data-dir", &dir]))?;
     for n in 0..PODS {
         region.instance.apply(&format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: idle-{n}, namespace: alice}}, spec: {{containers: [{{name: app, image: busybox, \

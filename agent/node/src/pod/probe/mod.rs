@@ -13,7 +13,7 @@ use std::{
 };
 
 use hearth_pod::{Answer, ProbeKind};
-use hearth_types::kinds::{Container, IntOrString, Probe};
+use hearth_types::kinds::{Container, IntOrString};
 use tokio::{net::TcpStream, time::timeout};
 
 use super::execute::Site;
@@ -31,48 +31,49 @@ pub(super) struct Subject {
 impl Subject {
     /// Asks the container. Takes no longer than the probe's `timeoutSeconds`.
     pub(super) async fn probe(&self, kind: ProbeKind) -> Answer {
-        let Some(container) = container::named(&self.site.pod, &self.container) else {
-            return Answer::Unknown(format!("there is no container {}", self.container));
-        };
+        self.ask(kind).await.unwrap_or_else(Answer::Unknown)
+    }
+
+    /// The answer, or why it could not be asked.
+    async fn ask(&self, kind: ProbeKind) -> Result<Answer, String> {
+        let container = self.spec()?;
         let probe = match kind {
             ProbeKind::Startup => &container.startup_probe,
             ProbeKind::Liveness => &container.liveness_probe,
             ProbeKind::Readiness => &container.readiness_probe,
         };
-        match probe {
-            Some(probe) => self.ask(container, probe).await,
-            None => Answer::Unknown(format!("container {} has no such probe", self.container)),
-        }
-    }
-
-    async fn ask(&self, container: &Container, probe: &Probe) -> Answer {
+        let probe = probe.as_ref().ok_or_else(|| format!("container {} has no such probe", self.container))?;
         let limit = Duration::from_secs(probe.timeout_seconds.unwrap_or(1).max(1).unsigned_abs().into());
         if let Some(action) = &probe.exec {
-            let Some(sandbox) = &self.sandbox else { return Answer::Unknown("the container does not run".into()) };
-            return exec::ask(sandbox, &self.container, action.command.as_deref().unwrap_or_default(), limit).await;
+            let command = action.command.as_deref().unwrap_or_default();
+            return Ok(exec::ask(self.running()?, &self.container, command, limit).await);
         }
-        let Some(ip) = self.address else { return Answer::Unknown("the pod has no address".into()) };
-        let address = |port: &IntOrString| port_of(container, port).map(|port| SocketAddr::new(ip, port));
         if let Some(action) = &probe.http_get {
-            return match address(&action.port) {
-                Ok(address) => http::ask(action, address, limit).await,
-                Err(why) => Answer::Unknown(why),
-            };
+            return Ok(http::ask(action, self.reached_at(&action.port)?, limit).await);
         }
         if let Some(action) = &probe.tcp_socket {
-            return match address(&action.port) {
-                Ok(address) => knock(address, limit).await,
-                Err(why) => Answer::Unknown(why),
-            };
+            return Ok(knock(self.reached_at(&action.port)?, limit).await);
         }
         if let Some(action) = &probe.grpc {
             let service = action.service.as_deref().unwrap_or_default();
-            return match address(&IntOrString::Int(action.port)) {
-                Ok(address) => grpc::ask(address, service, limit).await,
-                Err(why) => Answer::Unknown(why),
-            };
+            return Ok(grpc::ask(self.reached_at(&IntOrString::Int(action.port))?, service, limit).await);
         }
-        Answer::Unknown("the probe says not what to ask".into())
+        Err("the probe says not what to ask".into())
+    }
+
+    fn spec(&self) -> Result<&Container, String> {
+        let name = &self.container;
+        container::named(&self.site.pod, name).ok_or_else(|| format!("there is no container {name}"))
+    }
+
+    fn running(&self) -> Result<&hearth_runtime::Pod, String> {
+        self.sandbox.as_ref().ok_or_else(|| format!("container {} does not run", self.container))
+    }
+
+    /// A port of the container on the pod's own address.
+    fn reached_at(&self, port: &IntOrString) -> Result<SocketAddr, String> {
+        let ip = self.address.ok_or("the pod has no address")?;
+        Ok(SocketAddr::new(ip, port_of(self.spec()?, port)?))
     }
 }
 
