@@ -21,6 +21,13 @@ impl Running {
     pub fn quiet(command: &mut Command) -> Result<Self> {
         Ok(Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
     }
+
+    /// Ends it now.
+    pub fn stop(&mut self) -> Result<()> {
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(())
+    }
 }
 
 impl Drop for Running {

@@ -156,9 +156,15 @@ impl PodMachine {
         self.actions.sandbox.is_done() && !self.actions.lost
     }
 
+    /// The images, as they are asked for, that containers wait for since they could not be had.
+    pub fn missing_images(&self) -> impl Iterator<Item = &str> {
+        let lacks = |name: &str| self.intent == Intent::Run && self.containers[name].image.failure.is_some();
+        self.spec.containers.iter().filter(move |view| lacks(&view.name)).map(|view| view.image.as_str())
+    }
+
     /// Whether some container waits for its image.
     pub fn waits_for_image(&self) -> bool {
-        self.intent == Intent::Run && self.containers.values().any(|one| one.image.failure.is_some())
+        self.missing_images().next().is_some()
     }
 
     /// The status as it is now.

@@ -247,6 +247,19 @@ fn a_missing_image_says_so_and_is_looked_for_again_at_once_when_images_change() 
 }
 
 #[test]
+fn only_images_that_could_not_be_had_are_waited_for() {
+    let mut spec = view("Always", &["web", "side"]);
+    spec.containers[1].image = "side:1".into();
+    let mut device = Device::new(spec);
+    device.pod.step(Event::Tick, T0);
+    assert_eq!(device.pod.missing_images().count(), 0, "they are being looked for");
+    device.pod.step(Event::Image { container: "web".into(), result: Ok(facts()) }, T0);
+    let failed = Event::Image { container: "side".into(), result: Err(Failure::of_pull("no such image")) };
+    device.pod.step(failed, T0);
+    assert_eq!(device.pod.missing_images().collect::<Vec<_>>(), ["side:1"]);
+}
+
+#[test]
 fn a_pull_says_how_far_it_is_and_waits_as_under_the_kubelet_where_it_fails() {
     let mut device = Device::new(view("Always", &["web"]));
     device.pod.step(Event::Tick, T0);

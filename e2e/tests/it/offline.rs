@@ -1,39 +1,20 @@
 //! A device without its region: runs what it has, from its own disk.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use hearth_e2e::{
-    command,
+    command::{self, Running},
     instance::{Instance, binary},
 };
 
-/// A process of a role by itself, ended with the test.
-struct Role(Child);
-
-impl Role {
-    /// An agent alone, as a device has it whose region is out of reach.
-    fn lone_agent(instance: &Instance) -> Result<Self> {
-        let log = std::fs::File::create(instance.path().join("logs/agent.log"))?;
-        let mut agent = Command::new(binary());
-        // Port 1 of loopback refuses: there is no region.
-        agent.args(["agent", "--server", "127.0.0.1:1", "--data-dir"]).arg(instance.path());
-        let child = agent.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
-        Ok(Self(child))
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        self.0.kill()?;
-        self.0.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for Role {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// An agent alone, as a device has it whose region is out of reach.
+fn lone_agent(instance: &Instance) -> Result<Running> {
+    let log = std::fs::File::create(instance.path().join("logs/agent.log"))?;
+    let mut agent = Command::new(binary());
+    // Port 1 of loopback refuses: there is no region.
+    agent.args(["agent", "--server", "127.0.0.1:1", "--data-dir"]).arg(instance.path());
+    Ok(Running(agent.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?))
 }
 
 fn shims(instance: &Instance) -> usize {
@@ -50,7 +31,7 @@ fn an_agent_that_starts_with_no_region_in_reach_brings_its_pods_up_from_its_own_
     // `down` stops the containers too: what starts next has only the disk, as after a power cut.
     instance.down()?;
     ensure!(shims(&instance) == 0);
-    let mut agent = Role::lone_agent(&instance)?;
+    let mut agent = lone_agent(&instance)?;
     instance.eventually("the pod runs without a region", || {
         ensure!(std::fs::read_to_string(instance.path().join("logs/agent.log"))?.contains("Started container"));
         ensure!(shims(&instance) == 1);
@@ -59,7 +40,7 @@ fn an_agent_that_starts_with_no_region_in_reach_brings_its_pods_up_from_its_own_
     // Killed and started again, still alone: the same pod is adopted.
     let before = instance.pids("hearth shim");
     agent.stop()?;
-    let mut agent = Role::lone_agent(&instance)?;
+    let mut agent = lone_agent(&instance)?;
     instance.eventually("the agent is back", || {
         ensure!(std::fs::read_to_string(instance.path().join("agent.json"))?.contains("nas"));
         Ok(())
@@ -103,7 +84,7 @@ fn a_region_that_lost_its_disks_stops_and_deletes_nothing() -> Result<()> {
     for flag in ["--listen-api", "--listen-gateway", "--listen-dns", "--listen-metrics"] {
         server.args([flag, "127.0.0.1:0"]);
     }
-    let mut server = Role(server.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?);
+    let mut server = Running(server.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?);
     instance.eventually("the fresh region answers", || instance.run("get ns"))?;
     // Its operator makes the Device again, with the key of the one that is out there; the region goes on from there, past
     // what that device has seen, so that neither its key nor a revision saves it but the incarnation alone.
@@ -118,7 +99,8 @@ fn a_region_that_lost_its_disks_stops_and_deletes_nothing() -> Result<()> {
     let log = instance.path().join("logs/agent.log");
     let out = std::fs::File::create(&log)?;
     let mut agent = instance.hearth(["agent", "--server", &instance.address("api")?, "--data-dir"]);
-    let mut agent = Role(agent.arg(instance.path()).stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).spawn()?);
+    let mut agent =
+        Running(agent.arg(instance.path()).stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).spawn()?);
     instance.eventually("the device has a session, and does not believe what it is told", || {
         let text = std::fs::read_to_string(&log)?;
         ensure!(text.contains("session with the region"), "{text}");

@@ -218,7 +218,7 @@ impl Worker {
             Input::ImagesChanged => {
                 // Other images come and go: a pull that failed waits its time all the same.
                 let images = Arc::clone(&self.site.shared.images);
-                let names = self.machine.spec().containers.iter().map(|one| one.image.clone()).collect::<Vec<_>>();
+                let names: Vec<_> = self.machine.missing_images().map(str::to_owned).collect();
                 self.tasks.spawn(async move { Outcome::Looked(blocking(move || any_here(&images, &names)).await) });
             }
             Input::ConfigChanged => {
