@@ -460,7 +460,7 @@ pub(super) fn set(value: &Value, field: &str) -> bool {
     }
 }
 
-fn one_of(value: &Value, field: &str, words: &[&str], at: &str, report: &mut Report) {
+pub(super) fn one_of(value: &Value, field: &str, words: &[&str], at: &str, report: &mut Report) {
     let word = text(value, field);
     if !word.is_empty() && !words.contains(&word) {
         report

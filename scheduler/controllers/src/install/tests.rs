@@ -258,7 +258,8 @@ fn an_install_is_not_ready_while_an_older_version_runs() {
     value["status"] = json!({"phase": "Pending", "containerStatuses": [{"name": "web", "ready": false,
         "state": {"waiting": {"reason": "ImageNotPresent", "message": "import notes:2"}}}]});
     let new = Object::from_value(value).unwrap();
-    let new = SeenPod { pod: std::sync::Arc::new(crate::PodView::read(&new, &new.value())), connected: true };
+    let new =
+        SeenPod { pod: std::sync::Arc::new(crate::PodView::read(&new, &new.value())), connected: true, since: None };
     let both = [old[0].clone(), new];
     settle(&mut world, &both);
     assert_eq!(said(&world, "Ready"), is("False", "Updating"));
@@ -301,13 +302,17 @@ fn readiness_says_what_is_going_on() {
             "state": {"waiting": {"reason": reason, "message": "it says why"}}}]});
         let object = Object::from_value(pod).unwrap();
         let pod = crate::PodView::read(&object, &object.value());
-        SeenPod { pod: std::sync::Arc::new(pod), connected: true }
+        SeenPod { pod: std::sync::Arc::new(pod), connected: true, since: None }
     };
     let unplaced = {
         let mut pod = Pods::named("p").view().object.value();
         pod["status"] = json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/1 devices"}]});
         let object = Object::from_value(pod).unwrap();
-        SeenPod { pod: std::sync::Arc::new(crate::PodView::read(&object, &object.value())), connected: false }
+        SeenPod {
+            pod: std::sync::Arc::new(crate::PodView::read(&object, &object.value())),
+            connected: false,
+            since: None,
+        }
     };
     for (pods, expected, device) in [
         (vec![unplaced], is("False", "Pending"), None),
