@@ -111,6 +111,36 @@ fn grants_placement_and_environment_reach_the_pods() {
 }
 
 #[test]
+fn what_becomes_of_it_on_a_silent_device_is_passed_on_without_a_rollout() {
+    let mut stateless = app();
+    stateless["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
+    let mut world = world(Some(stateless), install());
+    let before = template(&world);
+    let said_so = |world: &mut World, disconnect: Value| {
+        world.edit("Install", "mynotes", |install| install["spec"]["placement"] = json!({"disconnect": disconnect}));
+        settle(world, &[]);
+        world.find("Deployment", "mynotes").unwrap().value()["metadata"]["annotations"].clone()
+    };
+    let annotations = said_so(&mut world, json!({"moveAfterSeconds": 60, "onReturn": "KeepReplacement"}));
+    assert_eq!(annotations, json!({"hearth.dev/move-after-seconds": "60", "hearth.dev/on-return": "KeepReplacement"}));
+    let annotations = said_so(&mut world, json!({"moveAfterSeconds": 90}));
+    assert_eq!(annotations, json!({"hearth.dev/move-after-seconds": "90"}));
+    assert_eq!(said_so(&mut world, Value::Null), Value::Null);
+    assert_eq!(template(&world), before);
+}
+
+#[test]
+fn an_app_that_keeps_data_stays_with_it_and_says_so() {
+    let mut wanted = install();
+    wanted["spec"]["placement"] = json!({"disconnect": {"moveAfterSeconds": 60}});
+    let world = world(Some(app()), wanted);
+    assert_eq!(world.find("Deployment", "mynotes").unwrap().value()["metadata"]["annotations"], Value::Null);
+    let install = world.find("Install", "mynotes").unwrap().value();
+    let deployed = condition::get(&install, "Deployed").unwrap();
+    assert!(deployed.message.contains("keeps data, which has one home"), "{deployed:?}");
+}
+
+#[test]
 fn internet_needs_the_app_to_ask_and_the_owner_not_to_refuse() {
     for (asks, grants, expected) in [
         (true, None, "true"),
