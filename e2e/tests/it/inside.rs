@@ -118,31 +118,45 @@ fn connect(port: u16) -> Result<TcpStream> {
 #[test]
 fn forwarded_ports_reach_what_listens_for_itself_alone() -> Result<()> {
     let instance = instance()?;
-    // Neither can be reached by the pod's address.
+    // The first two cannot be reached by the pod's address.
     apply(
         &instance,
         "web",
         "  containers:\n  - name: app\n    image: busybox\n    ports: [{name: http, containerPort: 8080}]\n    args: [sh, -c, \
-         'mkdir /www; echo hello > /www/index.html; httpd -p 127.0.0.1:8080 -h /www; nc -s ::1 -ll -p 9000 -e sh -c \"cat; echo over\"']\n",
+         'mkdir /www; echo hello > /www/index.html; httpd -p 127.0.0.1:8080 -h /www; httpd -p [::1]:8081 -h /www; nc -ll -p 9000 -e sh -c \"cat; \
+         echo over\"']\n    readinessProbe: {periodSeconds: 1, exec: {command: [sh, -c, 'wget -qO- http://127.0.0.1:8080/ && wget -qO- \
+         http://[::1]:8081/ && nc -w 1 127.0.0.1 9000 < /dev/null']}}\n",
     )?;
     running(&instance, "web")?;
-    let (mut child, ports, mut lines) = forward(&instance, &["pod/web", ":http", ":9000", ":7000"])?;
-    let [http, echo, nobody] = ports[..] else { anyhow::bail!("{ports:?}") };
+    let (mut child, ports, mut lines) = forward(&instance, &["pod/web", ":http", ":8081", ":9000", ":7000"])?;
+    let [http, http6, echo, nobody] = ports[..] else { anyhow::bail!("{ports:?}") };
 
-    let mut page = connect(http)?;
-    page.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-    let mut text = String::new();
-    page.read_to_string(&mut text)?;
-    ensure!(text.ends_with("\r\n\r\nhello\n"), "{text}");
+    for port in [http, http6] {
+        let mut page = connect(port)?;
+        page.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        let mut text = String::new();
+        page.read_to_string(&mut text)?;
+        ensure!(text.ends_with("\r\n\r\nhello\n"), "{text}");
+    }
     let mut line = String::new();
     lines.read_line(&mut line)?;
     ensure!(line == format!("Handling connection for {http}\n"), "{line}");
 
     // Many at a time, each with much to say, and with an answer that comes only after it has said all.
-    let many: Vec<_> = (0..20_u8)
-        .map(|n| {
+    // One after the other until each is accepted, since busybox has one place for those who wait for that.
+    let mut streams = Vec::new();
+    for n in 0..20_u8 {
+        let mut stream = connect(echo)?;
+        stream.write_all(&[n])?;
+        let mut first = [0; 1];
+        stream.read_exact(&mut first)?;
+        ensure!(first == [n]);
+        streams.push((n, stream));
+    }
+    let many: Vec<_> = streams
+        .into_iter()
+        .map(|(n, mut stream)| {
             std::thread::spawn(move || -> Result<()> {
-                let mut stream = connect(echo)?;
                 let data = vec![n; 300_000];
                 let mut back = stream.try_clone()?;
                 let reading = std::thread::spawn(move || {
