@@ -341,3 +341,53 @@ fn top_tells_what_containers_and_devices_use_now() -> Result<()> {
     ensure!(value("hearth_agent_pods_memory_working_set_bytes").is_some_and(|bytes| bytes > 38e6), "{metrics}");
     Ok(())
 }
+
+#[test]
+fn containers_that_share_their_processes_restart_alone_and_outlive_the_agent() -> Result<()> {
+    let instance = instance()?;
+    apply(
+        &instance,
+        "shared",
+        "  shareProcessNamespace: true\n  containers:\n  \
+         - {name: app, image: busybox, args: [sh, -c, 'setsid sleep 4321 & exec sleep 1234']}\n  \
+         - {name: look, image: busybox, args: [sh, -c, 'while :; do sleep 0.1; done']}\n",
+    )?;
+    running(&instance, "shared")?;
+    let look = |script: &str| {
+        command::succeed(
+            &mut instance.hearth(["exec", "shared", "-c", "look", "-n", "alice", "--", "sh", "-c", script]),
+        )
+    };
+    ensure!(look("cat /proc/1/comm")? == "pause\n");
+    let seen = look("ps")?;
+    ensure!(seen.contains("sleep 1234") && seen.contains("sleep 4321"), "{seen}");
+    let agent = *instance.pids(" agent ").first().context("an agent")?;
+    instance.kill9(agent)?;
+    instance.eventually("another agent is there", || {
+        ensure!(instance.pids(" agent ").first().is_some_and(|pid| *pid != agent));
+        look("true")
+    })?;
+    // By one container, of the other; what that left in a session of its own goes with it.
+    look("kill -9 $(pidof sleep | tr ' ' '\\n' | while read p; do grep -q 1234 /proc/$p/cmdline && echo $p; done)")?;
+    let restarts = |name: &str| -> Result<u64> {
+        let all = containers(&instance, "shared")?;
+        all.iter().find(|one| one["name"] == name).and_then(|one| one["restartCount"].as_u64()).context("a count")
+    };
+    instance.eventually("the one that was killed runs again", || {
+        ensure!(restarts("app")? == 1);
+        let seen = look("ps")?;
+        ensure!(seen.contains("sleep 1234") && seen.matches(" sleep 4321").count() == 1, "{seen}");
+        Ok(())
+    })?;
+    ensure!(restarts("look")? == 0, "the other is left alone");
+    let uid = instance.get("pod", "shared", "alice")?["metadata"]["uid"].as_str().context("a uid")?.to_owned();
+    instance.run("delete pod shared -n alice")?;
+    instance.eventually("nothing of it is left", || {
+        let of_pod =
+            |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(&uid));
+        let pids = std::fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let left: Vec<u32> = pids.filter(of_pod).collect();
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
+}
