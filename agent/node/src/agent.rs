@@ -31,6 +31,7 @@ use crate::{
     servers::Servers,
     session::{Roster, Session},
     shared::{Pods, Shared, blocking},
+    usage::Totals,
 };
 
 /// Connections of the region's servers that wait for the door.
@@ -195,6 +196,7 @@ impl Agent {
         let paths = Paths::new(&config.data_dir);
         let metrics = Metrics::register(&config.registry).map_err(AgentError::Metrics)?;
         let runtime = Runtime::new(config.zygote).map_err(AgentError::Runtime)?;
+        Totals::register(runtime.clone(), &config.registry).map_err(AgentError::Metrics)?;
         let network = Network::start(NetworkConfig {
             instance: config.instance.as_str().to_owned(),
             state_dir: paths.network(),

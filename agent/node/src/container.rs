@@ -56,6 +56,17 @@ impl Places {
     pub(crate) fn scratch(&self) -> PathBuf {
         self.paths.scratch().join(&self.uid)
     }
+
+    /// The writable layer of an attempt.
+    pub(crate) fn layer(&self, container: &str, attempt: u32) -> PathBuf {
+        self.scratch().join(container).join(attempt.to_string())
+    }
+}
+
+/// Where a container finds the file for its last message.
+fn termination_log(container: &Container) -> PathBuf {
+    let path = container.termination_message_path.as_deref().filter(|path| !path.is_empty());
+    path.unwrap_or("/dev/termination-log").into()
 }
 
 /// What a container is started from.
@@ -91,9 +102,9 @@ pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
         name: container.name.clone(),
         attempt,
         layers: image.layers.clone(),
-        scratch: places.scratch().join(&container.name).join(attempt.to_string()),
+        scratch: places.layer(&container.name, attempt),
         args,
-        env: merge(&image.config.env, own),
+        env: merge(terminal_env(container).iter().chain(&image.config.env), own),
         cwd: cwd.unwrap_or_else(|| image.config.working_dir.clone()),
         user: image.config.user.clone(),
         run_as_user,
@@ -104,6 +115,10 @@ pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
         read_only_root: context.and_then(|c| c.read_only_root_filesystem).unwrap_or(false),
         log_path: places.log(&container.name, attempt),
         log: LogPolicy::default(),
+        termination_log: Some(termination_log(container)),
+        stdin: container.stdin.unwrap_or(false),
+        stdin_once: container.stdin_once.unwrap_or(false),
+        terminal: container.tty.unwrap_or(false),
     })
 }
 
@@ -136,7 +151,13 @@ fn command(container: &Container, image: &Image, env: &Environment) -> Vec<Strin
     program
 }
 
-fn merge(image: &[String], own: Environment) -> Vec<(String, String)> {
+/// What a program finds of its terminal, as containerd has it.
+fn terminal_env(container: &Container) -> &'static [String] {
+    static TERM: std::sync::LazyLock<[String; 1]> = std::sync::LazyLock::new(|| ["TERM=xterm".to_owned()]);
+    if container.tty == Some(true) { &*TERM } else { &[] }
+}
+
+fn merge<'a>(image: impl Iterator<Item = &'a String>, own: Environment) -> Vec<(String, String)> {
     let mut env = Environment::default();
     for variable in image {
         if let Some((name, value)) = variable.split_once('=') {

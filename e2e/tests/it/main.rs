@@ -13,6 +13,7 @@ mod faults;
 mod fitness;
 mod group;
 mod images;
+mod inside;
 mod isolation;
 mod kinds;
 mod life;

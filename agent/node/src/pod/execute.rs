@@ -170,6 +170,7 @@ impl Site {
             hostname,
             limits: container::pod_limits(&self.pod),
             guest: self.namespace() != self.shared.owner,
+            share_processes: self.pod.spec.as_ref().and_then(|spec| spec.share_process_namespace) == Some(true),
         };
         let _slot = self.shared.slots.acquire().await;
         self.shared.runtime.create_pod(sandbox).await.map_err(|error| failed(&error))

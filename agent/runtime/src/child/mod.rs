@@ -9,6 +9,7 @@ pub(crate) mod remove;
 pub(crate) mod rootfs;
 mod user;
 
+pub(crate) use self::exec::become_root_inside;
 use std::path::{Component, Path};
 
 use crate::{
@@ -98,6 +99,10 @@ pub(crate) fn check_container(spec: &ContainerSpec, pod: &PodConfig) -> Result<(
         if mount.kind == MountKind::IdmappedBind {
             check_absolute("mounts.source", &mount.source)?;
         }
+    }
+    if let Some(path) = &spec.termination_log {
+        check_absolute("termination_log", path)?;
+        rootfs::check_target(path).map_err(|e| invalid("termination_log", e))?;
     }
     for id in [spec.run_as_user, spec.run_as_group].into_iter().flatten() {
         if id >= pod.id_map.size {

@@ -57,7 +57,7 @@ pub(super) fn app(object: &Value, report: &mut Report) {
     for (path, capability) in each(&spec["permissions"], "capabilities", "spec.permissions") {
         pod::check_capability(capability.as_str().unwrap_or_default(), &path, report);
     }
-    for (path, container) in each(spec, "containers", "spec") {
+    for (path, container) in each(spec, "initContainers", "spec").chain(each(spec, "containers", "spec")) {
         if container.pointer("/securityContext/capabilities/add").is_some() {
             report.wrong(
                 format!("{path}.securityContext.capabilities.add"),
@@ -71,12 +71,10 @@ pub(super) fn app(object: &Value, report: &mut Report) {
 }
 
 fn ingress_port(spec: &Value, wanted: &Value, report: &mut Report) {
-    let mut ports = spec
-        .get("containers")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .flat_map(|container| container.get("ports").and_then(Value::as_array).into_iter().flatten());
+    // Of what runs while the app does: sidecars, too.
+    let sidecars = each(spec, "initContainers", "").filter(|(_, one)| text(one, "restartPolicy") == "Always");
+    let lasting = sidecars.chain(each(spec, "containers", ""));
+    let mut ports = lasting.flat_map(|(_, one)| one.get("ports").and_then(Value::as_array).into_iter().flatten());
     let found = ports.any(|port| match wanted {
         Value::String(name) => text(port, "name") == name,
         number => port.get("containerPort") == Some(number),

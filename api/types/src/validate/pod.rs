@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{Report, each, life, text};
+use super::{Report, each, life, process, text};
 use crate::{names, quantity};
 
 /// The longest grace in seconds: a day.
@@ -39,8 +39,6 @@ enum Use {
     Acted,
     /// Accepted with these values, since they say what is so anyway: what Kubernetes fills in, as a rule.
     Only(&'static [&'static str]),
-    /// Accepted without a word with these values, and else with a warning: what runs is the same.
-    Warned(&'static [&'static str], &'static str),
     /// Refused: something else would run than was asked for.
     Refused(&'static str),
 }
@@ -50,8 +48,6 @@ const UNSUPPORTED: &str = "not supported by this version of Hearth";
 const PLACED: &str =
     "placement sets it; choose a device by spec.nodeSelector, or an Install's by spec.placement.device";
 const GUEST: &str = "refused: an app is a guest and has namespaces of its own";
-const NO_MESSAGES: &str = "not acted on by this version of Hearth: nothing is read from a file when the container ends";
-const NO_TERMINAL: &str = "not supported by this version of Hearth; use exec -it";
 
 /// Every field of a pod's spec that passes the schema is here; what is not here is refused.
 const POD_FIELDS: &[(&str, Use)] = &[
@@ -95,7 +91,7 @@ const POD_FIELDS: &[(&str, Use)] = &[
     ("runtimeClassName", Use::Refused(UNSUPPORTED)),
     ("schedulingGates", Use::Refused(UNSUPPORTED)),
     ("setHostnameAsFQDN", Use::Refused(UNSUPPORTED)),
-    ("shareProcessNamespace", Use::Refused(UNSUPPORTED)),
+    ("shareProcessNamespace", Use::Acted),
     ("subdomain", Use::Refused(UNSUPPORTED)),
     ("topologySpreadConstraints", Use::Refused(UNSUPPORTED)),
 ];
@@ -120,13 +116,13 @@ const CONTAINER_FIELDS: &[(&str, Use)] = &[
     ("startupProbe", Use::Acted),
     ("volumeMounts", Use::Acted),
     ("workingDir", Use::Acted),
-    ("terminationMessagePath", Use::Warned(&["/dev/termination-log"], NO_MESSAGES)),
-    ("terminationMessagePolicy", Use::Warned(&["File"], NO_MESSAGES)),
+    ("terminationMessagePath", Use::Acted),
+    ("terminationMessagePolicy", Use::Acted),
     ("resizePolicy", Use::Refused(UNSUPPORTED)),
     ("restartPolicyRules", Use::Refused(UNSUPPORTED)),
-    ("stdin", Use::Refused(NO_TERMINAL)),
-    ("stdinOnce", Use::Refused(NO_TERMINAL)),
-    ("tty", Use::Refused(NO_TERMINAL)),
+    ("stdin", Use::Acted),
+    ("stdinOnce", Use::Acted),
+    ("tty", Use::Acted),
     ("volumeDevices", Use::Refused(UNSUPPORTED)),
 ];
 const SOURCES: &[&str] = &["emptyDir", "configMap", "secret", "persistentVolumeClaim"];
@@ -177,8 +173,6 @@ fn classify(owner: &Value, fields: &[(&str, Use)], path: &str, report: &mut Repo
                 let values = values.join(", ");
                 report.wrong(at, format!("{plain} is not supported; must be one of {values}, or left out"));
             }
-            Use::Warned(values, _) if among(values) => {}
-            Use::Warned(_, why) => report.warn(&at, why),
             Use::Refused(why) => report.wrong(at, why),
         }
     }
@@ -217,6 +211,7 @@ pub(super) fn containers(spec: &Value, path: &str, volumes: &BTreeSet<&str>, rep
             }
             self::container(container, &at, volumes, report);
             life::container(container, list == "initContainers", &at, report);
+            process::container(container, &at, report);
         }
     }
 }
@@ -541,12 +536,8 @@ mod tests {
             let (causes, _) = checked(&spec);
             assert!(causes.len() == 1 && causes[0].starts_with(expected), "{expected}: {causes:?}");
         }
-        let spec = json!({"containers": [{"name": "a", "image": "x", "restartPolicyRules": [{"action": "Restart"}],
-            "terminationMessagePolicy": "FallbackToLogsOnError"}]});
-        let (causes, warnings) = checked(&spec);
+        let spec = json!({"containers": [{"name": "a", "image": "x", "restartPolicyRules": [{"action": "Restart"}]}]});
+        let (causes, _) = checked(&spec);
         assert!(causes.len() == 1 && causes[0].starts_with("spec.containers[0].restartPolicyRules: not supported"));
-        assert!(
-            warnings.len() == 1 && warnings[0].starts_with("spec.containers[0].terminationMessagePolicy: not acted on")
-        );
     }
 }

@@ -119,10 +119,12 @@ fn template(install: &Object, value: &Value, app: &Value) -> Value {
     if value.pointer("/spec/placement/ownDevicesOnly") == Some(&Value::Bool(true)) {
         selector.insert(labels::OWNER.into(), json!(install.namespace()));
     }
-    let mut spec = json!({
-        "containers": list(app, "/spec/containers").map(|one| container(one, value, app)).collect::<Vec<_>>(),
-        "restartPolicy": "Always",
-    });
+    let containers = |pointer: &str| list(app, pointer).map(|one| container(one, value, app)).collect::<Vec<_>>();
+    let mut spec = json!({"containers": containers("/spec/containers"), "restartPolicy": "Always"});
+    let first = containers("/spec/initContainers");
+    if !first.is_empty() {
+        spec["initContainers"] = Value::Array(first);
+    }
     let volumes: Vec<Value> = list(app, "/spec/volumes").map(|one| volume(install, one)).collect();
     if !volumes.is_empty() {
         spec["volumes"] = Value::Array(volumes);

@@ -141,6 +141,32 @@ fn an_app_that_keeps_data_stays_with_it_and_says_so() {
 }
 
 #[test]
+fn what_initialises_an_app_comes_to_its_pods_with_the_owners_settings_and_grants() {
+    let mut app = app();
+    app["spec"]["initContainers"] = json!([{"name": "migrate", "image": "notes:1", "env": [{"name": "A", "value": "app"}]},
+        {"name": "proxy", "image": "proxy:1", "restartPolicy": "Always", "ports": [{"name": "door", "containerPort": 81}]}]);
+    app["spec"]["permissions"] = json!({"capabilities": ["CHOWN"]});
+    app["spec"]["ingress"]["port"] = json!("door");
+    let mut install = install();
+    install["spec"]["grants"] = json!({"capabilities": ["CHOWN"]});
+    install["spec"]["env"] = json!([{"name": "A", "value": "owner"}]);
+    let mut world = world(Some(app), install);
+    let first = template(&world)["spec"]["initContainers"].clone();
+    assert_eq!((&first[0]["name"], &first[1]["restartPolicy"]), (&json!("migrate"), &json!("Always")));
+    assert_eq!(first[0]["env"], json!([{"name": "A", "value": "owner"}]));
+    assert_eq!(first[0]["securityContext"]["capabilities"]["add"], json!(["CHOWN"]));
+    assert_eq!(world.find("Route", "mynotes").unwrap().value()["spec"]["target"]["port"], "door");
+    // The grant is taken back, also where nothing but what initialises the app has it.
+    world.edit("Deployment", "mynotes", |deployment| {
+        let main = &mut deployment["spec"]["template"]["spec"]["containers"][0];
+        main.as_object_mut().unwrap().remove("securityContext");
+    });
+    world.edit("Install", "mynotes", |install| drop(install["spec"].as_object_mut().unwrap().remove("grants")));
+    settle(&mut world, &[]);
+    assert_eq!(world.find("Deployment", "mynotes").unwrap().value()["spec"]["replicas"], 0);
+}
+
+#[test]
 fn internet_needs_the_app_to_ask_and_the_owner_not_to_refuse() {
     for (asks, grants, expected) in [
         (true, None, "true"),
