@@ -183,6 +183,8 @@ fn mounts(container: &Container, volumes: &HashMap<String, PathBuf>, pod: &Pod) 
             let claim = volume.persistent_volume_claim.as_ref();
             volume.config_map.is_some()
                 || volume.secret.is_some()
+                || volume.downward_api.is_some()
+                || volume.projected.is_some()
                 || claim.is_some_and(|claim| claim.read_only == Some(true))
         });
         mounts.push(Mount {
@@ -318,7 +320,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::desired::Objects;
+    use crate::{config::Myself, desired::Objects};
 
     fn image() -> Image {
         Image {
@@ -389,7 +391,11 @@ mod tests {
             attempt: 2,
             image: &image(),
             volumes: &known,
-            configs: Configs { objects: &objects, namespace: "n" },
+            configs: Configs {
+                objects: &objects,
+                namespace: "n",
+                myself: Myself { pod: &pod, addresses: None, machine: (1000, 1 << 30) },
+            },
             places: &Places {
                 paths: Paths::new(Path::new("/d")),
                 namespace: "n".into(),

@@ -145,6 +145,10 @@ fn sources(value: &Value, pointer: &str, reference: &str) -> Vec<Box<str>> {
     let mut names: Vec<Box<str>> =
         list(value, "/spec/volumes").map(|volume| text(volume, pointer)).map(Into::into).collect();
     if !reference.is_empty() {
+        let joined = format!("/{reference}/name");
+        for volume in list(value, "/spec/volumes") {
+            names.extend(list(volume, "/projected/sources").map(|source| Box::from(text(source, &joined))));
+        }
         let (all, one) = (format!("/{reference}Ref/name"), format!("/valueFrom/{reference}KeyRef/name"));
         for container in list(value, "/spec/initContainers").chain(list(value, "/spec/containers")) {
             names.extend(list(container, "/envFrom").map(|from| Box::from(text(from, &all))));

@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use hearth_image::Image;
 use hearth_network::{EgressPolicy, PodAddresses, PodNetwork};
-use hearth_pod::{Failure, StartFailure};
+use hearth_pod::{Addresses, Failure, StartFailure};
 use hearth_runtime::{ContainerStatus, PodSandbox, RuntimeError, StartError};
 use hearth_types::{
     GroupKind, ObjectKey,
@@ -16,8 +16,10 @@ use serde_json::json;
 
 use super::uses::claims_of;
 use crate::{
-    config::Configs,
+    config::{Configs, Myself},
     container::{self, Ingredients, Places},
+    desired::Objects,
+    facts,
     files::chain,
     shared::{Shared, blocking},
 };
@@ -27,6 +29,12 @@ const CLAIM_MODE: u32 = 0o777;
 
 /// Where each volume of a pod lies.
 pub(crate) type VolumePaths = HashMap<String, PathBuf>;
+
+/// What the pod has that its containers are started with.
+pub(crate) struct Given {
+    pub(crate) volumes: VolumePaths,
+    pub(crate) addresses: Option<Addresses>,
+}
 
 /// What the commands of one pod work on.
 #[derive(Clone)]
@@ -64,13 +72,19 @@ impl Site {
 
     fn volumes_now(&self) -> Result<VolumePaths, Failure> {
         let objects = self.shared.objects();
-        let configs = Configs { objects: &objects, namespace: self.namespace() };
+        let configs = self.configs(&objects, None);
         let mut paths = VolumePaths::new();
         for volume in self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
             let path = self.volume(volume, &configs)?;
             paths.insert(volume.name.clone(), path);
         }
         Ok(paths)
+    }
+
+    /// What the pod's containers get; `addresses` once it has some.
+    pub(super) fn configs<'a>(&'a self, objects: &'a Objects, addresses: Option<&'a Addresses>) -> Configs<'a> {
+        let myself = Myself { pod: &self.pod, addresses, machine: facts::machine() };
+        Configs { objects, namespace: self.namespace(), myself }
     }
 
     fn volume(&self, volume: &Volume, configs: &Configs<'_>) -> Result<PathBuf, Failure> {
@@ -182,10 +196,10 @@ impl Site {
         name: &str,
         attempt: u32,
         image: Option<Image>,
-        volumes: VolumePaths,
+        given: Given,
     ) -> Result<ContainerStatus, StartFailure> {
         let (Some(sandbox), Some(image)) = (sandbox, image) else { return Err(StartFailure::SandboxGone) };
-        let spec = self.container_spec(name, attempt, &image, &volumes).map_err(StartFailure::Config)?;
+        let spec = self.container_spec(name, attempt, &image, &given).map_err(StartFailure::Config)?;
         let (logs, name_of_logs) = (self.places.logs(), name.to_owned());
         let _slot = self.shared.slots.acquire().await;
         let begin = std::time::Instant::now();
@@ -207,7 +221,7 @@ impl Site {
         name: &str,
         attempt: u32,
         image: &Image,
-        volumes: &VolumePaths,
+        given: &Given,
     ) -> Result<hearth_runtime::ContainerSpec, Failure> {
         let found = container::named(&self.pod, name);
         let container =
@@ -218,8 +232,8 @@ impl Site {
             container,
             attempt,
             image,
-            volumes,
-            configs: Configs { objects: &objects, namespace: self.namespace() },
+            volumes: &given.volumes,
+            configs: self.configs(&objects, given.addresses.as_ref()),
             places: &self.places,
         })
     }
@@ -267,9 +281,9 @@ impl Site {
 }
 
 /// The pod's and the device's addresses, as a status has them.
-pub(crate) fn addresses(addresses: &PodAddresses) -> hearth_pod::Addresses {
+pub(crate) fn addresses(addresses: &PodAddresses) -> Addresses {
     let text = |ips: Vec<std::net::IpAddr>| ips.iter().map(ToString::to_string).collect();
-    hearth_pod::Addresses { pod: text(container::pod_ips(addresses)), host: text(crate::facts::host_ips()) }
+    Addresses { pod: text(container::pod_ips(addresses)), host: text(facts::host_ips()) }
 }
 
 fn start_failure(error: RuntimeError) -> StartFailure {

@@ -29,6 +29,10 @@ pub(crate) fn uses_any(pod: &Pod, namespace: &str, keys: &HashSet<ObjectKey>) ->
     let volumes = spec.volumes.iter().flatten().any(|volume| {
         volume.config_map.as_ref().is_some_and(|one| config(&one.name))
             || volume.secret.as_ref().and_then(|one| one.secret_name.as_deref()).is_some_and(secret)
+            || volume.projected.iter().flat_map(|one| one.sources.iter().flatten()).any(|source| {
+                source.config_map.as_ref().is_some_and(|one| config(&one.name))
+                    || source.secret.as_ref().is_some_and(|one| secret(&one.name))
+            })
     });
     let pulls = spec.image_pull_secrets.iter().flatten().any(|one| secret(&one.name));
     let claims = claims_of(pod).any(|claim| has(GroupKind::PERSISTENT_VOLUME_CLAIM, claim));
@@ -55,6 +59,7 @@ mod tests {
         let pod: Pod = serde_json::from_value(json!({"spec": {
             "imagePullSecrets": [{"name": "login"}],
             "volumes": [{"name": "a", "configMap": {"name": "files"}},
+                {"name": "p", "projected": {"sources": [{"secret": {"name": "joined"}}]}},
                 {"name": "d", "persistentVolumeClaim": {"claimName": "data"}}],
             "initContainers": [{"name": "i", "envFrom": [{"configMapRef": {"name": "first"}}]}],
             "containers": [{"name": "c", "envFrom": [{"secretRef": {"name": "from"}}],
@@ -66,6 +71,7 @@ mod tests {
         };
         assert!(uses(GroupKind::CONFIG_MAP, "n", "files"));
         assert!(uses(GroupKind::CONFIG_MAP, "n", "key") && uses(GroupKind::CONFIG_MAP, "n", "first"));
+        assert!(uses(GroupKind::SECRET, "n", "joined") && !uses(GroupKind::CONFIG_MAP, "n", "joined"));
         assert!(uses(GroupKind::SECRET, "n", "from") && uses(GroupKind::SECRET, "n", "login"));
         assert!(uses(GroupKind::PERSISTENT_VOLUME_CLAIM, "n", "data"));
         assert!(!uses(GroupKind::SECRET, "n", "files"));

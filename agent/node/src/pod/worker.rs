@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     begin::{bury, check_names, found_of},
     convert::{broken, snapshot_of},
-    execute::{Site, VolumePaths, addresses},
+    execute::{Given, Site, VolumePaths, addresses},
     image::any_here,
     message::{Ended, LastWords},
     probe::Subject,
@@ -277,9 +277,9 @@ impl Worker {
             }
             Command::StartContainer { container, attempt } => {
                 let image = self.images.get(&container).map(|(image, _)| image.clone());
-                let volumes = self.volumes.clone();
+                let given = Given { volumes: self.volumes.clone(), addresses: self.machine.record().addresses.clone() };
                 self.tasks.spawn(async move {
-                    let started = site.start(sandbox, &container, attempt, image, volumes).await;
+                    let started = site.start(sandbox, &container, attempt, image, given).await;
                     Outcome::Started(container, attempt, started)
                 })
             }

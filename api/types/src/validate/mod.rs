@@ -4,6 +4,7 @@ mod life;
 mod own;
 mod pod;
 mod process;
+mod volume;
 mod workload;
 
 use serde_json::Value;

@@ -1,4 +1,6 @@
-//! What containers get of ConfigMaps and Secrets: environment and files. Pure.
+//! What containers get of ConfigMaps, Secrets and what the pod is: environment and files. Pure.
+
+mod downward;
 
 use std::collections::BTreeMap;
 
@@ -11,7 +13,9 @@ use hearth_types::{
     names::env_name,
 };
 use hearth_volume::Projected;
-use k8s_openapi::api::core::v1::KeyToPath;
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, ProjectedVolumeSource};
+
+pub(crate) use downward::Myself;
 
 use crate::desired::Objects;
 
@@ -29,6 +33,16 @@ type Files = (BTreeMap<String, Projected>, bool);
 pub(crate) struct Configs<'a> {
     pub(crate) objects: &'a Objects,
     pub(crate) namespace: &'a str,
+    /// The pod that asks.
+    pub(crate) myself: Myself<'a>,
+}
+
+/// What some files of a volume are made of.
+struct Part<'a> {
+    source: Source,
+    name: &'a str,
+    items: Option<&'a [KeyToPath]>,
+    optional: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -133,6 +147,14 @@ impl Configs<'_> {
         }
         for variable in container.env.iter().flatten() {
             let from = variable.value_from.as_ref();
+            if let Some(field) = from.and_then(|from| from.field_ref.as_ref()) {
+                env.set(&variable.name, self.myself.field(field, false)?);
+                continue;
+            }
+            if let Some(resource) = from.and_then(|from| from.resource_field_ref.as_ref()) {
+                env.set(&variable.name, self.myself.resource(Some(container), resource)?);
+                continue;
+            }
             let config = from.and_then(|from| from.config_map_key_ref.as_ref());
             let secret = from.and_then(|from| from.secret_key_ref.as_ref());
             let (source, name, key, optional) = match (config, secret) {
@@ -151,25 +173,65 @@ impl Configs<'_> {
         Ok(env.list)
     }
 
-    /// The files of a ConfigMap or Secret volume and whether they are secret; `None` for other volumes.
+    /// The files of a volume that the agent writes, and whether some are secret; `None` for other volumes.
     pub(crate) fn files(&self, volume: &Volume) -> Result<Option<Files>, Failure> {
-        let (source, name, items, mode, optional) = if let Some(one) = &volume.config_map {
-            (Source::ConfigMap, Some(one.name.as_str()), &one.items, one.default_mode, one.optional)
+        let mut files = BTreeMap::new();
+        let secret = if let Some(one) = &volume.config_map {
+            let (items, optional) = (one.items.as_deref(), one.optional == Some(true));
+            let part = Part { source: Source::ConfigMap, name: &one.name, items, optional };
+            self.part(&part, one.default_mode, &mut files)?
         } else if let Some(one) = &volume.secret {
-            (Source::Secret, one.secret_name.as_deref(), &one.items, one.default_mode, one.optional)
+            let (items, optional) = (one.items.as_deref(), one.optional == Some(true));
+            let name = one.secret_name.as_deref().unwrap_or_default();
+            self.part(&Part { source: Source::Secret, name, items, optional }, one.default_mode, &mut files)?
+        } else if let Some(one) = &volume.downward_api {
+            self.downward(one.items.iter().flatten(), one.default_mode, &mut files)?
+        } else if let Some(one) = &volume.projected {
+            self.projected(one, &mut files)?
         } else {
             return Ok(None);
         };
-        let name = name.unwrap_or_default();
-        let optional = optional.unwrap_or(false);
-        let secret = matches!(source, Source::Secret);
+        Ok(Some((files, secret)))
+    }
+
+    /// What several sources give; of two files of one path, the later one stays.
+    fn projected(
+        &self,
+        volume: &ProjectedVolumeSource,
+        files: &mut BTreeMap<String, Projected>,
+    ) -> Result<bool, Failure> {
+        let (mode, mut secret) = (volume.default_mode, false);
+        for source in volume.sources.iter().flatten() {
+            secret |= if let Some(one) = &source.config_map {
+                let (items, optional) = (one.items.as_deref(), one.optional == Some(true));
+                self.part(&Part { source: Source::ConfigMap, name: &one.name, items, optional }, mode, files)?
+            } else if let Some(one) = &source.secret {
+                let (items, optional) = (one.items.as_deref(), one.optional == Some(true));
+                self.part(&Part { source: Source::Secret, name: &one.name, items, optional }, mode, files)?
+            } else if let Some(one) = &source.downward_api {
+                self.downward(one.items.iter().flatten(), mode, files)?
+            } else {
+                return Err(wrong("a projected volume has a source that is not supported by this device".into()));
+            };
+        }
+        Ok(secret)
+    }
+
+    /// Puts the files of a ConfigMap or Secret to the others; whether they are secret.
+    fn part(
+        &self,
+        part: &Part<'_>,
+        mode: Option<i32>,
+        files: &mut BTreeMap<String, Projected>,
+    ) -> Result<bool, Failure> {
+        let Part { source, name, items, optional } = *part;
         let mode = mode.unwrap_or(DEFAULT_MODE);
+        let secret = matches!(source, Source::Secret);
         let data = self.data(source, name, optional)?.unwrap_or_default();
-        let Some(items) = items.as_ref().filter(|items| !items.is_empty()) else {
-            let files = data.into_iter().map(|(key, bytes)| (key, Projected { bytes, mode: bits(mode) }));
-            return Ok(Some((files.collect(), secret)));
+        let Some(items) = items.filter(|items| !items.is_empty()) else {
+            files.extend(data.into_iter().map(|(key, bytes)| (key, Projected { bytes, mode: bits(mode) })));
+            return Ok(secret);
         };
-        let mut files = BTreeMap::new();
         for KeyToPath { key, path, mode: own } in items {
             match data.get(key) {
                 Some(bytes) => {
@@ -182,7 +244,20 @@ impl Configs<'_> {
                 }
             }
         }
-        Ok(Some((files, secret)))
+        Ok(secret)
+    }
+
+    fn downward<'a>(
+        &self,
+        items: impl Iterator<Item = &'a DownwardAPIVolumeFile>,
+        mode: Option<i32>,
+        files: &mut BTreeMap<String, Projected>,
+    ) -> Result<bool, Failure> {
+        for item in items {
+            let mode = bits(item.mode.or(mode).unwrap_or(DEFAULT_MODE));
+            files.insert(item.path.clone(), Projected { bytes: self.myself.file(item)?.into_bytes(), mode });
+        }
+        Ok(false)
     }
 }
 
@@ -238,7 +313,7 @@ impl Environment {
 
 #[cfg(test)]
 mod tests {
-    use hearth_types::Object;
+    use hearth_types::{Object, kinds::Pod};
     use serde_json::{Value, json};
 
     use super::*;
@@ -255,9 +330,17 @@ mod tests {
             .collect()
     }
 
+    fn pod() -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p", "labels": {"app": "web"}}})).expect("a pod")
+    }
+
+    fn myself(pod: &Pod) -> Myself<'_> {
+        Myself { pod, addresses: None, machine: (1000, 1 << 30) }
+    }
+
     fn environment(container: Value) -> Result<Vec<(String, String)>, Failure> {
         let container: Container = serde_json::from_value(container).expect("a container");
-        Configs { objects: &objects(), namespace: "n" }.environment(&container)
+        Configs { objects: &objects(), namespace: "n", myself: myself(&pod()) }.environment(&container)
     }
 
     #[test]
@@ -300,7 +383,8 @@ mod tests {
     #[test]
     fn volumes_have_the_files_that_are_asked_for() {
         let objects = objects();
-        let configs = Configs { objects: &objects, namespace: "n" };
+        let pod = pod();
+        let configs = Configs { objects: &objects, namespace: "n", myself: myself(&pod) };
         let files = |volume: Value| configs.files(&serde_json::from_value(volume).expect("a volume"));
         let (all, secret) = files(json!({"name": "v", "configMap": {"name": "c"}})).expect("files").expect("some");
         assert!(!secret);
@@ -311,6 +395,18 @@ mod tests {
         let (some, secret) = files(some).expect("files").expect("some");
         assert!(secret);
         assert_eq!(some["db/pw"].mode, 0o400);
+        let joined = json!({"name": "v", "projected": {"defaultMode": 0o440, "sources": [
+            {"configMap": {"name": "c", "items": [{"key": "a", "path": "conf/a"}]}},
+            {"secret": {"name": "s"}},
+            {"downwardAPI": {"items": [{"path": "labels", "mode": 0o444, "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+            {"configMap": {"name": "x", "optional": true}}]}});
+        let (joined, secret) = files(joined).expect("files").expect("some");
+        assert!(secret, "a part of it is");
+        let list: Vec<_> =
+            joined.iter().map(|(path, file)| (path.as_str(), file.bytes.as_slice(), file.mode)).collect();
+        let expected: [(&str, &[u8], u32); 3] =
+            [("conf/a", b"1", 0o440), ("labels", b"app=\"web\"", 0o444), ("password", b"hunter2", 0o440)];
+        assert_eq!(list, expected);
         files(json!({"name": "v", "configMap": {"name": "x"}})).expect_err("missing");
         let none = files(json!({"name": "v", "configMap": {"name": "x", "optional": true}}));
         assert!(none.expect("optional").expect("files").0.is_empty());
