@@ -105,6 +105,10 @@ impl Site {
                 Ok(path)
             });
         }
+        if container::memory(volume).is_some() {
+            // The sandbox has it.
+            return Ok(PathBuf::from(&volume.name));
+        }
         if volume.empty_dir.is_some() {
             return store.empty_dir(self.uid(), &volume.name).map_err(mount);
         }
@@ -184,6 +188,7 @@ impl Site {
             hostname,
             limits: container::pod_limits(&self.pod),
             guest: self.namespace() != self.shared.owner,
+            memory: container::memory_volumes(&self.pod),
             share_processes: self.pod.spec.as_ref().and_then(|spec| spec.share_process_namespace) == Some(true),
         };
         let _slot = self.shared.slots.acquire().await;

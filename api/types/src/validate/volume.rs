@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     downward::{Field, Resource},
-    names,
+    names, quantity,
 };
 
 /// What a volume can be made of.
@@ -34,7 +34,15 @@ pub(super) fn mounts(container: &Value, at: &str, volumes: &BTreeSet<&str>, repo
         if !seen.insert(target.trim_end_matches('/')) {
             report.wrong(format!("{path}.mountPath"), "mounted twice");
         }
-        for field in ["subPath", "subPathExpr", "mountPropagation", "recursiveReadOnly"] {
+        for field in ["subPath", "subPathExpr"] {
+            if let Err(why) = names::sub_path_of_volume(text(mount, field)) {
+                report.wrong(format!("{path}.{field}"), why);
+            }
+        }
+        if set(mount, "subPath") && set(mount, "subPathExpr") {
+            report.wrong(format!("{path}.subPathExpr"), "subPathExpr and subPath are mutually exclusive");
+        }
+        for field in ["mountPropagation", "recursiveReadOnly"] {
             if set(mount, field) {
                 report.wrong(format!("{path}.{field}"), UNSUPPORTED);
             }
@@ -99,16 +107,26 @@ fn source(kind: &str, source: &Value, at: &str, report: &mut Report) {
         "configMap" => report.name(&format!("{at}.name"), text(source, "name"), names::dns_subdomain),
         "downwardAPI" => files(source, at, report),
         "projected" => projected(source, at, report),
-        _ => {
-            for field in ["medium", "sizeLimit"] {
-                if set(source, field) {
-                    report.wrong(format!("{at}.{field}"), UNSUPPORTED);
-                }
-            }
-        }
+        _ => empty_dir(source, at, report),
     }
     mode(source, "defaultMode", at, report);
     items(source, at, report);
+}
+
+fn empty_dir(source: &Value, at: &str, report: &mut Report) {
+    let memory = text(source, "medium") == "Memory";
+    if !memory && set(source, "medium") {
+        let medium = text(source, "medium");
+        report.wrong(format!("{at}.medium"), format!("{medium:?} is not supported; must be Memory, or left out"));
+    }
+    if set(source, "sizeLimit") {
+        let field = format!("{at}.sizeLimit");
+        if !memory {
+            report.wrong(field, "not supported by this version of Hearth but for medium Memory");
+        } else if quantity::bytes(text(source, "sizeLimit")).is_err() {
+            report.wrong(field, "must not be negative");
+        }
+    }
 }
 
 fn projected(source: &Value, at: &str, report: &mut Report) {
@@ -185,6 +203,86 @@ pub(super) fn resource(reference: &Value, file: bool, at: &str, report: &mut Rep
             if let Err(why) = resource.divisor(text(reference, "divisor")) {
                 report.wrong(format!("{at}.divisor"), why.to_string());
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn causes(volumes: Value, mounts: Value) -> Vec<String> {
+        let mut report = Report::default();
+        let spec = json!({"volumes": volumes});
+        let names = super::volumes(&spec, "spec", &mut report);
+        super::mounts(&json!({"volumeMounts": mounts}), "spec.containers[0]", &names, &mut report);
+        report.causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect()
+    }
+
+    #[test]
+    fn volumes_of_every_kind_are_checked_to_their_files() {
+        let good = json!([
+            {"name": "a", "emptyDir": {}}, {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
+            {"name": "d", "downwardAPI": {"defaultMode": 256, "items": [
+                {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
+                {"path": "cpu", "resourceFieldRef": {"containerName": "c", "resource": "limits.cpu", "divisor": "1m"}}]}},
+            {"name": "p", "projected": {"sources": [{"configMap": {"name": "c"}}, {"secret": {"name": "s"}},
+                {"downwardAPI": {"items": [{"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}]}}]}}]);
+        let mounts = json!([{"name": "a", "mountPath": "/a", "subPath": "x/y"}, {"name": "m", "mountPath": "/m", "subPathExpr": "$(A)"}]);
+        assert_eq!(causes(good, mounts), Vec::<String>::new());
+        let item = |item: Value| json!([{"name": "d", "downwardAPI": {"items": [item]}}]);
+        for (volumes, wrong) in [
+            (
+                json!([{"name": "a", "emptyDir": {"medium": "HugePages"}}]),
+                "spec.volumes[0].emptyDir.medium: \"HugePages\" is not supported",
+            ),
+            (
+                json!([{"name": "a", "emptyDir": {"sizeLimit": "1Gi"}}]),
+                "spec.volumes[0].emptyDir.sizeLimit: not supported",
+            ),
+            (
+                json!([{"name": "a", "secret": {"secretName": "s", "defaultMode": 512}}]),
+                "spec.volumes[0].secret.defaultMode: must be a number between 0 and 0777",
+            ),
+            (
+                item(json!({"path": "../x", "fieldRef": {"fieldPath": "metadata.name"}})),
+                "spec.volumes[0].downwardAPI.items[0].path: must be a relative path",
+            ),
+            (
+                item(json!({"path": "x", "fieldRef": {"fieldPath": "status.podIP"}})),
+                "spec.volumes[0].downwardAPI.items[0].fieldRef.fieldPath: \"status.podIP\" is not supported",
+            ),
+            (item(json!({"path": "x"})), "spec.volumes[0].downwardAPI.items[0]: must have exactly one of"),
+            (
+                item(json!({"path": "x", "resourceFieldRef": {"resource": "limits.cpu"}})),
+                "spec.volumes[0].downwardAPI.items[0].resourceFieldRef.containerName: required",
+            ),
+            (
+                json!([{"name": "p", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]),
+                "spec.volumes[0].projected.sources[0].serviceAccountToken: not supported",
+            ),
+            (
+                json!([{"name": "p", "projected": {"sources": [{}]}}]),
+                "spec.volumes[0].projected.sources[0]: must have exactly one of",
+            ),
+        ] {
+            let found = causes(volumes, json!([]));
+            assert!(found.len() == 1 && found[0].starts_with(wrong), "{found:?}");
+        }
+        for (mount, wrong) in [
+            (json!({"subPath": "/x"}), "subPath: must be a relative path"),
+            (json!({"subPath": "x/../y"}), "subPath: must not contain '..'"),
+            (
+                json!({"subPath": "x", "subPathExpr": "y"}),
+                "subPathExpr: subPathExpr and subPath are mutually exclusive",
+            ),
+        ] {
+            let mut full = json!({"name": "a", "mountPath": "/a"});
+            full.as_object_mut().expect("a map").extend(mount.as_object().expect("a map").clone());
+            let found = causes(json!([{"name": "a", "emptyDir": {}}]), json!([full]));
+            assert_eq!(found, [format!("spec.containers[0].volumeMounts[0].{wrong}")]);
         }
     }
 }
