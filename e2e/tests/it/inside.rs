@@ -194,7 +194,10 @@ fn forwarded_ports_reach_what_listens_for_itself_alone() -> Result<()> {
     // With the pod goes what leads to it, at the next who comes.
     instance.run("delete pod web -n alice")?;
     let _ = connect(http)?.read(&mut [0; 1]);
-    instance.eventually("it has ended", || Ok(ensure!(child.0.try_wait()?.is_some_and(|status| !status.success()))))
+    instance.eventually("it has ended", || {
+        ensure!(child.0.try_wait()?.is_some_and(|status| !status.success()));
+        Ok(())
+    })
 }
 
 /// A process of an interactive verb behind a terminal of its own.
@@ -260,7 +263,10 @@ fn somebody_attaches_to_a_program_and_leaves_it_running() -> Result<()> {
     second.say("echo still-$x\n")?;
     second.until("still-kept")?;
     second.say("exit\n")?;
-    instance.eventually("it ends with the program", || Ok(ensure!(second.child.0.try_wait()?.is_some())))?;
+    instance.eventually("it ends with the program", || {
+        ensure!(second.child.0.try_wait()?.is_some());
+        Ok(())
+    })?;
 
     // Piped input is at its end for a container that takes it once; the output of what follows still comes.
     let mut command = instance.hearth(["attach", "talk", "-c", "once", "-i", "-n", "alice"]);
