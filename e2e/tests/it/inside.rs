@@ -115,6 +115,11 @@ fn connect(port: u16) -> Result<TcpStream> {
     Ok(stream)
 }
 
+fn ensure_hello(page: &str) -> Result<()> {
+    ensure!(page.ends_with("\r\n\r\nhello\n"), "{page}");
+    Ok(())
+}
+
 #[test]
 fn forwarded_ports_reach_what_listens_for_itself_alone() -> Result<()> {
     let instance = instance()?;
@@ -136,7 +141,22 @@ fn forwarded_ports_reach_what_listens_for_itself_alone() -> Result<()> {
         page.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
         let mut text = String::new();
         page.read_to_string(&mut text)?;
-        ensure!(text.ends_with("\r\n\r\nhello\n"), "{text}");
+        ensure_hello(&text)?;
+    }
+    // As many at once as a load test opens.
+    let burst: Vec<_> = (0..100)
+        .map(|_| {
+            std::thread::spawn(move || -> Result<()> {
+                let mut page = connect(http)?;
+                page.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+                let mut text = String::new();
+                page.read_to_string(&mut text)?;
+                ensure_hello(&text)
+            })
+        })
+        .collect();
+    for one in burst {
+        one.join().expect("no panic")?;
     }
     let mut line = String::new();
     lines.read_line(&mut line)?;
