@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use futures_util::{StreamExt as _, stream};
 use hearth_proto::v1::{ContainerStats, StatsResponse};
-use hearth_types::{Object, Status};
+use hearth_types::{Object, Status, registry::KindInfo};
 
 use crate::{
     args::{Resource, TopNode, TopPod},
@@ -94,21 +94,30 @@ fn text<'a>(object: &'a serde_json::Value, pointer: &str) -> &'a str {
     object.pointer(pointer).and_then(serde_json::Value::as_str).unwrap_or_default()
 }
 
+/// The object that is named, or all that are selected.
+async fn chosen(
+    context: &Context,
+    info: &'static KindInfo,
+    name: Option<&str>,
+    labels: Option<&str>,
+    all_namespaces: bool,
+) -> Result<Vec<Object>> {
+    if let Some(name) = name {
+        return Ok(vec![context.get(info, name).await?]);
+    }
+    let selection = Selection { all_namespaces, labels: labels.unwrap_or_default(), ..Selection::default() };
+    Ok(context.list(info, &selection).await?.0)
+}
+
 /// `top pod`.
 pub(crate) async fn pods(context: &Context, args: &TopPod) -> Result<()> {
     let info = target::kind("pods")?;
-    let pods: Vec<Object> = match &args.name {
-        Some(name) => vec![context.get(info, name).await?],
-        None => {
-            let labels = args.selector.as_deref().unwrap_or_default();
-            let selection = Selection { all_namespaces: args.all_namespaces, labels, ..Selection::default() };
-            context.list(info, &selection).await?.0
-        }
-    };
+    let pods = chosen(context, info, args.name.as_deref(), args.selector.as_deref(), args.all_namespaces).await?;
     if pods.is_empty() {
-        output::note(&match args.all_namespaces {
-            true => "No resources found".to_owned(),
-            false => format!("No resources found in {} namespace.", context.namespace()),
+        output::note(&if args.all_namespaces {
+            "No resources found".to_owned()
+        } else {
+            format!("No resources found in {} namespace.", context.namespace())
         });
         return Ok(());
     }
@@ -119,20 +128,26 @@ pub(crate) async fn pods(context: &Context, args: &TopPod) -> Result<()> {
     let namespace = if args.all_namespaces { "" } else { context.namespace() };
     let answers = ask(context, devices, namespace).await?;
     let failures = told_failures(&answers);
-    let stats: BTreeMap<&str, &[ContainerStats]> = answers
-        .values()
-        .filter_map(|answer| answer.as_ref().ok())
-        .flat_map(|answer| &answer.pods)
-        .map(|pod| (pod.uid.as_str(), pod.containers.as_slice()))
+    // Of a pod its own device is believed, and no other.
+    let stats: BTreeMap<(&str, &str), &[ContainerStats]> = answers
+        .iter()
+        .filter_map(|(device, answer)| Some((device, answer.as_ref().ok()?)))
+        .flat_map(|(device, answer)| answer.pods.iter().map(move |pod| (device, pod)))
+        .map(|(device, pod)| ((device.as_str(), pod.uid.as_str()), pod.containers.as_slice()))
         .collect();
     let mut lines = Vec::new();
     for (pod, value) in &running {
-        let Some(containers) = stats.get(pod.uid().as_str()).filter(|containers| !containers.is_empty()) else {
-            if answers.get(text(value, "/spec/nodeName")).is_some_and(Result::is_ok) {
+        let device = text(value, "/spec/nodeName");
+        let Some(containers) = stats.get(&(device, pod.uid().as_str())) else {
+            if answers.get(device).is_some_and(Result::is_ok) {
                 output::note(&format!("Metrics not available for pod {}/{}", pod.namespace(), pod.name()));
             }
             continue;
         };
+        // Between two attempts nothing of it runs.
+        if containers.is_empty() {
+            continue;
+        }
         let name = || {
             let namespace = args.all_namespaces.then(|| pod.namespace().to_owned());
             namespace.into_iter().chain([pod.name().to_owned()])
@@ -161,13 +176,7 @@ pub(crate) async fn pods(context: &Context, args: &TopPod) -> Result<()> {
 /// `top node`.
 pub(crate) async fn nodes(context: &Context, args: &TopNode) -> Result<()> {
     let info = target::kind("nodes")?;
-    let nodes: Vec<Object> = match &args.name {
-        Some(name) => vec![context.get(info, name).await?],
-        None => {
-            let labels = args.selector.as_deref().unwrap_or_default();
-            context.list(info, &Selection { labels, ..Selection::default() }).await?.0
-        }
-    };
+    let nodes = chosen(context, info, args.name.as_deref(), args.selector.as_deref(), false).await?;
     if nodes.is_empty() {
         output::note("No resources found");
         return Ok(());

@@ -115,6 +115,11 @@ fn connect(port: u16) -> Result<TcpStream> {
     Ok(stream)
 }
 
+fn ensure_hello(page: &str) -> Result<()> {
+    ensure!(page.ends_with("\r\n\r\nhello\n"), "{page}");
+    Ok(())
+}
+
 #[test]
 fn forwarded_ports_reach_what_listens_for_itself_alone() -> Result<()> {
     let instance = instance()?;
@@ -136,7 +141,22 @@ fn forwarded_ports_reach_what_listens_for_itself_alone() -> Result<()> {
         page.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
         let mut text = String::new();
         page.read_to_string(&mut text)?;
-        ensure!(text.ends_with("\r\n\r\nhello\n"), "{text}");
+        ensure_hello(&text)?;
+    }
+    // As many at once as a load test opens.
+    let burst: Vec<_> = (0..100)
+        .map(|_| {
+            std::thread::spawn(move || -> Result<()> {
+                let mut page = connect(http)?;
+                page.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+                let mut text = String::new();
+                page.read_to_string(&mut text)?;
+                ensure_hello(&text)
+            })
+        })
+        .collect();
+    for one in burst {
+        one.join().expect("no panic")?;
     }
     let mut line = String::new();
     lines.read_line(&mut line)?;
@@ -194,7 +214,10 @@ fn forwarded_ports_reach_what_listens_for_itself_alone() -> Result<()> {
     // With the pod goes what leads to it, at the next who comes.
     instance.run("delete pod web -n alice")?;
     let _ = connect(http)?.read(&mut [0; 1]);
-    instance.eventually("it has ended", || Ok(ensure!(child.0.try_wait()?.is_some_and(|status| !status.success()))))
+    instance.eventually("it has ended", || {
+        ensure!(child.0.try_wait()?.is_some_and(|status| !status.success()));
+        Ok(())
+    })
 }
 
 /// A process of an interactive verb behind a terminal of its own.
@@ -260,7 +283,10 @@ fn somebody_attaches_to_a_program_and_leaves_it_running() -> Result<()> {
     second.say("echo still-$x\n")?;
     second.until("still-kept")?;
     second.say("exit\n")?;
-    instance.eventually("it ends with the program", || Ok(ensure!(second.child.0.try_wait()?.is_some())))?;
+    instance.eventually("it ends with the program", || {
+        ensure!(second.child.0.try_wait()?.is_some());
+        Ok(())
+    })?;
 
     // Piped input is at its end for a container that takes it once; the output of what follows still comes.
     let mut command = instance.hearth(["attach", "talk", "-c", "once", "-i", "-n", "alice"]);

@@ -62,14 +62,14 @@ pub(super) async fn serve(
         };
         if let Err(why) = done {
             // The client may be gone; then nobody needs to know.
-            let _ = sender.send(message(Output::Error(why))).await;
+            let _ = sender.send(Ok(message(Output::Error(why)))).await;
         }
     });
     Ok(Box::pin(ReceiverStream::new(receiver)))
 }
 
-fn message(output: Output) -> Result<v1::PortForwardOutput, Status> {
-    Ok(v1::PortForwardOutput { output: Some(output) })
+fn message(output: Output) -> v1::PortForwardOutput {
+    v1::PortForwardOutput { output: Some(output) }
 }
 
 /// Carries bytes both ways until both sides have said all, or the client is gone.
@@ -81,7 +81,7 @@ async fn carry(
 ) -> io::Result<()> {
     // What is typed goes at once.
     let _ = stream.set_nodelay(true);
-    if sender.send(message(Output::Connected(true))).await.is_err() {
+    if sender.send(Ok(message(Output::Connected(true)))).await.is_err() {
         return Ok(());
     }
     let (from_pod, to_pod) = stream.into_split();
@@ -97,7 +97,7 @@ async fn read(mut from: OwnedReadHalf, sender: &Sender) -> io::Result<()> {
     loop {
         let count = from.read(&mut buffer).await?;
         let output = if count == 0 { Output::Closed(true) } else { Output::Data(buffer[..count].to_vec().into()) };
-        if sender.send(message(output)).await.is_err() || count == 0 {
+        if sender.send(Ok(message(output))).await.is_err() || count == 0 {
             return Ok(());
         }
     }

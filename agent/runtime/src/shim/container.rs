@@ -89,9 +89,11 @@ impl Container {
         nonblocking(&out_r)?;
         nonblocking(&err_r)?;
         // A terminal is made by the container's own process, in its own devpts.
-        let (theirs, ours) = match spec.stdin && !spec.terminal {
-            true => io::pipe().map(|(r, w)| (Some(OwnedFd::from(r)), Some(OwnedFd::from(w))))?,
-            false => (None, None),
+        let (theirs, ours) = if spec.stdin && !spec.terminal {
+            let (read, write) = io::pipe()?;
+            (Some(OwnedFd::from(read)), Some(OwnedFd::from(write)))
+        } else {
+            (None, None)
         };
         let container = Self {
             name: spec.name.clone(),

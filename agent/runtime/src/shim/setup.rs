@@ -100,10 +100,8 @@ impl Sandbox {
         private_root(&mnt, &config).map_err(|e| because("make the private root", e))?;
         cgroups.create(cgroup).map_err(|e| because("make its cgroup", e))?;
         cgroups.limit(cgroup, &config.limits).map_err(|e| because("limit its cgroup", e))?;
-        let pause = match config.share_processes {
-            true => Some(Pause::start(&userns, &cgroups, cgroup, &mnt)?),
-            false => None,
-        };
+        let share = config.share_processes;
+        let pause = share.then(|| Pause::start(&userns, &cgroups, cgroup, &mnt)).transpose()?;
         let record = PodRecord::new(&config.uid, &config.namespace, &config.name, config.id_map);
         record.write(pod_dir).map_err(|e| because("write its record", e))?;
         let listener = listen(pod_dir).map_err(|e| because("listen", e))?;

@@ -86,10 +86,7 @@ async fn what_is_left_behind_is_reaped(ctx: Ctx) {
     let pod = ctx.sharing().await;
     pod.pod.start_container(pod.spec("c", "exec sleep 1000")).await.expect("starts");
     run(&pod, "c", "i=0; while [ $i -lt 50 ]; do (sleep 0.01 &) ; i=$((i+1)); done").await;
-    let zombies = || {
-        let count = async { run(&pod, "c", "cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z ' || true").await };
-        count
-    };
+    let zombies = || run(&pod, "c", "cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z ' || true");
     let gone = async {
         while zombies().await.trim() != "0" {
             tokio::time::sleep(Duration::from_millis(20)).await;

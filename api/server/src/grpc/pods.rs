@@ -190,9 +190,10 @@ fn from_device(pod: &str, device: &DeviceName, error: tonic::Status) -> tonic::S
     error
 }
 
-type Chunks = Pin<Box<dyn Stream<Item = Result<v1::LogsChunk, tonic::Status>> + Send>>;
-type Outputs = Pin<Box<dyn Stream<Item = Result<v1::ExecOutput, tonic::Status>> + Send>>;
-type Forwarded = Pin<Box<dyn Stream<Item = Result<v1::PortForwardOutput, tonic::Status>> + Send>>;
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, tonic::Status>> + Send>>;
+type Chunks = Answers<v1::LogsChunk>;
+type Outputs = Answers<v1::ExecOutput>;
+type Forwarded = Answers<v1::PortForwardOutput>;
 
 #[tonic::async_trait]
 impl v1::pods_server::Pods for PodsDoor {
@@ -292,7 +293,7 @@ fn passed_on<T: Send + 'static>(
     device: DeviceName,
     door: DeviceDoorClient<Channel>,
     answer: Response<Streaming<T>>,
-) -> Response<Pin<Box<dyn Stream<Item = Result<T, tonic::Status>> + Send>>> {
+) -> Response<Answers<T>> {
     let outputs = answer.into_inner().map(move |output| {
         let _ = &door;
         output.map_err(|error| from_device(&pod, &device, error))

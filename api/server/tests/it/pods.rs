@@ -250,7 +250,7 @@ async fn usage_is_asked_of_the_device_and_an_older_one_is_said_to_be_so() {
     assert_eq!(answer.pods[0].namespace, "alice");
     for (device, expected) in [("pi", "cannot ask device \"pi\", which has no session"), ("../x", "lowercase RFC 1123")]
     {
-        let status = client.stats(device, "").await.err().expect("refused");
+        let status = client.stats(device, "").await.expect_err("refused");
         assert!(status.message.contains(expected), "{expected}: {status}");
     }
     let start = v1::ExecStart { namespace: "alice".into(), pod: "one".into(), ..v1::ExecStart::default() };
