@@ -272,7 +272,7 @@ async fn a_part_of_a_volume_is_made_and_never_leads_out_of_it(ctx: Ctx) {
         let mut spec = pod.spec(link, "ls /part; touch /part/was-here");
         spec.mounts = vec![part(link)];
         match pod.pod.start_container(spec).await {
-            Ok(_) => drop(pod.exit(link).await),
+            Ok(_) => drop(pod.ended(link).await),
             Err(error) => assert!(error.to_string().contains("mount"), "{error}"),
         }
     }
