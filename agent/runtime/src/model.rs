@@ -57,8 +57,6 @@ pub struct PodSandbox {
     pub guest: bool,
     /// All containers of the pod are in one PID namespace, whose first process is the shim's; it reaps what they leave behind.
     pub share_processes: bool,
-    /// Memory that its containers may mount.
-    pub memory: Vec<MemoryVolume>,
 }
 
 /// What pods of other owners may take together. `None` is no limit but that of the instance.
@@ -80,17 +78,6 @@ pub enum MountKind {
         /// Upper bound in bytes.
         size: u64,
     },
-    /// A [`MemoryVolume`] of the pod, named by the source.
-    Memory,
-}
-
-/// Memory that containers of a pod share as a directory, and that outlives each of them: a tmpfs of the container's root, mode 0777.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MemoryVolume {
-    /// Its name in the pod, which mounts have as their source.
-    pub name: String,
-    /// Upper bound in bytes; half of the machine's memory where there is none. What is written counts against the limits of who writes it.
-    pub size_bytes: Option<u64>,
 }
 
 /// A mount of a container.
@@ -98,9 +85,6 @@ pub struct MemoryVolume {
 pub struct Mount {
     /// Where it comes from on the host; unused by [`MountKind::Tmpfs`].
     pub source: PathBuf,
-    /// What of the source is shown, a relative path; empty for all of it. It is made, as a directory, where it is not there.
-    #[serde(default)]
-    pub sub_path: PathBuf,
     /// Absolute path in the container; symbolic links of the image are followed inside its root only.
     pub target: PathBuf,
     /// No writes.

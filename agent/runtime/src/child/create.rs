@@ -25,14 +25,13 @@ use super::{
     launch::{DEFAULT_PATH, Launch},
     oci,
     rootfs::{self, Mounted, Root},
-    source,
     user::{self, Ids},
 };
 use crate::{
     error::{StartError, because},
     features,
     model::{ContainerSpec, Mount, MountKind, TERMINATION_LOG, WindowSize},
-    shim::{MEMORY, Sandbox, TheirEnds, container_id},
+    shim::{Sandbox, TheirEnds, container_id},
     sys,
     wire::{self, HelperMsg},
 };
@@ -71,7 +70,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// The helper's life.
 pub(crate) fn run(sandbox: &Sandbox, spec: &ContainerSpec, channel: OwnedFd, ends: TheirEnds) -> i32 {
-    let made = make(sandbox, &with_own_mounts(sandbox, spec), &channel, ends);
+    let made = make(sandbox, &with_termination_log(spec), &channel, ends);
     let (message, code) = match made {
         Ok(()) => return 0,
         Err(e) => (HelperMsg::Failed(e), 1),
@@ -137,16 +136,12 @@ fn make(sandbox: &Sandbox, spec: &ContainerSpec, channel: &OwnedFd, ends: TheirE
     start(&id, &dir, Program { launch, terminal: spec.terminal }, channel, ends)
 }
 
-/// With memory where it is mounted here, and with the file for the last message among its mounts: the last, so that it may lie in a volume.
-fn with_own_mounts(sandbox: &Sandbox, spec: &ContainerSpec) -> ContainerSpec {
+/// With the file for the last message among its mounts: the last, so that it may lie in a volume.
+fn with_termination_log(spec: &ContainerSpec) -> ContainerSpec {
     let mut spec = spec.clone();
-    for mount in spec.mounts.iter_mut().filter(|mount| mount.kind == MountKind::Memory) {
-        mount.source = sandbox.mnt.join(MEMORY).join(&mount.source);
-    }
     if let Some(target) = spec.termination_log.clone() {
         let source = spec.scratch.join(TERMINATION_LOG);
-        let (sub_path, kind) = (PathBuf::new(), MountKind::IdmappedBind);
-        spec.mounts.push(Mount { source, sub_path, target, read_only: false, kind });
+        spec.mounts.push(Mount { source, target, read_only: false, kind: MountKind::IdmappedBind });
     }
     spec
 }
@@ -201,14 +196,10 @@ fn prepare_root(sandbox: &Sandbox, spec: &ContainerSpec, dir: &Path) -> Result<(
         };
         root.check_target(&volume.target).map_err(failed)?;
         let target = root.check_nested(&volume.target, &mounted).map_err(failed)?;
-        let shown = match volume.kind {
-            MountKind::IdmappedBind | MountKind::Memory => Some(source::open(volume).map_err(failed)?),
-            MountKind::Tmpfs { .. } => None,
-        };
-        if let Some(shown) = &shown {
-            rootfs::attach_volume(volume, shown, sandbox.userns(), &dir.join(format!("v{n}"))).map_err(failed)?;
+        mounted.push(Mounted::new(target, volume).map_err(failed)?);
+        if volume.kind == MountKind::IdmappedBind {
+            rootfs::attach_volume(volume, sandbox.userns(), &dir.join(format!("v{n}")))?;
         }
-        mounted.push(Mounted { target, volume: shown });
     }
     if !spec.cwd.is_empty() && !is_below_mount(spec) {
         root.make_dir(Path::new(&spec.cwd))

@@ -7,7 +7,6 @@ pub(crate) mod launch;
 mod oci;
 pub(crate) mod remove;
 pub(crate) mod rootfs;
-mod source;
 mod user;
 
 pub(crate) use self::exec::become_root_inside;
@@ -97,13 +96,8 @@ pub(crate) fn check_container(spec: &ContainerSpec, pod: &PodConfig) -> Result<(
     for mount in &spec.mounts {
         check_absolute("mounts.target", &mount.target)?;
         rootfs::check_target(&mount.target).map_err(|e| invalid("mounts.target", e))?;
-        source::check_sub_path(&mount.sub_path).map_err(|e| invalid("mounts.sub_path", e))?;
-        match mount.kind {
-            MountKind::IdmappedBind => check_absolute("mounts.source", &mount.source)?,
-            MountKind::Memory if !pod.memory.iter().any(|one| mount.source.as_os_str() == one.name.as_str()) => {
-                return Err(invalid("mounts.source", format!("the pod has no memory {:?}", mount.source)));
-            }
-            MountKind::Memory | MountKind::Tmpfs { .. } => {}
+        if mount.kind == MountKind::IdmappedBind {
+            check_absolute("mounts.source", &mount.source)?;
         }
     }
     if let Some(path) = &spec.termination_log {

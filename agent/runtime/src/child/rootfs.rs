@@ -15,7 +15,6 @@ use std::{
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::source;
 use crate::{
     error::StartError,
     model::{ContainerSpec, IdMap, Mount, MountKind, TERMINATION_LOG},
@@ -238,30 +237,27 @@ fn attached_overlay(layers: &[OwnedFd], writable: &[File], dir: &Path) -> io::Re
     Ok(())
 }
 
-/// Attaches a copy of what a mount shows at `at`, a directory or file like it. Memory has the pod's ids already.
-pub(crate) fn attach_volume(volume: &Mount, shown: &OwnedFd, userns: BorrowedFd<'_>, at: &Path) -> io::Result<()> {
-    let is_dir = File::from(shown.try_clone()?).metadata()?.is_dir();
-    let attrs = if volume.read_only { sys::MOUNT_ATTR_RDONLY } else { 0 };
-    if is_dir { fs::create_dir(at) } else { File::create(at).map(drop) }?;
-    let fd = match volume.kind {
-        MountKind::Memory => plain(&source::path(shown), attrs)?,
-        _ => idmapped(&source::path(shown), userns, attrs)?,
+/// Attaches an idmapped copy of a volume at `at`, a directory or file like its source.
+pub(crate) fn attach_volume(volume: &Mount, userns: BorrowedFd<'_>, at: &Path) -> Result<(), StartError> {
+    let failed = |e: io::Error| StartError::Mount {
+        source_path: volume.source.clone(),
+        target: volume.target.clone(),
+        reason: e.to_string(),
     };
-    sys::move_mount(fd.as_fd(), at)
-}
-
-/// A detached copy of the mount at `source`, with the host's ids.
-fn plain(source: &Path, attrs: u64) -> io::Result<OwnedFd> {
-    let fd = sys::open_tree(source)?;
-    let attr_set = attrs | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV;
-    sys::mount_setattr(fd.as_fd(), MountAttr { attr_set, ..MountAttr::default() })?;
-    Ok(fd)
+    let meta = fs::metadata(&volume.source).map_err(failed)?;
+    if meta.is_dir() { fs::create_dir(at) } else { File::create(at).map(drop) }.map_err(failed)?;
+    let attrs = if volume.read_only { sys::MOUNT_ATTR_RDONLY } else { 0 };
+    let fd = idmapped(&volume.source, userns, attrs).map_err(failed)?;
+    sys::move_mount(fd.as_fd(), at).map_err(failed)
 }
 
 /// Attaches a copy of a directory of the host, as it is, at `at`.
 pub(crate) fn attach(source: &Path, at: &Path, attrs: u64) -> io::Result<()> {
     fs::create_dir(at)?;
-    sys::move_mount(plain(source, attrs)?.as_fd(), at)
+    let fd = sys::open_tree(source)?;
+    let attr_set = attrs | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV;
+    sys::mount_setattr(fd.as_fd(), MountAttr { attr_set, ..MountAttr::default() })?;
+    sys::move_mount(fd.as_fd(), at)
 }
 
 /// A mount as later ones find it.
@@ -269,8 +265,20 @@ pub(crate) fn attach(source: &Path, at: &Path, attrs: u64) -> io::Result<()> {
 pub(crate) struct Mounted {
     /// Where it will be, without links.
     pub(crate) target: PathBuf,
-    /// What is in it, where that was there before.
+    /// What is in it, if that is a directory of the host.
     pub(crate) volume: Option<OwnedFd>,
+}
+
+impl Mounted {
+    pub(crate) fn new(target: PathBuf, mount: &Mount) -> io::Result<Self> {
+        let volume = match mount.kind {
+            MountKind::IdmappedBind => {
+                Some(fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&mount.source)?.into())
+            }
+            MountKind::Tmpfs { .. } => None,
+        };
+        Ok(Self { target, volume })
+    }
 }
 
 /// The names in a path, and its steps up.

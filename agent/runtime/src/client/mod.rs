@@ -158,7 +158,6 @@ impl Runtime {
             limits,
             guest,
             share_processes,
-            memory,
         } = sandbox;
         if self.pod_dir(&uid).exists() {
             let reason = "a pod of this uid is there already: destroy or forget it first".to_owned();
@@ -177,7 +176,6 @@ impl Runtime {
             limits,
             guest,
             share_processes,
-            memory,
         };
         match self.set_up(ours, config).await {
             Ok(pod) => Ok(pod),
@@ -397,10 +395,6 @@ fn check_sandbox(sandbox: &PodSandbox) -> Result<(), RuntimeError> {
     if sandbox.hostname.is_empty() || sandbox.hostname.len() > MAX_HOSTNAME || sandbox.hostname.contains('\0') {
         let reason = format!("must be 1 to {MAX_HOSTNAME} bytes");
         return Err(RuntimeError::BadSandbox { field: "hostname", reason });
-    }
-    for volume in &sandbox.memory {
-        child::check_name(&volume.name)
-            .map_err(|e| RuntimeError::BadSandbox { field: "memory", reason: e.to_string() })?;
     }
     child::check_id_map(sandbox.id_map).map_err(|e| RuntimeError::BadSandbox { field: "id_map", reason: e.to_owned() })
 }

@@ -32,7 +32,7 @@ use self::{
 };
 pub(crate) use self::{
     container::{TheirEnds, id as container_id},
-    setup::{MEMORY, Sandbox},
+    setup::Sandbox,
 };
 use crate::{
     sys, title,

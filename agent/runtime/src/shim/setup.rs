@@ -23,7 +23,6 @@ use super::pause::Pause;
 use crate::{
     cgroup::Cgroups,
     error::because,
-    model::MemoryVolume,
     record::PodRecord,
     sys,
     wire::PodConfig,
@@ -34,11 +33,6 @@ use crate::{
 const SCRATCHPAD_OPTIONS: &str = "size=16m,mode=755";
 /// `/dev/shm` of the pod, as Docker's; its pages count against the memory limit of who writes them.
 const SHM_OPTIONS: &str = "size=64m,mode=1777";
-
-/// Where memory volumes are, below [`Sandbox::mnt`].
-pub(crate) const MEMORY: &str = "memory";
-/// Files that a memory volume has room for at least, however small it is.
-const MIN_INODES: u64 = 1024;
 
 /// A pod as its shim holds it.
 #[derive(Debug)]
@@ -193,13 +187,6 @@ fn private_root(mnt: &Path, config: &PodConfig) -> io::Result<()> {
     mount(Some("shm"), &mnt.join("shm"), Some("tmpfs"), flags, Some(SHM_OPTIONS))?;
     let root = config.id_map.host_base;
     chown(mnt.join("shm"), Some(root), Some(root))?;
-    fs::create_dir(mnt.join(MEMORY))?;
-    for volume in &config.memory {
-        let at = mnt.join(MEMORY).join(&volume.name);
-        fs::create_dir(&at)?;
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(Some("memory"), &at, Some("tmpfs"), flags, Some(memory_options(volume, root).as_str()))?;
-    }
     let hostname = format!("{}\n", config.hostname);
     for (name, text) in [("resolv.conf", &config.resolv_conf), ("hosts", &config.hosts), ("hostname", &hostname)] {
         let path = mnt.join("etc").join(name);
@@ -207,13 +194,6 @@ fn private_root(mnt: &Path, config: &PodConfig) -> io::Result<()> {
         chown(&path, Some(root), Some(root))?;
     }
     Ok(())
-}
-
-/// A tmpfs has no idmapped mounts before 6.3, and needs none, since it ends with the pod: its ids are the host's. Files without content take memory
-/// too, so that they have a bound as well.
-fn memory_options(volume: &MemoryVolume, root: u32) -> String {
-    let size = volume.size_bytes.map(|bytes| format!(",size={bytes},nr_inodes={}", (bytes / 4096).max(MIN_INODES)));
-    format!("mode=777,uid={root},gid={root}{}", size.unwrap_or_default())
 }
 
 /// The namespaces as libcontainer and idmapped mounts want them.

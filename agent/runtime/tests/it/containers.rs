@@ -19,8 +19,6 @@ crate::tests![
     files_on_a_volume_belong_to_the_containers_own_ids,
     read_only_volumes_and_roots_cannot_be_written,
     a_tmpfs_has_its_size,
-    memory_is_shared_by_containers_and_outlives_them,
-    a_part_of_a_volume_is_made_and_never_leads_out_of_it,
     mount_targets_do_not_escape_through_links_of_the_image,
     mounts_do_not_go_through_links_of_a_volume,
     each_attempt_has_a_new_file_for_its_last_message,
@@ -47,7 +45,7 @@ fn exit_code(state: &ContainerState) -> Option<i32> {
 }
 
 fn volume(source: PathBuf, target: &str, read_only: bool) -> Mount {
-    Mount { source, sub_path: PathBuf::new(), target: target.into(), read_only, kind: MountKind::IdmappedBind }
+    Mount { source, target: target.into(), read_only, kind: MountKind::IdmappedBind }
 }
 
 async fn start_error(pod: &TestPod, spec: hearth_runtime::ContainerSpec) -> StartError {
@@ -194,7 +192,6 @@ async fn read_only_volumes_and_roots_cannot_be_written(ctx: Ctx) {
         volume(data.clone(), "/data", true),
         Mount {
             source: PathBuf::new(),
-            sub_path: PathBuf::new(),
             target: "/scratch".into(),
             read_only: false,
             kind: MountKind::Tmpfs { size: 1 << 20 },
@@ -214,69 +211,12 @@ async fn a_tmpfs_has_its_size(ctx: Ctx) {
         pod.spec("c", "dd if=/dev/zero of=/t/x bs=1k count=900 && ! dd if=/dev/zero of=/t/y bs=1k count=900");
     let tmpfs = |target: &str, size| Mount {
         source: PathBuf::new(),
-        sub_path: PathBuf::new(),
         target: target.into(),
         read_only: false,
         kind: MountKind::Tmpfs { size },
     };
     spec.mounts = vec![tmpfs("/t", 1 << 20), tmpfs("/dev/shm", 1 << 20)];
     pod.output(spec).await;
-    pod.destroy().await;
-}
-
-async fn memory_is_shared_by_containers_and_outlives_them(ctx: Ctx) {
-    let pod = ctx.pod().await;
-    let mount = |name: &str, sub_path: &str, read_only| Mount {
-        source: name.into(),
-        sub_path: sub_path.into(),
-        target: "/cache".into(),
-        read_only,
-        kind: MountKind::Memory,
-    };
-    let mut first = pod
-        .spec("first", "stat -c '%u:%g %a' /cache; echo kept > /cache/x; mkdir /cache/sub; echo inner > /cache/sub/y");
-    first.mounts = vec![mount("cache", "", false)];
-    assert_eq!(pod.output(first).await, "0:0 777\n");
-    let mut second = pod.spec("second", "cat /cache/x; ! touch /cache/y");
-    second.mounts = vec![mount("cache", "", true)];
-    assert_eq!(pod.output(second).await, "kept\n");
-    let mut part = pod.spec("part", "cat /cache/y");
-    part.mounts = vec![mount("cache", "sub", false)];
-    assert_eq!(pod.output(part).await, "inner\n");
-    let mut large = pod.spec("large", "! dd if=/dev/zero of=/cache/large bs=64k count=20 2>/dev/null");
-    large.mounts = vec![mount("cache", "", false)];
-    pod.output(large).await;
-    let mut other = pod.spec("other", "true");
-    other.mounts = vec![mount("nothing", "", false)];
-    assert!(matches!(start_error(&pod, other).await, StartError::Invalid { .. }));
-    pod.destroy().await;
-}
-
-async fn a_part_of_a_volume_is_made_and_never_leads_out_of_it(ctx: Ctx) {
-    let pod = ctx.pod().await;
-    let (data, outside) = (pod.dir().join("data"), pod.dir().join("outside"));
-    for dir in [&data, &outside] {
-        fs::create_dir_all(dir).expect("makes a directory");
-    }
-    fs::write(outside.join("secret"), "of the host").expect("writes");
-    let part = |sub_path: &str| Mount { sub_path: sub_path.into(), ..volume(data.clone(), "/part", false) };
-    let mut spec = pod.spec("c", "stat -c %u /part; echo 1 > /part/file");
-    spec.mounts = vec![part("a/b")];
-    assert_eq!(pod.output(spec).await, "0\n");
-    assert_eq!(fs::read_to_string(data.join("a/b/file")).expect("there"), "1\n");
-    // What the app makes of its volume does not lead the next start out of it.
-    let mut spec = pod.spec("evil", "ln -s ../outside /all/up; ln -s /proc/1/root /all/magic; ln -s / /all/top");
-    spec.mounts = vec![volume(data.clone(), "/all", false)];
-    pod.output(spec).await;
-    for link in ["up", "magic", "top"] {
-        let mut spec = pod.spec(link, "ls /part; touch /part/was-here");
-        spec.mounts = vec![part(link)];
-        match pod.pod.start_container(spec).await {
-            Ok(_) => drop(pod.ended(link).await),
-            Err(error) => assert!(error.to_string().contains("mount"), "{error}"),
-        }
-    }
-    assert_eq!(fs::read_dir(&outside).expect("there").count(), 1, "nothing is written outside");
     pod.destroy().await;
 }
 

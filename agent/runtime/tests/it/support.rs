@@ -15,8 +15,8 @@ use std::{
 };
 
 use hearth_runtime::{
-    ContainerSpec, ContainerState, ContainerStatus, ExecIo, ExecSpec, IDS_PER_POD, IdMap, Limits, LogPolicy,
-    MemoryVolume, Pod, PodEvent, PodLimits, PodSandbox, Runtime,
+    ContainerSpec, ContainerState, ContainerStatus, ExecIo, ExecSpec, IDS_PER_POD, IdMap, Limits, LogPolicy, Pod,
+    PodEvent, PodLimits, PodSandbox, Runtime,
 };
 use tokio::io::AsyncReadExt;
 
@@ -125,7 +125,6 @@ pub fn sandbox(uid: &str, map: IdMap) -> PodSandbox {
         limits: PodLimits { pids: Some(500), ..PodLimits::default() },
         guest: false,
         share_processes: false,
-        memory: vec![MemoryVolume { name: "cache".to_owned(), size_bytes: Some(1 << 20) }],
     }
 }
 
