@@ -3,6 +3,7 @@
 mod life;
 mod own;
 mod pod;
+mod volume;
 mod workload;
 
 use serde_json::Value;

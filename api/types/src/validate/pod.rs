@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{Report, each, life, text};
+use super::{Report, each, life, text, volume};
 use crate::{names, quantity};
 
 /// The longest grace in seconds: a day.
@@ -129,7 +129,6 @@ const CONTAINER_FIELDS: &[(&str, Use)] = &[
     ("tty", Use::Refused(NO_TERMINAL)),
     ("volumeDevices", Use::Refused(UNSUPPORTED)),
 ];
-const SOURCES: &[&str] = &["emptyDir", "configMap", "secret", "persistentVolumeClaim"];
 
 /// Validates a pod's spec.
 pub(super) fn spec(spec: &Value, path: &str, report: &mut Report) {
@@ -153,7 +152,7 @@ pub(super) fn spec(spec: &Value, path: &str, report: &mut Report) {
     }
     pull_secrets(spec, path, report);
     security(spec, path, &["runAsUser", "runAsGroup", "runAsNonRoot", "seccompProfile"], report);
-    let volumes = volumes(spec, path, report);
+    let volumes = volume::volumes(spec, path, report);
     containers(spec, path, &volumes, report);
 }
 
@@ -232,7 +231,7 @@ fn container(container: &Value, at: &str, volumes: &BTreeSet<&str>, report: &mut
     }
     ports(container, at, report);
     env(container, at, report);
-    mounts(container, at, volumes, report);
+    volume::mounts(container, at, volumes, report);
     resources(container, at, report);
     security(
         container,
@@ -290,46 +289,6 @@ pub(super) fn env(container: &Value, at: &str, report: &mut Report) {
             );
         }
     }
-}
-
-fn mounts(container: &Value, at: &str, volumes: &BTreeSet<&str>, report: &mut Report) {
-    let mut seen = BTreeSet::new();
-    for (path, mount) in each(container, "volumeMounts", at) {
-        let name = text(mount, "name");
-        if !volumes.contains(name) {
-            report.wrong(format!("{path}.name"), format!("there is no volume {name:?} in this pod"));
-        }
-        let target = text(mount, "mountPath");
-        if let Err(why) = mount_path(target) {
-            report.wrong(format!("{path}.mountPath"), why);
-        }
-        if !seen.insert(target.trim_end_matches('/')) {
-            report.wrong(format!("{path}.mountPath"), "mounted twice");
-        }
-        for field in ["subPath", "subPathExpr", "mountPropagation", "recursiveReadOnly"] {
-            if set(mount, field) {
-                report.wrong(format!("{path}.{field}"), "not supported by this version of Hearth");
-            }
-        }
-    }
-}
-
-fn mount_path(path: &str) -> Result<(), &'static str> {
-    const RESERVED: [&str; 3] = ["/proc", "/sys", "/dev"];
-    if !path.starts_with('/') || path.contains('\0') || path.len() > 4095 {
-        return Err("must be an absolute path");
-    }
-    if path.split('/').any(|part| part == "..") {
-        return Err("must not contain '..'");
-    }
-    let clean = path.trim_end_matches('/');
-    if clean.is_empty() {
-        return Err("must not be the root directory");
-    }
-    if RESERVED.iter().any(|reserved| clean == *reserved || clean.starts_with(&format!("{reserved}/"))) {
-        return Err("must not be in /proc, /sys or /dev");
-    }
-    Ok(())
 }
 
 fn resources(container: &Value, at: &str, report: &mut Report) {
@@ -394,58 +353,6 @@ pub(super) fn check_capability(name: &str, path: &str, report: &mut Report) {
             path,
             format!("{name:?} is not among the capabilities that an app may have: {}", ALLOWED_CAPABILITIES.join(", ")),
         );
-    }
-}
-
-fn volumes<'a>(spec: &'a Value, path: &str, report: &mut Report) -> BTreeSet<&'a str> {
-    let mut seen = BTreeSet::new();
-    for (index, volume) in spec.get("volumes").and_then(Value::as_array).into_iter().flatten().enumerate() {
-        let at = format!("{path}.volumes[{index}]");
-        let name = text(volume, "name");
-        report.name(&format!("{at}.name"), name, names::dns_label);
-        if !seen.insert(name) {
-            report.wrong(format!("{at}.name"), format!("{name:?} is there twice"));
-        }
-        let sources: Vec<&str> = volume
-            .as_object()
-            .into_iter()
-            .flatten()
-            .map(|(key, _)| key.as_str())
-            .filter(|key| *key != "name")
-            .collect();
-        match sources.as_slice() {
-            [one] if SOURCES.contains(one) => {
-                source(one, &volume[*one], &format!("{at}.{one}"), report);
-            }
-            [one] => {
-                report.wrong(format!("{at}.{one}"), format!("not supported; a volume is one of {}", SOURCES.join(", ")))
-            }
-            _ => report.wrong(at, format!("must have exactly one of {}", SOURCES.join(", "))),
-        }
-    }
-    seen
-}
-
-fn source(kind: &str, source: &Value, at: &str, report: &mut Report) {
-    match kind {
-        "persistentVolumeClaim" => {
-            report.name(&format!("{at}.claimName"), text(source, "claimName"), names::dns_subdomain)
-        }
-        "configMap" => report.name(&format!("{at}.name"), text(source, "name"), names::dns_subdomain),
-        "secret" => report.name(&format!("{at}.secretName"), text(source, "secretName"), names::dns_subdomain),
-        _ => {
-            for field in ["medium", "sizeLimit"] {
-                if set(source, field) {
-                    report.wrong(format!("{at}.{field}"), "not supported by this version of Hearth");
-                }
-            }
-        }
-    }
-    for (path, item) in each(source, "items", at) {
-        let file = text(item, "path");
-        if file.is_empty() || file.starts_with('/') || file.split('/').any(|part| part == ".." || part.is_empty()) {
-            report.wrong(format!("{path}.path"), "must be a relative path without '..'");
-        }
     }
 }
 
