@@ -3,13 +3,13 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use hearth_image::Image;
 use hearth_network::PodAddresses;
 use hearth_pod::Failure;
-use hearth_runtime::{ContainerSpec, Limits, LogPolicy, Mount, MountKind, PodLimits};
+use hearth_runtime::{ContainerSpec, Limits, LogPolicy, PodLimits};
 use hearth_types::{
     kinds::{Container, Pod, Quantity},
     quantity::{self, Beside},
@@ -18,6 +18,7 @@ use hearth_types::{
 use crate::{
     Paths,
     config::{Configs, Environment},
+    mounts,
 };
 
 /// Tasks (processes and threads) of a container: enough for what people run at home, and far from the kernel's limit, so
@@ -28,7 +29,7 @@ pub(crate) const POD_PIDS: u64 = 4 * CONTAINER_PIDS;
 /// SIGTERM, where an image names no other signal.
 const SIGTERM: i32 = 15;
 
-fn wrong(message: impl Into<String>) -> Failure {
+pub(crate) fn wrong(message: impl Into<String>) -> Failure {
     Failure::new("CreateContainerConfigError", message)
 }
 
@@ -86,6 +87,7 @@ pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
     if args.is_empty() {
         return Err(wrong(format!("image {} names no program, and the container has no command", image.reference)));
     }
+    let mounts = mounts::of(container, from.volumes, from.pod, &own)?;
     let cwd = container.working_dir.clone().filter(|dir| !dir.is_empty());
     Ok(ContainerSpec {
         name: container.name.clone(),
@@ -98,7 +100,7 @@ pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
         user: image.config.user.clone(),
         run_as_user,
         run_as_group,
-        mounts: mounts(container, from.volumes, from.pod)?,
+        mounts,
         limits: limits(container)?,
         capabilities: capabilities(container),
         read_only_root: context.and_then(|c| c.read_only_root_filesystem).unwrap_or(false),
@@ -145,35 +147,6 @@ fn merge(image: &[String], own: Environment) -> Vec<(String, String)> {
     }
     own.list.into_iter().for_each(|(name, value)| env.set(&name, value));
     env.list
-}
-
-fn mounts(container: &Container, volumes: &HashMap<String, PathBuf>, pod: &Pod) -> Result<Vec<Mount>, Failure> {
-    let declared: BTreeMap<&str, _> = pod
-        .spec
-        .iter()
-        .flat_map(|spec| spec.volumes.iter().flatten())
-        .map(|volume| (volume.name.as_str(), volume))
-        .collect();
-    let mut mounts = Vec::new();
-    for mount in container.volume_mounts.iter().flatten() {
-        let source = volumes.get(&mount.name);
-        let source = source.ok_or_else(|| wrong(format!("there is no volume {:?} in this pod", mount.name)))?;
-        let fixed = declared.get(mount.name.as_str()).is_some_and(|volume| {
-            let claim = volume.persistent_volume_claim.as_ref();
-            volume.config_map.is_some()
-                || volume.secret.is_some()
-                || claim.is_some_and(|claim| claim.read_only == Some(true))
-        });
-        mounts.push(Mount {
-            source: source.clone(),
-            target: Path::new(&mount.mount_path).to_owned(),
-            read_only: fixed || mount.read_only.unwrap_or(false),
-            kind: MountKind::IdmappedBind,
-        });
-    }
-    // An outer directory first, so that it does not hide an inner one.
-    mounts.sort_by(|a, b| a.target.cmp(&b.target));
-    Ok(mounts)
 }
 
 fn limits(container: &Container) -> Result<Limits, Failure> {
@@ -295,6 +268,8 @@ pub(crate) fn pod_ips(addresses: &PodAddresses) -> Vec<IpAddr> {
 mod tests {
     use hearth_image::ImageConfig;
     use serde_json::{Value, json};
+
+    use std::path::Path;
 
     use super::*;
     use crate::desired::Objects;

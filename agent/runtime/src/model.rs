@@ -71,6 +71,14 @@ pub struct GuestLimits {
 pub enum MountKind {
     /// A directory or file of the host. Ids on disk are the container's own: root inside writes files of uid 0.
     IdmappedBind,
+    /// What is at `path` beneath the directory of the host: no link on the way leads out of it, whatever a container makes there meanwhile.
+    /// A kind of its own, so that a shim of an older release refuses it and does not mount the whole directory.
+    SubPath {
+        /// Relative, without `..`.
+        path: PathBuf,
+        /// Where it is missing, directories are made, with the mode of the whole; else that is an error.
+        create: bool,
+    },
     /// Memory, owned by the container's root, mode 1777.
     Tmpfs {
         /// Upper bound in bytes.

@@ -278,6 +278,10 @@ fn start_failure(error: RuntimeError) -> StartFailure {
         RuntimeError::Version { .. } => return StartFailure::Config(Failure::new("ShimVersion", chain(&error))),
         RuntimeError::Start(StartError::NoSuchFile { .. } | StartError::NotExecutable { .. }) => "ContainerCannotRun",
         RuntimeError::Start(StartError::OutOfMemory) => "OOMKilled",
+        // As the kubelet has it: what is in the volume may change, and nothing was started.
+        RuntimeError::Start(StartError::SubPath { .. }) => {
+            return StartFailure::Config(Failure::new("CreateContainerConfigError", chain(&error)));
+        }
         RuntimeError::Start(_) => "StartError",
         _ => "RunContainerError",
     };

@@ -25,12 +25,13 @@ use super::{
     launch::{DEFAULT_PATH, Launch},
     oci,
     rootfs::{self, Mounted, Root},
+    source,
     user::{self, Ids},
 };
 use crate::{
     error::{StartError, because},
     features,
-    model::{ContainerSpec, MountKind},
+    model::ContainerSpec,
     shim::{Sandbox, container_id},
     sys,
     wire::{self, HelperMsg},
@@ -186,10 +187,11 @@ fn prepare_root(sandbox: &Sandbox, spec: &ContainerSpec, dir: &Path) -> Result<(
         };
         root.check_target(&volume.target).map_err(failed)?;
         let target = root.check_nested(&volume.target, &mounted).map_err(failed)?;
-        mounted.push(Mounted::new(target, volume).map_err(failed)?);
-        if volume.kind == MountKind::IdmappedBind {
-            rootfs::attach_volume(volume, sandbox.userns(), &dir.join(format!("v{n}")))?;
+        let source = source::open(volume)?;
+        if let Some(source) = &source {
+            rootfs::attach_volume(volume, source, sandbox.userns(), &dir.join(format!("v{n}")))?;
         }
+        mounted.push(Mounted { target, volume: source });
     }
     if !spec.cwd.is_empty() && !is_below_mount(spec) {
         root.make_dir(Path::new(&spec.cwd))

@@ -7,6 +7,7 @@ pub(crate) mod launch;
 mod oci;
 pub(crate) mod remove;
 pub(crate) mod rootfs;
+mod source;
 mod user;
 
 use std::path::{Component, Path};
@@ -95,8 +96,15 @@ pub(crate) fn check_container(spec: &ContainerSpec, pod: &PodConfig) -> Result<(
     for mount in &spec.mounts {
         check_absolute("mounts.target", &mount.target)?;
         rootfs::check_target(&mount.target).map_err(|e| invalid("mounts.target", e))?;
-        if mount.kind == MountKind::IdmappedBind {
-            check_absolute("mounts.source", &mount.source)?;
+        match &mount.kind {
+            MountKind::IdmappedBind => check_absolute("mounts.source", &mount.source)?,
+            MountKind::SubPath { path, .. } => {
+                check_absolute("mounts.source", &mount.source)?;
+                if !path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
+                    return Err(invalid("mounts.path", format!("{} must be relative, without '..'", path.display())));
+                }
+            }
+            MountKind::Tmpfs { .. } => {}
         }
     }
     for id in [spec.run_as_user, spec.run_as_group].into_iter().flatten() {

@@ -17,7 +17,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::{
     error::StartError,
-    model::{ContainerSpec, IdMap, Mount, MountKind},
+    model::{ContainerSpec, IdMap, Mount},
     sys::{self, MountAttr},
     trash,
 };
@@ -165,7 +165,7 @@ pub(crate) fn probe_detached(base: &Path, userns: BorrowedFd<'_>) -> io::Result<
     detached_overlay(&[layer], &writable).map(drop)
 }
 
-fn fd_path(fd: &impl AsRawFd) -> String {
+pub(super) fn fd_path(fd: &impl AsRawFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
@@ -220,16 +220,23 @@ fn attached_overlay(layers: &[OwnedFd], writable: &[File], dir: &Path) -> io::Re
 }
 
 /// Attaches an idmapped copy of a volume at `at`, a directory or file like its source.
-pub(crate) fn attach_volume(volume: &Mount, userns: BorrowedFd<'_>, at: &Path) -> Result<(), StartError> {
+pub(crate) fn attach_volume(
+    volume: &Mount,
+    source: &OwnedFd,
+    userns: BorrowedFd<'_>,
+    at: &Path,
+) -> Result<(), StartError> {
     let failed = |e: io::Error| StartError::Mount {
         source_path: volume.source.clone(),
         target: volume.target.clone(),
         reason: e.to_string(),
     };
-    let meta = fs::metadata(&volume.source).map_err(failed)?;
+    // By descriptor: nothing is looked up a second time.
+    let source = PathBuf::from(fd_path(source));
+    let meta = fs::metadata(&source).map_err(failed)?;
     if meta.is_dir() { fs::create_dir(at) } else { File::create(at).map(drop) }.map_err(failed)?;
     let attrs = if volume.read_only { sys::MOUNT_ATTR_RDONLY } else { 0 };
-    let fd = idmapped(&volume.source, userns, attrs).map_err(failed)?;
+    let fd = idmapped(&source, userns, attrs).map_err(failed)?;
     sys::move_mount(fd.as_fd(), at).map_err(failed)
 }
 
@@ -249,18 +256,6 @@ pub(crate) struct Mounted {
     pub(crate) target: PathBuf,
     /// What is in it, if that is a directory of the host.
     pub(crate) volume: Option<OwnedFd>,
-}
-
-impl Mounted {
-    pub(crate) fn new(target: PathBuf, mount: &Mount) -> io::Result<Self> {
-        let volume = match mount.kind {
-            MountKind::IdmappedBind => {
-                Some(fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&mount.source)?.into())
-            }
-            MountKind::Tmpfs { .. } => None,
-        };
-        Ok(Self { target, volume })
-    }
 }
 
 /// The names in a path, and its steps up.

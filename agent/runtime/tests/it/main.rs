@@ -11,6 +11,7 @@ mod exec;
 mod isolation;
 mod support;
 mod survive;
+mod volumes;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -38,7 +39,8 @@ fn main() {
         return survive::driver(dir.as_ref());
     }
     let args = Arguments::from_args();
-    let all: Vec<_> = [containers::TESTS, cutoff::TESTS, exec::TESTS, isolation::TESTS, survive::TESTS].concat();
+    let all: Vec<_> =
+        [containers::TESTS, cutoff::TESTS, exec::TESTS, isolation::TESTS, survive::TESTS, volumes::TESTS].concat();
     if args.list {
         libtest_mimic::run(&args, all.iter().map(|(name, _)| Trial::test(*name, || Ok(()))).collect()).exit();
     }

@@ -7,6 +7,8 @@ use serde_json::Value;
 use super::{Report, each, pod::set, text};
 use crate::names;
 
+/// The longest path that Linux takes, with its end (`PATH_MAX`).
+const MAX_PATH: usize = 4095;
 const SOURCES: &[&str] = &["emptyDir", "configMap", "secret", "persistentVolumeClaim"];
 
 /// Validates the volumes of a pod; their names.
@@ -77,7 +79,15 @@ pub(super) fn mounts(container: &Value, at: &str, volumes: &BTreeSet<&str>, repo
         if !seen.insert(target.trim_end_matches('/')) {
             report.wrong(format!("{path}.mountPath"), "mounted twice");
         }
-        for field in ["subPath", "subPathExpr", "mountPropagation", "recursiveReadOnly"] {
+        for field in ["subPath", "subPathExpr"].into_iter().filter(|field| set(mount, field)) {
+            if let Err(why) = local_path(text(mount, field)) {
+                report.wrong(format!("{path}.{field}"), why);
+            }
+        }
+        if set(mount, "subPath") && set(mount, "subPathExpr") {
+            report.wrong(format!("{path}.subPathExpr"), "subPathExpr and subPath are mutually exclusive");
+        }
+        for field in ["mountPropagation", "recursiveReadOnly"] {
             if set(mount, field) {
                 report.wrong(format!("{path}.{field}"), "not supported by this version of Hearth");
             }
@@ -87,7 +97,7 @@ pub(super) fn mounts(container: &Value, at: &str, volumes: &BTreeSet<&str>, repo
 
 fn mount_path(path: &str) -> Result<(), &'static str> {
     const RESERVED: [&str; 3] = ["/proc", "/sys", "/dev"];
-    if !path.starts_with('/') || path.contains('\0') || path.len() > 4095 {
+    if !path.starts_with('/') || path.contains('\0') || path.len() > MAX_PATH {
         return Err("must be an absolute path");
     }
     if path.split('/').any(|part| part == "..") {
@@ -101,4 +111,57 @@ fn mount_path(path: &str) -> Result<(), &'static str> {
         return Err("must not be in /proc, /sys or /dev");
     }
     Ok(())
+}
+
+/// A path within a volume (Kubernetes' `validateLocalDescendingPath`).
+fn local_path(path: &str) -> Result<(), &'static str> {
+    if path.starts_with('/') {
+        return Err("must be a relative path");
+    }
+    if path.split('/').any(|part| part == "..") {
+        return Err("must not contain '..'");
+    }
+    if path.contains('\0') || path.len() > MAX_PATH { Err("must be a path of at most 4095 bytes") } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn causes(volumes: &Value, mounts: &Value) -> Vec<String> {
+        let mut report = Report::default();
+        let pod = json!({"volumes": volumes});
+        let names = self::volumes(&pod, "spec", &mut report);
+        self::mounts(&json!({"volumeMounts": mounts}), "c", &names, &mut report);
+        report.causes.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn parts_of_volumes_are_relative_paths() {
+        for (mount, expected) in [
+            (json!({"subPath": "a/b..c"}), None),
+            (json!({"subPathExpr": "$(POD_NAME)/x"}), None),
+            (json!({"subPath": ""}), None),
+            (json!({"subPath": "/a"}), Some("subPath: must be a relative path")),
+            (json!({"subPath": "a/../.."}), Some("subPath: must not contain '..'")),
+            (json!({"subPathExpr": "../$(A)"}), Some("subPathExpr: must not contain '..'")),
+            (
+                json!({"subPath": "a", "subPathExpr": "b"}),
+                Some("subPathExpr: subPathExpr and subPath are mutually exclusive"),
+            ),
+            (
+                json!({"recursiveReadOnly": "Enabled"}),
+                Some("recursiveReadOnly: not supported by this version of Hearth"),
+            ),
+        ] {
+            let mut mount = mount;
+            mount["name"] = json!("d");
+            mount["mountPath"] = json!("/m");
+            let found = causes(&json!([{"name": "d", "emptyDir": {}}]), &json!([mount]));
+            let expected: Vec<String> = expected.iter().map(|one| format!("c.volumeMounts[0].{one}")).collect();
+            assert_eq!(found, expected, "{mount}");
+        }
+    }
 }
