@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     error::StartError,
-    model::{ContainerSpec, ContainerStatus, ExecSpec, IdMap, PodLimits},
+    model::{ContainerSpec, ContainerStatus, ExecSpec, IdMap, MemoryVolume, PodLimits},
 };
 
 /// Version of the protocol between agent and shim. An agent speaks all versions from [`OLDEST_PROTOCOL`] on.
@@ -56,6 +56,8 @@ pub(crate) struct PodConfig {
     /// Of another owner than the device's.
     #[serde(default)]
     pub(crate) guest: bool,
+    #[serde(default)]
+    pub(crate) memory: Vec<MemoryVolume>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -32,7 +32,7 @@ use crate::{
     error::{StartError, because},
     features,
     model::ContainerSpec,
-    shim::{Sandbox, container_id},
+    shim::{MEMORY, Sandbox, container_id},
     sys,
     wire::{self, HelperMsg},
 };
@@ -187,7 +187,7 @@ fn prepare_root(sandbox: &Sandbox, spec: &ContainerSpec, dir: &Path) -> Result<(
         };
         root.check_target(&volume.target).map_err(failed)?;
         let target = root.check_nested(&volume.target, &mounted).map_err(failed)?;
-        let source = source::open(volume)?;
+        let source = source::open(volume, &sandbox.mnt.join(MEMORY), map)?;
         if let Some(source) = &source {
             rootfs::attach_volume(volume, source, sandbox.userns(), &dir.join(format!("v{n}")))?;
         }
@@ -198,7 +198,8 @@ fn prepare_root(sandbox: &Sandbox, spec: &ContainerSpec, dir: &Path) -> Result<(
             .map_err(|e| StartError::WorkingDirectory { cwd: spec.cwd.clone(), reason: e.to_string() })?;
     }
     let run_as = (spec.run_as_user, spec.run_as_group);
-    let ids = user::resolve(root.fd.as_fd(), &spec.user, run_as, map.size)?;
+    let mut ids = user::resolve(root.fd.as_fd(), &spec.user, run_as, map.size)?;
+    ids.add(&spec.groups);
     let host = caps::bounding().map_err(isolation("read the host's capabilities"))?;
     Ok((ids, caps::parse(&spec.capabilities)? & host))
 }

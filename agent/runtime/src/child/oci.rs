@@ -92,7 +92,7 @@ fn mounts(parts: &Parts<'_>) -> Result<Vec<Mount>, OciSpecError> {
     }
     for (n, m) in parts.spec.mounts.iter().enumerate() {
         all.push(match m.kind {
-            MountKind::IdmappedBind | MountKind::SubPath { .. } => {
+            MountKind::IdmappedBind | MountKind::SubPath { .. } | MountKind::Memory { .. } => {
                 bind(&m.target, &parts.dir.join(format!("v{n}")), m.read_only)?
             }
             MountKind::Tmpfs { size } => {

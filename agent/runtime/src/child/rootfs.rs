@@ -17,7 +17,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::{
     error::StartError,
-    model::{ContainerSpec, IdMap, Mount},
+    model::{ContainerSpec, IdMap, Mount, MountKind},
     sys::{self, MountAttr},
     trash,
 };
@@ -236,17 +236,26 @@ pub(crate) fn attach_volume(
     let meta = fs::metadata(&source).map_err(failed)?;
     if meta.is_dir() { fs::create_dir(at) } else { File::create(at).map(drop) }.map_err(failed)?;
     let attrs = if volume.read_only { sys::MOUNT_ATTR_RDONLY } else { 0 };
-    let fd = idmapped(&source, userns, attrs).map_err(failed)?;
-    sys::move_mount(fd.as_fd(), at).map_err(failed)
+    let fd = match volume.kind {
+        // Made for this pod, with ids of the host.
+        MountKind::Memory { .. } => plain(&source, attrs),
+        _ => idmapped(&source, userns, attrs),
+    };
+    sys::move_mount(fd.map_err(failed)?.as_fd(), at).map_err(failed)
+}
+
+/// A detached copy of the mount at `source` as it is.
+fn plain(source: &Path, attrs: u64) -> io::Result<OwnedFd> {
+    let fd = sys::open_tree(source)?;
+    let attr_set = attrs | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV;
+    sys::mount_setattr(fd.as_fd(), MountAttr { attr_set, ..MountAttr::default() })?;
+    Ok(fd)
 }
 
 /// Attaches a copy of a directory of the host, as it is, at `at`.
 pub(crate) fn attach(source: &Path, at: &Path, attrs: u64) -> io::Result<()> {
     fs::create_dir(at)?;
-    let fd = sys::open_tree(source)?;
-    let attr_set = attrs | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV;
-    sys::mount_setattr(fd.as_fd(), MountAttr { attr_set, ..MountAttr::default() })?;
-    sys::move_mount(fd.as_fd(), at)
+    sys::move_mount(plain(source, attrs)?.as_fd(), at)
 }
 
 /// A mount as later ones find it.

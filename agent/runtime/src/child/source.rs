@@ -5,45 +5,65 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::fs::{OpenOptionsExt, PermissionsExt},
+        unix::fs::{MetadataExt, OpenOptionsExt, chown},
     },
     path::{Path, PathBuf},
 };
 
 use nix::sys::stat::{Mode, mkdirat, umask};
 
+use super::rootfs;
 use crate::{
     error::StartError,
-    model::{Mount, MountKind},
+    model::{IdMap, Mount, MountKind},
     sys,
 };
 
-/// Opens what is to be mounted; none where that is not the host's.
-pub(super) fn open(mount: &Mount) -> Result<Option<OwnedFd>, StartError> {
-    let whole = || {
-        let opened = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&mount.source);
+/// Opens what is to be mounted; none where it is made with the mount. Volumes in memory are below `memory`.
+pub(super) fn open(mount: &Mount, memory: &Path, map: IdMap) -> Result<Option<OwnedFd>, StartError> {
+    let whole = |source: &Path| {
+        let opened = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(source);
         opened.map(OwnedFd::from).map_err(|e| StartError::Mount {
-            source_path: mount.source.clone(),
+            source_path: source.to_owned(),
             target: mount.target.clone(),
             reason: e.to_string(),
         })
     };
+    let part = |volume: &OwnedFd, path: &Path, made: Made| {
+        beneath(volume, path, made).map_err(|e: io::Error| StartError::SubPath {
+            path: path.to_owned(),
+            target: mount.target.clone(),
+            reason: match e.raw_os_error() {
+                Some(libc::EXDEV) => "a link on the way leads out of the volume".to_owned(),
+                Some(libc::ENOENT) if made == Made::Nothing => "the volume has no such file".to_owned(),
+                _ => e.to_string(),
+            },
+        })
+    };
     match &mount.kind {
-        MountKind::IdmappedBind => whole().map(Some),
+        MountKind::IdmappedBind => whole(&mount.source).map(Some),
         MountKind::SubPath { path, create } => {
-            let failed = |e: io::Error| StartError::SubPath {
-                path: path.clone(),
-                target: mount.target.clone(),
-                reason: match e.raw_os_error() {
-                    Some(libc::EXDEV) => "a link on the way leads out of the volume".to_owned(),
-                    Some(libc::ENOENT) if !create => "the volume has no such file".to_owned(),
-                    _ => e.to_string(),
-                },
-            };
-            beneath(&whole()?, path, *create).map(Some).map_err(failed)
+            // Ids on disk are the container's.
+            let made = if *create { Made::Owned(0) } else { Made::Nothing };
+            part(&whole(&mount.source)?, path, made).map(Some)
+        }
+        MountKind::Memory { volume, path } => {
+            let volume = whole(&memory.join(volume))?;
+            match path {
+                None => Ok(Some(volume)),
+                Some(path) => part(&volume, path, Made::Owned(map.host_base)).map(Some),
+            }
         }
         MountKind::Tmpfs { .. } => Ok(None),
     }
+}
+
+/// What is made of a path that is missing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Made {
+    Nothing,
+    /// Directories of this owner.
+    Owned(u32),
 }
 
 /// Opens what is at `path` beneath a volume. Links are followed as far as they stay in it, as those of ConfigMaps do.
@@ -51,20 +71,20 @@ pub(super) fn open(mount: &Mount) -> Result<Option<OwnedFd>, StartError> {
 /// # Guarantees
 /// What is opened, and what is made, is in the volume, also where containers rename and link in it meanwhile: each step begins at a
 /// descriptor, and the kernel refuses what leads out.
-fn beneath(volume: &OwnedFd, path: &Path, create: bool) -> io::Result<OwnedFd> {
-    match sys::open_beneath(volume.as_fd(), path, libc::O_PATH) {
-        Err(e) if create && e.kind() == io::ErrorKind::NotFound => {
-            make_dirs(volume, path)?;
+fn beneath(volume: &OwnedFd, path: &Path, made: Made) -> io::Result<OwnedFd> {
+    match (sys::open_beneath(volume.as_fd(), path, libc::O_PATH), made) {
+        (Err(e), Made::Owned(owner)) if e.kind() == io::ErrorKind::NotFound => {
+            make_dirs(volume, path, owner)?;
             sys::open_beneath(volume.as_fd(), path, libc::O_PATH)
         }
-        other => other,
+        (other, _) => other,
     }
 }
 
-/// Makes what is missing of a path, with the mode of the volume's own directory, as the kubelet does. It belongs to 0:0 or, below a
-/// directory whose group is handed down, to that group.
-fn make_dirs(volume: &OwnedFd, path: &Path) -> io::Result<()> {
-    let mode = File::from(volume.try_clone()?).metadata()?.permissions().mode() & 0o777;
+/// Makes what is missing of a path, with mode and group of the volume's own directory, as the kubelet does.
+fn make_dirs(volume: &OwnedFd, path: &Path, owner: u32) -> io::Result<()> {
+    let whole = File::from(volume.try_clone()?).metadata()?;
+    let mode = whole.mode() & 0o777;
     let mut parent = volume.try_clone()?;
     let mut so_far = PathBuf::new();
     for part in path.components() {
@@ -81,7 +101,12 @@ fn make_dirs(volume: &OwnedFd, path: &Path) -> io::Result<()> {
                     Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
                     Err(e) => return Err(e.into()),
                 }
-                sys::open_beneath(volume.as_fd(), &so_far, flags)?
+                let fresh = sys::open_beneath(volume.as_fd(), &so_far, flags)?;
+                // Only what is still the host's, whatever a container put in its place.
+                if owner != 0 && File::from(fresh.try_clone()?).metadata()?.uid() == 0 {
+                    chown(rootfs::fd_path(&fresh), Some(owner), Some(whole.gid()))?;
+                }
+                fresh
             }
             other => other?,
         };

@@ -138,15 +138,26 @@ impl Runtime {
     /// failed; a user namespace that cannot be made is such an error, never a pod without one.
     pub async fn create_pod(&self, sandbox: PodSandbox) -> Result<Pod, RuntimeError> {
         check_sandbox(&sandbox)?;
-        let PodSandbox { uid, namespace, name, hostname, netns, id_map, resolv_conf, hosts, limits, guest } = sandbox;
+        let PodSandbox { uid, namespace, name, hostname, netns, id_map, resolv_conf, hosts, limits, guest, memory } =
+            sandbox;
         if self.pod_dir(&uid).exists() {
             let reason = "a pod of this uid is there already: destroy or forget it first".to_owned();
             return Err(RuntimeError::CreatePod { uid, reason });
         }
         let (ours, theirs) = wire::stream_pair().map_err(|e| RuntimeError::io("make a socket pair", e))?;
         let shim = self.fork_shim(&uid, &netns, theirs).await?;
-        let config =
-            PodConfig { uid: uid.clone(), namespace, name, hostname, id_map, resolv_conf, hosts, limits, guest };
+        let config = PodConfig {
+            uid: uid.clone(),
+            namespace,
+            name,
+            hostname,
+            id_map,
+            resolv_conf,
+            hosts,
+            limits,
+            guest,
+            memory,
+        };
         match self.set_up(ours, config).await {
             Ok(pod) => Ok(pod),
             Err(e) => match self.abandon(&uid, shim).await {
@@ -366,6 +377,8 @@ fn check_sandbox(sandbox: &PodSandbox) -> Result<(), RuntimeError> {
         let reason = format!("must be 1 to {MAX_HOSTNAME} bytes");
         return Err(RuntimeError::BadSandbox { field: "hostname", reason });
     }
+    child::check_memory(&sandbox.memory, sandbox.id_map)
+        .map_err(|reason| RuntimeError::BadSandbox { field: "memory", reason })?;
     child::check_id_map(sandbox.id_map).map_err(|e| RuntimeError::BadSandbox { field: "id_map", reason: e.to_owned() })
 }
 

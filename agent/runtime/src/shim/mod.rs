@@ -28,7 +28,10 @@ use self::{
     container::Container,
     helpers::{Exec, Helper},
 };
-pub(crate) use self::{container::id as container_id, setup::Sandbox};
+pub(crate) use self::{
+    container::id as container_id,
+    setup::{MEMORY, Sandbox},
+};
 use crate::{
     sys, title,
     wire::{self, PodConfig, Reply, Request},

@@ -123,6 +123,7 @@ pub fn sandbox(uid: &str, map: IdMap) -> PodSandbox {
         hosts: "127.0.0.1 localhost\n10.0.0.2 notes-0\n".to_owned(),
         limits: PodLimits { pids: Some(500), ..PodLimits::default() },
         guest: false,
+        memory: Vec::new(),
     }
 }
 
@@ -137,10 +138,16 @@ impl Ctx {
     }
 
     async fn pod_of(&self, guest: bool) -> TestPod {
+        self.pod_with(|sandbox| sandbox.guest = guest).await
+    }
+
+    /// A pod that is another than usual.
+    pub async fn pod_with(&self, change: impl FnOnce(&mut PodSandbox)) -> TestPod {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let map = IdMap { host_base: n * IDS_PER_POD, size: IDS_PER_POD };
         let uid = format!("pod-{n}");
-        let sandbox = PodSandbox { guest, ..sandbox(&uid, map) };
+        let mut sandbox = sandbox(&uid, map);
+        change(&mut sandbox);
         let pod = self.runtime.create_pod(sandbox).await.expect("makes a pod");
         let base = self.instance.dir.path();
         TestPod { pod, map, dir: base.join("work").join(uid), layer: base.join("layer") }
@@ -159,6 +166,7 @@ pub fn spec(dir: &Path, layer: &Path, name: &str, script: &str) -> ContainerSpec
         user: String::new(),
         run_as_user: None,
         run_as_group: None,
+        groups: Vec::new(),
         mounts: Vec::new(),
         limits: Limits::default(),
         capabilities: Vec::new(),
