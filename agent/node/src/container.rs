@@ -3,23 +3,22 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use hearth_image::Image;
 use hearth_network::PodAddresses;
 use hearth_pod::Failure;
-use hearth_runtime::{ContainerSpec, Limits, LogPolicy, MemoryVolume, Mount, MountKind, PodLimits};
+use hearth_runtime::{ContainerSpec, Limits, LogPolicy, PodLimits};
 use hearth_types::{
-    kinds::{Container, Pod, Quantity, Volume, VolumeMount},
-    names::sub_path_of_volume,
+    kinds::{Container, Pod, Quantity},
     quantity::{self, Beside},
 };
-use k8s_openapi::api::core::v1::EmptyDirVolumeSource;
 
 use crate::{
     Paths,
     config::{Configs, Environment},
+    mounts,
 };
 
 /// Tasks (processes and threads) of a container: enough for what people run at home, and far from the kernel's limit, so
@@ -30,7 +29,7 @@ pub(crate) const POD_PIDS: u64 = 4 * CONTAINER_PIDS;
 /// SIGTERM, where an image names no other signal.
 const SIGTERM: i32 = 15;
 
-fn wrong(message: impl Into<String>) -> Failure {
+pub(crate) fn wrong(message: impl Into<String>) -> Failure {
     Failure::new("CreateContainerConfigError", message)
 }
 
@@ -86,7 +85,6 @@ pub(crate) struct Ingredients<'a> {
 pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
     let Ingredients { container, image, places, attempt, .. } = *from;
     let own = Environment { list: from.configs.environment(container)? };
-    let mounts = mounts(container, from.volumes, from.pod, &own)?;
     let pod_context = from.pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
     let context = container.security_context.as_ref();
     let id = |value: Option<i64>| value.and_then(|id| u32::try_from(id).ok());
@@ -100,6 +98,7 @@ pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
     if args.is_empty() {
         return Err(wrong(format!("image {} names no program, and the container has no command", image.reference)));
     }
+    let mounts = mounts::of(container, from.volumes, from.pod, &own)?;
     let cwd = container.working_dir.clone().filter(|dir| !dir.is_empty());
     Ok(ContainerSpec {
         name: container.name.clone(),
@@ -112,6 +111,7 @@ pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
         user: image.config.user.clone(),
         run_as_user,
         run_as_group,
+        groups: groups(from.pod),
         mounts,
         limits: limits(container)?,
         capabilities: capabilities(container),
@@ -171,67 +171,17 @@ fn merge<'a>(image: impl Iterator<Item = &'a String>, own: Environment) -> Vec<(
     env.list
 }
 
-fn mounts(
-    container: &Container,
-    volumes: &HashMap<String, PathBuf>,
-    pod: &Pod,
-    env: &Environment,
-) -> Result<Vec<Mount>, Failure> {
-    let declared: BTreeMap<&str, _> = volumes_of(pod).map(|volume| (volume.name.as_str(), volume)).collect();
-    let mut mounts = Vec::new();
-    for mount in container.volume_mounts.iter().flatten() {
-        let missing = || wrong(format!("there is no volume {:?} in this pod", mount.name));
-        let source = volumes.get(&mount.name).ok_or_else(missing)?;
-        let volume = declared.get(mount.name.as_str()).ok_or_else(missing)?;
-        let claim = volume.persistent_volume_claim.as_ref();
-        let fixed = volume.config_map.is_some()
-            || volume.secret.is_some()
-            || volume.downward_api.is_some()
-            || volume.projected.is_some()
-            || claim.is_some_and(|claim| claim.read_only == Some(true));
-        mounts.push(Mount {
-            source: source.clone(),
-            sub_path: sub_path(mount, env)?,
-            target: Path::new(&mount.mount_path).to_owned(),
-            read_only: fixed || mount.read_only.unwrap_or(false),
-            kind: if memory(volume).is_some() { MountKind::Memory } else { MountKind::IdmappedBind },
-        });
-    }
-    // An outer directory first, so that it does not hide an inner one.
-    mounts.sort_by(|a, b| a.target.cmp(&b.target));
-    Ok(mounts)
+/// The group of a pod's volumes (`fsGroup`).
+pub(crate) fn volume_group(pod: &Pod) -> Option<u32> {
+    let context = pod.spec.as_ref()?.security_context.as_ref()?;
+    context.fs_group.and_then(|group| u32::try_from(group).ok())
 }
 
-/// What of a volume is mounted. What variables make of it is checked here, since nobody knew it before.
-fn sub_path(mount: &VolumeMount, env: &Environment) -> Result<PathBuf, Failure> {
-    let Some(pattern) = mount.sub_path_expr.as_deref().filter(|pattern| !pattern.is_empty()) else {
-        return Ok(mount.sub_path.clone().unwrap_or_default().into());
-    };
-    let path = env.expand(pattern);
-    if path.contains("$(") {
-        return Err(wrong(format!("subPathExpr {pattern:?} of volume {:?}: missing value for a variable", mount.name)));
-    }
-    sub_path_of_volume(&path)
-        .map_err(|why| wrong(format!("subPathExpr {pattern:?}, which is {path:?} here: {why}")))?;
-    Ok(path.into())
-}
-
-fn volumes_of(pod: &Pod) -> impl Iterator<Item = &Volume> {
-    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten())
-}
-
-/// Of a volume that is memory, what is said of it.
-pub(crate) fn memory(volume: &Volume) -> Option<&EmptyDirVolumeSource> {
-    volume.empty_dir.as_ref().filter(|source| source.medium.as_deref() == Some("Memory"))
-}
-
-/// The memory volumes of a pod: each has its own limit, and at most the pod's, as in Kubernetes.
-pub(crate) fn memory_volumes(pod: &Pod) -> Vec<MemoryVolume> {
-    let most = pod_limits(pod).memory_bytes;
-    let own = |source: &EmptyDirVolumeSource| source.size_limit.as_ref().and_then(|size| quantity::bytes(&size.0).ok());
-    let all = volumes_of(pod).filter_map(|volume| Some((volume, own(memory(volume)?).filter(|size| *size > 0))));
-    all.map(|(volume, own)| MemoryVolume { name: volume.name.clone(), size_bytes: own.into_iter().chain(most).min() })
-        .collect()
+/// The groups of all programs of a pod, beside those of the image's user.
+fn groups(pod: &Pod) -> Vec<u32> {
+    let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let said = context.and_then(|context| context.supplemental_groups.as_ref()).into_iter().flatten();
+    said.filter_map(|group| u32::try_from(*group).ok()).chain(volume_group(pod)).collect()
 }
 
 fn limits(container: &Container) -> Result<Limits, Failure> {
@@ -354,6 +304,8 @@ mod tests {
     use hearth_image::ImageConfig;
     use serde_json::{Value, json};
 
+    use std::path::Path;
+
     use super::*;
     use crate::{config::Myself, desired::Objects};
 
@@ -461,39 +413,6 @@ mod tests {
         let mounts: Vec<_> = spec.mounts.iter().map(|m| (m.target.to_str().expect("text"), m.read_only)).collect();
         assert_eq!(mounts, [("/data", false), ("/data/conf", true)]);
         assert_eq!(spec.log_path, Path::new("/d/agent/logs/n_p_u/c/2.log"));
-    }
-
-    #[test]
-    fn parts_and_memory_of_volumes_are_mounted() {
-        let mount = |fields: Value| {
-            let mut mount = json!({"name": "data", "mountPath": "/data"});
-            mount.as_object_mut().expect("a map").extend(fields.as_object().expect("a map").clone());
-            let container = json!({"name": "c", "env": [{"name": "WHO", "value": "a"}, {"name": "UP", "value": ".."}],
-                "volumeMounts": [mount]});
-            build(container, &json!([{"name": "data", "emptyDir": {}}])).map(|spec| spec.mounts[0].sub_path.clone())
-        };
-        assert_eq!(mount(json!({"subPath": "x/y"})).expect("a spec"), Path::new("x/y"));
-        assert_eq!(mount(json!({"subPathExpr": "of/$(WHO)"})).expect("a spec"), Path::new("of/a"));
-        for (pattern, why) in [("$(NOBODY)", "missing value"), ("$(UP)/x", "'..'"), ("/$(WHO)", "relative")] {
-            let failure = mount(json!({"subPathExpr": pattern})).expect_err("refused");
-            assert!(failure.message.contains(why), "{failure:?}");
-        }
-        let pod = |limit: Value, size: Value| -> Pod {
-            serde_json::from_value(json!({"spec": {"containers": [{"name": "c", "resources": {"limits": limit}}],
-                "volumes": [{"name": "disk", "emptyDir": {}},
-                    {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": size}}]}}))
-            .expect("a pod")
-        };
-        for (limit, size, expected) in [
-            (json!({}), Value::Null, None),
-            (json!({}), json!("16Mi"), Some(16 << 20)),
-            (json!({"memory": "64Mi"}), Value::Null, Some(64 << 20)),
-            (json!({"memory": "64Mi"}), json!("16Mi"), Some(16 << 20)),
-            (json!({"memory": "64Mi"}), json!("1Gi"), Some(64 << 20)),
-        ] {
-            let all = memory_volumes(&pod(limit, size));
-            assert_eq!(all, [MemoryVolume { name: "m".into(), size_bytes: expected }]);
-        }
     }
 
     #[test]

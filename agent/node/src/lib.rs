@@ -39,6 +39,7 @@ mod ingress;
 mod logs;
 mod manager;
 mod metrics;
+mod mounts;
 mod paths;
 mod pod;
 mod recovery;

@@ -58,6 +58,16 @@ pub enum StartError {
         /// Step and cause.
         reason: String,
     },
+    /// What is to be mounted of a volume is not there, or leads out of it.
+    #[error("cannot mount {path:?} of the volume at {}: {reason}", .target.display())]
+    SubPath {
+        /// Path in the volume.
+        path: PathBuf,
+        /// Path in the container.
+        target: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// A field of the specification cannot be accepted.
     #[error("{field}: {reason}")]
     Invalid {

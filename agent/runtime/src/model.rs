@@ -57,6 +57,19 @@ pub struct PodSandbox {
     pub guest: bool,
     /// All containers of the pod are in one PID namespace, whose first process is the shim's; it reaps what they leave behind.
     pub share_processes: bool,
+    /// Volumes in memory, which are there as long as the pod.
+    pub memory: Vec<MemoryVolume>,
+}
+
+/// A volume of a pod in memory. Its pages count against the limits of who writes them, and of the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryVolume {
+    /// Name, unique in the pod, as that of a container.
+    pub name: String,
+    /// Upper bound in bytes, more than 0; none is the kernel's own: half of the machine's memory.
+    pub size_bytes: Option<u64>,
+    /// The group of the pod's that it belongs to and hands down; none is 0, and nothing is handed down.
+    pub group: Option<u32>,
 }
 
 /// What pods of other owners may take together. `None` is no limit but that of the instance.
@@ -73,6 +86,21 @@ pub struct GuestLimits {
 pub enum MountKind {
     /// A directory or file of the host. Ids on disk are the container's own: root inside writes files of uid 0.
     IdmappedBind,
+    /// What is at `path` beneath the directory of the host: no link on the way leads out of it, whatever a container makes there meanwhile.
+    /// A kind of its own, so that a shim of an older release refuses it and does not mount the whole directory.
+    SubPath {
+        /// Relative, without `..`.
+        path: PathBuf,
+        /// Where it is missing, directories are made, with the mode of the whole; else that is an error.
+        create: bool,
+    },
+    /// A volume of the pod in memory.
+    Memory {
+        /// Its name, as in [`PodSandbox::memory`].
+        volume: String,
+        /// What is mounted of it, as of a [`MountKind::SubPath`], made where it is missing; none is the whole.
+        path: Option<PathBuf>,
+    },
     /// Memory, owned by the container's root, mode 1777.
     Tmpfs {
         /// Upper bound in bytes.
@@ -83,7 +111,7 @@ pub enum MountKind {
 /// A mount of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
-    /// Where it comes from on the host; unused by [`MountKind::Tmpfs`].
+    /// Where it comes from on the host; unused by [`MountKind::Tmpfs`] and [`MountKind::Memory`].
     pub source: PathBuf,
     /// Absolute path in the container; symbolic links of the image are followed inside its root only.
     pub target: PathBuf,
@@ -151,6 +179,9 @@ pub struct ContainerSpec {
     pub run_as_user: Option<u32>,
     /// Overrides the group.
     pub run_as_group: Option<u32>,
+    /// Groups besides those of the image's user.
+    #[serde(default)]
+    pub groups: Vec<u32>,
     /// Mounts, made in this order, after the default ones.
     pub mounts: Vec<Mount>,
     /// Limits.

@@ -44,6 +44,8 @@ const MOVE_MOUNT_F_EMPTY_PATH: u32 = 0x4;
 /// Symbolic links, absolute ones too, stay below the directory the lookup began at.
 const RESOLVE_IN_ROOT: u64 = 0x10;
 const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
+/// Symbolic links that lead out of the directory the lookup began at are errors.
+const RESOLVE_BENEATH: u64 = 0x08;
 
 fn check(ret: libc::c_long) -> io::Result<libc::c_long> {
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
@@ -164,11 +166,28 @@ impl FsContext {
 
 /// Opens `path` as if `root` were the root directory: no symbolic link leads out of it.
 pub(crate) fn open_in_root(root: BorrowedFd<'_>, path: &Path, flags: i32) -> io::Result<OwnedFd> {
+    openat2(root, path, flags, RESOLVE_IN_ROOT)
+}
+
+/// Opens `path` beneath `root`. A symbolic link that leads out of it, as every absolute one does, is an error (EXDEV).
+pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &Path, flags: i32) -> io::Result<OwnedFd> {
+    /// The kernel gives up a lookup with `..` in it where something is renamed meanwhile, and says so.
+    const TRIES: usize = 64;
+    let mut tries = 0;
+    loop {
+        match openat2(root, path, flags, RESOLVE_BENEATH) {
+            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && tries < TRIES => tries += 1,
+            other => return other,
+        }
+    }
+}
+
+fn openat2(root: BorrowedFd<'_>, path: &Path, flags: i32, resolve: u64) -> io::Result<OwnedFd> {
     let path = cpath(path)?;
     let how = OpenHow {
         flags: (flags | libc::O_CLOEXEC) as u64,
         mode: if flags & libc::O_CREAT != 0 { 0o644 } else { 0 },
-        resolve: RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+        resolve: resolve | RESOLVE_NO_MAGICLINKS,
     };
     // SAFETY: the path is NUL-terminated, the struct has the size that is passed.
     owned(unsafe {

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     error::StartError,
-    model::{ContainerSpec, ContainerStatus, ExecSpec, IdMap, PodLimits},
+    model::{ContainerSpec, ContainerStatus, ExecSpec, IdMap, MemoryVolume, PodLimits},
 };
 
 /// Version of the protocol between agent and shim. An agent speaks all versions from [`OLDEST_PROTOCOL`] on.
@@ -59,6 +59,8 @@ pub(crate) struct PodConfig {
     /// Its containers have one PID namespace.
     #[serde(default)]
     pub(crate) share_processes: bool,
+    #[serde(default)]
+    pub(crate) memory: Vec<MemoryVolume>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

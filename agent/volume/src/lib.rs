@@ -30,10 +30,12 @@
 mod claims;
 mod error;
 mod files;
+mod group;
 mod name;
 mod projected;
 mod remove;
 mod store;
+mod usage;
 
 pub use claims::{ClaimId, ClaimRecord, ClaimSpec, QuarantinedClaim};
 pub use error::VolumeError;

@@ -13,7 +13,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use crate::{VolumeError, files, name, remove};
@@ -61,14 +61,20 @@ pub(crate) fn check(volume: &str, files: &BTreeMap<String, Projected>) -> Result
     Ok(())
 }
 
+/// The files with what their group needs to read them, as the kubelet gives it.
+pub(crate) fn readable(files: &BTreeMap<String, Projected>) -> BTreeMap<String, Projected> {
+    let readable = |file: &Projected| Projected { bytes: file.bytes.clone(), mode: file.mode | 0o440 };
+    files.iter().map(|(path, file)| (path.clone(), readable(file))).collect()
+}
+
 /// Brings the directory to hold exactly `files`. Nothing is written where it does already.
-pub(crate) fn write(directory: &Path, files: &BTreeMap<String, Projected>) -> Result<(), VolumeError> {
+pub(crate) fn write(directory: &Path, files: &BTreeMap<String, Projected>, group: u32) -> Result<(), VolumeError> {
     let failed = |path: &Path, error| VolumeError::io("write", path, error);
     files::make_directory(directory, 0o755)?;
     open_to_all(directory)?;
     let old = std::fs::read_link(directory.join(DATA)).ok();
-    if old.as_deref().is_none_or(|old| !is_current(&directory.join(old), files)) {
-        let fresh = write_payload(directory, files)?;
+    if old.as_deref().is_none_or(|old| !is_current(&directory.join(old), files, group)) {
+        let fresh = write_payload(directory, files, group)?;
         let link = directory.join(NEXT_DATA);
         remove_file(&link)?;
         let target = fresh.file_name().unwrap_or_default();
@@ -100,7 +106,7 @@ fn remove_leftovers(directory: &Path, files: &BTreeMap<String, Projected>) -> Re
     Ok(())
 }
 
-fn write_payload(directory: &Path, files: &BTreeMap<String, Projected>) -> Result<PathBuf, VolumeError> {
+fn write_payload(directory: &Path, files: &BTreeMap<String, Projected>, group: u32) -> Result<PathBuf, VolumeError> {
     let fresh = tempfile::Builder::new()
         .prefix("..hearth-")
         .permissions(Permissions::from_mode(0o755))
@@ -118,6 +124,7 @@ fn write_payload(directory: &Path, files: &BTreeMap<String, Projected>) -> Resul
         // Closed to others until it has its content and its own mode, which the umask does not touch.
         let mut new = File::options().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
         new.write_all(&file.bytes).map_err(failed)?;
+        fchown(&new, None, Some(group)).map_err(failed)?;
         new.set_permissions(Permissions::from_mode(file.mode & 0o777)).map_err(failed)?;
         new.sync_all().map_err(failed)?;
     }
@@ -142,7 +149,7 @@ fn first_components(files: &BTreeMap<String, Projected>) -> BTreeSet<&str> {
 }
 
 /// Whether a payload directory holds exactly these files, contents and modes.
-fn is_current(payload: &Path, files: &BTreeMap<String, Projected>) -> bool {
+fn is_current(payload: &Path, files: &BTreeMap<String, Projected>, group: u32) -> bool {
     let mut found = 0;
     let mut directories = vec![payload.to_owned()];
     while let Some(directory) = directories.pop() {
@@ -154,7 +161,7 @@ fn is_current(payload: &Path, files: &BTreeMap<String, Projected>) -> bool {
             }
             let key = path.strip_prefix(payload).ok().map(Path::as_os_str).and_then(OsStr::to_str);
             let Some(file) = key.and_then(|key| files.get(key)) else { return false };
-            if !holds(&path, file) {
+            if !holds(&path, file, group) {
                 return false;
             }
             found += 1;
@@ -163,11 +170,12 @@ fn is_current(payload: &Path, files: &BTreeMap<String, Projected>) -> bool {
     found == files.len()
 }
 
-fn holds(path: &Path, file: &Projected) -> bool {
+fn holds(path: &Path, file: &Projected, group: u32) -> bool {
     let same = || -> io::Result<bool> {
         let had = File::open(path)?;
         let metadata = had.metadata()?;
-        if metadata.len() != file.bytes.len() as u64 || metadata.permissions().mode() & 0o777 != file.mode & 0o777 {
+        let length = metadata.len() == file.bytes.len() as u64;
+        if !length || metadata.gid() != group || metadata.permissions().mode() & 0o777 != file.mode & 0o777 {
             return Ok(false);
         }
         let mut bytes = Vec::with_capacity(file.bytes.len());

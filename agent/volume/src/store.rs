@@ -130,6 +130,8 @@ impl VolumeStore {
 
     /// Brings a ConfigMap or Secret volume of a pod to hold exactly `files` (key or relative path to content), and returns its directory.
     ///
+    /// With a group, the files are its own, and it may read them.
+    ///
     /// The directory stays the same one, so a running container sees the update; it sees all old files or all new ones. Nothing is written
     /// where nothing changed.
     pub fn project(
@@ -138,16 +140,21 @@ impl VolumeStore {
         volume: &str,
         files: &BTreeMap<String, Projected>,
         secret: bool,
+        group: Option<u32>,
     ) -> Result<PathBuf, VolumeError> {
         let directory = self.pod_volume(pod_uid, if secret { "secret" } else { "config" }, volume)?;
         projected::check(volume, files)?;
         let _lock = self.lock()?;
-        projected::write(&directory, files)?;
+        match group {
+            None => projected::write(&directory, files, 0)?,
+            Some(group) => projected::write(&directory, &projected::readable(files), group)?,
+        }
         Ok(directory)
     }
 
-    /// The empty directory `volume` of a pod, made if it is new: mode 0777 as the kubelet's, since the container may run as any user.
-    pub fn empty_dir(&self, pod_uid: &str, volume: &str) -> Result<PathBuf, VolumeError> {
+    /// The empty directory `volume` of a pod, made if it is new: mode 0777 as the kubelet's, since the container may run as any user. A group
+    /// is handed down to what is made in it.
+    pub fn empty_dir(&self, pod_uid: &str, volume: &str, group: Option<u32>) -> Result<PathBuf, VolumeError> {
         let directory = self.pod_volume(pod_uid, "empty", volume)?;
         let _lock = self.lock()?;
         if directory.is_dir() {
@@ -159,8 +166,33 @@ impl VolumeStore {
         files::make_directory(&fresh, 0o755)?;
         std::fs::set_permissions(&fresh, Permissions::from_mode(0o777))
             .map_err(|error| VolumeError::io("set the mode of", &fresh, error))?;
+        if let Some(group) = group {
+            crate::group::set(&fresh, group)?;
+        }
         files::rename(&fresh, &directory)?;
         Ok(directory)
+    }
+
+    /// Gives a claim's data to a group, which may then do with it what its owner may (`fsGroup`). `on_root_mismatch` looks at nothing more
+    /// where the directory itself is the group's already.
+    ///
+    /// To be called while no container uses the claim. Takes as long as there are files, and holds up no other call.
+    pub fn share(&self, data: &Path, group: u32, on_root_mismatch: bool) -> Result<(), VolumeError> {
+        if on_root_mismatch && crate::group::has(data, group)? {
+            return Ok(());
+        }
+        crate::group::set(data, group)
+    }
+
+    /// Bytes on the disk of an empty directory of a pod; once they are more than `enough`, the rest is not counted. None where it is not there.
+    ///
+    /// Takes as long as there are files, writes nothing, and holds up no other call.
+    pub fn usage(&self, pod_uid: &str, volume: &str, enough: u64) -> Result<Option<u64>, VolumeError> {
+        let directory = self.pod_volume(pod_uid, "empty", volume)?;
+        if !directory.is_dir() {
+            return Ok(None);
+        }
+        crate::usage::of(&directory, enough).map(Some)
     }
 
     /// Removes a pod's projected volumes and empty directories, never a claim; [`Self::empty_trash`] frees their space. A pod without any is

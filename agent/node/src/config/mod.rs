@@ -287,6 +287,19 @@ impl Environment {
 
     /// Replaces `$(NAME)`; `$$` stands for `$`, and what is unknown stays as it is (Kubernetes' `expansion.Expand`).
     pub(crate) fn expand(&self, text: &str) -> String {
+        self.expand_or(text, |_| {})
+    }
+
+    /// The same, and what is unknown is the error: the first such name.
+    pub(crate) fn expand_all(&self, text: &str) -> Result<String, String> {
+        let mut unknown = None;
+        let out = self.expand_or(text, |name| {
+            unknown.get_or_insert_with(|| name.to_owned());
+        });
+        unknown.map_or(Ok(out), Err)
+    }
+
+    fn expand_or(&self, text: &str, mut unknown: impl FnMut(&str)) -> String {
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
         while let Some(at) = rest.find('$') {
@@ -298,7 +311,10 @@ impl Environment {
             } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
                 match self.list.iter().find(|(had, _)| had == name) {
                     Some((_, value)) => out.push_str(value),
-                    None => out.extend(["$(", name, ")"]),
+                    None => {
+                        unknown(name);
+                        out.extend(["$(", name, ")"]);
+                    }
                 }
                 rest = tail;
             } else {

@@ -21,6 +21,7 @@ use crate::{
     desired::Objects,
     facts,
     files::chain,
+    mounts,
     shared::{Shared, blocking},
 };
 
@@ -61,7 +62,24 @@ impl Site {
     /// Volumes for a pod that is to start.
     pub(crate) async fn volumes(&self) -> Result<VolumePaths, Failure> {
         self.take_claims()?;
-        self.refresh().await
+        let paths = self.refresh().await?;
+        let site = self.clone();
+        blocking(move || site.share(&paths).map(|()| paths)).await
+    }
+
+    /// Gives the data of claims to the pod's group, where it has one: before its first container, since ownership must not change under it.
+    fn share(&self, paths: &VolumePaths) -> Result<(), Failure> {
+        let context = self.pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+        let Some(group) = container::volume_group(&self.pod) else { return Ok(()) };
+        let lazy = context.and_then(|context| context.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
+        for volume in self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+            let claim = volume.persistent_volume_claim.as_ref().filter(|claim| claim.read_only != Some(true));
+            if let Some(path) = claim.and_then(|_| paths.get(&volume.name)) {
+                let shared = self.shared.volumes.share(path, group, lazy);
+                shared.map_err(|error| self.failed("volumes", "FailedMount", &error))?;
+            }
+        }
+        Ok(())
     }
 
     /// Volumes of a pod that runs, as they should be now.
@@ -88,14 +106,14 @@ impl Site {
     }
 
     fn volume(&self, volume: &Volume, configs: &Configs<'_>) -> Result<PathBuf, Failure> {
-        let store = &self.shared.volumes;
+        let (store, group) = (&self.shared.volumes, container::volume_group(&self.pod));
         let mount = |error: hearth_volume::VolumeError| {
             let mut failure = self.failed("volumes", "FailedMount", &error);
             failure.message = format!("volume {}: {}", volume.name, failure.message);
             failure
         };
         if let Some((files, secret)) = configs.files(volume)? {
-            return store.project(self.uid(), &volume.name, &files, secret).map_err(mount);
+            return store.project(self.uid(), &volume.name, &files, secret, group).map_err(mount);
         }
         if let Some(claim) = &volume.persistent_volume_claim {
             return self.claim(&claim.claim_name, configs).and_then(|(id, spec, status)| {
@@ -105,12 +123,12 @@ impl Site {
                 Ok(path)
             });
         }
-        if container::memory(volume).is_some() {
+        if mounts::memory(volume).is_some() {
             // The sandbox has it.
             return Ok(PathBuf::from(&volume.name));
         }
         if volume.empty_dir.is_some() {
-            return store.empty_dir(self.uid(), &volume.name).map_err(mount);
+            return store.empty_dir(self.uid(), &volume.name, group).map_err(mount);
         }
         Err(Failure::new("FailedMount", format!("volume {}: its kind is not supported by this device", volume.name)))
     }
@@ -188,7 +206,7 @@ impl Site {
             hostname,
             limits: container::pod_limits(&self.pod),
             guest: self.namespace() != self.shared.owner,
-            memory: container::memory_volumes(&self.pod),
+            memory: mounts::memory_volumes(&self.pod),
             share_processes: self.pod.spec.as_ref().and_then(|spec| spec.share_process_namespace) == Some(true),
         };
         let _slot = self.shared.slots.acquire().await;
@@ -298,6 +316,10 @@ fn start_failure(error: RuntimeError) -> StartFailure {
         RuntimeError::Version { .. } => return StartFailure::Config(Failure::new("ShimVersion", chain(&error))),
         RuntimeError::Start(StartError::NoSuchFile { .. } | StartError::NotExecutable { .. }) => "ContainerCannotRun",
         RuntimeError::Start(StartError::OutOfMemory) => "OOMKilled",
+        // As the kubelet has it: what is in the volume may change, and nothing was started.
+        RuntimeError::Start(StartError::SubPath { .. }) => {
+            return StartFailure::Config(Failure::new("CreateContainerConfigError", chain(&error)));
+        }
         RuntimeError::Start(_) => "StartError",
         _ => "RunContainerError",
     };

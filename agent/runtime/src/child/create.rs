@@ -25,13 +25,14 @@ use super::{
     launch::{DEFAULT_PATH, Launch},
     oci,
     rootfs::{self, Mounted, Root},
+    source,
     user::{self, Ids},
 };
 use crate::{
     error::{StartError, because},
     features,
     model::{ContainerSpec, Mount, MountKind, TERMINATION_LOG, WindowSize},
-    shim::{Sandbox, TheirEnds, container_id},
+    shim::{MEMORY, Sandbox, TheirEnds, container_id},
     sys,
     wire::{self, HelperMsg},
 };
@@ -196,17 +197,19 @@ fn prepare_root(sandbox: &Sandbox, spec: &ContainerSpec, dir: &Path) -> Result<(
         };
         root.check_target(&volume.target).map_err(failed)?;
         let target = root.check_nested(&volume.target, &mounted).map_err(failed)?;
-        mounted.push(Mounted::new(target, volume).map_err(failed)?);
-        if volume.kind == MountKind::IdmappedBind {
-            rootfs::attach_volume(volume, sandbox.userns(), &dir.join(format!("v{n}")))?;
+        let source = source::open(volume, &sandbox.mnt.join(MEMORY), map)?;
+        if let Some(source) = &source {
+            rootfs::attach_volume(volume, source, sandbox.userns(), &dir.join(format!("v{n}")))?;
         }
+        mounted.push(Mounted { target, volume: source });
     }
     if !spec.cwd.is_empty() && !is_below_mount(spec) {
         root.make_dir(Path::new(&spec.cwd))
             .map_err(|e| StartError::WorkingDirectory { cwd: spec.cwd.clone(), reason: e.to_string() })?;
     }
     let run_as = (spec.run_as_user, spec.run_as_group);
-    let ids = user::resolve(root.fd.as_fd(), &spec.user, run_as, map.size)?;
+    let mut ids = user::resolve(root.fd.as_fd(), &spec.user, run_as, map.size)?;
+    ids.add(&spec.groups);
     let host = caps::bounding().map_err(isolation("read the host's capabilities"))?;
     Ok((ids, caps::parse(&spec.capabilities)? & host))
 }

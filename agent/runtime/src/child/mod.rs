@@ -7,6 +7,7 @@ pub(crate) mod launch;
 mod oci;
 pub(crate) mod remove;
 pub(crate) mod rootfs;
+mod source;
 mod user;
 
 pub(crate) use self::exec::become_root_inside;
@@ -14,7 +15,7 @@ use std::path::{Component, Path};
 
 use crate::{
     error::StartError,
-    model::{ContainerSpec, ExecSpec, IDS_PER_POD, IdMap, MountKind},
+    model::{ContainerSpec, ExecSpec, IDS_PER_POD, IdMap, MemoryVolume, MountKind},
     wire::PodConfig,
 };
 
@@ -24,6 +25,8 @@ const MAX_NAME: usize = 63;
 const MAX_LAYERS: usize = 256;
 /// Least number of tasks: while a container starts, its helper and libcontainer's processes are in its cgroup.
 const MIN_PIDS: u64 = 4;
+/// Most groups that a container gets besides those of its image, as many as Kubernetes' own tests give.
+const MAX_GROUPS: usize = 256;
 /// Most mounts of a container.
 const MAX_MOUNTS: usize = 256;
 
@@ -46,6 +49,31 @@ pub(crate) fn check_id_map(map: IdMap) -> Result<(), &'static str> {
         return Err("must map at least one id, to host ids from 65536 on, below 2^32");
     }
     Ok(())
+}
+
+/// Volumes in memory that can be made.
+pub(crate) fn check_memory(volumes: &[MemoryVolume], map: IdMap) -> Result<(), String> {
+    if volumes.len() > MAX_MOUNTS {
+        return Err(format!("{} volumes, at most {MAX_MOUNTS}", volumes.len()));
+    }
+    for (n, volume) in volumes.iter().enumerate() {
+        check_name(&volume.name).map_err(|e| format!("{:?}: {e}", volume.name))?;
+        if volumes.iter().take(n).any(|before| before.name == volume.name) {
+            return Err(format!("{:?} is there twice", volume.name));
+        }
+        if volume.size_bytes == Some(0) || volume.group.is_some_and(|group| group >= map.size) {
+            return Err(format!("{:?} must have a size of more than 0, and a group of the pod's", volume.name));
+        }
+    }
+    Ok(())
+}
+
+/// A path in a volume.
+fn check_relative(field: &str, path: &Path) -> Result<(), StartError> {
+    if path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
+        return Ok(());
+    }
+    Err(invalid(field, format!("{} must be relative, without '..'", path.display())))
 }
 
 fn check_absolute(field: &str, path: &Path) -> Result<(), StartError> {
@@ -96,15 +124,29 @@ pub(crate) fn check_container(spec: &ContainerSpec, pod: &PodConfig) -> Result<(
     for mount in &spec.mounts {
         check_absolute("mounts.target", &mount.target)?;
         rootfs::check_target(&mount.target).map_err(|e| invalid("mounts.target", e))?;
-        if mount.kind == MountKind::IdmappedBind {
-            check_absolute("mounts.source", &mount.source)?;
+        match &mount.kind {
+            MountKind::IdmappedBind => check_absolute("mounts.source", &mount.source)?,
+            MountKind::SubPath { path, .. } => {
+                check_absolute("mounts.source", &mount.source)?;
+                check_relative("mounts.path", path)?;
+            }
+            MountKind::Memory { volume, path } => {
+                check_relative("mounts.path", path.as_deref().unwrap_or(Path::new("")))?;
+                if !pod.memory.iter().any(|one| one.name == *volume) {
+                    return Err(invalid("mounts.volume", format!("the pod has no volume {volume:?} in memory")));
+                }
+            }
+            MountKind::Tmpfs { .. } => {}
         }
     }
     if let Some(path) = &spec.termination_log {
         check_absolute("termination_log", path)?;
         rootfs::check_target(path).map_err(|e| invalid("termination_log", e))?;
     }
-    for id in [spec.run_as_user, spec.run_as_group].into_iter().flatten() {
+    if spec.groups.len() > MAX_GROUPS {
+        return Err(invalid("groups", format!("{} groups, at most {MAX_GROUPS}", spec.groups.len())));
+    }
+    for id in [spec.run_as_user, spec.run_as_group].into_iter().flatten().chain(spec.groups.iter().copied()) {
         if id >= pod.id_map.size {
             return Err(invalid("run_as", format!("id {id} is not one of the pod's {}", pod.id_map.size)));
         }

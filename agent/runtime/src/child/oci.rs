@@ -94,7 +94,9 @@ fn mounts(parts: &Parts<'_>) -> Result<Vec<Mount>, OciSpecError> {
     }
     for (n, m) in parts.spec.mounts.iter().enumerate() {
         all.push(match m.kind {
-            MountKind::IdmappedBind => bind(&m.target, &parts.dir.join(format!("v{n}")), m.read_only)?,
+            MountKind::IdmappedBind | MountKind::SubPath { .. } | MountKind::Memory { .. } => {
+                bind(&m.target, &parts.dir.join(format!("v{n}")), m.read_only)?
+            }
             MountKind::Tmpfs { size } => {
                 let target = m.target.to_string_lossy();
                 let size = format!("size={size}");

@@ -183,7 +183,7 @@ pub(super) fn make_termination_log(scratch: &Path) -> io::Result<()> {
     file.set_permissions(fs::Permissions::from_mode(0o666))
 }
 
-fn fd_path(fd: &impl AsRawFd) -> String {
+pub(super) fn fd_path(fd: &impl AsRawFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
@@ -238,26 +238,42 @@ fn attached_overlay(layers: &[OwnedFd], writable: &[File], dir: &Path) -> io::Re
 }
 
 /// Attaches an idmapped copy of a volume at `at`, a directory or file like its source.
-pub(crate) fn attach_volume(volume: &Mount, userns: BorrowedFd<'_>, at: &Path) -> Result<(), StartError> {
+pub(crate) fn attach_volume(
+    volume: &Mount,
+    source: &OwnedFd,
+    userns: BorrowedFd<'_>,
+    at: &Path,
+) -> Result<(), StartError> {
     let failed = |e: io::Error| StartError::Mount {
         source_path: volume.source.clone(),
         target: volume.target.clone(),
         reason: e.to_string(),
     };
-    let meta = fs::metadata(&volume.source).map_err(failed)?;
+    // By descriptor: nothing is looked up a second time.
+    let source = PathBuf::from(fd_path(source));
+    let meta = fs::metadata(&source).map_err(failed)?;
     if meta.is_dir() { fs::create_dir(at) } else { File::create(at).map(drop) }.map_err(failed)?;
     let attrs = if volume.read_only { sys::MOUNT_ATTR_RDONLY } else { 0 };
-    let fd = idmapped(&volume.source, userns, attrs).map_err(failed)?;
-    sys::move_mount(fd.as_fd(), at).map_err(failed)
+    let fd = match volume.kind {
+        // Made for this pod, with ids of the host.
+        MountKind::Memory { .. } => plain(&source, attrs),
+        _ => idmapped(&source, userns, attrs),
+    };
+    sys::move_mount(fd.map_err(failed)?.as_fd(), at).map_err(failed)
+}
+
+/// A detached copy of the mount at `source` as it is.
+fn plain(source: &Path, attrs: u64) -> io::Result<OwnedFd> {
+    let fd = sys::open_tree(source)?;
+    let attr_set = attrs | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV;
+    sys::mount_setattr(fd.as_fd(), MountAttr { attr_set, ..MountAttr::default() })?;
+    Ok(fd)
 }
 
 /// Attaches a copy of a directory of the host, as it is, at `at`.
 pub(crate) fn attach(source: &Path, at: &Path, attrs: u64) -> io::Result<()> {
     fs::create_dir(at)?;
-    let fd = sys::open_tree(source)?;
-    let attr_set = attrs | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV;
-    sys::mount_setattr(fd.as_fd(), MountAttr { attr_set, ..MountAttr::default() })?;
-    sys::move_mount(fd.as_fd(), at)
+    sys::move_mount(plain(source, attrs)?.as_fd(), at)
 }
 
 /// A mount as later ones find it.
@@ -267,18 +283,6 @@ pub(crate) struct Mounted {
     pub(crate) target: PathBuf,
     /// What is in it, if that is a directory of the host.
     pub(crate) volume: Option<OwnedFd>,
-}
-
-impl Mounted {
-    pub(crate) fn new(target: PathBuf, mount: &Mount) -> io::Result<Self> {
-        let volume = match mount.kind {
-            MountKind::IdmappedBind => {
-                Some(fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&mount.source)?.into())
-            }
-            MountKind::Tmpfs { .. } => None,
-        };
-        Ok(Self { target, volume })
-    }
 }
 
 /// The names in a path, and its steps up.

@@ -21,6 +21,17 @@ pub(crate) struct Ids {
     pub(crate) home: String,
 }
 
+impl Ids {
+    /// Puts the program into more groups.
+    pub(super) fn add(&mut self, groups: &[u32]) {
+        for group in groups {
+            if !self.groups.contains(group) {
+                self.groups.push(*group);
+            }
+        }
+    }
+}
+
 /// The text of a file of the image; empty where it is none, too long, or leads out of the root.
 pub(super) fn read_in_root(root: BorrowedFd<'_>, path: &str) -> String {
     // Non-blocking: an image may have a FIFO there.

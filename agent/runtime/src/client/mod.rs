@@ -158,6 +158,7 @@ impl Runtime {
             limits,
             guest,
             share_processes,
+            memory,
         } = sandbox;
         if self.pod_dir(&uid).exists() {
             let reason = "a pod of this uid is there already: destroy or forget it first".to_owned();
@@ -176,6 +177,7 @@ impl Runtime {
             limits,
             guest,
             share_processes,
+            memory,
         };
         match self.set_up(ours, config).await {
             Ok(pod) => Ok(pod),
@@ -396,6 +398,8 @@ fn check_sandbox(sandbox: &PodSandbox) -> Result<(), RuntimeError> {
         let reason = format!("must be 1 to {MAX_HOSTNAME} bytes");
         return Err(RuntimeError::BadSandbox { field: "hostname", reason });
     }
+    child::check_memory(&sandbox.memory, sandbox.id_map)
+        .map_err(|reason| RuntimeError::BadSandbox { field: "memory", reason })?;
     child::check_id_map(sandbox.id_map).map_err(|e| RuntimeError::BadSandbox { field: "id_map", reason: e.to_owned() })
 }
 

@@ -32,7 +32,7 @@ use self::{
 };
 pub(crate) use self::{
     container::{TheirEnds, id as container_id},
-    setup::Sandbox,
+    setup::{MEMORY, Sandbox},
 };
 use crate::{
     sys, title,

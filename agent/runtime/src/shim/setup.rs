@@ -23,6 +23,7 @@ use super::pause::Pause;
 use crate::{
     cgroup::Cgroups,
     error::because,
+    model::MemoryVolume,
     record::PodRecord,
     sys,
     wire::PodConfig,
@@ -34,12 +35,15 @@ const SCRATCHPAD_OPTIONS: &str = "size=16m,mode=755";
 /// `/dev/shm` of the pod, as Docker's; its pages count against the memory limit of who writes them.
 const SHM_OPTIONS: &str = "size=64m,mode=1777";
 
+/// Where the pod's volumes in memory are in its small root.
+pub(crate) const MEMORY: &str = "memory";
+
 /// A pod as its shim holds it.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     pub(crate) config: PodConfig,
     pub(crate) pod_dir: PathBuf,
-    /// Root directory of helpers while they make a container: `c/<container>/`, `lc/`, `etc/`, `shm`, `sysfs`, and the
+    /// Root directory of helpers while they make a container: `c/<container>/`, `lc/`, `etc/`, `shm`, `sysfs`, `memory/<volume>/`, and the
     /// host's `proc`, `dev`. Mounted in the shim's namespace only.
     pub(crate) mnt: PathBuf,
     pub(crate) cgroups: Cgroups,
@@ -173,7 +177,7 @@ fn private_root(mnt: &Path, config: &PodConfig) -> io::Result<()> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
     mount(Some("hearth"), mnt, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(SCRATCHPAD_OPTIONS))?;
     mount(none, mnt, none, MsFlags::MS_PRIVATE, none)?;
-    for dir in ["proc", "dev", "c", "lc", "etc", "shm", "sysfs"] {
+    for dir in ["proc", "dev", "c", "lc", "etc", "shm", "sysfs", MEMORY] {
         fs::create_dir(mnt.join(dir))?;
     }
     // libcontainer looks for cgroups here and, finding none, leaves them to us.
@@ -187,12 +191,29 @@ fn private_root(mnt: &Path, config: &PodConfig) -> io::Result<()> {
     mount(Some("shm"), &mnt.join("shm"), Some("tmpfs"), flags, Some(SHM_OPTIONS))?;
     let root = config.id_map.host_base;
     chown(mnt.join("shm"), Some(root), Some(root))?;
+    for volume in &config.memory {
+        memory_volume(&mnt.join(MEMORY).join(&volume.name), volume, root)?;
+    }
     let hostname = format!("{}\n", config.hostname);
     for (name, text) in [("resolv.conf", &config.resolv_conf), ("hosts", &config.hosts), ("hostname", &hostname)] {
         let path = mnt.join("etc").join(name);
         fs::write(&path, text)?;
         chown(&path, Some(root), Some(root))?;
     }
+    Ok(())
+}
+
+/// Mounts a volume in memory: writable by all users of the pod, as the kubelet has it; a group that it belongs to is handed down.
+fn memory_volume(at: &Path, volume: &MemoryVolume, root: u32) -> io::Result<()> {
+    fs::create_dir(at)?;
+    let mode = if volume.group.is_some() { "mode=2777" } else { "mode=777" };
+    let group = root + volume.group.unwrap_or(0);
+    let mut options = format!("{mode},uid={root},gid={group}");
+    if let Some(size) = volume.size_bytes {
+        options = format!("{options},size={size}");
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("memory"), at, Some("tmpfs"), flags, Some(options.as_str()))?;
     Ok(())
 }
 

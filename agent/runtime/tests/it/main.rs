@@ -13,6 +13,7 @@ mod isolation;
 mod processes;
 mod support;
 mod survive;
+mod volumes;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -48,6 +49,7 @@ fn main() {
         isolation::TESTS,
         processes::TESTS,
         survive::TESTS,
+        volumes::TESTS,
     ]
     .concat();
     if args.list {

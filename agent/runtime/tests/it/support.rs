@@ -125,6 +125,7 @@ pub fn sandbox(uid: &str, map: IdMap) -> PodSandbox {
         limits: PodLimits { pids: Some(500), ..PodLimits::default() },
         guest: false,
         share_processes: false,
+        memory: Vec::new(),
     }
 }
 
@@ -147,7 +148,8 @@ impl Ctx {
         self.pod_with(|sandbox| sandbox.guest = guest).await
     }
 
-    async fn pod_with(&self, change: impl FnOnce(&mut PodSandbox)) -> TestPod {
+    /// A pod that is another than usual.
+    pub async fn pod_with(&self, change: impl FnOnce(&mut PodSandbox)) -> TestPod {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let map = IdMap { host_base: n * IDS_PER_POD, size: IDS_PER_POD };
         let uid = format!("pod-{n}");
@@ -172,6 +174,7 @@ pub fn spec(dir: &Path, layer: &Path, name: &str, script: &str) -> ContainerSpec
         user: String::new(),
         run_as_user: None,
         run_as_group: None,
+        groups: Vec::new(),
         mounts: Vec::new(),
         limits: Limits::default(),
         capabilities: Vec::new(),

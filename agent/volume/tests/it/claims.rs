@@ -184,7 +184,7 @@ fn trash_that_cannot_be_emptied_fails_no_deletion() {
     fs::write(path.join("file"), "x").unwrap();
     store.delete_claim(&id("data", "u-1")).unwrap();
     assert!(!path.exists() && store.list_claims().unwrap().is_empty());
-    store.empty_dir("p-1", "cache").unwrap();
+    store.empty_dir("p-1", "cache", None).unwrap();
     store.remove_pod("p-1").unwrap();
     // Nothing waits: neither the next start nor whoever else wants to empty it.
     let store = VolumeStore::open(&directory.path().join("volumes")).unwrap();
@@ -263,8 +263,8 @@ fn names_that_climb_are_refused_everywhere() {
             );
             assert!(matches!(store.delete_claim(&claim), Err(VolumeError::Name { .. })), "{claim:?}");
         }
-        assert!(matches!(store.empty_dir(bad, "v"), Err(VolumeError::Name { .. })));
-        assert!(matches!(store.empty_dir("p", bad), Err(VolumeError::Name { .. })));
+        assert!(matches!(store.empty_dir(bad, "v", None), Err(VolumeError::Name { .. })));
+        assert!(matches!(store.empty_dir("p", bad, None), Err(VolumeError::Name { .. })));
         assert!(matches!(store.remove_pod(bad), Err(VolumeError::Name { .. })));
     }
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);

@@ -102,8 +102,8 @@ fn work(root: &Path) {
         println!("\nkept {uid}");
         let file = Projected { bytes: uid.clone().into_bytes(), mode: 0o644 };
         let files = BTreeMap::from([("a".to_owned(), file.clone()), ("b".to_owned(), file)]);
-        store.project("p-1", "v", &files, false).unwrap();
-        store.empty_dir("p-2", "cache").unwrap();
+        store.project("p-1", "v", &files, false, None).unwrap();
+        store.empty_dir("p-2", "cache", None).unwrap();
         store.remove_pod("p-2").unwrap();
         store.empty_trash().unwrap();
         if n % 3 == 0 {
@@ -128,7 +128,7 @@ fn another_disk_mounted_over_a_claim_is_found_out_and_never_deleted() {
         }
         // A mount that somebody left in a pod's directory: what is behind it stays, and it does not keep other trash.
         store.remove_pod("p-1").unwrap();
-        store.empty_dir("p-2", "cache").unwrap();
+        store.empty_dir("p-2", "cache", None).unwrap();
         store.remove_pod("p-2").unwrap();
         let error = store.empty_trash().unwrap_err();
         assert!(error.to_string().contains("p-1.0"), "{error}");
@@ -141,7 +141,7 @@ fn another_disk_mounted_over_a_claim_is_found_out_and_never_deleted() {
     let store = VolumeStore::open(&root).unwrap();
     let claim = store.ensure_claim(&id("data", "u-1"), &ClaimSpec::default()).unwrap();
     fs::write(claim.join("file"), "precious").unwrap();
-    let behind = store.empty_dir("p-1", "cache").unwrap().join("mounted");
+    let behind = store.empty_dir("p-1", "cache", None).unwrap().join("mounted");
     fs::create_dir(&behind).unwrap();
     fs::create_dir(root.join("precious")).unwrap();
     fs::write(root.join("precious/file"), "x").unwrap();
@@ -205,7 +205,7 @@ fn emptying_a_large_trash_goes_on_after_kill_9_and_takes_along_what_is_added() {
     let root = directory.path().join("volumes");
     let store = VolumeStore::open(&root).unwrap();
     for pod in 0..100 {
-        let cache = store.empty_dir(&format!("p-{pod}"), "cache").unwrap();
+        let cache = store.empty_dir(&format!("p-{pod}"), "cache", None).unwrap();
         (0..200).for_each(|n| drop(fs::File::create(cache.join(n.to_string())).unwrap()));
         store.remove_pod(&format!("p-{pod}")).unwrap();
     }
@@ -225,7 +225,7 @@ fn emptying_a_large_trash_goes_on_after_kill_9_and_takes_along_what_is_added() {
     // Two at once, and one more pod meanwhile: nothing stays behind.
     std::thread::scope(|scope| {
         scope.spawn(|| store.empty_trash().unwrap());
-        store.empty_dir("late", "cache").unwrap();
+        store.empty_dir("late", "cache", None).unwrap();
         store.remove_pod("late").unwrap();
         store.empty_trash().unwrap();
     });
@@ -238,11 +238,11 @@ fn a_full_disk_is_a_clear_error_and_keeps_what_was_there() {
     if let Some(root) = role("full") {
         let store = VolumeStore::open(&root).unwrap();
         let file = |bytes: usize| BTreeMap::from([("a".to_owned(), Projected { bytes: vec![7; bytes], mode: 0o644 })]);
-        let path = store.project("p-1", "v", &file(1000), false).unwrap();
-        let error = store.project("p-1", "v", &file(4 * 1024 * 1024), false).unwrap_err();
+        let path = store.project("p-1", "v", &file(1000), false, None).unwrap();
+        let error = store.project("p-1", "v", &file(4 * 1024 * 1024), false, None).unwrap_err();
         assert!(matches!(error, VolumeError::DiskFull { .. }), "{error}");
         assert_eq!(fs::read(path.join("a")).unwrap(), vec![7; 1000]);
-        store.project("p-1", "v", &file(2000), false).unwrap();
+        store.project("p-1", "v", &file(2000), false, None).unwrap();
         assert_eq!(fs::read_dir(&path).unwrap().count(), 3, "nothing half done is left");
         return;
     }

@@ -96,6 +96,17 @@ const POD_FIELDS: &[(&str, Use)] = &[
     ("topologySpreadConstraints", Use::Refused(UNSUPPORTED)),
 ];
 
+/// What of `securityContext` is acted on for a whole pod.
+const POD_SECURITY: &[&str] = &[
+    "runAsUser",
+    "runAsGroup",
+    "runAsNonRoot",
+    "seccompProfile",
+    "fsGroup",
+    "fsGroupChangePolicy",
+    "supplementalGroups",
+];
+
 /// The same for a container.
 const CONTAINER_FIELDS: &[(&str, Use)] = &[
     ("args", Use::Acted),
@@ -147,7 +158,14 @@ pub(super) fn spec(spec: &Value, path: &str, report: &mut Report) {
         super::labels(selector, &format!("{path}.nodeSelector"), report);
     }
     pull_secrets(spec, path, report);
-    security(spec, path, &["runAsUser", "runAsGroup", "runAsNonRoot", "seccompProfile"], report);
+    security(spec, path, POD_SECURITY, report);
+    one_of(
+        &spec["securityContext"],
+        "fsGroupChangePolicy",
+        &["Always", "OnRootMismatch"],
+        &format!("{path}.securityContext"),
+        report,
+    );
     let volumes = volume::volumes(spec, path, report);
     containers(spec, path, &volumes, report);
 }
@@ -329,8 +347,13 @@ fn security(owner: &Value, at: &str, known: &[&str], report: &mut Report) {
             "privileged" | "allowPrivilegeEscalation" if value == &Value::Bool(true) => {
                 report.wrong(path, "refused: an app is a guest");
             }
-            "runAsUser" | "runAsGroup" if !value.as_i64().is_some_and(|id| (0..65_536).contains(&id)) => {
-                report.wrong(path, "must be from 0 to 65535: a pod has 65,536 ids");
+            "runAsUser" | "runAsGroup" | "fsGroup" => check_id(value, path, report),
+            "supplementalGroups" => {
+                for (path, id) in
+                    each(&owner["securityContext"], "supplementalGroups", &format!("{at}.securityContext"))
+                {
+                    check_id(id, path, report);
+                }
             }
             "seccompProfile" if text(value, "type") != "RuntimeDefault" => {
                 report.wrong(path, "only the type RuntimeDefault");
@@ -342,6 +365,13 @@ fn security(owner: &Value, at: &str, known: &[&str], report: &mut Report) {
             }
             _ => {}
         }
+    }
+}
+
+/// An id of a user or a group of a pod.
+fn check_id(id: &Value, path: String, report: &mut Report) {
+    if !id.as_i64().is_some_and(|id| (0..65_536).contains(&id)) {
+        report.wrong(path, "must be from 0 to 65535: a pod has 65,536 ids");
     }
 }
 

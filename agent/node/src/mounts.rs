@@ -1,0 +1,179 @@
+//! What of a pod's volumes is mounted where in a container. Pure.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+};
+
+use hearth_pod::Failure;
+use hearth_runtime::{MemoryVolume, Mount, MountKind};
+use hearth_types::{
+    kinds::{Container, Pod, Volume, VolumeMount},
+    names::sub_path_of_volume,
+    quantity,
+};
+use k8s_openapi::api::core::v1::EmptyDirVolumeSource;
+
+use crate::{
+    config::Environment,
+    container::{self, wrong},
+};
+
+/// The mounts of a container, in the order in which they are made.
+pub(crate) fn of(
+    container: &Container,
+    volumes: &HashMap<String, PathBuf>,
+    pod: &Pod,
+    env: &Environment,
+) -> Result<Vec<Mount>, Failure> {
+    let declared: BTreeMap<&str, &Volume> = volumes_of(pod).map(|volume| (volume.name.as_str(), volume)).collect();
+    let mut mounts = Vec::new();
+    for mount in container.volume_mounts.iter().flatten() {
+        let missing = || wrong(format!("there is no volume {:?} in this pod", mount.name));
+        let source = volumes.get(&mount.name).ok_or_else(missing)?;
+        let volume = declared.get(mount.name.as_str()).ok_or_else(missing)?;
+        let fixed = is_fixed(volume);
+        let kind = match (memory(volume), sub_path(mount, env)?) {
+            (Some(_), path) => MountKind::Memory { volume: volume.name.clone(), path },
+            // The kubelet makes a directory there too, which stands in the way of the file that was meant.
+            (None, Some(path)) => MountKind::SubPath { path, create: !fixed },
+            (None, None) => MountKind::IdmappedBind,
+        };
+        mounts.push(Mount {
+            source: source.clone(),
+            target: Path::new(&mount.mount_path).to_owned(),
+            read_only: fixed || mount.read_only.unwrap_or(false),
+            kind,
+        });
+    }
+    // An outer directory first, so that it does not hide an inner one.
+    mounts.sort_by(|a, b| a.target.cmp(&b.target));
+    Ok(mounts)
+}
+
+fn volumes_of(pod: &Pod) -> impl Iterator<Item = &Volume> {
+    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten())
+}
+
+/// Whether no container may write to a volume.
+fn is_fixed(volume: &Volume) -> bool {
+    let claim = volume.persistent_volume_claim.as_ref();
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some()
+        || claim.is_some_and(|claim| claim.read_only == Some(true))
+}
+
+/// Of a volume that is memory, what is said of it.
+pub(crate) fn memory(volume: &Volume) -> Option<&EmptyDirVolumeSource> {
+    volume.empty_dir.as_ref().filter(|source| source.medium.as_deref() == Some("Memory"))
+}
+
+/// The volumes of a pod that are memory: each has its own limit, and at most the pod's, as in Kubernetes.
+pub(crate) fn memory_volumes(pod: &Pod) -> Vec<MemoryVolume> {
+    let (most, group) = (container::pod_limits(pod).memory_bytes, container::volume_group(pod));
+    let own = |source: &EmptyDirVolumeSource| source.size_limit.as_ref().and_then(|size| quantity::bytes(&size.0).ok());
+    let all = volumes_of(pod).filter_map(|volume| Some((volume, own(memory(volume)?).filter(|size| *size > 0))));
+    let named = |(volume, own): (&Volume, Option<u64>)| MemoryVolume {
+        name: volume.name.clone(),
+        size_bytes: own.into_iter().chain(most).min(),
+        group,
+    };
+    all.map(named).collect()
+}
+
+/// Where in its volume the mount begins, checked again where variables went into it.
+fn sub_path(mount: &VolumeMount, env: &Environment) -> Result<Option<PathBuf>, Failure> {
+    let said = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let path = match (said(&mount.sub_path), said(&mount.sub_path_expr)) {
+        (Some(path), _) => path,
+        (None, None) => return Ok(None),
+        (None, Some(expression)) => {
+            let missing = |name| wrong(format!("subPathExpr {expression:?}: missing value for {name:?}"));
+            env.expand_all(&expression).map_err(missing)?
+        }
+    };
+    let refused = |why: &str| wrong(format!("subPath {path:?} of volume {:?} {why}", mount.name));
+    if path.is_empty() {
+        return Ok(None);
+    }
+    sub_path_of_volume(&path).map_err(refused)?;
+    Ok(Some(path.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn built(mounts: &Value) -> Result<Vec<Mount>, Failure> {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": {
+            "containers": [{"name": "c", "volumeMounts": mounts}],
+            "volumes": [{"name": "data", "emptyDir": {}}, {"name": "cache", "emptyDir": {"medium": "Memory"}},
+                {"name": "joined", "projected": {"sources": []}}, {"name": "conf", "configMap": {"name": "c"}},
+                {"name": "old", "persistentVolumeClaim": {"claimName": "c", "readOnly": true}}]}}))
+        .expect("a pod");
+        let known =
+            ["data", "cache", "joined", "conf", "old"].map(|name| (name.to_owned(), PathBuf::from("/v").join(name)));
+        let env = Environment { list: vec![("POD".into(), "web-0".into()), ("UP".into(), "../x".into())] };
+        of(&pod.spec.as_ref().expect("a spec").containers[0], &known.into(), &pod, &env)
+    }
+
+    #[test]
+    fn a_part_of_a_volume_is_mounted_and_made_where_it_may_be_written() {
+        let sub = |path: &str, create| MountKind::SubPath { path: path.into(), create };
+        let memory = |path: Option<&str>| MountKind::Memory { volume: "cache".into(), path: path.map(Into::into) };
+        for (mount, kind, read_only) in [
+            (json!({"name": "cache"}), memory(None), false),
+            (json!({"name": "cache", "subPath": "a"}), memory(Some("a")), false),
+            (json!({"name": "joined", "subPath": "a"}), sub("a", false), true),
+            (json!({"name": "data"}), MountKind::IdmappedBind, false),
+            (json!({"name": "data", "subPath": ""}), MountKind::IdmappedBind, false),
+            (json!({"name": "data", "subPath": "a/b"}), sub("a/b", true), false),
+            (json!({"name": "data", "subPath": "a", "readOnly": true}), sub("a", true), true),
+            (json!({"name": "conf", "subPath": "app.conf"}), sub("app.conf", false), true),
+            (json!({"name": "old", "subPath": "a"}), sub("a", false), true),
+            (json!({"name": "data", "subPathExpr": "logs/$(POD)"}), sub("logs/web-0", true), false),
+            (json!({"name": "data", "subPathExpr": "$$(POD)"}), sub("$(POD)", true), false),
+        ] {
+            let mut mount = mount;
+            mount["mountPath"] = json!("/m");
+            let found = built(&json!([mount])).expect("mounts");
+            assert_eq!((&found[0].kind, found[0].read_only), (&kind, read_only), "{mount}");
+        }
+    }
+
+    #[test]
+    fn variables_lead_nowhere_else() {
+        for (expression, why) in [
+            ("$(NONE)", "subPathExpr \"$(NONE)\": missing value for \"NONE\""),
+            ("$(UP)", "subPath \"../x\" of volume \"data\" must not contain '..'"),
+            ("/$(POD)", "subPath \"/web-0\" of volume \"data\" must be a relative path"),
+        ] {
+            let failed = built(&json!([{"name": "data", "mountPath": "/m", "subPathExpr": expression}]));
+            let failed = failed.expect_err("refused");
+            assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("CreateContainerConfigError", why));
+        }
+    }
+
+    #[test]
+    fn memory_has_its_own_limit_and_at_most_the_pods() {
+        for (limit, size, expected) in [
+            (json!({}), Value::Null, None),
+            (json!({}), json!("16Mi"), Some(16 << 20)),
+            (json!({"memory": "64Mi"}), Value::Null, Some(64 << 20)),
+            (json!({"memory": "64Mi"}), json!("16Mi"), Some(16 << 20)),
+            (json!({"memory": "64Mi"}), json!("1Gi"), Some(64 << 20)),
+        ] {
+            let pod: Pod = serde_json::from_value(json!({"spec": {"securityContext": {"fsGroup": 7},
+                "containers": [{"name": "c", "resources": {"limits": limit}}],
+                "volumes": [{"name": "disk", "emptyDir": {}},
+                    {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": size}}]}}))
+            .expect("a pod");
+            let expected = MemoryVolume { name: "m".into(), size_bytes: expected, group: Some(7) };
+            assert_eq!(memory_volumes(&pod), [expected]);
+        }
+    }
+}
