@@ -136,3 +136,49 @@ spec:
         Ok(())
     })
 }
+
+#[test]
+fn a_pods_group_has_its_volumes() -> Result<()> {
+    let instance = Instance::up("none")?;
+    instance.import_busybox()?;
+    instance.apply(
+        r"
+{apiVersion: v1, kind: Secret, metadata: {name: login, namespace: alice}, stringData: {password: hunter2}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data, namespace: alice}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 16Mi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: p, namespace: alice}
+spec:
+  terminationGracePeriodSeconds: 1
+  securityContext: {runAsUser: 1000, runAsGroup: 1000, fsGroup: 2000, supplementalGroups: [3000]}
+  containers:
+  - name: main
+    image: busybox
+    args: [sh, -c, 'sleep 100000']
+    volumeMounts:
+    - {name: data, mountPath: /data}
+    - {name: cache, mountPath: /cache}
+    - {name: disk, mountPath: /disk}
+    - {name: login, mountPath: /login}
+  volumes:
+  - {name: data, persistentVolumeClaim: {claimName: data}}
+  - {name: cache, emptyDir: {medium: Memory}}
+  - {name: disk, emptyDir: {}}
+  - {name: login, secret: {secretName: login, defaultMode: 256}}
+",
+    )?;
+    instance.run("wait pod/p -n alice --for=condition=Ready --timeout=60s")?;
+    let ids = inside(&instance, "id -u; id -g; id -G")?;
+    ensure!(ids == "1000\n1000\n1000 3000 2000" || ids == "1000\n1000\n1000 2000 3000", "{ids}");
+    let groups = inside(
+        &instance,
+        "for one in data cache disk; do mkdir /$one/new; stat -c '%g %a' /$one; stat -c %g /$one/new; done; cat /login/password",
+    )?;
+    ensure!(groups == "2000 2777\n2000\n2000 2777\n2000\n2000 2777\n2000\nhunter2", "{groups}");
+    Ok(())
+}

@@ -463,6 +463,17 @@ mod tests {
                 json!("mine"),
                 "spec.schedulerName: mine is not supported; must be one of default-scheduler",
             ),
+            ("securityContext", json!({"fsGroup": 70000}), "spec.securityContext.fsGroup: must be from 0 to 65535"),
+            (
+                "securityContext",
+                json!({"supplementalGroups": [7, -1]}),
+                "spec.securityContext.supplementalGroups[1]: must be from 0 to 65535",
+            ),
+            (
+                "securityContext",
+                json!({"fsGroupChangePolicy": "Sometimes"}),
+                "spec.securityContext.fsGroupChangePolicy: \"Sometimes\" is not supported",
+            ),
             ("priority", json!(10), "spec.priority: 10 is not supported"),
             ("os", json!({"name": "windows"}), "spec.os: {\"name\":\"windows\"} is not supported"),
             ("serviceAccountName", json!("robot"), "spec.serviceAccountName: robot is not supported"),
