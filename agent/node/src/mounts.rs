@@ -73,14 +73,18 @@ pub(crate) fn memory(volume: &Volume) -> Option<&EmptyDirVolumeSource> {
 /// The volumes of a pod that are memory: each has its own limit, and at most the pod's, as in Kubernetes.
 pub(crate) fn memory_volumes(pod: &Pod) -> Vec<MemoryVolume> {
     let (most, group) = (container::pod_limits(pod).memory_bytes, container::volume_group(pod));
-    let own = |source: &EmptyDirVolumeSource| source.size_limit.as_ref().and_then(|size| quantity::bytes(&size.0).ok());
-    let all = volumes_of(pod).filter_map(|volume| Some((volume, own(memory(volume)?).filter(|size| *size > 0))));
-    let named = |(volume, own): (&Volume, Option<u64>)| MemoryVolume {
+    let named = |volume: &Volume| MemoryVolume {
         name: volume.name.clone(),
-        size_bytes: own.into_iter().chain(most).min(),
+        size_bytes: size_limit(volume).map(|(bytes, _)| bytes).into_iter().chain(most).min(),
         group,
     };
-    all.map(named).collect()
+    volumes_of(pod).filter(|volume| memory(volume).is_some()).map(named).collect()
+}
+
+/// How large an empty directory may be, in bytes and as it is written. Nothing is no limit, as in Kubernetes.
+pub(crate) fn size_limit(volume: &Volume) -> Option<(u64, &str)> {
+    let text = volume.empty_dir.as_ref()?.size_limit.as_ref()?.0.as_str();
+    quantity::bytes(text).ok().filter(|bytes| *bytes > 0).map(|bytes| (bytes, text))
 }
 
 /// Where in its volume the mount begins, checked again where variables went into it.

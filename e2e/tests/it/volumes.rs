@@ -182,3 +182,40 @@ spec:
     ensure!(groups == "2000 2777\n2000\n2000 2777\n2000\n2000 2777\n2000\nhunter2", "{groups}");
     Ok(())
 }
+
+#[test]
+fn a_pod_that_takes_more_disk_than_it_may_is_evicted() -> Result<()> {
+    let instance = Instance::up("none")?;
+    instance.import_busybox()?;
+    instance.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: p, namespace: alice, labels: {tier: one}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: busybox
+    args: [sh, -c, 'sleep 100000']
+    volumeMounts: [{name: cache, mountPath: /cache}, {name: self, mountPath: /self}]
+  volumes:
+  - {name: cache, emptyDir: {sizeLimit: 1Mi}}
+  - {name: self, downwardAPI: {items: [{path: tier, fieldRef: {fieldPath: "metadata.labels['tier']"}}]}}
+"#,
+    )?;
+    instance.run("wait pod/p -n alice --for=condition=Ready --timeout=60s")?;
+    // What the pod is told of itself follows.
+    instance.run("label pod p -n alice tier=two --overwrite")?;
+    instance.eventually("the file follows the label", || {
+        ensure!(inside(&instance, "cat /self/tier")? == "two");
+        Ok(())
+    })?;
+    inside(&instance, "dd if=/dev/zero of=/cache/big bs=64k count=64 2>/dev/null")?;
+    instance.eventually("it is evicted", || {
+        let status = instance.get("pod", "p", "alice")?["status"].clone();
+        ensure!(status["phase"] == "Failed" && status["reason"] == "Evicted", "{status}");
+        ensure!(status["message"] == "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\".", "{status}");
+        Ok(())
+    })
+}

@@ -59,15 +59,18 @@ impl Site {
         Failure::new(reason, chain(error))
     }
 
-    /// Volumes for a pod that is to start.
-    pub(crate) async fn volumes(&self) -> Result<VolumePaths, Failure> {
+    /// Volumes for a pod that is to start; `runs` where it may run already, so that ownership changes under nobody.
+    pub(crate) async fn volumes(&self, runs: bool) -> Result<VolumePaths, Failure> {
         self.take_claims()?;
         let paths = self.refresh().await?;
+        if runs {
+            return Ok(paths);
+        }
         let site = self.clone();
         blocking(move || site.share(&paths).map(|()| paths)).await
     }
 
-    /// Gives the data of claims to the pod's group, where it has one: before its first container, since ownership must not change under it.
+    /// Gives the data of claims to the pod's group, where it has one.
     fn share(&self, paths: &VolumePaths) -> Result<(), Failure> {
         let context = self.pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
         let Some(group) = container::volume_group(&self.pod) else { return Ok(()) };

@@ -48,6 +48,14 @@ pub(crate) fn uses_any(pod: &Pod, namespace: &str, keys: &HashSet<ObjectKey>) ->
     volumes || pulls || claims || from || env.any(|uses| uses)
 }
 
+/// Whether a pod has files in which it is told of itself, which change with its labels and annotations.
+pub(crate) fn tells_itself(pod: &Pod) -> bool {
+    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(|volume| {
+        let sources = volume.projected.iter().flat_map(|all| all.sources.iter().flatten());
+        volume.downward_api.is_some() || sources.into_iter().any(|one| one.downward_api.is_some())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     Report, each,
-    pod::{UNSUPPORTED, set},
+    pod::{UNSUPPORTED, one_of, set},
     text,
 };
 use crate::{
@@ -113,19 +113,12 @@ fn source(kind: &str, source: &Value, at: &str, report: &mut Report) {
     items(source, at, report);
 }
 
-fn empty_dir(source: &Value, at: &str, report: &mut Report) {
-    let memory = text(source, "medium") == "Memory";
-    if !memory && set(source, "medium") {
-        let medium = text(source, "medium");
-        report.wrong(format!("{at}.medium"), format!("{medium:?} is not supported; must be Memory, or left out"));
-    }
-    if set(source, "sizeLimit") {
-        let field = format!("{at}.sizeLimit");
-        if !memory {
-            report.wrong(field, "not supported by this version of Hearth but for medium Memory");
-        } else if quantity::bytes(text(source, "sizeLimit")).is_err() {
-            report.wrong(field, "must not be negative");
-        }
+/// Validates an empty directory. Where it is on disk, its pod is evicted once it takes more than its limit.
+pub(super) fn empty_dir(source: &Value, at: &str, report: &mut Report) {
+    one_of(source, "medium", &["Memory"], at, report);
+    let limit = source.get("sizeLimit").and_then(Value::as_str).filter(|text| !text.is_empty());
+    if limit.is_some_and(|limit| quantity::millis(limit).is_ok_and(|millis| millis < 0)) {
+        report.wrong(format!("{at}.sizeLimit"), "must not be negative");
     }
 }
 
@@ -239,8 +232,8 @@ mod tests {
                 "spec.volumes[0].emptyDir.medium: \"HugePages\" is not supported",
             ),
             (
-                json!([{"name": "a", "emptyDir": {"sizeLimit": "1Gi"}}]),
-                "spec.volumes[0].emptyDir.sizeLimit: not supported",
+                json!([{"name": "a", "emptyDir": {"sizeLimit": "-1Gi"}}]),
+                "spec.volumes[0].emptyDir.sizeLimit: must not be negative",
             ),
             (
                 json!([{"name": "a", "secret": {"secretName": "s", "defaultMode": 512}}]),
