@@ -1,9 +1,6 @@
 //! A region that lost everything, and comes back from its devices: real processes, three devices, no backup.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use std::{path::Path, process::Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use hearth_e2e::{
