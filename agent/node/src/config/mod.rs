@@ -60,7 +60,7 @@ impl Source {
     }
 }
 
-fn wrong(message: String) -> Failure {
+pub(crate) fn wrong(message: impl Into<String>) -> Failure {
     Failure::new(CONFIG_ERROR, message)
 }
 
