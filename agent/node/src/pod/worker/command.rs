@@ -4,10 +4,7 @@ use hearth_pod::{Command, Event, Failure};
 use tokio::task::AbortHandle;
 
 use super::{
-    super::{
-        execute::{Given, Site},
-        probe::Subject,
-    },
+    super::{execute::Given, probe::Subject},
     SIGKILL, Worker,
     outcome::Outcome,
 };
