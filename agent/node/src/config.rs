@@ -1,4 +1,4 @@
-//! What containers get of ConfigMaps and Secrets: environment and files. Pure.
+//! What containers get of ConfigMaps, Secrets and their own pod: environment and files. Pure.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +11,9 @@ use hearth_types::{
     names::env_name,
 };
 use hearth_volume::Projected;
-use k8s_openapi::api::core::v1::KeyToPath;
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, ProjectedVolumeSource};
 
-use crate::desired::Objects;
+use crate::{desired::Objects, downward::Oneself};
 
 /// The reason that Kubernetes gives where configuration is missing.
 const CONFIG_ERROR: &str = "CreateContainerConfigError";
@@ -114,7 +114,11 @@ impl Configs<'_> {
     }
 
     /// A container's environment as its spec says: `envFrom`, then `env` over it, with `$(NAME)` expanded by what came before.
-    pub(crate) fn environment(&self, container: &Container) -> Result<Vec<(String, String)>, Failure> {
+    pub(crate) fn environment(
+        &self,
+        container: &Container,
+        oneself: Oneself<'_>,
+    ) -> Result<Vec<(String, String)>, Failure> {
         let mut env = Environment::default();
         for from in container.env_from.iter().flatten() {
             let prefix = from.prefix.as_deref().unwrap_or_default();
@@ -133,6 +137,13 @@ impl Configs<'_> {
         }
         for variable in container.env.iter().flatten() {
             let from = variable.value_from.as_ref();
+            let field = from.and_then(|from| from.field_ref.as_ref()).map(|one| oneself.field(one));
+            let resource = from.and_then(|from| from.resource_field_ref.as_ref());
+            let resource = resource.map(|one| oneself.resource(one, Some(container)));
+            if let Some(value) = field.or(resource) {
+                env.set(&variable.name, value?);
+                continue;
+            }
             let config = from.and_then(|from| from.config_map_key_ref.as_ref());
             let secret = from.and_then(|from| from.secret_key_ref.as_ref());
             let (source, name, key, optional) = match (config, secret) {
@@ -151,25 +162,68 @@ impl Configs<'_> {
         Ok(env.list)
     }
 
-    /// The files of a ConfigMap or Secret volume and whether they are secret; `None` for other volumes.
-    pub(crate) fn files(&self, volume: &Volume) -> Result<Option<Files>, Failure> {
-        let (source, name, items, mode, optional) = if let Some(one) = &volume.config_map {
-            (Source::ConfigMap, Some(one.name.as_str()), &one.items, one.default_mode, one.optional)
+    /// The files of a volume that has any of its own and whether they are secret; `None` for other volumes.
+    pub(crate) fn files(&self, volume: &Volume, oneself: Oneself<'_>) -> Result<Option<Files>, Failure> {
+        let mode = |default: Option<i32>| default.unwrap_or(DEFAULT_MODE);
+        let mut files = BTreeMap::new();
+        let secret = if let Some(one) = &volume.config_map {
+            let chosen = (one.items.as_deref(), mode(one.default_mode), one.optional);
+            self.take(Source::ConfigMap, &one.name, chosen, &mut files)?;
+            false
         } else if let Some(one) = &volume.secret {
-            (Source::Secret, one.secret_name.as_deref(), &one.items, one.default_mode, one.optional)
+            let name = one.secret_name.as_deref().unwrap_or_default();
+            let chosen = (one.items.as_deref(), mode(one.default_mode), one.optional);
+            self.take(Source::Secret, name, chosen, &mut files)?;
+            true
+        } else if let Some(one) = &volume.downward_api {
+            downward(oneself, one.items.as_deref(), mode(one.default_mode), &mut files)?;
+            false
+        } else if let Some(all) = &volume.projected {
+            self.projected(all, oneself, &mut files)?
         } else {
             return Ok(None);
         };
-        let name = name.unwrap_or_default();
+        Ok(Some((files, secret)))
+    }
+
+    /// The files of several sources, the later over the earlier; whether one is secret.
+    fn projected(
+        &self,
+        volume: &ProjectedVolumeSource,
+        oneself: Oneself<'_>,
+        files: &mut BTreeMap<String, Projected>,
+    ) -> Result<bool, Failure> {
+        let mode = volume.default_mode.unwrap_or(DEFAULT_MODE);
+        let mut secret = false;
+        for source in volume.sources.iter().flatten() {
+            if let Some(one) = &source.config_map {
+                self.take(Source::ConfigMap, &one.name, (one.items.as_deref(), mode, one.optional), files)?;
+            } else if let Some(one) = &source.secret {
+                self.take(Source::Secret, &one.name, (one.items.as_deref(), mode, one.optional), files)?;
+                secret = true;
+            } else if let Some(one) = &source.downward_api {
+                downward(oneself, one.items.as_deref(), mode, files)?;
+            } else {
+                return Err(wrong("a source of the volume is not supported by this device".into()));
+            }
+        }
+        Ok(secret)
+    }
+
+    /// Adds the files of a ConfigMap or Secret: all, or those that are chosen.
+    fn take(
+        &self,
+        source: Source,
+        name: &str,
+        (items, mode, optional): (Option<&[KeyToPath]>, i32, Option<bool>),
+        files: &mut BTreeMap<String, Projected>,
+    ) -> Result<(), Failure> {
         let optional = optional.unwrap_or(false);
-        let secret = matches!(source, Source::Secret);
-        let mode = mode.unwrap_or(DEFAULT_MODE);
         let data = self.data(source, name, optional)?.unwrap_or_default();
-        let Some(items) = items.as_ref().filter(|items| !items.is_empty()) else {
-            let files = data.into_iter().map(|(key, bytes)| (key, Projected { bytes, mode: bits(mode) }));
-            return Ok(Some((files.collect(), secret)));
+        let Some(items) = items.filter(|items| !items.is_empty()) else {
+            files.extend(data.into_iter().map(|(key, bytes)| (key, Projected { bytes, mode: bits(mode) })));
+            return Ok(());
         };
-        let mut files = BTreeMap::new();
         for KeyToPath { key, path, mode: own } in items {
             match data.get(key) {
                 Some(bytes) => {
@@ -182,8 +236,27 @@ impl Configs<'_> {
                 }
             }
         }
-        Ok(Some((files, secret)))
+        Ok(())
     }
+}
+
+/// Adds the files in which a pod is told of itself.
+fn downward(
+    oneself: Oneself<'_>,
+    items: Option<&[DownwardAPIVolumeFile]>,
+    mode: i32,
+    files: &mut BTreeMap<String, Projected>,
+) -> Result<(), Failure> {
+    for item in items.into_iter().flatten() {
+        let text = match (&item.field_ref, &item.resource_field_ref) {
+            (Some(field), _) => oneself.field(field)?,
+            (None, Some(resource)) => oneself.resource(resource, None)?,
+            (None, None) => return Err(wrong(format!("file {:?} is of nothing", item.path))),
+        };
+        let file = Projected { bytes: text.into_bytes(), mode: bits(item.mode.unwrap_or(mode)) };
+        files.insert(item.path.clone(), file);
+    }
+    Ok(())
 }
 
 fn bits(mode: i32) -> u32 {
@@ -254,10 +327,11 @@ impl Environment {
 
 #[cfg(test)]
 mod tests {
-    use hearth_types::Object;
+    use hearth_types::{Object, kinds::Pod};
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::downward::Room;
 
     fn objects() -> Objects {
         let config = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": "n"},
@@ -273,7 +347,9 @@ mod tests {
 
     fn environment(container: Value) -> Result<Vec<(String, String)>, Failure> {
         let container: Container = serde_json::from_value(container).expect("a container");
-        Configs { objects: &objects(), namespace: "n" }.environment(&container)
+        let pod = Pod::default();
+        let oneself = Oneself { pod: &pod, addresses: None, room: Room::default() };
+        Configs { objects: &objects(), namespace: "n" }.environment(&container, oneself)
     }
 
     #[test]
@@ -317,7 +393,10 @@ mod tests {
     fn volumes_have_the_files_that_are_asked_for() {
         let objects = objects();
         let configs = Configs { objects: &objects, namespace: "n" };
-        let files = |volume: Value| configs.files(&serde_json::from_value(volume).expect("a volume"));
+        let pod = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c"}]}});
+        let pod: Pod = serde_json::from_value(pod).expect("a pod");
+        let oneself = Oneself { pod: &pod, addresses: None, room: Room { cpu_millis: 2000, memory_bytes: 1 } };
+        let files = |volume: Value| configs.files(&serde_json::from_value(volume).expect("a volume"), oneself);
         let (all, secret) = files(json!({"name": "v", "configMap": {"name": "c"}})).expect("files").expect("some");
         assert!(!secret);
         assert_eq!(all.keys().collect::<Vec<_>>(), ["a", "b.conf", "raw"]);
@@ -330,6 +409,24 @@ mod tests {
         files(json!({"name": "v", "configMap": {"name": "x"}})).expect_err("missing");
         let none = files(json!({"name": "v", "configMap": {"name": "x", "optional": true}}));
         assert!(none.expect("optional").expect("files").0.is_empty());
+        let several = json!({"name": "v", "projected": {"defaultMode": 0o440, "sources": [
+            {"configMap": {"name": "c", "items": [{"key": "a", "path": "conf/a"}]}},
+            {"configMap": {"name": "x", "optional": true}},
+            {"downwardAPI": {"items": [{"path": "labels", "mode": 0o400, "fieldRef": {"fieldPath": "metadata.labels"}},
+                {"path": "cpus", "resourceFieldRef": {"containerName": "c", "resource": "limits.cpu"}}]}},
+            {"secret": {"name": "s"}}]}});
+        let (several, secret) = files(several).expect("files").expect("some");
+        assert!(secret);
+        let found: Vec<_> = several.iter().map(|(path, one)| (path.as_str(), one.bytes.as_slice(), one.mode)).collect();
+        let expected: [(&str, &[u8], u32); 4] = [
+            ("conf/a", b"1", 0o440),
+            ("cpus", b"2", 0o440),
+            ("labels", b"app=\"web\"", 0o400),
+            ("password", b"hunter2", 0o440),
+        ];
+        assert_eq!(found, expected);
+        let gone = json!({"name": "v", "projected": {"sources": [{"secret": {"name": "gone"}}]}});
+        assert_eq!(files(gone).expect_err("missing").message, "secret \"gone\" not found");
         assert!(files(json!({"name": "v", "emptyDir": {}})).expect("another").is_none());
     }
 

@@ -18,6 +18,7 @@ use hearth_types::{
 use crate::{
     Paths,
     config::{Configs, Environment},
+    downward::Oneself,
     mounts,
 };
 
@@ -68,12 +69,13 @@ pub(crate) struct Ingredients<'a> {
     pub(crate) volumes: &'a HashMap<String, PathBuf>,
     pub(crate) configs: Configs<'a>,
     pub(crate) places: &'a Places,
+    pub(crate) oneself: Oneself<'a>,
 }
 
 /// What the runtime is told.
 pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
     let Ingredients { container, image, places, attempt, .. } = *from;
-    let own = Environment { list: from.configs.environment(container)? };
+    let own = Environment { list: from.configs.environment(container, from.oneself)? };
     let pod_context = from.pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
     let context = container.security_context.as_ref();
     let id = |value: Option<i64>| value.and_then(|id| u32::try_from(id).ok());
@@ -100,6 +102,7 @@ pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
         user: image.config.user.clone(),
         run_as_user,
         run_as_group,
+        groups: groups(from.pod),
         mounts,
         limits: limits(container)?,
         capabilities: capabilities(container),
@@ -107,6 +110,19 @@ pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
         log_path: places.log(&container.name, attempt),
         log: LogPolicy::default(),
     })
+}
+
+/// The group of the pod's volumes.
+pub(crate) fn fs_group(pod: &Pod) -> Option<u32> {
+    let group = pod.spec.as_ref()?.security_context.as_ref()?.fs_group?;
+    u32::try_from(group).ok()
+}
+
+/// The groups that all containers of a pod are in.
+fn groups(pod: &Pod) -> Vec<u32> {
+    let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let more = context.and_then(|context| context.supplemental_groups.as_ref()).into_iter().flatten();
+    fs_group(pod).into_iter().chain(more.filter_map(|group| u32::try_from(*group).ok())).collect()
 }
 
 fn check_non_root(run_as_user: Option<u32>, image_user: &str) -> Result<(), Failure> {
@@ -344,6 +360,7 @@ mod tests {
             image: &image(),
             volumes: &known,
             configs: Configs { objects: &objects, namespace: "n" },
+            oneself: Oneself { pod: &pod, addresses: None, room: crate::downward::Room::default() },
             places: &Places {
                 paths: Paths::new(Path::new("/d")),
                 namespace: "n".into(),

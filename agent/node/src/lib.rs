@@ -27,6 +27,7 @@ mod config;
 mod container;
 mod desired;
 mod door;
+mod downward;
 mod facts;
 mod files;
 mod fitness;

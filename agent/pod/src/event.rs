@@ -134,6 +134,8 @@ pub enum Event {
         /// The image, or why there is none.
         result: Result<ImageFacts, Failure>,
     },
+    /// It takes more of the device than it may, and ends for good.
+    Evicted(Failure),
     /// Result of [`EnsureVolumes`](crate::Command::EnsureVolumes).
     Volumes(Result<(), Failure>),
     /// Result of [`AttachNetwork`](crate::Command::AttachNetwork).

@@ -34,6 +34,7 @@ impl PodMachine {
                 }
             }
             Event::Image { container, result } => self.image(&container, result, now, out),
+            Event::Evicted(why) => self.evict(why, now, out),
             Event::Volumes(result) => {
                 let news = settle(&mut self.actions.volumes, result, now);
                 tell(news, out);

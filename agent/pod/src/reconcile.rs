@@ -10,6 +10,9 @@ use crate::{
     machine::{Intent, KILL_WAIT, event},
 };
 
+/// What containers get to stop where their pod is evicted at once, as the kubelet's `immediateEvictionGracePeriodSeconds`.
+const EVICTION_GRACE: Duration = Duration::from_secs(1);
+
 impl PodMachine {
     pub(crate) fn reconcile(&mut self, now: Timestamp, out: &mut Vec<Command>) {
         if let Some(grace) = self.spec.deletion
@@ -58,6 +61,20 @@ impl PodMachine {
         let grace = self.spec.grace;
         self.record.ended = Some(phase);
         let deadline = *self.record.kill_at.get_or_insert(now.plus(grace));
+        self.intent = Intent::Ended { grace, deadline };
+    }
+
+    /// Ends the pod, which then has failed.
+    pub(crate) fn evict(&mut self, why: Failure, now: Timestamp, out: &mut Vec<Command>) {
+        if self.intent != Intent::Run {
+            return;
+        }
+        event(out, EventType::Warning, &why.reason, why.message.clone());
+        self.record.ended = Some(Phase::Failed);
+        self.record.ended_by = Some(why);
+        let grace = EVICTION_GRACE;
+        let deadline = now.plus(grace);
+        self.record.kill_at = Some(self.record.kill_at.map_or(deadline, |before| before.min(deadline)));
         self.intent = Intent::Ended { grace, deadline };
     }
 

@@ -135,6 +135,10 @@ fn sources(value: &Value, pointer: &str, reference: &str) -> Vec<Box<str>> {
     let mut names: Vec<Box<str>> =
         list(value, "/spec/volumes").map(|volume| text(volume, pointer)).map(Into::into).collect();
     if !reference.is_empty() {
+        let projected = format!("/{reference}/name");
+        for source in list(value, "/spec/volumes").flat_map(|volume| list(volume, "/projected/sources")) {
+            names.push(text(source, &projected).into());
+        }
         let (all, one) = (format!("/{reference}Ref/name"), format!("/valueFrom/{reference}KeyRef/name"));
         for container in list(value, "/spec/initContainers").chain(list(value, "/spec/containers")) {
             names.extend(list(container, "/envFrom").map(|from| Box::from(text(from, &all))));

@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use hearth_image::Image;
 use hearth_network::{EgressPolicy, PodAddresses, PodNetwork};
-use hearth_pod::{Failure, StartFailure};
+use hearth_pod::{Addresses, Failure, StartFailure};
 use hearth_runtime::{ContainerStatus, PodSandbox, RuntimeError, StartError};
 use hearth_types::{
     GroupKind, ObjectKey,
@@ -18,7 +18,9 @@ use super::uses::claims_of;
 use crate::{
     config::Configs,
     container::{self, Ingredients, Places},
+    downward::Oneself,
     files::chain,
+    mounts,
     shared::{Shared, blocking},
 };
 
@@ -50,10 +52,28 @@ impl Site {
         Failure::new(reason, chain(error))
     }
 
-    /// Volumes for a pod that is to start.
-    pub(crate) async fn volumes(&self) -> Result<VolumePaths, Failure> {
+    /// Volumes for a pod that is to start; `runs` where it may run already, so that their files change under nobody.
+    pub(crate) async fn volumes(&self, runs: bool) -> Result<VolumePaths, Failure> {
         self.take_claims()?;
-        self.refresh().await
+        let paths = self.refresh().await?;
+        if !runs && let Some(group) = container::fs_group(&self.pod) {
+            let (site, paths) = (self.clone(), paths.clone());
+            blocking(move || site.share_claims(&paths, group)).await?;
+        }
+        Ok(paths)
+    }
+
+    /// Gives the claims of the pod to its group.
+    fn share_claims(&self, paths: &VolumePaths, group: u32) -> Result<(), Failure> {
+        let context = self.pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+        let policy = context.and_then(|context| context.fs_group_change_policy.as_deref());
+        for volume in self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+            let claim = volume.persistent_volume_claim.as_ref();
+            let Some(path) = claim.and_then(|_| paths.get(&volume.name)) else { continue };
+            let shared = self.shared.volumes.share(path, group, policy == Some("OnRootMismatch"));
+            shared.map_err(|error| self.failed_mount(volume, &error))?;
+        }
+        Ok(())
     }
 
     /// Volumes of a pod that runs, as they should be now.
@@ -66,22 +86,29 @@ impl Site {
         let objects = self.shared.objects();
         let configs = Configs { objects: &objects, namespace: self.namespace() };
         let mut paths = VolumePaths::new();
-        for volume in self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+        let volumes = self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        // Those in memory come and go with the sandbox.
+        for volume in volumes.filter(|volume| !mounts::is_in_memory(volume)) {
             let path = self.volume(volume, &configs)?;
             paths.insert(volume.name.clone(), path);
         }
         Ok(paths)
     }
 
+    fn failed_mount(&self, volume: &Volume, error: &hearth_volume::VolumeError) -> Failure {
+        let mut failure = self.failed("volumes", "FailedMount", error);
+        failure.message = format!("volume {}: {}", volume.name, failure.message);
+        failure
+    }
+
     fn volume(&self, volume: &Volume, configs: &Configs<'_>) -> Result<PathBuf, Failure> {
         let store = &self.shared.volumes;
-        let mount = |error: hearth_volume::VolumeError| {
-            let mut failure = self.failed("volumes", "FailedMount", &error);
-            failure.message = format!("volume {}: {}", volume.name, failure.message);
-            failure
-        };
-        if let Some((files, secret)) = configs.files(volume)? {
-            return store.project(self.uid(), &volume.name, &files, secret).map_err(mount);
+        let mount = |error: hearth_volume::VolumeError| self.failed_mount(volume, &error);
+        let group = container::fs_group(&self.pod);
+        // No address is in a file.
+        let oneself = Oneself { pod: &self.pod, addresses: None, room: crate::facts::room() };
+        if let Some((files, secret)) = configs.files(volume, oneself)? {
+            return store.project(self.uid(), &volume.name, &files, secret, group).map_err(mount);
         }
         if let Some(claim) = &volume.persistent_volume_claim {
             return self.claim(&claim.claim_name, configs).and_then(|(id, spec, status)| {
@@ -92,7 +119,7 @@ impl Site {
             });
         }
         if volume.empty_dir.is_some() {
-            return store.empty_dir(self.uid(), &volume.name).map_err(mount);
+            return store.empty_dir(self.uid(), &volume.name, group).map_err(mount);
         }
         Err(Failure::new("FailedMount", format!("volume {}: its kind is not supported by this device", volume.name)))
     }
@@ -170,6 +197,7 @@ impl Site {
             hostname,
             limits: container::pod_limits(&self.pod),
             guest: self.namespace() != self.shared.owner,
+            memory: mounts::in_memory(&self.pod),
         };
         let _slot = self.shared.slots.acquire().await;
         self.shared.runtime.create_pod(sandbox).await.map_err(|error| failed(&error))
@@ -181,10 +209,11 @@ impl Site {
         name: &str,
         attempt: u32,
         image: Option<Image>,
-        volumes: VolumePaths,
+        (volumes, addresses): (VolumePaths, Option<Addresses>),
     ) -> Result<ContainerStatus, StartFailure> {
         let (Some(sandbox), Some(image)) = (sandbox, image) else { return Err(StartFailure::SandboxGone) };
-        let spec = self.container_spec(name, attempt, &image, &volumes).map_err(StartFailure::Config)?;
+        let spec =
+            self.container_spec(name, attempt, &image, (&volumes, addresses.as_ref())).map_err(StartFailure::Config)?;
         let (logs, name_of_logs) = (self.places.logs(), name.to_owned());
         let _slot = self.shared.slots.acquire().await;
         let begin = std::time::Instant::now();
@@ -206,7 +235,7 @@ impl Site {
         name: &str,
         attempt: u32,
         image: &Image,
-        volumes: &VolumePaths,
+        (volumes, addresses): (&VolumePaths, Option<&Addresses>),
     ) -> Result<hearth_runtime::ContainerSpec, Failure> {
         let found = container::named(&self.pod, name);
         let container =
@@ -220,6 +249,7 @@ impl Site {
             volumes,
             configs: Configs { objects: &objects, namespace: self.namespace() },
             places: &self.places,
+            oneself: Oneself { pod: &self.pod, addresses, room: crate::facts::room() },
         })
     }
 
@@ -266,9 +296,9 @@ impl Site {
 }
 
 /// The pod's and the device's addresses, as a status has them.
-pub(crate) fn addresses(addresses: &PodAddresses) -> hearth_pod::Addresses {
+pub(crate) fn addresses(addresses: &PodAddresses) -> Addresses {
     let text = |ips: Vec<std::net::IpAddr>| ips.iter().map(ToString::to_string).collect();
-    hearth_pod::Addresses { pod: text(container::pod_ips(addresses)), host: text(crate::facts::host_ips()) }
+    Addresses { pod: text(container::pod_ips(addresses)), host: text(crate::facts::host_ips()) }
 }
 
 fn start_failure(error: RuntimeError) -> StartFailure {

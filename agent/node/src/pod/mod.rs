@@ -4,6 +4,7 @@ mod begin;
 mod convert;
 mod execute;
 mod image;
+mod measure;
 mod orphan;
 mod probe;
 mod record;

@@ -29,6 +29,10 @@ pub(crate) fn uses_any(pod: &Pod, namespace: &str, keys: &HashSet<ObjectKey>) ->
     let volumes = spec.volumes.iter().flatten().any(|volume| {
         volume.config_map.as_ref().is_some_and(|one| config(&one.name))
             || volume.secret.as_ref().and_then(|one| one.secret_name.as_deref()).is_some_and(secret)
+            || volume.projected.iter().flat_map(|all| all.sources.iter().flatten()).any(|source| {
+                source.config_map.as_ref().is_some_and(|one| config(&one.name))
+                    || source.secret.as_ref().is_some_and(|one| secret(&one.name))
+            })
     });
     let pulls = spec.image_pull_secrets.iter().flatten().any(|one| secret(&one.name));
     let claims = claims_of(pod).any(|claim| has(GroupKind::PERSISTENT_VOLUME_CLAIM, claim));
@@ -44,6 +48,14 @@ pub(crate) fn uses_any(pod: &Pod, namespace: &str, keys: &HashSet<ObjectKey>) ->
     volumes || pulls || claims || from || env.any(|uses| uses)
 }
 
+/// Whether a pod has files in which it is told of itself, which change with its labels and annotations.
+pub(crate) fn tells_itself(pod: &Pod) -> bool {
+    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(|volume| {
+        let sources = volume.projected.iter().flat_map(|all| all.sources.iter().flatten());
+        volume.downward_api.is_some() || sources.into_iter().any(|one| one.downward_api.is_some())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -55,6 +67,7 @@ mod tests {
         let pod: Pod = serde_json::from_value(json!({"spec": {
             "imagePullSecrets": [{"name": "login"}],
             "volumes": [{"name": "a", "configMap": {"name": "files"}},
+                {"name": "b", "projected": {"sources": [{"configMap": {"name": "part"}}, {"secret": {"name": "pass"}}]}},
                 {"name": "d", "persistentVolumeClaim": {"claimName": "data"}}],
             "initContainers": [{"name": "i", "envFrom": [{"configMapRef": {"name": "first"}}]}],
             "containers": [{"name": "c", "envFrom": [{"secretRef": {"name": "from"}}],
@@ -67,6 +80,8 @@ mod tests {
         assert!(uses(GroupKind::CONFIG_MAP, "n", "files"));
         assert!(uses(GroupKind::CONFIG_MAP, "n", "key") && uses(GroupKind::CONFIG_MAP, "n", "first"));
         assert!(uses(GroupKind::SECRET, "n", "from") && uses(GroupKind::SECRET, "n", "login"));
+        assert!(uses(GroupKind::CONFIG_MAP, "n", "part") && uses(GroupKind::SECRET, "n", "pass"));
+        assert!(!uses(GroupKind::CONFIG_MAP, "n", "pass"));
         assert!(uses(GroupKind::PERSISTENT_VOLUME_CLAIM, "n", "data"));
         assert!(!uses(GroupKind::SECRET, "n", "files"));
         assert!(!uses(GroupKind::CONFIG_MAP, "other", "files"));

@@ -1,6 +1,10 @@
 //! The loop of one pod.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hearth_image::{Hold, Image};
 use hearth_network::PodNetwork;
@@ -17,8 +21,10 @@ use super::{
     convert::{broken, exit, snapshot_of},
     execute::{Site, VolumePaths, addresses},
     image::any_here,
+    measure::{Gauge, Measured, measure},
     probe::Subject,
     record::{self, StoredPod},
+    uses::tells_itself,
 };
 use crate::{
     container::{Places, stop_signal},
@@ -76,6 +82,7 @@ enum Outcome {
     Looked(bool),
     Volumes(Result<VolumePaths, Failure>),
     Refreshed(Result<VolumePaths, Failure>),
+    Measured(Measured),
     Network(Result<PodNetwork, Failure>),
     Sandbox(Result<hearth_runtime::Pod, Failure>),
     Started(String, u32, Result<ContainerStatus, StartFailure>),
@@ -104,6 +111,7 @@ struct Worker {
     /// Each is held for as long as its pod is here.
     images: HashMap<String, (Image, Hold)>,
     volumes: VolumePaths,
+    gauge: Gauge,
     snapshot: watch::Sender<Snapshot>,
     written: Option<Record>,
     vanished: bool,
@@ -140,6 +148,7 @@ pub(crate) async fn spawn(shared: Arc<Shared>, start: Start, tasks: &mut JoinSet
     let mut worker = Worker {
         key: entry.key.clone(),
         uid: entry.uid.clone(),
+        gauge: Gauge::new(&pod),
         site: Site { shared, pod, places },
         machine,
         object: start.object.clone(),
@@ -179,6 +188,8 @@ impl Worker {
                 return;
             }
             let sleep = self.machine.next_wake().map(|wake| wake.since(self.site.shared.now()).min(MAX_SLEEP));
+            let measure = self.gauge.next().filter(|_| self.machine.has_sandbox());
+            let measured = tokio::time::sleep_until(measure.unwrap_or_else(Instant::now).into());
             tokio::select! {
                 input = self.inbox.recv() => match input {
                     Some(input) => self.input(input),
@@ -189,6 +200,7 @@ impl Worker {
                 Some(event) = self.runtime_events.1.recv() => self.runtime(event),
                 Some(event) = self.progress.1.recv() => self.step(event),
                 () = tokio::time::sleep(sleep.unwrap_or(MAX_SLEEP)), if sleep.is_some() => self.step(Event::Tick),
+                () = measured, if measure.is_some() => self.measure(),
             }
         }
     }
@@ -204,6 +216,7 @@ impl Worker {
         match input {
             Input::Desired(object) => match PodView::from_json(&object.value()) {
                 Ok(view) => {
+                    self.tell_itself(&object);
                     self.object = object;
                     self.step(Event::Desired(Box::new(view)));
                 }
@@ -232,6 +245,27 @@ impl Worker {
         }
     }
 
+    /// Labels and annotations change, and files follow in which the pod is told of them.
+    fn tell_itself(&mut self, object: &Object) {
+        match object.view::<Pod>() {
+            Ok(pod) if pod.metadata != self.site.pod.metadata => {
+                self.site.pod = Arc::new(pod);
+                if tells_itself(&self.site.pod) && self.machine.has_sandbox() {
+                    let site = self.site.clone();
+                    self.tasks.spawn(async move { Outcome::Refreshed(site.refresh().await) });
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(pod = %self.key, %error, "the pod's new version cannot be read"),
+        }
+    }
+
+    /// Looks how much of the disk the pod takes.
+    fn measure(&mut self) {
+        let (limits, store, uid) = (self.gauge.begin(), self.site.shared.volumes.clone(), self.site.places.uid.clone());
+        self.tasks.spawn(async move { Outcome::Measured(blocking(move || measure(&store, &uid, &limits)).await) });
+    }
+
     fn execute(&mut self, command: Command) {
         let site = self.site.clone();
         let sandbox = self.sandbox.clone();
@@ -258,7 +292,10 @@ impl Worker {
                     Outcome::Image(container, image)
                 })
             }
-            Command::EnsureVolumes => self.tasks.spawn(async move { Outcome::Volumes(site.volumes().await) }),
+            Command::EnsureVolumes => {
+                let runs = sandbox.is_some();
+                self.tasks.spawn(async move { Outcome::Volumes(site.volumes(runs).await) })
+            }
             Command::AttachNetwork => {
                 self.tasks.spawn(async move { Outcome::Network(site.network(sandbox.as_ref()).await) })
             }
@@ -273,9 +310,9 @@ impl Worker {
             }
             Command::StartContainer { container, attempt } => {
                 let image = self.images.get(&container).map(|(image, _)| image.clone());
-                let volumes = self.volumes.clone();
+                let found = (self.volumes.clone(), self.machine.record().addresses.clone());
                 self.tasks.spawn(async move {
-                    let started = site.start(sandbox, &container, attempt, image, volumes).await;
+                    let started = site.start(sandbox, &container, attempt, image, found).await;
                     Outcome::Started(container, attempt, started)
                 })
             }
@@ -406,6 +443,12 @@ impl Worker {
             Outcome::Refreshed(Ok(volumes)) => self.volumes = volumes,
             Outcome::Refreshed(Err(failure)) => {
                 tracing::warn!(pod = %self.key, failure.message, "the pod's volumes keep their old content");
+            }
+            Outcome::Measured(measured) => {
+                self.gauge.ended(&measured);
+                if let Some(why) = measured.too_much {
+                    self.step(Event::Evicted(why));
+                }
             }
             Outcome::Network(result) => {
                 let result = result.map(|network| {

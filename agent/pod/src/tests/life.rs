@@ -273,3 +273,29 @@ fn however_often_the_power_is_cut_a_container_starts_at_once() {
         assert_eq!(starts(&device.run(Event::Tick, at(cut))), [cut as u32]);
     }
 }
+
+#[test]
+fn a_pod_that_takes_too_much_is_evicted_for_good() {
+    let mut device = Device::new(view("Always", &["web"]));
+    device.run(Event::Tick, T0);
+    let why = Failure::new("Evicted", "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\".");
+    let commands = device.run(Event::Evicted(why.clone()), at(5));
+    let told = Command::Event { kind: EventType::Warning, reason: "Evicted".into(), message: why.message.clone() };
+    assert!(
+        commands.contains(&told) && commands.contains(&Command::Signal { container: "web".into() }),
+        "{commands:?}"
+    );
+    // It is not told twice.
+    assert!(!device.run(Event::Evicted(why), at(5)).iter().any(|one| matches!(one, Command::Event { .. })));
+    let commands = device.run(Event::Tick, at(6));
+    assert!(commands.contains(&Command::Kill { container: "web".into() }), "a second after it was told: {commands:?}");
+    let commands = device.run(exited("web", 0, exit(137, 0, 6)), at(6));
+    assert!(commands.contains(&Command::TearDown) && starts(&commands).is_empty(), "{commands:?}");
+    let status = device.status();
+    assert_eq!((&status["phase"], &status["reason"]), (&json!("Failed"), &json!("Evicted")));
+    assert_eq!(status["message"], "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\".");
+    assert!(device.pod.is_finished());
+    // Nor does an agent that starts again begin it anew.
+    let again = PodMachine::new(view("Always", &["web"]), Some(device.pod.record().clone()), Found::Nothing, at(9));
+    assert_eq!(again.status()["reason"], "Evicted");
+}

@@ -16,6 +16,7 @@ enum Chance {
     Images,
     Config,
     Delete { grace: u64 },
+    Evict,
     Vanish,
     Wait { seconds: u64 },
     Restart { alive: bool },
@@ -30,6 +31,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         1 => Just(Chance::Images),
         1 => Just(Chance::Config),
         1 => (0_u64..40).prop_map(|grace| Chance::Delete { grace }),
+        1 => Just(Chance::Evict),
         1 => Just(Chance::Vanish),
         4 => (0_u64..400).prop_map(|seconds| Chance::Wait { seconds }),
         1 => any::<bool>().prop_map(|alive| Chance::Restart { alive }),
@@ -219,6 +221,7 @@ impl Model {
             Chance::Images => self.step(Event::ImagesChanged),
             Chance::Config => self.step(Event::ConfigChanged),
             Chance::Delete { grace } => self.step(deleted(self.spec.clone(), grace)),
+            Chance::Evict => self.step(Event::Evicted(Failure::new("Evicted", "too much"))),
             Chance::Vanish => self.step(Event::Vanished(Duration::from_secs(1))),
             Chance::Wait { seconds } => {
                 self.now = self.now.plus(Duration::from_secs(seconds));
@@ -297,7 +300,8 @@ proptest! {
         if !model.stopping {
             let running = model.running.len() == containers;
             prop_assert!(running || model.pod.record().ended.is_some() || policy != "Always", "{:?}", model.pod);
-            prop_assert!(running || policy == "OnFailure" || policy == "Never");
+            let evicted = chances.iter().any(|chance| matches!(chance, Chance::Evict));
+            prop_assert!(running || evicted || policy == "OnFailure" || policy == "Never");
             model.step(deleted(model.spec.clone(), 2));
             model.heal();
         }

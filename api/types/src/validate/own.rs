@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{Report, each, immutable, pod, text};
+use super::{Report, each, immutable, pod, text, volume};
 use crate::{DeviceKey, names, quantity};
 
 /// Keys of one device at most: the one in use, and one that it is rotated to, with room to spare.
@@ -33,20 +33,21 @@ pub(super) fn app(object: &Value, report: &mut Report) {
     let spec = &object["spec"];
     architectures(spec, report);
     let mut names_seen = BTreeSet::new();
-    for (path, volume) in each(spec, "volumes", "spec") {
-        let name = text(volume, "name");
+    for (path, one) in each(spec, "volumes", "spec") {
+        let name = text(one, "name");
         report.name(&format!("{path}.name"), name, names::dns_label);
         if !names_seen.insert(name) {
             report.wrong(format!("{path}.name"), format!("{name:?} is there twice"));
         }
-        let sources: Vec<_> = ["size", "emptyDir", "configMap", "secret"]
-            .into_iter()
-            .filter(|field| volume.get(*field).is_some())
-            .collect();
+        let sources: Vec<_> =
+            ["size", "emptyDir", "configMap", "secret"].into_iter().filter(|field| one.get(*field).is_some()).collect();
         if sources.len() != 1 {
             report.wrong(path.clone(), "must have exactly one of size, emptyDir, configMap, secret");
         }
-        if sources == ["size"] && quantity::bytes(text(volume, "size")) == Ok(0) {
+        if sources == ["emptyDir"] {
+            volume::empty_dir(&one["emptyDir"], &format!("{path}.emptyDir"), report);
+        }
+        if sources == ["size"] && quantity::bytes(text(one, "size")) == Ok(0) {
             report.wrong(format!("{path}.size"), "must be above zero");
         }
     }

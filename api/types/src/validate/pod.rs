@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{Report, each, life, text, volume};
+use super::{Report, downward, each, life, text, volume};
 use crate::{names, quantity};
 
 /// The longest grace in seconds: a day.
@@ -151,7 +151,21 @@ pub(super) fn spec(spec: &Value, path: &str, report: &mut Report) {
         super::labels(selector, &format!("{path}.nodeSelector"), report);
     }
     pull_secrets(spec, path, report);
-    security(spec, path, &["runAsUser", "runAsGroup", "runAsNonRoot", "seccompProfile"], report);
+    security(
+        spec,
+        path,
+        &[
+            "runAsUser",
+            "runAsGroup",
+            "runAsNonRoot",
+            "seccompProfile",
+            "fsGroup",
+            "fsGroupChangePolicy",
+            "supplementalGroups",
+            "supplementalGroupsPolicy",
+        ],
+        report,
+    );
     let volumes = volume::volumes(spec, path, report);
     containers(spec, path, &volumes, report);
 }
@@ -276,18 +290,13 @@ fn ports(container: &Value, at: &str, report: &mut Report) {
 pub(super) fn env(container: &Value, at: &str, report: &mut Report) {
     for (path, variable) in each(container, "env", at) {
         report.name(&format!("{path}.name"), text(variable, "name"), names::env_name);
-        let Some(source) = variable.get("valueFrom").and_then(Value::as_object) else {
+        let Some(source) = variable.get("valueFrom").filter(|source| source.is_object()) else {
             continue;
         };
         if set(variable, "value") && !text(variable, "value").is_empty() {
             report.wrong(path.clone(), "value and valueFrom exclude each other");
         }
-        for kind in source.keys().filter(|kind| !matches!(kind.as_str(), "configMapKeyRef" | "secretKeyRef")) {
-            report.wrong(
-                format!("{path}.valueFrom.{kind}"),
-                "not supported by this version of Hearth; use configMapKeyRef or secretKeyRef",
-            );
-        }
+        downward::variable(source, &format!("{path}.valueFrom"), report);
     }
 }
 
@@ -318,6 +327,12 @@ fn resources(container: &Value, at: &str, report: &mut Report) {
     }
 }
 
+const NO_ID: &str = "must be from 0 to 65535: a pod has 65,536 ids";
+
+fn is_id(value: &Value) -> bool {
+    value.as_i64().is_some_and(|id| (0..65_536).contains(&id))
+}
+
 fn security(owner: &Value, at: &str, known: &[&str], report: &mut Report) {
     let Some(context) = owner.get("securityContext").and_then(Value::as_object) else {
         return;
@@ -331,8 +346,19 @@ fn security(owner: &Value, at: &str, known: &[&str], report: &mut Report) {
             "privileged" | "allowPrivilegeEscalation" if value == &Value::Bool(true) => {
                 report.wrong(path, "refused: an app is a guest");
             }
-            "runAsUser" | "runAsGroup" if !value.as_i64().is_some_and(|id| (0..65_536).contains(&id)) => {
-                report.wrong(path, "must be from 0 to 65535: a pod has 65,536 ids");
+            "runAsUser" | "runAsGroup" | "fsGroup" if !is_id(value) => report.wrong(path, NO_ID),
+            "supplementalGroups" => {
+                for (path, _) in each(&owner["securityContext"], field, &format!("{at}.securityContext"))
+                    .filter(|(_, group)| !is_id(group))
+                {
+                    report.wrong(path, NO_ID);
+                }
+            }
+            "fsGroupChangePolicy" if !matches!(value.as_str(), Some("OnRootMismatch" | "Always")) => {
+                report.wrong(path, format!("{value} is not supported; must be one of Always, OnRootMismatch"));
+            }
+            "supplementalGroupsPolicy" if value != "Merge" => {
+                report.wrong(path, format!("{value} is not supported; must be Merge, or left out"));
             }
             "seccompProfile" if text(value, "type") != "RuntimeDefault" => {
                 report.wrong(path, "only the type RuntimeDefault");
@@ -367,7 +393,7 @@ pub(super) fn set(value: &Value, field: &str) -> bool {
     }
 }
 
-fn one_of(value: &Value, field: &str, words: &[&str], at: &str, report: &mut Report) {
+pub(super) fn one_of(value: &Value, field: &str, words: &[&str], at: &str, report: &mut Report) {
     let word = text(value, field);
     if !word.is_empty() && !words.contains(&word) {
         report
@@ -455,5 +481,29 @@ mod tests {
         assert!(
             warnings.len() == 1 && warnings[0].starts_with("spec.containers[0].terminationMessagePolicy: not acted on")
         );
+    }
+
+    #[test]
+    fn groups_are_those_of_the_pod() {
+        let of = |context: Value| {
+            let spec = json!({"containers": [{"name": "a", "image": "x"}], "securityContext": context});
+            checked(&spec).0
+        };
+        let good = json!({"fsGroup": 1000, "fsGroupChangePolicy": "OnRootMismatch", "supplementalGroups": [0, 65535],
+            "supplementalGroupsPolicy": "Merge"});
+        assert_eq!(of(good), Vec::<String>::new());
+        for (context, expected) in [
+            (json!({"fsGroup": 65536}), "fsGroup: must be from 0 to 65535"),
+            (json!({"fsGroup": -1}), "fsGroup: must be from 0 to 65535"),
+            (json!({"supplementalGroups": [1, 70000]}), "supplementalGroups[1]: must be from 0 to 65535"),
+            (json!({"fsGroupChangePolicy": "Never"}), "fsGroupChangePolicy: \"Never\" is not supported"),
+            (json!({"supplementalGroupsPolicy": "Strict"}), "supplementalGroupsPolicy: \"Strict\" is not supported"),
+        ] {
+            let causes = of(context);
+            let expected = format!("spec.securityContext.{expected}");
+            assert!(causes.len() == 1 && causes[0].starts_with(&expected), "{expected}: {causes:?}");
+        }
+        let spec = json!({"containers": [{"name": "a", "image": "x", "securityContext": {"fsGroup": 1}}]});
+        assert_eq!(checked(&spec).0.len(), 1, "it is the pod's");
     }
 }
