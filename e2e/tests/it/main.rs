@@ -22,6 +22,7 @@ mod partitions;
 mod power;
 mod recover;
 mod requests;
+mod volumes;
 // Emulating a machine of another architecture's kernel is not worth a test's time.
 #[cfg(target_arch = "x86_64")]
 mod vm;

@@ -113,6 +113,7 @@ impl Site {
         if let Some(claim) = &volume.persistent_volume_claim {
             return self.claim(&claim.claim_name, configs).and_then(|(id, spec, status)| {
                 let path = store.ensure_claim(&id, &spec).map_err(mount)?;
+                store.check_claim(&id, claim.read_only != Some(true)).map_err(mount)?;
                 let key = ObjectKey::new(GroupKind::PERSISTENT_VOLUME_CLAIM, &id.namespace, &id.name);
                 self.shared.reporter.status(&key, &id.uid.as_str().into(), &status, false);
                 Ok(path)
@@ -122,6 +123,19 @@ impl Site {
             return store.empty_dir(self.uid(), &volume.name, group).map_err(mount);
         }
         Err(Failure::new("FailedMount", format!("volume {}: its kind is not supported by this device", volume.name)))
+    }
+
+    /// Why a claim of the running pod is not there any more as it was. What is wrong with its object is not looked at.
+    pub(super) fn lost_claim(&self) -> Option<Failure> {
+        let objects = self.shared.objects();
+        let configs = Configs { objects: &objects, namespace: self.namespace() };
+        let mut volumes = self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        volumes.find_map(|volume| {
+            let claim = volume.persistent_volume_claim.as_ref()?;
+            let (id, ..) = self.claim(&claim.claim_name, &configs).ok()?;
+            let checked = self.shared.volumes.check_claim(&id, claim.read_only != Some(true));
+            checked.err().map(|error| self.failed_mount(volume, &error))
+        })
     }
 
     /// Waits, by failing, until no other pod has a claim of this one's.
