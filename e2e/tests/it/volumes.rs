@@ -79,7 +79,7 @@ fn parts_groups_memory_and_what_a_pod_knows_of_itself_reach_its_containers() -> 
     let (node, ip) = (pod["spec"]["nodeName"].as_str().unwrap(), pod["status"]["podIP"].as_str().unwrap());
     // A command has the environment of its container.
     assert_eq!(sh("echo $POD $APP $MILLIS $NODE $IP")?, format!("p web 500 {node} {ip}\n"));
-    assert_eq!(sh("id -G")?.trim(), "5678 4321 77");
+    assert_eq!(sh("id -G")?.trim(), "5678 77 4321");
     // Parts of a claim, which its group may write to, and a single file.
     sh("echo page > /data/index && echo own > /mine/file")?;
     assert_eq!(sh("stat -c %g /data/index /mine/file; cat /etc/app.conf; ls /data")?, "4321\n4321\nfirstindex\n");
@@ -94,9 +94,10 @@ fn parts_groups_memory_and_what_a_pod_knows_of_itself_reach_its_containers() -> 
     );
     // All sources in one directory, readable for the group alone.
     assert_eq!(sh("cat /all/conf/app /all/password; echo; cat /all/labels")?, "firsthunter2\napp=\"web\"");
-    assert_eq!(sh("cat /all/notes")?, "note=\"say \\\"hi\\\"\"");
+    // What apply keeps is an annotation, too.
+    assert_eq!(sh("tail -n 1 /all/notes")?, "note=\"say \\\"hi\\\"\"");
     assert_eq!(sh("cat /all/memory; echo; stat -Lc %u:%g:%a /all/password")?, "64\n0:4321:440\n");
-    instance.run("label pod p -n alice app=shop tier=front")?;
+    instance.run("label pod p -n alice --overwrite app=shop tier=front")?;
     instance.eventually("the file follows the labels", || {
         ensure!(sh("cat /all/labels")? == "app=\"shop\"\ntier=\"front\"");
         Ok(())
