@@ -1,6 +1,7 @@
 //! The command line.
 
 mod change;
+mod live;
 mod region;
 mod view;
 
@@ -12,6 +13,7 @@ pub(crate) use change::{
     Annotate, Apply, Cascade, Cordon, Create, Delete, DryRun, Edit, Files, Label, Marks, Patch, PatchType, Replace,
     Scale, Taint,
 };
+pub(crate) use live::{Attach, PortForward, Resource, Top, TopNode, TopPod};
 pub(crate) use region::{
     Region, RegionBackup, RegionInspect, RegionMembers, RegionRecover, RegionRecoveryKey, RegionRemove, RegionRestore,
     RegionTransfer,
@@ -61,6 +63,13 @@ pub(crate) enum Command {
     Logs(Logs),
     /// Run a command in a container.
     Exec(Exec),
+    /// Read and write what a container's first process does, from now on.
+    Attach(Attach),
+    /// Have ports of this machine lead to ports of a pod.
+    PortForward(PortForward),
+    /// Show what pods or nodes use now.
+    #[command(subcommand)]
+    Top(Top),
     /// Wait until something is true of objects.
     Wait(Wait),
     /// Show events, the newest last.

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 
 use crate::{
-    args::{AgentVerb, Cli, Command, Image, Region, Rollout, Token},
+    args::{AgentVerb, Cli, Command, Image, Region, Rollout, Token, Top},
     context::Context,
     logging::log_to_stderr,
 };
@@ -89,6 +89,10 @@ async fn client_verb(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Delete(args) => verbs::delete::run(context, &args).await?,
         Command::Logs(args) => verbs::logs::run(context, &args).await?,
         Command::Exec(args) => return verbs::exec::run(context, &args).await,
+        Command::Attach(args) => return verbs::attach::run(context, &args).await,
+        Command::PortForward(args) => verbs::port_forward::run(context, &args).await?,
+        Command::Top(Top::Pod(args)) => verbs::top::pods(context, &args).await?,
+        Command::Top(Top::Node(args)) => verbs::top::nodes(context, &args).await?,
         Command::Wait(args) => verbs::wait::run(context, &args).await?,
         Command::Events(args) => verbs::events::run(context, &args).await?,
         Command::Create(args) => verbs::create::create(context, &args).await?,

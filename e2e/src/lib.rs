@@ -2,6 +2,7 @@
 //! own, real clients, and network namespaces. Everything cleans up after itself, also after a panic.
 
 pub mod command;
+pub mod device;
 pub mod disk;
 pub mod history;
 pub mod instance;

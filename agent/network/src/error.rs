@@ -110,6 +110,14 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// Nothing accepts at a port of a pod.
+    #[error("failed to connect to localhost:{port} inside the pod: {why}")]
+    Inside {
+        /// The port.
+        port: u16,
+        /// What each address answered.
+        why: String,
+    },
     /// A helper thread could not be started, or died.
     #[error("the network helper thread failed while it was to {doing}")]
     Worker {

@@ -53,6 +53,7 @@ mod error;
 mod firewall;
 mod host;
 mod inner;
+mod inside;
 mod names;
 mod netlink;
 mod notice;

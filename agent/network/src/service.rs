@@ -55,6 +55,10 @@ struct Foundation {
 }
 
 impl Network {
+    pub(crate) fn host(&self) -> &Host {
+        &self.inner.host
+    }
+
     /// Starts the network of an instance in the calling thread's network namespace: chooses prefixes at the first start and
     /// keeps them, installs the firewall, enables forwarding, starts the name relay. Pods that live on from the last agent
     /// stay connected; [`adopt`](Self::adopt) them.

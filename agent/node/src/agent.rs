@@ -31,10 +31,13 @@ use crate::{
     servers::Servers,
     session::{Roster, Session},
     shared::{Pods, Shared, blocking},
+    usage::Totals,
 };
 
 /// Connections of the region's servers that wait for the door.
 const DOOR_QUEUE: usize = 16;
+/// How long one waits for a place among them: the door takes them at once, unless it has broken.
+const DOOR_BOUND: Duration = Duration::from_secs(1);
 /// Calls at once on one connection to the door.
 const DOOR_STREAMS: u32 = 64;
 /// How often a silent connection to the door is asked whether it is there.
@@ -195,6 +198,7 @@ impl Agent {
         let paths = Paths::new(&config.data_dir);
         let metrics = Metrics::register(&config.registry).map_err(AgentError::Metrics)?;
         let runtime = Runtime::new(config.zygote).map_err(AgentError::Runtime)?;
+        Totals::register(runtime.clone(), &config.registry).map_err(AgentError::Metrics)?;
         let network = Network::start(NetworkConfig {
             instance: config.instance.as_str().to_owned(),
             state_dir: paths.network(),
@@ -318,7 +322,8 @@ async fn accept(shared: Arc<Shared>, ingress: Ingress, door: door::Door, mut str
                         }
                         StreamKind::Rpc => {
                             shared.metrics.streams.with_label_values(&["rpc"]).inc();
-                            if calls.try_send(Ok(stream.stream)).is_err() {
+                            // Whoever forwards a port may open a hundred at once.
+                            if calls.send_timeout(Ok(stream.stream), DOOR_BOUND).await.is_err() {
                                 tracing::warn!("too many connections of servers wait for the device's door");
                             }
                         }

@@ -18,7 +18,6 @@ use hearth_types::{
 use crate::{
     Paths,
     config::{Configs, Environment},
-    downward::Oneself,
     mounts,
 };
 
@@ -58,6 +57,17 @@ impl Places {
     pub(crate) fn scratch(&self) -> PathBuf {
         self.paths.scratch().join(&self.uid)
     }
+
+    /// The writable layer of an attempt.
+    pub(crate) fn layer(&self, container: &str, attempt: u32) -> PathBuf {
+        self.scratch().join(container).join(attempt.to_string())
+    }
+}
+
+/// Where a container finds the file for its last message.
+fn termination_log(container: &Container) -> PathBuf {
+    let path = container.termination_message_path.as_deref().filter(|path| !path.is_empty());
+    path.unwrap_or("/dev/termination-log").into()
 }
 
 /// What a container is started from.
@@ -69,13 +79,12 @@ pub(crate) struct Ingredients<'a> {
     pub(crate) volumes: &'a HashMap<String, PathBuf>,
     pub(crate) configs: Configs<'a>,
     pub(crate) places: &'a Places,
-    pub(crate) oneself: Oneself<'a>,
 }
 
 /// What the runtime is told.
 pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
     let Ingredients { container, image, places, attempt, .. } = *from;
-    let own = Environment { list: from.configs.environment(container, from.oneself)? };
+    let own = Environment { list: from.configs.environment(container)? };
     let pod_context = from.pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
     let context = container.security_context.as_ref();
     let id = |value: Option<i64>| value.and_then(|id| u32::try_from(id).ok());
@@ -95,9 +104,9 @@ pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
         name: container.name.clone(),
         attempt,
         layers: image.layers.clone(),
-        scratch: places.scratch().join(&container.name).join(attempt.to_string()),
+        scratch: places.layer(&container.name, attempt),
         args,
-        env: merge(&image.config.env, own),
+        env: merge(terminal_env(container).iter().chain(&image.config.env), own),
         cwd: cwd.unwrap_or_else(|| image.config.working_dir.clone()),
         user: image.config.user.clone(),
         run_as_user,
@@ -109,20 +118,11 @@ pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
         read_only_root: context.and_then(|c| c.read_only_root_filesystem).unwrap_or(false),
         log_path: places.log(&container.name, attempt),
         log: LogPolicy::default(),
+        termination_log: Some(termination_log(container)),
+        stdin: container.stdin.unwrap_or(false),
+        stdin_once: container.stdin_once.unwrap_or(false),
+        terminal: container.tty.unwrap_or(false),
     })
-}
-
-/// The group of the pod's volumes.
-pub(crate) fn fs_group(pod: &Pod) -> Option<u32> {
-    let group = pod.spec.as_ref()?.security_context.as_ref()?.fs_group?;
-    u32::try_from(group).ok()
-}
-
-/// The groups that all containers of a pod are in.
-fn groups(pod: &Pod) -> Vec<u32> {
-    let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
-    let more = context.and_then(|context| context.supplemental_groups.as_ref()).into_iter().flatten();
-    fs_group(pod).into_iter().chain(more.filter_map(|group| u32::try_from(*group).ok())).collect()
 }
 
 fn check_non_root(run_as_user: Option<u32>, image_user: &str) -> Result<(), Failure> {
@@ -154,7 +154,13 @@ fn command(container: &Container, image: &Image, env: &Environment) -> Vec<Strin
     program
 }
 
-fn merge(image: &[String], own: Environment) -> Vec<(String, String)> {
+/// What a program finds of its terminal, as containerd has it.
+fn terminal_env(container: &Container) -> &'static [String] {
+    static TERM: std::sync::LazyLock<[String; 1]> = std::sync::LazyLock::new(|| ["TERM=xterm".to_owned()]);
+    if container.tty == Some(true) { &*TERM } else { &[] }
+}
+
+fn merge<'a>(image: impl Iterator<Item = &'a String>, own: Environment) -> Vec<(String, String)> {
     let mut env = Environment::default();
     for variable in image {
         if let Some((name, value)) = variable.split_once('=') {
@@ -163,6 +169,19 @@ fn merge(image: &[String], own: Environment) -> Vec<(String, String)> {
     }
     own.list.into_iter().for_each(|(name, value)| env.set(&name, value));
     env.list
+}
+
+/// The group of a pod's volumes (`fsGroup`).
+pub(crate) fn volume_group(pod: &Pod) -> Option<u32> {
+    let context = pod.spec.as_ref()?.security_context.as_ref()?;
+    context.fs_group.and_then(|group| u32::try_from(group).ok())
+}
+
+/// The groups of all programs of a pod, beside those of the image's user.
+fn groups(pod: &Pod) -> Vec<u32> {
+    let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let said = context.and_then(|context| context.supplemental_groups.as_ref()).into_iter().flatten();
+    said.filter_map(|group| u32::try_from(*group).ok()).chain(volume_group(pod)).collect()
 }
 
 fn limits(container: &Container) -> Result<Limits, Failure> {
@@ -288,7 +307,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::desired::Objects;
+    use crate::{config::Myself, desired::Objects};
 
     fn image() -> Image {
         Image {
@@ -359,8 +378,11 @@ mod tests {
             attempt: 2,
             image: &image(),
             volumes: &known,
-            configs: Configs { objects: &objects, namespace: "n" },
-            oneself: Oneself { pod: &pod, addresses: None, room: crate::downward::Room::default() },
+            configs: Configs {
+                objects: &objects,
+                namespace: "n",
+                myself: Myself { pod: &pod, addresses: None, machine: (1000, 1 << 30) },
+            },
             places: &Places {
                 paths: Paths::new(Path::new("/d")),
                 namespace: "n".into(),

@@ -1,13 +1,17 @@
-//! The device's door for the region's servers: logs, exec and metrics over a stream of the tunnel.
+//! The device's door for the region's servers: logs, exec, attach, forwarded ports, usage and metrics over a stream of the tunnel.
 
+mod attach;
 mod exec;
+mod forward;
 mod log;
+mod stats;
 
 use std::{pin::Pin, sync::Arc};
 
 use futures_core::Stream;
 use hearth_proto::v1::{self, device_door_server::DeviceDoor};
 use hearth_types::{GroupKind, ObjectKey, Reason, Status as ApiStatus, status::Cause};
+use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
@@ -25,11 +29,14 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub(crate) struct Door {
     shared: Arc<Shared>,
     registry: prometheus::Registry,
+    forwards: Arc<Semaphore>,
+    questions: Arc<Semaphore>,
 }
 
 impl Door {
     pub(crate) fn new(shared: Arc<Shared>, registry: prometheus::Registry) -> Self {
-        Self { shared, registry }
+        let room = |places| Arc::new(Semaphore::new(places));
+        Self { shared, registry, forwards: room(forward::MAX_FORWARDS), questions: room(stats::MAX_QUESTIONS) }
     }
 }
 
@@ -37,6 +44,8 @@ impl Door {
 impl DeviceDoor for Door {
     type LogsStream = Answers<v1::LogsChunk>;
     type ExecStream = Answers<v1::ExecOutput>;
+    type AttachStream = Answers<v1::ExecOutput>;
+    type PortForwardStream = Answers<v1::PortForwardOutput>;
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
         log::serve(&self.shared, request.into_inner()).map(Response::new)
@@ -44,6 +53,21 @@ impl DeviceDoor for Door {
 
     async fn exec(&self, request: Request<Streaming<v1::ExecInput>>) -> Result<Response<Self::ExecStream>, Status> {
         exec::serve(&self.shared, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn attach(&self, request: Request<Streaming<v1::ExecInput>>) -> Result<Response<Self::AttachStream>, Status> {
+        attach::serve(&self.shared, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<Streaming<v1::PortForwardInput>>,
+    ) -> Result<Response<Self::PortForwardStream>, Status> {
+        forward::serve(&self.shared, &self.forwards, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
+        stats::serve(&self.shared, &self.questions, &request.into_inner().namespace).await.map(Response::new)
     }
 
     async fn metrics(&self, _: Request<v1::MetricsRequest>) -> Result<Response<v1::MetricsResponse>, Status> {
@@ -73,13 +97,14 @@ fn refuse(reason: Reason, message: impl Into<String>) -> Status {
     Status::with_details(code, status.message, details.into())
 }
 
+fn find_pod(shared: &Shared, namespace: &str, pod: &str) -> Result<Arc<PodEntry>, Status> {
+    let found = shared.pods.get(&ObjectKey::new(GroupKind::POD, namespace, pod));
+    found.ok_or_else(|| refuse(Reason::NotFound, format!("pods \"{pod}\" is not on this device (yet, or any more)")))
+}
+
 /// The pod, and the container that is meant, with kubectl's words where there is none.
 fn find(shared: &Shared, namespace: &str, pod: &str, container: &str) -> Result<(Arc<PodEntry>, String), Status> {
-    let key = ObjectKey::new(GroupKind::POD, namespace, pod);
-    let entry = shared
-        .pods
-        .get(&key)
-        .ok_or_else(|| refuse(Reason::NotFound, format!("pods \"{pod}\" is not on this device (yet, or any more)")))?;
+    let entry = find_pod(shared, namespace, pod)?;
     let containers = entry.pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
     let names: Vec<&str> = containers.iter().map(|one| one.name.as_str()).collect();
     let name = match (container, names.as_slice()) {

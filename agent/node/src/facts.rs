@@ -6,8 +6,6 @@ use hearth_image::Platform;
 use hearth_runtime::probe_kernel;
 use hearth_types::kinds::DeviceInfo;
 
-use crate::downward::Room;
-
 /// Pods that a device takes, as a node of Kubernetes does.
 const MAX_PODS: u32 = 110;
 /// The largest file below /proc and /etc that is read, in bytes.
@@ -16,25 +14,23 @@ const MAX_FACT_BYTES: u64 = 64 << 10;
 /// Finds out what this machine is. Blocks for a moment.
 pub(crate) fn device_info() -> DeviceInfo {
     let kernel = probe_kernel();
+    let (cpu_millis, memory_bytes) = machine();
     DeviceInfo {
         architecture: Platform::host().architecture,
         os_image: os_image(&read("/etc/os-release")),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        cpu_millis: cpu_millis(),
-        memory_bytes: memory_bytes(&read("/proc/meminfo")),
+        cpu_millis,
+        memory_bytes,
         pods: MAX_PODS,
         missing: crate::fitness::kernel_lacks(&kernel),
         kernel_version: kernel.release,
     }
 }
 
-/// What this machine has for its pods.
-pub(crate) fn room() -> Room {
-    Room { cpu_millis: cpu_millis(), memory_bytes: memory_bytes(&read("/proc/meminfo")) }
-}
-
-fn cpu_millis() -> u64 {
-    std::thread::available_parallelism().map_or(1000, |cores| cores.get() as u64 * 1000)
+/// Thousandths of a core and bytes of memory that this machine has.
+pub(crate) fn machine() -> (u64, u64) {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+    (cores * 1000, memory_bytes(&read("/proc/meminfo")))
 }
 
 /// The text of a small file, or nothing.

@@ -11,7 +11,8 @@
 //! | `fitness` | what the machine has and lacks, in words for its owner |
 //! | `recovery` | what is kept for the day on which the region has lost everything |
 //! | `session` | the stream to the region: heartbeats, statuses until acknowledged, dials, certificates |
-//! | `door` | logs, exec and metrics for the region's servers, over a stream of the tunnel |
+//! | `usage` | what pods and the machine use, when somebody asks |
+//! | `door` | logs, exec, attach, forwarded ports, usage and metrics for the region's servers, over a stream of the tunnel |
 //! | `ingress` | keys made here, TLS, HTTP to the pods |
 //!
 //! # Guarantees
@@ -27,7 +28,6 @@ mod config;
 mod container;
 mod desired;
 mod door;
-mod downward;
 mod facts;
 mod files;
 mod fitness;
@@ -48,6 +48,7 @@ mod servers;
 mod session;
 mod shared;
 mod teardown;
+mod usage;
 
 pub use agent::{Agent, AgentError, AgentExit, AgentHandle, Config, zygote_config};
 pub use files::FileError;

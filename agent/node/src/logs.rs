@@ -17,6 +17,8 @@ const MAX_FILE_BYTES: u64 = 256 << 20;
 const MAX_ENTRY_BYTES: u64 = 64 << 10;
 /// The most lines that a tail may ask for; more is as good as all.
 const MAX_TAIL: u32 = 1_000_000;
+/// Bytes of a file that are read for the end of a log: four of the shim's longest entries.
+const MAX_TAIL_READ: u64 = 64 << 10;
 /// Attempts whose logs are kept: the newest and the one before, which `logs --previous` shows.
 const KEPT_ATTEMPTS: u32 = 2;
 
@@ -251,6 +253,33 @@ fn line_starts(file: File) -> io::Result<(Vec<u64>, u64)> {
     }
 }
 
+/// The end of a log that was written: at most so many lines and bytes, which is what a message about its container has room for. Reads the
+/// last [`MAX_TAIL_READ`] bytes alone, which have as much of 80 lines and 2 KiB as there is. Blocks.
+pub(crate) fn tail(path: &Path, lines: usize, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut raw = Vec::new();
+    for file in [numbered(path, 1), path.to_owned()] {
+        let mut file = match File::open(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(MAX_TAIL_READ)))?;
+        file.take(MAX_TAIL_READ).read_to_end(&mut raw)?;
+    }
+    let mut text = Vec::new();
+    // The entry that was cut in two is none, unless its second half looks like one; it is far from the end then.
+    for entry in raw.split_inclusive(|byte| *byte == b'\n').filter_map(parse) {
+        text.extend_from_slice(entry.text);
+        if !entry.partial {
+            text.push(b'\n');
+        }
+    }
+    let ends = text.iter().enumerate().rev().skip(1).filter(|(_, byte)| **byte == b'\n');
+    let from_lines = ends.map(|(at, _)| at + 1).nth(lines - 1).unwrap_or(0);
+    let from = from_lines.max(text.len().saturating_sub(bytes));
+    Ok(text.split_off(from))
+}
+
 /// Removes logs of attempts that nobody can ask for any more. Blocks; what cannot be removed now is removed with the pod.
 pub(crate) fn prune(dir: &Path, newest: u32) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -320,6 +349,22 @@ mod tests {
         fs::write(numbered(&path, 1), entry(4, "F", "four")).expect("written");
         fs::write(&path, entry(5, "F", "five")).expect("written");
         assert_eq!(all(&mut reader), "four\nfive\n");
+    }
+
+    #[test]
+    fn the_end_of_a_log_has_so_many_lines_and_bytes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("0.log");
+        let end = |lines, bytes| String::from_utf8(tail(&path, lines, bytes).expect("read")).expect("text");
+        assert_eq!(end(2, 100), "");
+        fs::write(numbered(&path, 1), entry(1, "F", "one") + &entry(2, "P", "tw")).expect("written");
+        fs::write(&path, entry(2, "F", "o") + &entry(3, "F", "three")).expect("written");
+        assert_eq!(end(9, 100), "one\ntwo\nthree\n");
+        assert_eq!(end(2, 100), "two\nthree\n");
+        assert_eq!(end(1, 100), "three\n");
+        assert_eq!(end(9, 8), "o\nthree\n");
+        fs::write(&path, entry(3, "F", "").repeat(100_000) + &entry(4, "P", "torn")).expect("written");
+        assert_eq!(end(80, 2048), "\n".repeat(79) + "torn");
     }
 
     #[test]

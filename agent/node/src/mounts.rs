@@ -9,12 +9,14 @@ use hearth_pod::Failure;
 use hearth_runtime::{MemoryVolume, Mount, MountKind};
 use hearth_types::{
     kinds::{Container, Pod, Volume, VolumeMount},
+    names::sub_path_of_volume,
     quantity,
 };
+use k8s_openapi::api::core::v1::EmptyDirVolumeSource;
 
 use crate::{
     config::Environment,
-    container::{fs_group, pod_limits, wrong},
+    container::{self, wrong},
 };
 
 /// The mounts of a container, in the order in which they are made.
@@ -24,30 +26,21 @@ pub(crate) fn of(
     pod: &Pod,
     env: &Environment,
 ) -> Result<Vec<Mount>, Failure> {
-    let declared: BTreeMap<&str, &Volume> = pod
-        .spec
-        .iter()
-        .flat_map(|spec| spec.volumes.iter().flatten())
-        .map(|volume| (volume.name.as_str(), volume))
-        .collect();
+    let declared: BTreeMap<&str, &Volume> = volumes_of(pod).map(|volume| (volume.name.as_str(), volume)).collect();
     let mut mounts = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
         let missing = || wrong(format!("there is no volume {:?} in this pod", mount.name));
+        let source = volumes.get(&mount.name).ok_or_else(missing)?;
         let volume = declared.get(mount.name.as_str()).ok_or_else(missing)?;
         let fixed = is_fixed(volume);
-        let (source, kind) = match (is_in_memory(volume), sub_path(mount, env)?) {
-            (true, path) => (PathBuf::new(), MountKind::Memory { volume: mount.name.clone(), path }),
-            (false, path) => {
-                let kind = match path {
-                    // The kubelet makes a directory there too, which stands in the way of the file that was meant.
-                    Some(path) => MountKind::SubPath { path, create: !fixed },
-                    None => MountKind::IdmappedBind,
-                };
-                (volumes.get(&mount.name).ok_or_else(missing)?.clone(), kind)
-            }
+        let kind = match (memory(volume), sub_path(mount, env)?) {
+            (Some(_), path) => MountKind::Memory { volume: volume.name.clone(), path },
+            // The kubelet makes a directory there too, which stands in the way of the file that was meant.
+            (None, Some(path)) => MountKind::SubPath { path, create: !fixed },
+            (None, None) => MountKind::IdmappedBind,
         };
         mounts.push(Mount {
-            source,
+            source: source.clone(),
             target: Path::new(&mount.mount_path).to_owned(),
             read_only: fixed || mount.read_only.unwrap_or(false),
             kind,
@@ -58,29 +51,8 @@ pub(crate) fn of(
     Ok(mounts)
 }
 
-/// Whether a volume is an empty directory in memory.
-pub(crate) fn is_in_memory(volume: &Volume) -> bool {
-    volume.empty_dir.as_ref().is_some_and(|one| one.medium.as_deref() == Some("Memory"))
-}
-
-/// The volumes of a pod in memory. Each is as large as the least of its own limit and the pod's memory, as in Kubernetes; with neither,
-/// as large as the kernel has it, which is half of the machine's memory.
-pub(crate) fn in_memory(pod: &Pod) -> Vec<MemoryVolume> {
-    let group = fs_group(pod);
-    let most = pod_limits(pod).memory_bytes;
-    let of = |volume: &Volume| {
-        let limit = size_limit(volume).map(|(bytes, _)| bytes);
-        MemoryVolume { name: volume.name.clone(), size_bytes: limit.into_iter().chain(most).min(), group }
-    };
-    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    volumes.filter(|volume| is_in_memory(volume)).map(of).collect()
-}
-
-/// How large an empty directory may be, in bytes and as it is written.
-pub(crate) fn size_limit(volume: &Volume) -> Option<(u64, &str)> {
-    let text = volume.empty_dir.as_ref()?.size_limit.as_ref()?.0.as_str();
-    // Nothing is no limit, as in Kubernetes.
-    quantity::bytes(text).ok().filter(|bytes| *bytes > 0).map(|bytes| (bytes, text))
+fn volumes_of(pod: &Pod) -> impl Iterator<Item = &Volume> {
+    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten())
 }
 
 /// Whether no container may write to a volume.
@@ -91,6 +63,28 @@ fn is_fixed(volume: &Volume) -> bool {
         || volume.downward_api.is_some()
         || volume.projected.is_some()
         || claim.is_some_and(|claim| claim.read_only == Some(true))
+}
+
+/// Of a volume that is memory, what is said of it.
+pub(crate) fn memory(volume: &Volume) -> Option<&EmptyDirVolumeSource> {
+    volume.empty_dir.as_ref().filter(|source| source.medium.as_deref() == Some("Memory"))
+}
+
+/// The volumes of a pod that are memory: each has its own limit, and at most the pod's, as in Kubernetes.
+pub(crate) fn memory_volumes(pod: &Pod) -> Vec<MemoryVolume> {
+    let (most, group) = (container::pod_limits(pod).memory_bytes, container::volume_group(pod));
+    let named = |volume: &Volume| MemoryVolume {
+        name: volume.name.clone(),
+        size_bytes: size_limit(volume).map(|(bytes, _)| bytes).into_iter().chain(most).min(),
+        group,
+    };
+    volumes_of(pod).filter(|volume| memory(volume).is_some()).map(named).collect()
+}
+
+/// How large an empty directory may be, in bytes and as it is written. Nothing is no limit, as in Kubernetes.
+pub(crate) fn size_limit(volume: &Volume) -> Option<(u64, &str)> {
+    let text = volume.empty_dir.as_ref()?.size_limit.as_ref()?.0.as_str();
+    quantity::bytes(text).ok().filter(|bytes| *bytes > 0).map(|bytes| (bytes, text))
 }
 
 /// Where in its volume the mount begins, checked again where variables went into it.
@@ -108,12 +102,7 @@ fn sub_path(mount: &VolumeMount, env: &Environment) -> Result<Option<PathBuf>, F
     if path.is_empty() {
         return Ok(None);
     }
-    if path.starts_with('/') {
-        return Err(refused("must not be an absolute path"));
-    }
-    if path.split('/').any(|part| part == "..") || path.contains('\0') {
-        return Err(refused("must not contain '..'"));
-    }
+    sub_path_of_volume(&path).map_err(refused)?;
     Ok(Some(path.into()))
 }
 
@@ -126,13 +115,12 @@ mod tests {
     fn built(mounts: &Value) -> Result<Vec<Mount>, Failure> {
         let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": {
             "containers": [{"name": "c", "volumeMounts": mounts}],
-            "volumes": [{"name": "data", "emptyDir": {}}, {"name": "conf", "configMap": {"name": "c"}},
-                {"name": "old", "persistentVolumeClaim": {"claimName": "c", "readOnly": true}},
-                {"name": "self", "downwardAPI": {}}, {"name": "all", "projected": {}},
-                {"name": "memory", "emptyDir": {"medium": "Memory"}}]}}))
+            "volumes": [{"name": "data", "emptyDir": {}}, {"name": "cache", "emptyDir": {"medium": "Memory"}},
+                {"name": "joined", "projected": {"sources": []}}, {"name": "conf", "configMap": {"name": "c"}},
+                {"name": "old", "persistentVolumeClaim": {"claimName": "c", "readOnly": true}}]}}))
         .expect("a pod");
         let known =
-            ["data", "conf", "old", "self", "all"].map(|name| (name.to_owned(), PathBuf::from("/v").join(name)));
+            ["data", "cache", "joined", "conf", "old"].map(|name| (name.to_owned(), PathBuf::from("/v").join(name)));
         let env = Environment { list: vec![("POD".into(), "web-0".into()), ("UP".into(), "../x".into())] };
         of(&pod.spec.as_ref().expect("a spec").containers[0], &known.into(), &pod, &env)
     }
@@ -140,21 +128,17 @@ mod tests {
     #[test]
     fn a_part_of_a_volume_is_mounted_and_made_where_it_may_be_written() {
         let sub = |path: &str, create| MountKind::SubPath { path: path.into(), create };
+        let memory = |path: Option<&str>| MountKind::Memory { volume: "cache".into(), path: path.map(Into::into) };
         for (mount, kind, read_only) in [
+            (json!({"name": "cache"}), memory(None), false),
+            (json!({"name": "cache", "subPath": "a"}), memory(Some("a")), false),
+            (json!({"name": "joined", "subPath": "a"}), sub("a", false), true),
             (json!({"name": "data"}), MountKind::IdmappedBind, false),
             (json!({"name": "data", "subPath": ""}), MountKind::IdmappedBind, false),
             (json!({"name": "data", "subPath": "a/b"}), sub("a/b", true), false),
             (json!({"name": "data", "subPath": "a", "readOnly": true}), sub("a", true), true),
             (json!({"name": "conf", "subPath": "app.conf"}), sub("app.conf", false), true),
             (json!({"name": "old", "subPath": "a"}), sub("a", false), true),
-            (json!({"name": "self"}), MountKind::IdmappedBind, true),
-            (json!({"name": "all", "subPath": "x"}), sub("x", false), true),
-            (json!({"name": "memory"}), MountKind::Memory { volume: "memory".into(), path: None }, false),
-            (
-                json!({"name": "memory", "subPath": "a", "readOnly": true}),
-                MountKind::Memory { volume: "memory".into(), path: Some("a".into()) },
-                true,
-            ),
             (json!({"name": "data", "subPathExpr": "logs/$(POD)"}), sub("logs/web-0", true), false),
             (json!({"name": "data", "subPathExpr": "$$(POD)"}), sub("$(POD)", true), false),
         ] {
@@ -170,7 +154,7 @@ mod tests {
         for (expression, why) in [
             ("$(NONE)", "subPathExpr \"$(NONE)\": missing value for \"NONE\""),
             ("$(UP)", "subPath \"../x\" of volume \"data\" must not contain '..'"),
-            ("/$(POD)", "subPath \"/web-0\" of volume \"data\" must not be an absolute path"),
+            ("/$(POD)", "subPath \"/web-0\" of volume \"data\" must be a relative path"),
         ] {
             let failed = built(&json!([{"name": "data", "mountPath": "/m", "subPathExpr": expression}]));
             let failed = failed.expect_err("refused");
@@ -179,26 +163,21 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_in_memory_is_as_large_as_its_limit_and_the_pods() {
-        for (limit, memory, expected) in [
-            (None, None, None),
-            (Some("8Mi"), None, Some(8 << 20)),
-            (None, Some("64Mi"), Some(64 << 20)),
-            (Some("8Mi"), Some("64Mi"), Some(8 << 20)),
-            (Some("1Gi"), Some("64Mi"), Some(64 << 20)),
-            (Some("0"), Some("64Mi"), Some(64 << 20)),
+    fn memory_has_its_own_limit_and_at_most_the_pods() {
+        for (limit, size, expected) in [
+            (json!({}), Value::Null, None),
+            (json!({}), json!("16Mi"), Some(16 << 20)),
+            (json!({"memory": "64Mi"}), Value::Null, Some(64 << 20)),
+            (json!({"memory": "64Mi"}), json!("16Mi"), Some(16 << 20)),
+            (json!({"memory": "64Mi"}), json!("1Gi"), Some(64 << 20)),
         ] {
-            let mut pod = json!({"spec": {"securityContext": {"fsGroup": 7}, "containers": [{"name": "c"}], "volumes": [
-                {"name": "disk", "emptyDir": {"sizeLimit": "1Mi"}}, {"name": "m", "emptyDir": {"medium": "Memory"}}]}});
-            if let Some(limit) = limit {
-                pod["spec"]["volumes"][1]["emptyDir"]["sizeLimit"] = json!(limit);
-            }
-            if let Some(memory) = memory {
-                pod["spec"]["containers"][0]["resources"] = json!({"limits": {"memory": memory}});
-            }
-            let found = in_memory(&serde_json::from_value(pod).expect("a pod"));
+            let pod: Pod = serde_json::from_value(json!({"spec": {"securityContext": {"fsGroup": 7},
+                "containers": [{"name": "c", "resources": {"limits": limit}}],
+                "volumes": [{"name": "disk", "emptyDir": {}},
+                    {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": size}}]}}))
+            .expect("a pod");
             let expected = MemoryVolume { name: "m".into(), size_bytes: expected, group: Some(7) };
-            assert_eq!(found, [expected], "{limit:?} {memory:?}");
+            assert_eq!(memory_volumes(&pod), [expected]);
         }
     }
 }

@@ -36,5 +36,5 @@ pub use backoff::{CONTAINER_BACKOFF_FIRST, CONTAINER_BACKOFF_MAX, CONTAINER_BACK
 pub use command::{Command, EventType};
 pub use event::{Addresses, Answer, Event, Failure, Found, FoundContainer, FoundState, ImageFacts, StartFailure};
 pub use machine::PodMachine;
-pub use record::{ContainerRecord, Exit, Phase, Record, Stage};
+pub use record::{ContainerRecord, Exit, MAX_MESSAGE_BYTES, Phase, Record, Stage};
 pub use spec::{ContainerView, PodView, ProbeKind, ProbeView, RestartPolicy, Role, ViewError};

@@ -12,6 +12,9 @@ const UNKNOWN_CODE: i32 = 255;
 /// The exit code of a container that did not start, as containerd's.
 const START_FAILED_CODE: i32 = 128;
 
+/// Bytes of a container's last message, as the kubelet's `MaxContainerTerminationMessageLength`.
+pub const MAX_MESSAGE_BYTES: usize = 4096;
+
 /// How a container ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
@@ -71,6 +74,19 @@ impl Exit {
             started_at: None,
             finished_at: at,
         }
+    }
+
+    /// With what the container said last, after what is known otherwise, as the kubelet has it. Cut to [`MAX_MESSAGE_BYTES`].
+    #[must_use]
+    pub fn saying(mut self, said: &str) -> Self {
+        if !said.is_empty() {
+            if !self.message.is_empty() {
+                self.message.push_str(": ");
+            }
+            self.message.push_str(said);
+            self.message.truncate(self.message.floor_char_boundary(MAX_MESSAGE_BYTES));
+        }
+        self
     }
 
     /// Whether it counts as a success.
@@ -169,7 +185,7 @@ impl ContainerRecord {
     }
 
     /// Whether it ended.
-    pub(crate) fn is_exited(&self) -> bool {
+    pub fn is_exited(&self) -> bool {
         matches!(self.stage, Stage::Exited(_))
     }
 
@@ -268,5 +284,17 @@ mod tests {
             assert_eq!((exit.code, exit.reason.as_str()), expected);
         }
         assert!(!Exit::unknown(None, at).is_success());
+    }
+
+    #[test]
+    fn what_a_container_said_follows_what_is_known_and_is_cut() {
+        let at = Timestamp(1000);
+        let exit = |code| Exit::observed(Some(code), None, false, at, at);
+        assert_eq!(exit(1).saying("no disk").message, "no disk");
+        assert_eq!(exit(1).saying("").message, "");
+        let unknown = Exit::unknown(None, at).saying("bye").message;
+        assert!(unknown.starts_with("the container could not") && unknown.ends_with("is lost: bye"), "{unknown}");
+        let long = exit(1).saying(&format!("a{}", "é".repeat(4000))).message;
+        assert_eq!(long.len(), MAX_MESSAGE_BYTES - 1, "no character is cut in two");
     }
 }

@@ -8,6 +8,10 @@ use crate::{ContainerRecord, ContainerView, Exit, Phase, PodMachine, Role, Stage
 /// The conditions that the device decides; `PodScheduled` is placement's.
 const CONDITIONS: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
 
+/// Bytes of the last messages of all containers of a pod, of which each has its share: the kubelet's
+/// `MaxPodTerminationMessageLogLength`.
+const MAX_MESSAGES_BYTES: usize = 12 << 10;
+
 /// The whole status.
 pub(crate) fn of(pod: &PodMachine) -> Value {
     let phase = pod.phase();
@@ -167,8 +171,7 @@ fn creating(pod: &PodMachine) -> &'static str {
 /// Whether an ended container waits for its next attempt, be it for time or for something that is missing.
 fn is_waiting_to_restart(pod: &PodMachine, view: &ContainerView) -> bool {
     let record = &pod.record.containers[&view.name];
-    let wanted = record.is_exited() && !pod.is_stopping() && pod.record.ended.is_none() && pod.wants_start(view);
-    wanted && (record.waits || pod.actions.volumes.failure.is_some())
+    record.is_exited() && !pod.is_stopping() && pod.record.ended.is_none() && pod.wants_start(view) && record.waits
 }
 
 fn waiting(pod: &PodMachine, name: &str, reason: &str) -> Value {
@@ -207,8 +210,10 @@ fn terminated(pod: &PodMachine, name: &str, attempt: u32, exit: &Exit) -> Value 
     if let Some(started) = exit.started_at {
         value["startedAt"] = time(started);
     }
-    if !exit.message.is_empty() {
-        value["message"] = json!(exit.message);
+    let message =
+        &exit.message[..exit.message.floor_char_boundary(MAX_MESSAGES_BYTES / pod.spec.containers.len().max(1))];
+    if !message.is_empty() {
+        value["message"] = json!(message);
     }
     value
 }

@@ -516,3 +516,23 @@ fn a_lost_sandbox_is_made_anew() {
     assert_eq!(starts(&commands), [1]);
     assert_eq!(device.container()["lastState"]["terminated"]["reason"], "ContainerStatusUnknown");
 }
+
+#[test]
+fn last_messages_are_told_and_share_what_a_status_may_hold() {
+    let names = ["a", "b", "c", "d"];
+    let mut device = Device::new(view("Never", &names));
+    device.run(Event::Tick, at(1));
+    for name in names {
+        device.run(exited(name, 0, exit(1, 1, 2).saying(&"é".repeat(2000))), at(2));
+    }
+    let status = device.status();
+    for one in status["containerStatuses"].as_array().expect("a list") {
+        let message = one["state"]["terminated"]["message"].as_str().expect("a message");
+        assert_eq!(message.len(), 12 * 1024 / 4, "{one}");
+    }
+    let mut device = Device::new(view("Always", &["a"]));
+    device.run(Event::Tick, at(1));
+    device.run(exited("a", 0, exit(1, 1, 2).saying("no disk")), at(2));
+    device.run(Event::Tick, at(60));
+    assert_eq!(device.container()["lastState"]["terminated"]["message"], "no disk");
+}

@@ -28,7 +28,7 @@ mod trash;
 mod wire;
 mod zygote;
 
-pub use client::{Exec, ExecIo, Pod, Runtime};
+pub use client::{Attach, Exec, ExecIo, Pod, Runtime};
 pub use clock::clock_synchronised;
 pub use error::{RuntimeError, StartError};
 pub use features::{KernelFeatures, probe_kernel};

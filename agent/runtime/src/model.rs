@@ -55,6 +55,8 @@ pub struct PodSandbox {
     /// It is of another owner than the device's, and shares with all of those what [`Runtime::limit_guests`](crate::Runtime::limit_guests)
     /// allows.
     pub guest: bool,
+    /// All containers of the pod are in one PID namespace, whose first process is the shim's; it reaps what they leave behind.
+    pub share_processes: bool,
     /// Volumes in memory, which are there as long as the pod.
     pub memory: Vec<MemoryVolume>,
 }
@@ -192,7 +194,25 @@ pub struct ContainerSpec {
     pub log_path: PathBuf,
     /// Size of the logs.
     pub log: LogPolicy,
+    /// Where the container finds a file of its own for its last message: an absolute path, in `/dev` only `/dev/termination-log`. On the
+    /// host it is [`TERMINATION_LOG`] in `scratch`, made new, and stays until [`Pod::remove_container`](crate::Pod::remove_container). A
+    /// shim of an older release makes none.
+    #[serde(default)]
+    pub termination_log: Option<PathBuf>,
+    /// Its first process has an input that [`Pod::attach`](crate::Pod::attach) leads to; without it, `/dev/null`.
+    #[serde(default)]
+    pub stdin: bool,
+    /// That input ends with the first who had it.
+    #[serde(default)]
+    pub stdin_once: bool,
+    /// Its first process has a terminal, and one output.
+    #[serde(default)]
+    pub terminal: bool,
 }
+
+/// Name of the file with a container's last message in [`ContainerSpec::scratch`]. Its content is the container's: it may be of any size and
+/// have any bytes.
+pub const TERMINATION_LOG: &str = "termination-log";
 
 /// Size of a terminal in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -256,6 +276,15 @@ pub struct ContainerStatus {
     pub attempt: u32,
     /// State.
     pub state: ContainerState,
+}
+
+/// What processes have used, and use: CPU time since their cgroup was made, and memory now. None where the kernel does not tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Nanoseconds of CPU time.
+    pub cpu_nanos: Option<u64>,
+    /// Bytes of memory without file pages that nobody used lately.
+    pub working_set_bytes: Option<u64>,
 }
 
 /// Something happened to a pod. A hint: [`Pod::status`](crate::Pod::status) says what is.

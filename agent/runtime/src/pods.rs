@@ -50,7 +50,7 @@ pub(crate) fn kill_dead(instance: &str, uid: &str) -> Result<(), RuntimeError> {
 }
 
 /// Where a pod's cgroup may be: a pod that is dead cannot say whose guest it was.
-fn cgroups_of(instance: &str, uid: &str) -> [PathBuf; 2] {
+pub(crate) fn cgroups_of(instance: &str, uid: &str) -> [PathBuf; 2] {
     [false, true].map(|guest| pod_cgroup(instance, uid, guest))
 }
 

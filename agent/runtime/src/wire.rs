@@ -56,6 +56,9 @@ pub(crate) struct PodConfig {
     /// Of another owner than the device's.
     #[serde(default)]
     pub(crate) guest: bool,
+    /// Its containers have one PID namespace.
+    #[serde(default)]
+    pub(crate) share_processes: bool,
     #[serde(default)]
     pub(crate) memory: Vec<MemoryVolume>,
 }
@@ -78,6 +81,12 @@ pub(crate) enum Request {
     },
     /// With the descriptors of its streams. The connection lives as long as the command.
     Exec(Box<ExecSpec>),
+    /// With the write ends for output and errors. The connection lives as long as somebody is attached; its end in this direction is that of
+    /// their input.
+    Attach {
+        container: String,
+        stdin: bool,
+    },
     Destroy,
 }
 
@@ -93,6 +102,11 @@ pub(crate) enum Reply {
     ExecStarted,
     ExecExited {
         code: i32,
+    },
+    /// With the container's input, or the master of its terminal, where there is one for this caller. [`Reply::Done`] follows when the
+    /// container has ended.
+    Attached {
+        terminal: bool,
     },
     NoSuchContainer,
     StillRunning,

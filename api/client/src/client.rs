@@ -336,14 +336,47 @@ impl Client {
         &self,
         input: impl Stream<Item = v1::ExecInput> + Send + 'static,
     ) -> Result<Answers<v1::ExecOutput>, Status> {
-        if self.servers.has_others() {
-            // The input can be sent once: to a server that is there.
-            self.info().await?;
-        }
-        let mut pods = v1::pods_client::PodsClient::new(self.channel());
+        let mut pods = self.pods_for_a_stream().await?;
         let answer = pods.exec(input).await.map_err(|error| convert::status(&error))?;
         let outputs = answer.into_inner();
         Ok(Box::pin(outputs.map(|output| output.map_err(|error| convert::status(&error)))))
+    }
+
+    /// What a container's first process reads and writes from now on. `input` begins with an `ExecStart` without a command; the outputs
+    /// end with it.
+    pub async fn attach(
+        &self,
+        input: impl Stream<Item = v1::ExecInput> + Send + 'static,
+    ) -> Result<Answers<v1::ExecOutput>, Status> {
+        let mut pods = self.pods_for_a_stream().await?;
+        let answer = pods.attach(input).await.map_err(|error| convert::status(&error))?;
+        Ok(Box::pin(answer.into_inner().map(|output| output.map_err(|error| convert::status(&error)))))
+    }
+
+    /// One connection to a port of a pod's loopback. `input` begins with the `PortForwardStart`; the first output says that something
+    /// accepted, or why nothing did.
+    pub async fn port_forward(
+        &self,
+        input: impl Stream<Item = v1::PortForwardInput> + Send + 'static,
+    ) -> Result<Answers<v1::PortForwardOutput>, Status> {
+        let mut pods = self.pods_for_a_stream().await?;
+        let answer = pods.port_forward(input).await.map_err(|error| convert::status(&error))?;
+        Ok(Box::pin(answer.into_inner().map(|output| output.map_err(|error| convert::status(&error)))))
+    }
+
+    /// What a device and its pods use now; of one namespace's pods where one is named.
+    pub async fn stats(&self, device: &str, namespace: &str) -> Result<v1::StatsResponse, Status> {
+        let request = v1::StatsRequest { device: device.to_owned(), namespace: namespace.to_owned() };
+        let stats = async |channel, request| v1::pods_client::PodsClient::new(channel).stats(request).await;
+        self.servers.call(Again::Safe, request, stats).await
+    }
+
+    /// For what is sent as a stream, which can be sent once: to a server that is there.
+    async fn pods_for_a_stream(&self) -> Result<v1::pods_client::PodsClient<Channel>, Status> {
+        if self.servers.has_others() {
+            self.info().await?;
+        }
+        Ok(v1::pods_client::PodsClient::new(self.channel()))
     }
 
     /// What the region says of itself.

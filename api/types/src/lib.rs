@@ -25,6 +25,7 @@
 
 pub mod admission;
 pub mod condition;
+pub mod downward;
 pub mod group;
 pub mod id;
 pub mod identity;

@@ -126,6 +126,17 @@ pub fn config_key(key: &str) -> Result<(), &'static str> {
     }
 }
 
+/// Checks that a path can be a part of a volume, as Kubernetes checks `subPath`: relative, and without `..`.
+pub fn sub_path_of_volume(path: &str) -> Result<(), &'static str> {
+    if path.starts_with('/') {
+        return Err("must be a relative path");
+    }
+    if path.split('/').any(|part| part == "..") {
+        return Err("must not contain '..'");
+    }
+    if path.contains('\0') || path.len() > 4095 { Err("must be a path of up to 4095 bytes") } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -197,3 +197,33 @@ fn init_containers_go_first_sidecars_stay_and_go_last() -> Result<()> {
     ensure!(instance.run("get pod fails -n alice")?.contains("Init:Error"));
     Ok(())
 }
+
+#[test]
+fn an_app_brings_what_comes_before_it_and_beside_it() -> Result<()> {
+    let instance = Instance::up("none")?;
+    instance.import_busybox()?;
+    let app = "apiVersion: hearth.dev/v1alpha1\nkind: App\nmetadata: {name: web}\nspec:\n  initContainers:\n  \
+         - {name: migrate, image: busybox, args: [sh, -c, 'echo made by $WHO > /data/index.html'], volumeMounts: [{name: data, mountPath: /data}]}\n  \
+         - {name: door, image: busybox, restartPolicy: Always, ports: [{name: door, containerPort: 8080}], args: [sh, -c, 'httpd -f -p 8080 -h /data'], \
+         volumeMounts: [{name: data, mountPath: /data, readOnly: true}]}\n  containers:\n  \
+         - {name: app, image: busybox, args: [sh, -c, 'cat /data/index.html; trap \"exit 0\" TERM; sleep 1000 & wait'], volumeMounts: [{name: data, mountPath: /data}]}\n  \
+         volumes: [{name: data, size: 10Mi}]\n  ingress: {port: door}\n---\n\
+         apiVersion: hearth.dev/v1alpha1\nkind: Install\nmetadata: {name: web, namespace: alice}\nspec:\n  app: web\n  env: [{name: WHO, value: alice}]\n";
+    instance.apply(app)?;
+    instance.wait_ready("web", "alice")?;
+    ensure!(instance.run("logs install/web -c app -n alice")? == "made by alice\n", "in this order");
+    instance.eventually("the sidecar answers users", || {
+        let page = instance.fetch("web.alice.hearth.internal", "/")?;
+        ensure!(page == "made by alice\n", "{page}");
+        Ok(())
+    })?;
+    let refused = instance.apply_refused(&app.replace("port: door}", "port: gate}"))?;
+    ensure!(refused.contains("no container has a port named \"gate\""), "{refused}");
+    // What does not get through keeps the app from starting, and its Install says why.
+    instance.apply(&app.replace("echo made by $WHO > /data/index.html", "echo no room >&2; exit 1"))?;
+    instance.eventually("the Install tells", || {
+        let ready = instance.condition("install", "web", "alice", "Ready")?;
+        ensure!(ready["status"] == "False" && ready["reason"] == "CrashLoopBackOff", "{ready}");
+        Ok(())
+    })
+}

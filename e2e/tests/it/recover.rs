@@ -1,13 +1,11 @@
 //! A region that lost everything, and comes back from its devices: real processes, three devices, no backup.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use std::{path::Path, process::Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use hearth_e2e::{
     command::{self, Running},
+    device::Device,
     eventually,
     instance::{Instance, binary},
     server::{PATIENCE, Server, three},
@@ -36,48 +34,10 @@ fn server(instance: &Instance, api: &str) -> Result<Running> {
     Ok(process)
 }
 
-/// A device in a data directory of its own.
-struct Device {
-    instance: Instance,
-    agent: Option<Running>,
-    name: &'static str,
-}
-
-impl Device {
-    fn join(region: &Instance, name: &'static str, owner: &str) -> Result<Self> {
-        let token = region.run(&format!("token create --owner {owner}"))?;
-        let instance = Instance::empty()?;
-        let mut join = instance.hearth(["join", token.trim(), "--name", name, "--data-dir", text(instance.path())]);
-        command::succeed(&mut join)?;
-        let mut device = Self { instance, agent: None, name };
-        device.start()?;
-        Ok(device)
-    }
-
-    fn start(&mut self) -> Result<()> {
-        let mut agent = self.instance.hearth(["agent", "--data-dir", text(self.instance.path())]);
-        let log = std::fs::File::options().create(true).append(true).open(self.log())?;
-        self.agent = Some(Running(agent.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?));
-        Ok(())
-    }
-
-    fn stop(&mut self) {
-        self.agent = None;
-    }
-
-    fn log(&self) -> PathBuf {
-        self.instance.path().join("agent.log")
-    }
-
-    fn said(&self) -> String {
-        std::fs::read_to_string(self.log()).unwrap_or_default()
-    }
-
-    /// The list of copies that it keeps.
-    fn copies(&self) -> Result<Value> {
-        let file = std::fs::read(self.instance.path().join("agent/copies.json"))?;
-        Ok(serde_json::from_slice::<Value>(&file)?["body"]["manifest"].clone())
-    }
+/// The list of copies that a device keeps.
+fn kept_copies(device: &Device) -> Result<Value> {
+    let file = std::fs::read(device.instance.path().join("agent/copies.json"))?;
+    Ok(serde_json::from_slice::<Value>(&file)?["body"]["manifest"].clone())
 }
 
 /// `kind namespace/name uid` of everything that is an owner's word.
@@ -161,13 +121,13 @@ spec:
     }
     // One device is away when its owner deletes an app, and hears of it never.
     let listed = |device: &Device, name: &str| {
-        let copies = device.copies()?;
+        let copies = kept_copies(device)?;
         let entries = copies["entries"].as_array().context("entries")?;
         Ok::<_, anyhow::Error>(entries.iter().any(|one| one["kind"]["kind"] == "Install" && one["name"] == name))
     };
     first.eventually("every device keeps copies", || {
         for device in &devices {
-            ensure!(listed(device, "web")? && device.copies()?["owner"].is_string());
+            ensure!(listed(device, "web")? && kept_copies(device)?["owner"].is_string());
         }
         ensure!(listed(&devices[0], "gone")? && listed(&devices[1], "gone")?);
         Ok(())
@@ -190,7 +150,7 @@ spec:
         Ok(())
     })?;
     first.eventually("and the device has heard of that too", || {
-        let copies = devices[0].copies()?;
+        let copies = kept_copies(&devices[0])?;
         let pods = copies["entries"].as_array().context("entries")?.iter().filter(|one| one["kind"]["kind"] == "Pod");
         ensure!(pods.count() == 1, "{copies}");
         Ok(())
@@ -250,7 +210,7 @@ spec:
     second.run("region recover --finish")?;
     second.run("delete secret word -n alice")?;
     second.eventually("the copies are those of the new region", || {
-        let copies = devices[0].copies()?;
+        let copies = kept_copies(&devices[0])?;
         let entries = copies["entries"].as_array().context("entries")?;
         ensure!(copies["generation"].as_u64() > Some(0), "{copies}");
         ensure!(entries.iter().all(|one| one["kind"]["kind"] != "Secret"));
@@ -282,7 +242,9 @@ fn a_device_that_hands_in_what_it_forged_or_what_is_anothers_is_refused() -> Res
     first.eventually("both keep copies", || {
         for device in [&honest, &liar] {
             ensure!(
-                device.copies()?["entries"].as_array().is_some_and(|all| all.iter().any(|one| one["name"] == "word"))
+                kept_copies(device)?["entries"]
+                    .as_array()
+                    .is_some_and(|all| all.iter().any(|one| one["name"] == "word"))
             );
         }
         Ok(())
@@ -349,7 +311,7 @@ fn a_region_of_several_servers_that_lost_all_of_them_is_recovered_and_has_severa
     }
     eventually("both keep copies", PATIENCE, || {
         for device in [&early, &late] {
-            let copies = device.copies()?;
+            let copies = kept_copies(device)?;
             ensure!(copies["entries"].as_array().is_some_and(|all| all.iter().any(|one| one["name"] == "word")));
         }
         Ok(())
@@ -396,7 +358,7 @@ fn a_region_of_several_servers_that_lost_all_of_them_is_recovered_and_has_severa
     }
     eventually("whoever leads signs the copies", PATIENCE, || {
         for device in [&early, &late] {
-            let copies = device.copies()?;
+            let copies = kept_copies(device)?;
             let new = copies["entries"].as_array().is_some_and(|all| all.iter().any(|one| one["name"] == "new"));
             ensure!(new && copies["generation"].as_u64() > Some(0), "{copies}\n{}", device.said());
         }

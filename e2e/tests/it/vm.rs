@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// Room for the programs, an image and the data.
 const DISK_BYTES: u64 = 2 << 30;
 /// What the guest checks, in this order; `e2e/vm/check` says how.
-const CHECKS: [&str; 15] = [
+const CHECKS: [&str; 17] = [
     "pure-v2",
     "up",
     "answers",
@@ -36,6 +36,8 @@ const CHECKS: [&str; 15] = [
     "throttled",
     "pids",
     "adopted",
+    "used",
+    "shared",
     "down",
 ];
 /// Modules that find the disk.

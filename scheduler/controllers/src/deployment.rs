@@ -3,7 +3,11 @@
 mod rolling;
 mod status;
 
-use hearth_types::{Object, Timestamp, kinds::labels, object::canonical};
+use hearth_types::{
+    Object, Timestamp,
+    kinds::{MOVE_AFTER_ANNOTATION, ON_RETURN_ANNOTATION, labels},
+    object::canonical,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -159,7 +163,7 @@ fn new_set(deployment: &Object, value: &Value, replicas: i64, revision: i64) -> 
     if let Some(seconds) = value.pointer("/spec/minReadySeconds") {
         spec["minReadySeconds"] = seconds.clone();
     }
-    json!({
+    let mut set = json!({
         "apiVersion": "apps/v1",
         "kind": "ReplicaSet",
         "metadata": {
@@ -170,12 +174,25 @@ fn new_set(deployment: &Object, value: &Value, replicas: i64, revision: i64) -> 
             "ownerReferences": [meta::owner_reference(deployment)],
         },
         "spec": spec,
-    })
+    });
+    pass_on(value, &mut set);
+    set
+}
+
+/// What a Deployment says of silent devices holds for each of its ReplicaSets. It is no part of the template: nothing is rolled out for it.
+fn pass_on(deployment: &Value, set: &mut Value) {
+    for key in [MOVE_AFTER_ANNOTATION, ON_RETURN_ANNOTATION] {
+        match meta::annotation(deployment, key) {
+            Some(text) => meta::set_in(set, "annotations", key, text),
+            None => meta::unset_in(set, "annotations", key),
+        }
+    }
 }
 
 fn rescale(deployment: &Object, set: &Set, was: i64, revision: Option<i64>, out: &mut Reconciled) {
     let mut value = set.value.clone();
     value["spec"]["replicas"] = json!(set.wanted);
+    pass_on(&deployment.value(), &mut value);
     if let Some(revision) = revision {
         meta::set_in(&mut value, "annotations", REVISION, &revision.to_string());
     }

@@ -136,7 +136,9 @@ fn held_back(inputs: Inputs<'_>, install: &Value, now: Timestamp, out: &mut Reco
     };
     let mut value = deployment.value();
     let granted: Vec<&str> = list(install, "/spec/grants/capabilities").filter_map(Value::as_str).collect();
-    let revoked = list(&value, "/spec/template/spec/containers")
+    let first = list(&value, "/spec/template/spec/initContainers");
+    let revoked = first
+        .chain(list(&value, "/spec/template/spec/containers"))
         .flat_map(|one| list(one, "/securityContext/capabilities/add"))
         .filter_map(Value::as_str)
         .any(|one| !granted.contains(&one));

@@ -38,6 +38,19 @@ pub(crate) fn set_in(value: &mut Value, map: &str, key: &str, text: &str) {
     }
 }
 
+/// Takes a text out of a map of `metadata`; a map that is empty then goes too.
+pub(crate) fn unset_in(value: &mut Value, map: &str, key: &str) {
+    let Some(meta) = value.get_mut("metadata").and_then(Value::as_object_mut) else {
+        return;
+    };
+    if let Some(texts) = meta.get_mut(map).and_then(Value::as_object_mut)
+        && texts.remove(key).is_some()
+        && texts.is_empty()
+    {
+        meta.remove(map);
+    }
+}
+
 /// The uid of the owner that controls an object.
 pub(crate) fn controller(value: &Value) -> Option<Uid> {
     let mut owners = list(value, "/metadata/ownerReferences");

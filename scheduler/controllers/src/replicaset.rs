@@ -1,5 +1,7 @@
 //! ReplicaSet: as many pods as asked for.
 
+mod disconnect;
+
 use std::{cmp::Reverse, time::Duration};
 
 use hearth_types::{Object, Timestamp, selector::LabelSelector};
@@ -16,6 +18,8 @@ use crate::{
 pub const BURST: usize = 500;
 /// The pod annotation that counts how many failed pods in a row the pod replaces.
 pub const REPLACES: &str = "hearth.dev/replaces";
+/// The pod annotation that names the pod on a silent device which it stands for, by its uid.
+pub const STANDS_FOR: &str = "hearth.dev/stands-for";
 /// The first pause before a failed pod is replaced; doubles with every failure in a row.
 pub const FIRST_BACKOFF: Duration = Duration::from_secs(10);
 /// The longest pause before a failed pod is replaced.
@@ -35,7 +39,8 @@ pub struct Inputs<'a> {
 /// Makes the pods as many as asked for.
 ///
 /// # Guarantees
-/// A pod on a silent device counts as being there and is never replaced. A pod that failed is replaced after a back-off, so
+/// A pod on a silent device counts as being there and is not replaced, unless the ReplicaSet says after how long
+/// ([`hearth_types::kinds::MOVE_AFTER_ANNOTATION`]); then it stays until its device is back and one of both is chosen. A pod that failed is replaced after a back-off, so
 /// that a crash makes no storm. Where pods keep data in claims, a pod that is still stopping counts too: two never write at once.
 pub fn reconcile(inputs: Inputs<'_>, now: Timestamp) -> Reconciled {
     let mut out = Reconciled::default();
@@ -48,8 +53,10 @@ pub fn reconcile(inputs: Inputs<'_>, now: Timestamp) -> Reconciled {
     };
     let mine = claim_pods(inputs, &selector, &mut out);
     let wanted = usize::try_from(number(&value, "/spec/replicas").unwrap_or(1)).unwrap_or(0);
-    scale(inputs.replica_set, &value, wanted, &mine, now, &mut out);
-    status(inputs.replica_set, value, &mine, now, &mut out);
+    let active: Vec<&SeenPod> = mine.iter().copied().filter(|seen| seen.pod.is_active()).collect();
+    let sorted = disconnect::sort(disconnect::Policy::of(&value), &active, now);
+    scale(inputs.replica_set, &value, wanted, &mine, &sorted, now, &mut out);
+    status(inputs.replica_set, value, &sorted.counted, now, &mut out);
     out
 }
 
@@ -81,8 +88,16 @@ fn claim_pods<'a>(inputs: Inputs<'a>, selector: &LabelSelector, out: &mut Reconc
     mine
 }
 
-fn scale(set: &Object, value: &Value, wanted: usize, mine: &[&SeenPod], now: Timestamp, out: &mut Reconciled) {
-    let mut active: Vec<_> = mine.iter().filter(|seen| seen.pod.is_active()).collect();
+fn scale(
+    set: &Object,
+    value: &Value,
+    wanted: usize,
+    mine: &[&SeenPod],
+    sorted: &disconnect::Sorted<'_>,
+    now: Timestamp,
+    out: &mut Reconciled,
+) {
+    let mut active = sorted.counted.clone();
     let stopping = mine.iter().filter(|seen| seen.pod.deleting).count();
     let mut room = wanted.saturating_sub(active.len());
     if keeps_data(value) {
@@ -96,6 +111,7 @@ fn scale(set: &Object, value: &Value, wanted: usize, mine: &[&SeenPod], now: Tim
             out.event(set, false, "SuccessfulDelete", message);
         }
     }
+    supersede(set, wanted, sorted, out);
     let mut failed: Vec<_> = mine.iter().filter(|seen| seen.pod.is_finished() && !seen.pod.deleting).collect();
     failed.sort_by_key(|seen| (seen.pod.finished, seen.pod.object.name().to_owned()));
     for seen in failed {
@@ -112,9 +128,38 @@ fn scale(set: &Object, value: &Value, wanted: usize, mine: &[&SeenPod], now: Tim
             out.actions.push(Action::Create { object: new_pod(set, value, failures(seen) + 1) });
         }
     }
-    out.actions.extend((0..room.min(BURST)).map(|_| Action::Create { object: new_pod(set, value, 0) }));
+    let mut lost = sorted.lost.iter();
+    for _ in 0..room.min(BURST) {
+        let mut pod = new_pod(set, value, 0);
+        if let Some(seen) = lost.next() {
+            let (name, device) = (seen.pod.object.name(), &seen.pod.device);
+            let message = format!("device {device} is silent: another pod stands for {name}, which runs on there");
+            out.event(set, true, "DeviceSilent", message);
+            meta::set_in(&mut pod, "annotations", STANDS_FOR, seen.pod.object.uid().as_str());
+        }
+        out.actions.push(Action::Create { object: pod });
+    }
     if room > BURST || active.len().saturating_sub(wanted) > BURST {
         out.look_again(Duration::ZERO);
+    }
+}
+
+/// Deletes the pods in whose place another one stays, and what is kept on silent devices beyond what is asked for.
+fn supersede(set: &Object, wanted: usize, sorted: &disconnect::Sorted<'_>, out: &mut Reconciled) {
+    for (seen, stays) in sorted.superseded.iter().take(BURST) {
+        out.delete(&seen.pod.object);
+        let (name, other, device) = (seen.pod.object.name(), stays.pod.object.name(), &stays.pod.device);
+        out.event(set, false, "Superseded", format!("Deleted pod: {name}, since {other} stays, on device {device}"));
+    }
+    let mut kept: Vec<&SeenPod> = sorted.lost.iter().chain(&sorted.spare).copied().collect();
+    let surplus = kept.len().saturating_sub(wanted);
+    kept.sort_by_key(|seen| removal_rank(seen));
+    for seen in kept.into_iter().take(surplus.min(BURST)) {
+        out.delete(&seen.pod.object);
+        out.event(set, false, "SuccessfulDelete", format!("Deleted pod: {}", seen.pod.object.name()));
+    }
+    if let Some(again) = sorted.again {
+        out.look_again(again);
     }
 }
 
@@ -162,9 +207,9 @@ fn new_pod(set: &Object, value: &Value, replaces: u32) -> Value {
     pod
 }
 
-fn status(set: &Object, mut value: Value, mine: &[&SeenPod], now: Timestamp, out: &mut Reconciled) {
+/// `active`: those that count for what is asked for.
+fn status(set: &Object, mut value: Value, active: &[&SeenPod], now: Timestamp, out: &mut Reconciled) {
     let min_ready = Duration::from_secs(number(&value, "/spec/minReadySeconds").unwrap_or(0).unsigned_abs());
-    let active: Vec<_> = mine.iter().filter(|seen| seen.pod.is_active()).collect();
     let ready: Vec<_> = active.iter().filter(|seen| seen.ready()).collect();
     let mut available = 0;
     for seen in &ready {

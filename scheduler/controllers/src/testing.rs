@@ -93,7 +93,8 @@ impl World {
     /// Every pod, those on `silent` devices without contact.
     pub(crate) fn pods(&self, silent: &[&str]) -> Vec<SeenPod> {
         let pods = self.all("Pod").into_iter().map(|object| Arc::new(PodView::read(&object, &object.value())));
-        pods.map(|pod| SeenPod { connected: pod.is_bound() && !silent.contains(&&*pod.device), pod }).collect()
+        let connected = |pod: &PodView| pod.is_bound() && !silent.contains(&&*pod.device);
+        pods.map(|pod| SeenPod { connected: connected(&pod), since: None, pod }).collect()
     }
 }
 
@@ -176,6 +177,6 @@ impl Pods {
     }
 
     pub(crate) fn seen(&self, connected: bool) -> SeenPod {
-        SeenPod { pod: Arc::new(self.view()), connected }
+        SeenPod { pod: Arc::new(self.view()), connected, since: None }
     }
 }

@@ -1,6 +1,6 @@
 //! A pod as controllers see it: a plain struct, parsed once.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use hearth_types::{Object, Timestamp, Uid};
 use serde_json::Value;
@@ -57,6 +57,8 @@ pub struct PodView {
     pub secrets: Vec<Box<str>>,
     /// How many failed pods in a row it replaces.
     pub replaces: u32,
+    /// The pod on a silent device that it was made for, where it was.
+    pub stands_for: Option<Uid>,
 }
 
 /// A pod and whether its device is in contact.
@@ -66,12 +68,19 @@ pub struct SeenPod {
     pub pod: Arc<PodView>,
     /// Whether its device has a session; `false` for a pod without device. What a silent device reported last is not known to hold.
     pub connected: bool,
+    /// Since when its device has had one, or none; `None` where that is not known.
+    pub since: Option<Timestamp>,
 }
 
 impl SeenPod {
     /// Whether it is known to be ready now.
     pub fn ready(&self) -> bool {
         self.connected && self.pod.is_ready()
+    }
+
+    /// How long its device has been as it is now: in contact, or silent.
+    pub(crate) fn contact_for(&self, now: Timestamp) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| now.since(since))
     }
 }
 
@@ -106,6 +115,7 @@ impl PodView {
             config_maps: sources(value, "/configMap/name", "configMap"),
             secrets: sources(value, "/secret/secretName", "secret"),
             replaces: meta::annotation(value, replicaset::REPLACES).and_then(|text| text.parse().ok()).unwrap_or(0),
+            stands_for: meta::annotation(value, replicaset::STANDS_FOR).map(Uid::from),
         }
     }
 
@@ -135,9 +145,9 @@ fn sources(value: &Value, pointer: &str, reference: &str) -> Vec<Box<str>> {
     let mut names: Vec<Box<str>> =
         list(value, "/spec/volumes").map(|volume| text(volume, pointer)).map(Into::into).collect();
     if !reference.is_empty() {
-        let projected = format!("/{reference}/name");
-        for source in list(value, "/spec/volumes").flat_map(|volume| list(volume, "/projected/sources")) {
-            names.push(text(source, &projected).into());
+        let joined = format!("/{reference}/name");
+        for volume in list(value, "/spec/volumes") {
+            names.extend(list(volume, "/projected/sources").map(|source| Box::from(text(source, &joined))));
         }
         let (all, one) = (format!("/{reference}Ref/name"), format!("/valueFrom/{reference}KeyRef/name"));
         for container in list(value, "/spec/initContainers").chain(list(value, "/spec/containers")) {

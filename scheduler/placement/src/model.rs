@@ -92,7 +92,7 @@ pub struct Device {
     pub owner: Arc<str>,
     /// Whether its Node is Ready. Silence is not.
     pub ready: bool,
-    /// Since when.
+    /// Since when it is so, or not.
     pub ready_since: Option<Timestamp>,
     /// Whether its Node is cordoned (`spec.unschedulable`).
     pub cordoned: bool,

@@ -9,7 +9,8 @@ use std::{
 use hearth_controllers::PodView;
 use hearth_placement as placement;
 use hearth_types::{
-    DeviceKey, DeviceName, GroupKind, Object, ObjectKey, Revision, Uid, object::canonical, store::CLAIM_DEVICE,
+    DeviceKey, DeviceName, GroupKind, Object, ObjectKey, Revision, Timestamp, Uid, object::canonical,
+    store::CLAIM_DEVICE,
 };
 use serde_json::Value;
 
@@ -264,9 +265,9 @@ impl Cache {
         self.devices.values()
     }
 
-    /// Whether a device's Node is Ready.
-    pub(crate) fn is_ready(&self, device: &str) -> bool {
-        self.devices.get(device).is_some_and(|device| device.ready)
+    /// Whether a device is in contact, as its Node says, and since when that is so. `false` for no device at all.
+    pub(crate) fn contact(&self, device: &str) -> (bool, Option<Timestamp>) {
+        self.devices.get(device).map_or((false, None), |device| (device.ready, device.ready_since))
     }
 
     fn progress(&mut self, kind: &GroupKind) -> &mut Progress {

@@ -273,7 +273,8 @@ fn owned_pods(cache: &Cache, uid: &Uid) -> Vec<SeenPod> {
 /// A pod with what is known of its device.
 fn seen(cache: &Cache, entry: &Entry) -> Option<SeenPod> {
     let pod = entry.pod()?;
-    Some(SeenPod { connected: pod.is_bound() && cache.is_ready(&pod.device), pod: Arc::clone(pod) })
+    let (connected, since) = cache.contact(&pod.device);
+    Some(SeenPod { connected, since, pod: Arc::clone(pod) })
 }
 
 fn install(hub: &Hub, key: &Key) -> Reconciled {

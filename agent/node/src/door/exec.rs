@@ -18,7 +18,7 @@ use super::{Answers, QUEUE, find, refuse};
 use crate::{files::chain, shared::Shared};
 
 /// How long a client may take to say what it wants.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of one message.
 const CHUNK: usize = 32 << 10;
 /// Words of a command, and bytes of them all: what a shell's line may have.
@@ -29,7 +29,7 @@ const DRAIN: Duration = Duration::from_millis(500);
 /// A terminal whose size nobody told.
 const DEFAULT_SIZE: WindowSize = WindowSize { rows: 24, cols: 80 };
 
-type Sender = mpsc::Sender<Result<v1::ExecOutput, Status>>;
+pub(super) type Sender = mpsc::Sender<Result<v1::ExecOutput, Status>>;
 
 pub(super) async fn serve(
     shared: &Arc<Shared>,
@@ -75,7 +75,7 @@ pub(super) async fn serve(
     Ok(Box::pin(ReceiverStream::new(receiver)))
 }
 
-fn window(size: v1::WindowSize) -> WindowSize {
+pub(super) fn window(size: v1::WindowSize) -> WindowSize {
     let fit = |value: u32| u16::try_from(value).unwrap_or(u16::MAX).max(1);
     WindowSize { rows: fit(size.rows), cols: fit(size.columns) }
 }
@@ -134,14 +134,14 @@ async fn attend(mut exec: Exec, mut input: Streaming<v1::ExecInput>, sender: &Se
     Ok(Some(code))
 }
 
-async fn write_some(stdin: Option<&mut pipe::Sender>, data: &[u8]) -> io::Result<usize> {
+pub(super) async fn write_some(stdin: Option<&mut pipe::Sender>, data: &[u8]) -> io::Result<usize> {
     match stdin {
         Some(stdin) => stdin.write(data).await,
         None => Ok(data.len()),
     }
 }
 
-async fn pump(from: OwnedFd, sender: Sender, wrap: fn(Vec<u8>) -> Output) -> io::Result<()> {
+pub(super) async fn pump(from: OwnedFd, sender: Sender, wrap: fn(Vec<u8>) -> Output) -> io::Result<()> {
     let mut from = pipe::Receiver::from_owned_fd_unchecked(from)?;
     let mut buffer = vec![0; CHUNK];
     loop {

@@ -3,6 +3,7 @@
 
 mod certs;
 mod headers;
+mod origin;
 mod page;
 mod place;
 mod proxy;
@@ -40,6 +41,13 @@ pub(crate) struct RouteView {
     pub(crate) selector: BTreeMap<String, String>,
     pub(crate) port: Port,
     pub(crate) stopped: bool,
+}
+
+impl RouteView {
+    /// Whether both lead to one app.
+    fn same_app(&self, other: &Self) -> bool {
+        (&self.namespace, &self.selector) == (&other.namespace, &other.selector)
+    }
 }
 
 /// A container port.

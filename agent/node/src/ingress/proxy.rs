@@ -22,7 +22,7 @@ use hyper_util::{
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Ingress, headers, page,
+    Ingress, headers, origin, page,
     place::Place,
     target::{self, Outage},
 };
@@ -79,7 +79,7 @@ pub(super) async fn answer(ingress: &Ingress, connection: &Connection, request: 
     answer
 }
 
-async fn respond(ingress: &Ingress, connection: &Connection, request: Request<Incoming>) -> Answer {
+async fn respond(ingress: &Ingress, connection: &Connection, mut request: Request<Incoming>) -> Answer {
     let said = request.headers().clone();
     let own = |page: Response<http_body_util::Full<Bytes>>| page.map(|body| body.map_err(Into::into).boxed());
     let Some(authority) = authority(&request) else {
@@ -93,8 +93,14 @@ async fn respond(ingress: &Ingress, connection: &Connection, request: Request<In
         Ok(target) => target,
         Err(outage) => return own(page::outage(&outage, &host, &said)),
     };
+    let method = request.method().clone();
+    let same_app = |name: &str| ingress.route(name).is_some_and(|other| other.same_app(&route));
+    origin::guard_request(request.headers_mut(), &method, &host, same_app);
     match pass_on(&ingress.inner.upstream, connection, target, &authority, request).await {
-        Ok(answer) => answer,
+        Ok(mut answer) => {
+            origin::guard_answer(answer.headers_mut(), &host);
+            answer
+        }
         Err(outage) => {
             // The pod may have ended while it was asked.
             let outage = target::choose(&route, &ingress.inner.pods).err().unwrap_or(outage);

@@ -7,7 +7,7 @@ use hearth_types::kinds::Pod;
 use serde_json::Value;
 
 use super::{Port, RouteView};
-use crate::shared::{PodEntry, Pods};
+use crate::shared::{PodEntry, Pods, container_statuses};
 
 /// What is going on with an app that does not answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +96,10 @@ fn number(pod: &Pod, port: &Port) -> Result<u16, Outage> {
         Port::Number(number) => return Ok(*number),
         Port::Name(name) => name,
     };
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    // Of what runs while the app does: sidecars, too.
+    let sidecars = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let sidecars = sidecars.filter(|one| one.restart_policy.as_deref() == Some("Always"));
+    let containers = sidecars.chain(pod.spec.iter().flat_map(|spec| &spec.containers));
     let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
     let found = ports.find(|one| one.name.as_ref() == Some(name));
     found.and_then(|one| u16::try_from(one.container_port).ok()).ok_or_else(|| Outage::NoPort(name.clone()))
@@ -104,8 +107,7 @@ fn number(pod: &Pod, port: &Port) -> Result<u16, Outage> {
 
 /// What a status says of an app that is not ready.
 fn reason(status: &Value) -> Outage {
-    let containers = status.get("containerStatuses").and_then(Value::as_array);
-    for container in containers.into_iter().flatten() {
+    for container in container_statuses(status) {
         if container.get("ready") == Some(&Value::Bool(true)) {
             continue;
         }
@@ -118,7 +120,7 @@ fn reason(status: &Value) -> Outage {
                 let why = last("reason").and_then(Value::as_str).unwrap_or("Error");
                 Outage::Crashing(format!("it ended with exit code {code} ({why})"))
             }
-            "" | "ContainerCreating" => Outage::Starting(None),
+            "" | "ContainerCreating" | "PodInitializing" => Outage::Starting(None),
             "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" => {
                 Outage::Starting(Some("its image is not on the device yet".into()))
             }
@@ -153,14 +155,24 @@ mod tests {
             assert_eq!(reason(&status(state, last)), expected);
         }
         assert_eq!(reason(&json!({})), Outage::Starting(None));
+        let waits = json!([{"ready": false, "state": {"waiting": {"reason": "PodInitializing"}}}]);
+        assert_eq!(reason(&json!({"containerStatuses": waits})), Outage::Starting(None));
+        let crashes = json!([{"ready": true}, {"ready": false, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}}}]);
+        let status = json!({"initContainerStatuses": crashes, "containerStatuses": waits});
+        assert_eq!(reason(&status), Outage::Crashing("it ended with exit code 1 (Error)".into()));
     }
 
     #[test]
     fn ports_are_found_by_name_and_number() {
-        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [
+        let pod: Pod = serde_json::from_value(json!({"spec": {"initContainers": [
+            {"name": "i", "ports": [{"name": "once", "containerPort": 1}]},
+            {"name": "s", "restartPolicy": "Always", "ports": [{"name": "proxy", "containerPort": 2}]}], "containers": [
             {"name": "a"}, {"name": "b", "ports": [{"name": "http", "containerPort": 8080}]}]}}))
         .expect("a pod");
         assert_eq!(number(&pod, &Port::Name("http".into())), Ok(8080));
+        assert_eq!(number(&pod, &Port::Name("proxy".into())), Ok(2));
+        assert_eq!(number(&pod, &Port::Name("once".into())), Err(Outage::NoPort("once".into())));
         assert_eq!(number(&pod, &Port::Number(81)), Ok(81));
         assert_eq!(number(&pod, &Port::Name("x".into())), Err(Outage::NoPort("x".into())));
     }

@@ -198,6 +198,7 @@ async fn tell(mut request: Request<Incoming>) -> Response<Full<Bytes>> {
         .header("x-app", "1")
         .header("connection", "x-private")
         .header("x-private", "1")
+        .header("set-cookie", "session=1; Domain=alice.test; Secure")
         .body(Full::new(told.to_string().into()))
         .unwrap()
 }
@@ -222,6 +223,32 @@ async fn both_versions_of_http_reach_the_app_with_the_callers_address() {
         assert_eq!(told["headers"]["x-forwarded-host"], HOST);
         assert_eq!(told["headers"]["host"], HOST);
         assert_eq!(told["headers"].get("forwarded"), None);
+    }
+}
+
+#[tokio::test]
+async fn neighbours_are_other_sites_to_an_app() {
+    let mut house = House::new(app().await);
+    house.pod(true, json!({}));
+    // Another name of the same app.
+    house.add(&route("pics.alice.test", 1, false));
+    for (from, cookie) in [
+        ("https://evil.mallory.test", None),
+        ("https://notes.alice.test", None),
+        ("https://pics.alice.test", Some("session=1")),
+        ("https://photos.alice.test", Some("session=1")),
+    ] {
+        let asked = request(Version::HTTP_2, HOST)
+            .header("cookie", "session=1")
+            .header("origin", from)
+            .header("sec-fetch-site", "same-site")
+            .header("sec-fetch-mode", "cors");
+        let (status, headers, body) = house.get(empty(asked)).await;
+        assert_eq!(status, 200);
+        let told: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(told["headers"]["cookie"].as_str(), cookie, "{from}");
+        assert_eq!(headers["set-cookie"], "session=1; Secure");
+        assert_eq!(headers["origin-agent-cluster"], "?1");
     }
 }
 

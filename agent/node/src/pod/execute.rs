@@ -16,9 +16,10 @@ use serde_json::json;
 
 use super::uses::claims_of;
 use crate::{
-    config::Configs,
+    config::{Configs, Myself},
     container::{self, Ingredients, Places},
-    downward::Oneself,
+    desired::Objects,
+    facts,
     files::chain,
     mounts,
     shared::{Shared, blocking},
@@ -29,6 +30,12 @@ const CLAIM_MODE: u32 = 0o777;
 
 /// Where each volume of a pod lies.
 pub(crate) type VolumePaths = HashMap<String, PathBuf>;
+
+/// What the pod has that its containers are started with.
+pub(crate) struct Given {
+    pub(crate) volumes: VolumePaths,
+    pub(crate) addresses: Option<Addresses>,
+}
 
 /// What the commands of one pod work on.
 #[derive(Clone)]
@@ -52,26 +59,28 @@ impl Site {
         Failure::new(reason, chain(error))
     }
 
-    /// Volumes for a pod that is to start; `runs` where it may run already, so that their files change under nobody.
+    /// Volumes for a pod that is to start; `runs` where it may run already, so that ownership changes under nobody.
     pub(crate) async fn volumes(&self, runs: bool) -> Result<VolumePaths, Failure> {
         self.take_claims()?;
         let paths = self.refresh().await?;
-        if !runs && let Some(group) = container::fs_group(&self.pod) {
-            let (site, paths) = (self.clone(), paths.clone());
-            blocking(move || site.share_claims(&paths, group)).await?;
+        if runs {
+            return Ok(paths);
         }
-        Ok(paths)
+        let site = self.clone();
+        blocking(move || site.share(&paths).map(|()| paths)).await
     }
 
-    /// Gives the claims of the pod to its group.
-    fn share_claims(&self, paths: &VolumePaths, group: u32) -> Result<(), Failure> {
+    /// Gives the data of claims to the pod's group, where it has one.
+    fn share(&self, paths: &VolumePaths) -> Result<(), Failure> {
         let context = self.pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
-        let policy = context.and_then(|context| context.fs_group_change_policy.as_deref());
+        let Some(group) = container::volume_group(&self.pod) else { return Ok(()) };
+        let lazy = context.and_then(|context| context.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
         for volume in self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
-            let claim = volume.persistent_volume_claim.as_ref();
-            let Some(path) = claim.and_then(|_| paths.get(&volume.name)) else { continue };
-            let shared = self.shared.volumes.share(path, group, policy == Some("OnRootMismatch"));
-            shared.map_err(|error| self.failed_mount(volume, &error))?;
+            let claim = volume.persistent_volume_claim.as_ref().filter(|claim| claim.read_only != Some(true));
+            if let Some(path) = claim.and_then(|_| paths.get(&volume.name)) {
+                let shared = self.shared.volumes.share(path, group, lazy);
+                shared.map_err(|error| self.failed("volumes", "FailedMount", &error))?;
+            }
         }
         Ok(())
     }
@@ -84,58 +93,47 @@ impl Site {
 
     fn volumes_now(&self) -> Result<VolumePaths, Failure> {
         let objects = self.shared.objects();
-        let configs = Configs { objects: &objects, namespace: self.namespace() };
+        let configs = self.configs(&objects, None);
         let mut paths = VolumePaths::new();
-        let volumes = self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-        // Those in memory come and go with the sandbox.
-        for volume in volumes.filter(|volume| !mounts::is_in_memory(volume)) {
+        for volume in self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
             let path = self.volume(volume, &configs)?;
             paths.insert(volume.name.clone(), path);
         }
         Ok(paths)
     }
 
-    fn failed_mount(&self, volume: &Volume, error: &hearth_volume::VolumeError) -> Failure {
-        let mut failure = self.failed("volumes", "FailedMount", error);
-        failure.message = format!("volume {}: {}", volume.name, failure.message);
-        failure
+    /// What the pod's containers get; `addresses` once it has some.
+    pub(super) fn configs<'a>(&'a self, objects: &'a Objects, addresses: Option<&'a Addresses>) -> Configs<'a> {
+        let myself = Myself { pod: &self.pod, addresses, machine: facts::machine() };
+        Configs { objects, namespace: self.namespace(), myself }
     }
 
     fn volume(&self, volume: &Volume, configs: &Configs<'_>) -> Result<PathBuf, Failure> {
-        let store = &self.shared.volumes;
-        let mount = |error: hearth_volume::VolumeError| self.failed_mount(volume, &error);
-        let group = container::fs_group(&self.pod);
-        // No address is in a file.
-        let oneself = Oneself { pod: &self.pod, addresses: None, room: crate::facts::room() };
-        if let Some((files, secret)) = configs.files(volume, oneself)? {
+        let (store, group) = (&self.shared.volumes, container::volume_group(&self.pod));
+        let mount = |error: hearth_volume::VolumeError| {
+            let mut failure = self.failed("volumes", "FailedMount", &error);
+            failure.message = format!("volume {}: {}", volume.name, failure.message);
+            failure
+        };
+        if let Some((files, secret)) = configs.files(volume)? {
             return store.project(self.uid(), &volume.name, &files, secret, group).map_err(mount);
         }
         if let Some(claim) = &volume.persistent_volume_claim {
             return self.claim(&claim.claim_name, configs).and_then(|(id, spec, status)| {
                 let path = store.ensure_claim(&id, &spec).map_err(mount)?;
-                store.check_claim(&id, claim.read_only != Some(true)).map_err(mount)?;
                 let key = ObjectKey::new(GroupKind::PERSISTENT_VOLUME_CLAIM, &id.namespace, &id.name);
                 self.shared.reporter.status(&key, &id.uid.as_str().into(), &status, false);
                 Ok(path)
             });
         }
+        if mounts::memory(volume).is_some() {
+            // The sandbox has it.
+            return Ok(PathBuf::from(&volume.name));
+        }
         if volume.empty_dir.is_some() {
             return store.empty_dir(self.uid(), &volume.name, group).map_err(mount);
         }
         Err(Failure::new("FailedMount", format!("volume {}: its kind is not supported by this device", volume.name)))
-    }
-
-    /// Why a claim of the running pod is not there any more as it was. What is wrong with its object is not looked at.
-    pub(super) fn lost_claim(&self) -> Option<Failure> {
-        let objects = self.shared.objects();
-        let configs = Configs { objects: &objects, namespace: self.namespace() };
-        let mut volumes = self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-        volumes.find_map(|volume| {
-            let claim = volume.persistent_volume_claim.as_ref()?;
-            let (id, ..) = self.claim(&claim.claim_name, &configs).ok()?;
-            let checked = self.shared.volumes.check_claim(&id, claim.read_only != Some(true));
-            checked.err().map(|error| self.failed_mount(volume, &error))
-        })
     }
 
     /// Waits, by failing, until no other pod has a claim of this one's.
@@ -211,7 +209,8 @@ impl Site {
             hostname,
             limits: container::pod_limits(&self.pod),
             guest: self.namespace() != self.shared.owner,
-            memory: mounts::in_memory(&self.pod),
+            memory: mounts::memory_volumes(&self.pod),
+            share_processes: self.pod.spec.as_ref().and_then(|spec| spec.share_process_namespace) == Some(true),
         };
         let _slot = self.shared.slots.acquire().await;
         self.shared.runtime.create_pod(sandbox).await.map_err(|error| failed(&error))
@@ -223,11 +222,10 @@ impl Site {
         name: &str,
         attempt: u32,
         image: Option<Image>,
-        (volumes, addresses): (VolumePaths, Option<Addresses>),
+        given: Given,
     ) -> Result<ContainerStatus, StartFailure> {
         let (Some(sandbox), Some(image)) = (sandbox, image) else { return Err(StartFailure::SandboxGone) };
-        let spec =
-            self.container_spec(name, attempt, &image, (&volumes, addresses.as_ref())).map_err(StartFailure::Config)?;
+        let spec = self.container_spec(name, attempt, &image, &given).map_err(StartFailure::Config)?;
         let (logs, name_of_logs) = (self.places.logs(), name.to_owned());
         let _slot = self.shared.slots.acquire().await;
         let begin = std::time::Instant::now();
@@ -249,7 +247,7 @@ impl Site {
         name: &str,
         attempt: u32,
         image: &Image,
-        (volumes, addresses): (&VolumePaths, Option<&Addresses>),
+        given: &Given,
     ) -> Result<hearth_runtime::ContainerSpec, Failure> {
         let found = container::named(&self.pod, name);
         let container =
@@ -260,10 +258,9 @@ impl Site {
             container,
             attempt,
             image,
-            volumes,
-            configs: Configs { objects: &objects, namespace: self.namespace() },
+            volumes: &given.volumes,
+            configs: self.configs(&objects, given.addresses.as_ref()),
             places: &self.places,
-            oneself: Oneself { pod: &self.pod, addresses, room: crate::facts::room() },
         })
     }
 
@@ -312,7 +309,7 @@ impl Site {
 /// The pod's and the device's addresses, as a status has them.
 pub(crate) fn addresses(addresses: &PodAddresses) -> Addresses {
     let text = |ips: Vec<std::net::IpAddr>| ips.iter().map(ToString::to_string).collect();
-    Addresses { pod: text(container::pod_ips(addresses)), host: text(crate::facts::host_ips()) }
+    Addresses { pod: text(container::pod_ips(addresses)), host: text(facts::host_ips()) }
 }
 
 fn start_failure(error: RuntimeError) -> StartFailure {

@@ -9,9 +9,7 @@ use hearth_types::{GroupKind, ObjectKey, quantity::format_bytes};
 use tokio::time::Instant;
 
 use super::execute::Site;
-use crate::{
-    Images, ImagesError, News, PullPolicy, Wanted, config::Configs, container, files::chain, shared::blocking,
-};
+use crate::{Images, ImagesError, News, PullPolicy, Wanted, container, files::chain, shared::blocking};
 
 /// How often the status says how far a pull has come: each time is a write of the region's.
 const TELL_PROGRESS: Duration = Duration::from_secs(5);
@@ -81,7 +79,7 @@ impl Site {
     /// is wrong with the others is told.
     fn pull_secrets(&self) -> Credentials {
         let objects = self.shared.objects();
-        let configs = Configs { objects: &objects, namespace: self.namespace() };
+        let configs = self.configs(&objects, None);
         let names = self.pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
         names.fold(Credentials::anonymous(), |all, secret| match configs.pull_secret(&secret.name) {
             Ok(credentials) => all.and(credentials),

@@ -12,10 +12,9 @@ use hearth_pod::Failure;
 use hearth_types::kinds::Pod;
 use hearth_volume::VolumeStore;
 
-use super::uses::claims_of;
 use crate::{
     files::chain,
-    mounts::{is_in_memory, size_limit},
+    mounts::{memory, size_limit},
 };
 
 /// How often it is measured, as the kubelet's `evictionMonitoringPeriod`.
@@ -33,10 +32,9 @@ pub(super) struct Limit {
     text: String,
 }
 
-/// When to look at the volumes of a pod that runs: what they take, and whether its claims are still there.
+/// When to measure what.
 pub(super) struct Gauge {
     limits: Arc<[Limit]>,
-    claims: bool,
     next: Instant,
     under_way: bool,
 }
@@ -52,17 +50,16 @@ impl Gauge {
     pub(super) fn new(pod: &Pod) -> Self {
         let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
         // What is in memory cannot grow further.
-        let limits = volumes.filter(|volume| !is_in_memory(volume)).filter_map(|volume| {
+        let limits = volumes.filter(|volume| memory(volume).is_none()).filter_map(|volume| {
             let (bytes, text) = size_limit(volume)?;
             Some(Limit { volume: volume.name.clone(), bytes, text: text.to_owned() })
         });
-        let claims = claims_of(pod).next().is_some();
-        Self { limits: limits.collect(), claims, next: Instant::now() + EVERY, under_way: false }
+        Self { limits: limits.collect(), next: Instant::now() + EVERY, under_way: false }
     }
 
-    /// When to look next; none where there is nothing to look at, or somebody is looking.
+    /// When it is to be measured; none where nothing has a limit, or it is being measured.
     pub(super) fn next(&self) -> Option<Instant> {
-        ((self.claims || !self.limits.is_empty()) && !self.under_way).then_some(self.next)
+        (!self.limits.is_empty() && !self.under_way).then_some(self.next)
     }
 
     pub(super) fn begin(&mut self) -> Arc<[Limit]> {
@@ -127,7 +124,5 @@ mod tests {
         assert_eq!(failure.reason, "Evicted");
         assert_eq!(failure.message, "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\".");
         assert_eq!(Gauge::new(&Pod::default()).next(), None);
-        let claims = json!({"spec": {"containers": [], "volumes": [{"name": "a", "persistentVolumeClaim": {"claimName": "a"}}]}});
-        assert!(Gauge::new(&serde_json::from_value(claims).expect("a pod")).next().is_some());
     }
 }

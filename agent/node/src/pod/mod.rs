@@ -5,6 +5,7 @@ mod convert;
 mod execute;
 mod image;
 mod measure;
+mod message;
 mod orphan;
 mod probe;
 mod record;

@@ -29,7 +29,7 @@ pub(crate) fn uses_any(pod: &Pod, namespace: &str, keys: &HashSet<ObjectKey>) ->
     let volumes = spec.volumes.iter().flatten().any(|volume| {
         volume.config_map.as_ref().is_some_and(|one| config(&one.name))
             || volume.secret.as_ref().and_then(|one| one.secret_name.as_deref()).is_some_and(secret)
-            || volume.projected.iter().flat_map(|all| all.sources.iter().flatten()).any(|source| {
+            || volume.projected.iter().flat_map(|one| one.sources.iter().flatten()).any(|source| {
                 source.config_map.as_ref().is_some_and(|one| config(&one.name))
                     || source.secret.as_ref().is_some_and(|one| secret(&one.name))
             })
@@ -67,7 +67,7 @@ mod tests {
         let pod: Pod = serde_json::from_value(json!({"spec": {
             "imagePullSecrets": [{"name": "login"}],
             "volumes": [{"name": "a", "configMap": {"name": "files"}},
-                {"name": "b", "projected": {"sources": [{"configMap": {"name": "part"}}, {"secret": {"name": "pass"}}]}},
+                {"name": "p", "projected": {"sources": [{"secret": {"name": "joined"}}]}},
                 {"name": "d", "persistentVolumeClaim": {"claimName": "data"}}],
             "initContainers": [{"name": "i", "envFrom": [{"configMapRef": {"name": "first"}}]}],
             "containers": [{"name": "c", "envFrom": [{"secretRef": {"name": "from"}}],
@@ -79,9 +79,8 @@ mod tests {
         };
         assert!(uses(GroupKind::CONFIG_MAP, "n", "files"));
         assert!(uses(GroupKind::CONFIG_MAP, "n", "key") && uses(GroupKind::CONFIG_MAP, "n", "first"));
+        assert!(uses(GroupKind::SECRET, "n", "joined") && !uses(GroupKind::CONFIG_MAP, "n", "joined"));
         assert!(uses(GroupKind::SECRET, "n", "from") && uses(GroupKind::SECRET, "n", "login"));
-        assert!(uses(GroupKind::CONFIG_MAP, "n", "part") && uses(GroupKind::SECRET, "n", "pass"));
-        assert!(!uses(GroupKind::CONFIG_MAP, "n", "pass"));
         assert!(uses(GroupKind::PERSISTENT_VOLUME_CLAIM, "n", "data"));
         assert!(!uses(GroupKind::SECRET, "n", "files"));
         assert!(!uses(GroupKind::CONFIG_MAP, "other", "files"));

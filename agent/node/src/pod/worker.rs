@@ -18,10 +18,11 @@ use tokio::{
 
 use super::{
     begin::{bury, check_names, found_of},
-    convert::{broken, exit, snapshot_of},
-    execute::{Site, VolumePaths, addresses},
+    convert::{broken, snapshot_of},
+    execute::{Given, Site, VolumePaths, addresses},
     image::any_here,
     measure::{Gauge, Measured, measure},
+    message::{Ended, LastWords},
     probe::Subject,
     record::{self, StoredPod},
     uses::tells_itself,
@@ -82,11 +83,12 @@ enum Outcome {
     Looked(bool),
     Volumes(Result<VolumePaths, Failure>),
     Refreshed(Result<VolumePaths, Failure>),
-    Measured(Option<Failure>, Measured),
+    Measured(Measured),
     Network(Result<PodNetwork, Failure>),
     Sandbox(Result<hearth_runtime::Pod, Failure>),
     Started(String, u32, Result<ContainerStatus, StartFailure>),
     Status(Vec<ContainerStatus>),
+    Ended(Vec<Ended>),
 }
 
 struct Worker {
@@ -124,17 +126,19 @@ pub(crate) async fn spawn(shared: Arc<Shared>, start: Start, tasks: &mut JoinSet
     let pod: Pod = start.object.view().map_err(|error| error.to_string())?;
     let (pod, now) = (Arc::new(pod), shared.now());
     let was_dead = start.dead.is_some();
-    let (sandbox, found) = found_of(start.sandbox, start.dead, start.record.as_ref()).await;
-    let machine = PodMachine::new(view, start.record, found, now);
-    if was_dead {
-        bury(&shared, &start.object, &machine).await;
-    }
     let places = Places {
         paths: shared.paths.clone(),
         namespace: start.object.namespace().to_owned(),
         pod: start.object.name().to_owned(),
         uid: start.object.uid().as_str().to_owned(),
     };
+    let (sandbox, found) = found_of(start.sandbox, start.dead, start.record.as_ref()).await;
+    let last_words = LastWords { pod: Arc::clone(&pod), places: places.clone() };
+    let found = blocking(move || last_words.of_found(found)).await;
+    let machine = PodMachine::new(view, start.record, found, now);
+    if was_dead {
+        bury(&shared, &start.object, &machine).await;
+    }
     let (snapshot, watched) = watch::channel(snapshot_of(&machine, sandbox.as_ref()));
     let entry = Arc::new(PodEntry {
         key: start.object.key().clone(),
@@ -260,14 +264,10 @@ impl Worker {
         }
     }
 
-    /// Looks whether the pod's claims are there, and how much of the disk the pod takes.
+    /// Looks how much of the disk the pod takes.
     fn measure(&mut self) {
-        let (limits, site) = (self.gauge.begin(), self.site.clone());
-        self.tasks.spawn(async move {
-            let looked = blocking(move || (site.lost_claim(), measure(&site.shared.volumes, site.uid(), &limits)));
-            let (lost, measured) = looked.await;
-            Outcome::Measured(lost, measured)
-        });
+        let (limits, store, uid) = (self.gauge.begin(), self.site.shared.volumes.clone(), self.site.places.uid.clone());
+        self.tasks.spawn(async move { Outcome::Measured(blocking(move || measure(&store, &uid, &limits)).await) });
     }
 
     fn execute(&mut self, command: Command) {
@@ -314,9 +314,9 @@ impl Worker {
             }
             Command::StartContainer { container, attempt } => {
                 let image = self.images.get(&container).map(|(image, _)| image.clone());
-                let found = (self.volumes.clone(), self.machine.record().addresses.clone());
+                let given = Given { volumes: self.volumes.clone(), addresses: self.machine.record().addresses.clone() };
                 self.tasks.spawn(async move {
-                    let started = site.start(sandbox, &container, attempt, image, found).await;
+                    let started = site.start(sandbox, &container, attempt, image, given).await;
                     Outcome::Started(container, attempt, started)
                 })
             }
@@ -448,11 +448,8 @@ impl Worker {
             Outcome::Refreshed(Err(failure)) => {
                 tracing::warn!(pod = %self.key, failure.message, "the pod's volumes keep their old content");
             }
-            Outcome::Measured(lost, measured) => {
+            Outcome::Measured(measured) => {
                 self.gauge.ended(&measured);
-                if let Some(why) = lost {
-                    self.step(Event::VolumesLost(why));
-                }
                 if let Some(why) = measured.too_much {
                     self.step(Event::Evicted(why));
                 }
@@ -471,21 +468,21 @@ impl Worker {
                 self.step(Event::Sandbox(result));
             }
             Outcome::Started(container, attempt, result) => {
-                let ended = match &result {
-                    Ok(status) if matches!(status.state, ContainerState::Exited { .. }) => Some(exit(&status.state)),
-                    _ => None,
-                };
+                let ended = result.as_ref().ok().cloned();
                 let result = result.map(|status| match status.state {
                     ContainerState::Running { started_at, .. } | ContainerState::Exited { started_at, .. } => {
                         timestamp(started_at)
                     }
                 });
-                self.step(Event::Started { container: container.clone(), attempt, result });
-                if let Some(exit) = ended {
+                self.step(Event::Started { container, attempt, result });
+                self.observed(ended.into_iter().collect());
+            }
+            Outcome::Status(list) => self.observed(list),
+            Outcome::Ended(list) => {
+                for Ended { container, attempt, exit } in list {
                     self.step(Event::Exited { container, attempt, exit });
                 }
             }
-            Outcome::Status(list) => self.observed(list),
         }
     }
 
@@ -503,10 +500,17 @@ impl Worker {
         }
     }
 
-    fn observed(&mut self, list: Vec<ContainerStatus>) {
-        for status in list.into_iter().filter(|one| matches!(one.state, ContainerState::Exited { .. })) {
-            let exit = exit(&status.state);
-            self.step(Event::Exited { container: status.name, attempt: status.attempt, exit });
+    /// Tells the machine of what ended, once it is read what each said last.
+    fn observed(&mut self, mut list: Vec<ContainerStatus>) {
+        let known = &self.machine.record().containers;
+        let is_news = |one: &ContainerStatus| {
+            let known = known.get(&one.name).is_some_and(|had| had.attempt == one.attempt && had.is_exited());
+            matches!(one.state, ContainerState::Exited { .. }) && !known
+        };
+        list.retain(is_news);
+        if !list.is_empty() {
+            let words = LastWords { pod: Arc::clone(&self.site.pod), places: self.site.places.clone() };
+            self.tasks.spawn(async move { Outcome::Ended(blocking(move || words.of_ended(list)).await) });
         }
     }
 

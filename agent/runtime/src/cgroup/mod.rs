@@ -9,6 +9,7 @@
 mod ceiling;
 mod devices;
 mod guests;
+mod usage;
 
 use std::{
     collections::BTreeSet,

@@ -31,8 +31,8 @@ use super::{
 use crate::{
     error::{StartError, because},
     features,
-    model::ContainerSpec,
-    shim::{MEMORY, Sandbox, container_id},
+    model::{ContainerSpec, Mount, MountKind, TERMINATION_LOG, WindowSize},
+    shim::{MEMORY, Sandbox, TheirEnds, container_id},
     sys,
     wire::{self, HelperMsg},
 };
@@ -50,6 +50,8 @@ fn isolation<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StartErr
     move |e| StartError::Isolation { reason: because(what, e) }
 }
 
+/// The size of a terminal that nobody is attached to yet, as of every terminal since the VT100.
+const DEFAULT_SIZE: WindowSize = WindowSize { rows: 24, cols: 80 };
 /// Error texts of libcontainer can be long; a message has room for less.
 const MAX_REASON: usize = 2000;
 
@@ -68,8 +70,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// The helper's life.
-pub(crate) fn run(sandbox: &Sandbox, spec: &ContainerSpec, channel: OwnedFd, stdout: OwnedFd, stderr: OwnedFd) -> i32 {
-    let made = make(sandbox, spec, &channel, stdout, stderr);
+pub(crate) fn run(sandbox: &Sandbox, spec: &ContainerSpec, channel: OwnedFd, ends: TheirEnds) -> i32 {
+    let made = make(sandbox, &with_termination_log(spec), &channel, ends);
     let (message, code) = match made {
         Ok(()) => return 0,
         Err(e) => (HelperMsg::Failed(e), 1),
@@ -78,16 +80,13 @@ pub(crate) fn run(sandbox: &Sandbox, spec: &ContainerSpec, channel: OwnedFd, std
     code
 }
 
-fn make(
-    sandbox: &Sandbox,
-    spec: &ContainerSpec,
-    channel: &OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-) -> Result<(), StartError> {
+fn make(sandbox: &Sandbox, spec: &ContainerSpec, channel: &OwnedFd, ends: TheirEnds) -> Result<(), StartError> {
     let namespaces = [&sandbox.userns, &sandbox.ipcns, &sandbox.utsns];
     let mut keep: Vec<_> = namespaces.iter().map(|fd| fd.as_raw_fd()).collect();
-    keep.extend([channel.as_raw_fd(), stdout.as_raw_fd(), stderr.as_raw_fd()]);
+    let pidns = sandbox.pause.as_ref().map(|pause| &pause.pidns);
+    keep.extend(pidns.map(AsRawFd::as_raw_fd));
+    keep.extend([channel.as_raw_fd(), ends.stdout.as_raw_fd(), ends.stderr.as_raw_fd()]);
+    keep.extend(ends.stdin.iter().map(AsRawFd::as_raw_fd));
     // SAFETY: this process was just forked for one container; the shim's other descriptors are never touched in it.
     unsafe { sys::close_all_but(&keep) }.map_err(isolation("close descriptors of the shim"))?;
 
@@ -129,31 +128,38 @@ fn make(
         caps,
         cgroup,
         namespaces: namespaces.map(by_fd),
+        pidns: pidns.map(by_fd),
         cgroup_view: own_view.is_some(),
     };
     let oci = oci::build(&parts).map_err(isolation("build the specification"))?;
     oci.save(dir.join("config.json")).map_err(isolation("write the specification"))?;
     let launch = Launch::new(&spec.args, &env, channel.as_raw_fd())?;
-    start(&id, &dir, launch, channel, stdout, stderr)
+    start(&id, &dir, Program { launch, terminal: spec.terminal }, channel, ends)
 }
 
-fn start(
-    id: &str,
-    dir: &Path,
-    launch: Launch,
-    channel: &OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-) -> Result<(), StartError> {
+/// With the file for the last message among its mounts: the last, so that it may lie in a volume.
+fn with_termination_log(spec: &ContainerSpec) -> ContainerSpec {
+    let mut spec = spec.clone();
+    if let Some(target) = spec.termination_log.clone() {
+        let source = spec.scratch.join(TERMINATION_LOG);
+        spec.mounts.push(Mount { source, target, read_only: false, kind: MountKind::IdmappedBind });
+    }
+    spec
+}
+
+fn start(id: &str, dir: &Path, program: Program, channel: &OwnedFd, ends: TheirEnds) -> Result<(), StartError> {
     let failed = |e: libcontainer::error::LibcontainerError| StartError::Isolation { reason: chain(&e) };
-    let stdin = fs::File::open("/dev/null").map_err(isolation("open /dev/null"))?;
+    let stdin = match ends.stdin {
+        Some(stdin) => stdin,
+        None => fs::File::open("/dev/null").map_err(isolation("open /dev/null"))?.into(),
+    };
     let mut container = ContainerBuilder::new(id.to_owned(), SyscallType::default())
         .with_root_path("/lc")
         .map_err(failed)?
-        .with_executor(Program(launch))
+        .with_executor(program)
         .with_stdin(stdin)
-        .with_stdout(stdout)
-        .with_stderr(stderr)
+        .with_stdout(ends.stdout)
+        .with_stderr(ends.stderr)
         .validate_id()
         .map_err(failed)?
         .as_init(dir)
@@ -172,6 +178,10 @@ fn prepare_root(sandbox: &Sandbox, spec: &ContainerSpec, dir: &Path) -> Result<(
     let map = sandbox.config.id_map;
     fs::create_dir(dir).map_err(isolation("make the container's directory"))?;
     rootfs::mount_overlay(spec, dir, map, sandbox.userns(), features::layer_paths())?;
+    if spec.termination_log.is_some() {
+        rootfs::make_termination_log(&spec.scratch)
+            .map_err(|e| StartError::RootFs { reason: because("make the file for the last message", e) })?;
+    }
     let path = dir.join("rootfs");
     let root = Root::open(&path, map).map_err(isolation("open the root"))?;
     for name in ["resolv.conf", "hosts", "hostname"] {
@@ -232,11 +242,23 @@ fn environment(spec: &ContainerSpec, ids: &Ids, hostname: &str) -> Vec<(String, 
 
 /// Runs the program as libcontainer's last step.
 #[derive(Clone)]
-struct Program(Launch);
+struct Program {
+    launch: Launch,
+    terminal: bool,
+}
 
 impl Executor for Program {
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
-        Err(ExecutorError::Other(self.0.go().to_string()))
+        if self.terminal {
+            // It leads one already, unless libcontainer leaves that to its program.
+            let _ = nix::unistd::setsid();
+            let made = super::exec::terminal(DEFAULT_SIZE, self.launch.channel());
+            if let Err(e) = made.map_err(isolation("make a terminal")) {
+                self.launch.say(&HelperMsg::Failed(e.clone()));
+                return Err(ExecutorError::Other(e.to_string()));
+            }
+        }
+        Err(ExecutorError::Other(self.launch.go().to_string()))
     }
 
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {

@@ -76,7 +76,6 @@ fn join(
         | libc::CLONE_NEWUTS
         | libc::CLONE_NEWCGROUP;
     sys::setns_all(pidfd.as_fd(), namespaces).map_err(isolation("enter the container's namespaces"))?;
-    // Otherwise this would still be the host's root, which has no name in the container.
     become_root_inside().map_err(isolation("become the container's root"))?;
     let child = sys::fork_sibling(|| {
         let error = command(sandbox.config.id_map.size, spec, &context, channel, fds);
@@ -88,7 +87,8 @@ fn join(
     wire::send_message(channel.as_fd(), &created, &[]).map_err(isolation("report to the shim"))
 }
 
-fn become_root_inside() -> io::Result<()> {
+/// Becomes root of the user namespace that was just entered; otherwise this would still be the host's root, which has no name there.
+pub(crate) fn become_root_inside() -> io::Result<()> {
     nix::unistd::setgroups(&[])?;
     let root = nix::unistd::Gid::from_raw(0);
     nix::unistd::setresgid(root, root, root)?;
@@ -115,7 +115,7 @@ fn prepare(
 ) -> Result<Launch, StartError> {
     nix::unistd::setsid().map_err(isolation("make a session"))?;
     match spec.terminal {
-        Some(size) => terminal(size, channel).map_err(isolation("make a terminal"))?,
+        Some(size) => terminal(size, channel.as_fd()).map_err(isolation("make a terminal"))?,
         None => streams(spec.stdin, fds).map_err(isolation("connect its streams"))?,
     }
     let ids = match &spec.user {
@@ -190,7 +190,7 @@ fn open_device(path: &str) -> io::Result<OwnedFd> {
 }
 
 /// A terminal of the container's own devpts, so that it has a name there; its master goes to the shim.
-fn terminal(size: WindowSize, channel: &OwnedFd) -> io::Result<()> {
+pub(super) fn terminal(size: WindowSize, channel: BorrowedFd<'_>) -> io::Result<()> {
     const DEVPTS_MAGIC: i64 = 0x1cd1;
     let master = open_device("/dev/pts/ptmx")?;
     // SAFETY: a zeroed statfs is valid to be filled in.
@@ -223,5 +223,5 @@ fn terminal(size: WindowSize, channel: &OwnedFd) -> io::Result<()> {
     for fd in 0..3 {
         nix::unistd::dup2(slave.as_raw_fd(), fd)?;
     }
-    wire::send_message(channel.as_fd(), &HelperMsg::Terminal, &[master.as_raw_fd()])
+    wire::send_message(channel, &HelperMsg::Terminal, &[master.as_raw_fd()])
 }

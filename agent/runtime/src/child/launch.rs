@@ -47,10 +47,14 @@ impl Launch {
         })
     }
 
-    fn say(&self, message: &HelperMsg) {
+    /// Where [`HelperMsg`]s go.
+    pub(crate) fn channel(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open in this process until execve: whoever made us keeps it.
-        let channel = unsafe { BorrowedFd::borrow_raw(self.channel) };
-        let _ = wire::send_message(channel, message, &[]);
+        unsafe { BorrowedFd::borrow_raw(self.channel) }
+    }
+
+    pub(crate) fn say(&self, message: &HelperMsg) {
+        let _ = wire::send_message(self.channel(), message, &[]);
     }
 
     /// Runs the program in place of this process. Returns only with why it did not, after having said so.

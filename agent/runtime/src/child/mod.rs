@@ -10,6 +10,7 @@ pub(crate) mod rootfs;
 mod source;
 mod user;
 
+pub(crate) use self::exec::become_root_inside;
 use std::path::{Component, Path};
 
 use crate::{
@@ -137,6 +138,10 @@ pub(crate) fn check_container(spec: &ContainerSpec, pod: &PodConfig) -> Result<(
             }
             MountKind::Tmpfs { .. } => {}
         }
+    }
+    if let Some(path) = &spec.termination_log {
+        check_absolute("termination_log", path)?;
+        rootfs::check_target(path).map_err(|e| invalid("termination_log", e))?;
     }
     if spec.groups.len() > MAX_GROUPS {
         return Err(invalid("groups", format!("{} groups, at most {MAX_GROUPS}", spec.groups.len())));

@@ -48,6 +48,8 @@ pub(super) struct Parts<'a> {
     pub(super) cgroup: PathBuf,
     /// Paths of the pod's namespaces: user, ipc, uts.
     pub(super) namespaces: [PathBuf; 3],
+    /// That of the pod's PID namespace, where its containers share one.
+    pub(super) pidns: Option<PathBuf>,
     /// `<dir>/cgroup` shows the container's own cgroup (version 2 only).
     pub(super) cgroup_view: bool,
 }
@@ -116,7 +118,7 @@ fn namespaces(parts: &Parts<'_>) -> Result<Vec<LinuxNamespace>, OciSpecError> {
         (LinuxNamespaceType::User, Some(user)),
         (LinuxNamespaceType::Ipc, Some(ipc)),
         (LinuxNamespaceType::Uts, Some(uts)),
-        (LinuxNamespaceType::Pid, None),
+        (LinuxNamespaceType::Pid, parts.pidns.as_ref()),
         (LinuxNamespaceType::Mount, None),
         (LinuxNamespaceType::Cgroup, None),
     ] {

@@ -8,7 +8,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::fs::{DirBuilderExt, OpenOptionsExt, chown, lchown},
+        unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, lchown},
     },
     path::{Component, Path, PathBuf},
 };
@@ -17,7 +17,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::{
     error::StartError,
-    model::{ContainerSpec, IdMap, Mount, MountKind},
+    model::{ContainerSpec, IdMap, Mount, MountKind, TERMINATION_LOG},
     sys::{self, MountAttr},
     trash,
 };
@@ -49,7 +49,12 @@ pub(crate) fn check_target(target: &Path) -> Result<(), String> {
     let mut parts = target.components().skip(1);
     match (parts.next(), parts.next()) {
         (None, _) => Err("the root itself cannot be mounted over".to_owned()),
-        (Some(Component::Normal(dev)), Some(Component::Normal(shm))) if dev == "dev" && shm == "shm" => Ok(()),
+        // The last is the file for the last message, where Kubernetes has it.
+        (Some(Component::Normal(dev)), Some(Component::Normal(name)))
+            if dev == "dev" && (name == "shm" || (name == "termination-log" && parts.next().is_none())) =>
+        {
+            Ok(())
+        }
         (Some(Component::Normal(top)), _) if top == "proc" || top == "sys" || top == "dev" => {
             Err(format!("{} is the runtime's own", target.display()))
         }
@@ -163,6 +168,19 @@ pub(crate) fn probe_detached(base: &Path, userns: BorrowedFd<'_>) -> io::Result<
     }
     let layer = idmapped(&base.join("lower"), userns, sys::MOUNT_ATTR_RDONLY)?;
     detached_overlay(&[layer], &writable).map(drop)
+}
+
+/// Makes the file for the container's last message in its scratch directory: new, and for any user of the container to write, as the
+/// kubelet's.
+pub(super) fn make_termination_log(scratch: &Path) -> io::Result<()> {
+    let path = scratch.join(TERMINATION_LOG);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let file = fs::OpenOptions::new().write(true).create_new(true).custom_flags(libc::O_NOFOLLOW).open(&path)?;
+    // Whatever the umask is.
+    file.set_permissions(fs::Permissions::from_mode(0o666))
 }
 
 pub(super) fn fd_path(fd: &impl AsRawFd) -> String {
@@ -452,6 +470,8 @@ mod tests {
             ("/sys/fs/cgroup", false),
             ("/dev", false),
             ("/dev/null", false),
+            ("/dev/termination-log", true),
+            ("/dev/termination-log/x", false),
         ] {
             assert_eq!(check_target(Path::new(target)).is_ok(), ok, "{target}");
         }

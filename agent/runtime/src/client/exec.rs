@@ -50,11 +50,21 @@ impl From<RuntimeError> for Failed {
     }
 }
 
-fn io_error(e: impl Into<io::Error>) -> Failed {
+pub(super) fn io_error(e: impl Into<io::Error>) -> Failed {
     Failed::Error(RuntimeError::io("make the streams of an exec", e))
 }
 
-fn nonblocking(fd: &OwnedFd) -> io::Result<()> {
+pub(super) fn resize(terminal: Option<&OwnedFd>, size: WindowSize) -> Result<(), RuntimeError> {
+    let Some(fd) = terminal else { return Ok(()) };
+    let window = libc::winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the ioctl reads a winsize.
+    if unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &raw const window) } < 0 {
+        return Err(RuntimeError::io("resize the terminal", io::Error::last_os_error()));
+    }
+    Ok(())
+}
+
+pub(super) fn nonblocking(fd: &OwnedFd) -> io::Result<()> {
     nix::fcntl::fcntl(fd.as_raw_fd(), nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
     Ok(())
 }
@@ -119,13 +129,7 @@ impl Exec {
 
     /// Sets the size of the terminal; without one, does nothing.
     pub fn resize(&self, size: WindowSize) -> Result<(), RuntimeError> {
-        let Some(fd) = &self.terminal else { return Ok(()) };
-        let window = libc::winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
-        // SAFETY: the ioctl reads a winsize.
-        if unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &raw const window) } < 0 {
-            return Err(RuntimeError::io("resize the terminal", io::Error::last_os_error()));
-        }
-        Ok(())
+        resize(self.terminal.as_ref(), size)
     }
 
     /// Kills the command; [`Exec::wait`] still tells how it ended.

@@ -1,5 +1,6 @@
 //! The agent's side: handles to the zygote and to the shims.
 
+mod attach;
 mod connection;
 mod exec;
 mod pod;
@@ -21,6 +22,7 @@ use tokio::{
 
 use self::connection::Connection;
 pub use self::{
+    attach::Attach,
     exec::{Exec, ExecIo},
     pod::Pod,
 };
@@ -28,12 +30,12 @@ use crate::{
     cgroup::Cgroups,
     child,
     error::{RuntimeError, because},
-    model::{Adopted, ContainerState, DeadPod, GuestLimits, PodSandbox, UnadoptedPod},
+    model::{Adopted, ContainerState, DeadPod, GuestLimits, PodSandbox, UnadoptedPod, Usage},
     pods,
     record::{PodRecord, RecordError},
     sys, trash,
     wire::{self, ForkOutcome, ForkReply, ForkShim, PodConfig, Reply, Request},
-    zygote::{Zygote, ZygoteConfig, guests_cgroup},
+    zygote::{Zygote, ZygoteConfig, guests_cgroup, instance_cgroup},
 };
 
 /// How long the zygote may take to fork.
@@ -118,6 +120,12 @@ impl Runtime {
         unsafe { libc::waitpid(self.0.pid, std::ptr::null_mut(), libc::WNOHANG) };
     }
 
+    /// What all pods of this instance use, their shims included.
+    pub fn usage(&self) -> Usage {
+        let cgroups = Cgroups::find();
+        cgroups.map_or_else(|_| Usage::default(), |cgroups| cgroups.usage(&instance_cgroup(&self.0.config.instance)))
+    }
+
     /// Pid of the zygote.
     pub fn zygote_pid(&self) -> u32 {
         self.0.pid as u32
@@ -138,8 +146,20 @@ impl Runtime {
     /// failed; a user namespace that cannot be made is such an error, never a pod without one.
     pub async fn create_pod(&self, sandbox: PodSandbox) -> Result<Pod, RuntimeError> {
         check_sandbox(&sandbox)?;
-        let PodSandbox { uid, namespace, name, hostname, netns, id_map, resolv_conf, hosts, limits, guest, memory } =
-            sandbox;
+        let PodSandbox {
+            uid,
+            namespace,
+            name,
+            hostname,
+            netns,
+            id_map,
+            resolv_conf,
+            hosts,
+            limits,
+            guest,
+            share_processes,
+            memory,
+        } = sandbox;
         if self.pod_dir(&uid).exists() {
             let reason = "a pod of this uid is there already: destroy or forget it first".to_owned();
             return Err(RuntimeError::CreatePod { uid, reason });
@@ -156,6 +176,7 @@ impl Runtime {
             hosts,
             limits,
             guest,
+            share_processes,
             memory,
         };
         match self.set_up(ours, config).await {

@@ -10,15 +10,18 @@ use std::{
 use tokio::{sync::Mutex, time::timeout};
 
 use super::{
+    attach::{self, Attach},
     blocking,
     connection::Connection,
     exec::{self, Exec},
 };
 use crate::{
+    cgroup::Cgroups,
     error::RuntimeError,
-    model::{ContainerSpec, ContainerStatus, ExecSpec, IdMap, PodEvent},
+    model::{ContainerSpec, ContainerStatus, ExecSpec, IdMap, PodEvent, Usage},
     pods,
     record::PodRecord,
+    shim::container_id,
     sys,
     wire::{Reply, Request},
     zygote::ZygoteConfig,
@@ -110,6 +113,15 @@ impl Pod {
         }
     }
 
+    /// What an attempt of a container uses. Reads a few small files; nothing is told of one that is gone.
+    pub fn usage(&self, container: &str, attempt: u32) -> Usage {
+        let Ok(cgroups) = Cgroups::find() else { return Usage::default() };
+        let id = container_id(container, attempt);
+        // Whose guest a pod is, its shim alone knows.
+        let found = pods::cgroups_of(&self.0.config.instance, self.uid()).map(|pod| cgroups.usage(&pod.join(&id)));
+        found.into_iter().find(|usage| *usage != Usage::default()).unwrap_or_default()
+    }
+
     /// A descriptor of the pod's network namespace.
     pub fn netns(&self) -> Result<OwnedFd, RuntimeError> {
         let gone = |_| RuntimeError::ShimGone { uid: self.uid().to_owned() };
@@ -191,6 +203,20 @@ impl Pod {
             Ok(Err(exec::Failed::Reply(reply))) => Err(self.other(reply, "")),
             Ok(Err(exec::Failed::Error(e))) => Err(e),
             Err(_) => Err(self.protocol(format!("not started within {} s", WORK_BOUND.as_secs()))),
+        }
+    }
+
+    /// Attaches to the first process of a running container.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Refused`] where it has no input and some is asked for, or too many are attached; a shim of an older release refuses too.
+    pub async fn attach(&self, container: &str, stdin: bool) -> Result<Attach, RuntimeError> {
+        let conn = Connection::open(self.uid(), &self.0.dir).await?;
+        match timeout(ANSWER_BOUND, attach::start(conn, container, stdin)).await {
+            Ok(Ok(attach)) => Ok(attach),
+            Ok(Err(exec::Failed::Reply(reply))) => Err(self.other(reply, container)),
+            Ok(Err(exec::Failed::Error(e))) => Err(e),
+            Err(_) => Err(self.protocol("no answer in time".to_owned())),
         }
     }
 

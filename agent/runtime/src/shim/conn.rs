@@ -26,6 +26,8 @@ pub(crate) enum Role {
     Subscriber,
     /// Lives as long as the exec of this number.
     Exec(u64),
+    /// Gets a container's output, and what it is given for that is with the container.
+    Attached,
     /// Is closed once its last bytes are out.
     Closing,
 }

@@ -1,6 +1,7 @@
 //! A container as its shim holds it.
 
 use std::{
+    fs::File,
     io::{self, Read},
     os::fd::{AsRawFd, OwnedFd},
     path::PathBuf,
@@ -8,6 +9,7 @@ use std::{
 };
 
 use super::{
+    attach::Attachments,
     budget::Budget,
     log::{LogWriter, Stream},
     setup::Sandbox,
@@ -49,8 +51,28 @@ pub(super) struct Container {
     pub(super) exit: Option<Exit>,
     log: LogWriter,
     budget: Budget,
-    /// Read ends: stdout, stderr; none at their end.
-    pipes: [Option<io::PipeReader>; 2],
+    /// Read ends: stdout, stderr, the master of its terminal; none at their end.
+    pipes: [Option<File>; STREAMS.len()],
+    pub(super) attachments: Attachments,
+}
+
+/// Which stream each read end is one of: a terminal has output alone.
+const STREAMS: [Stream; 3] = [Stream::Stdout, Stream::Stderr, Stream::Stdout];
+
+/// The ends of its streams that a container gets.
+pub(crate) struct TheirEnds {
+    /// None is `/dev/null`.
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+}
+
+pub(super) fn nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: plain integers on a descriptor that is open while borrowed.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Name of a container's files, cgroup and libcontainer state.
@@ -59,17 +81,20 @@ pub(crate) fn id(name: &str, attempt: u32) -> String {
 }
 
 impl Container {
-    /// Opens the log and its pipes; returns the write ends too.
-    pub(super) fn new(spec: &ContainerSpec, helper: u64) -> io::Result<(Self, [OwnedFd; 2])> {
+    /// Opens the log and its pipes; returns the container's ends too.
+    pub(super) fn new(spec: &ContainerSpec, helper: u64) -> io::Result<(Self, TheirEnds)> {
         let log = LogWriter::open(&spec.log_path, spec.log)?;
         let (out_r, out_w) = io::pipe()?;
         let (err_r, err_w) = io::pipe()?;
-        for fd in [out_r.as_raw_fd(), err_r.as_raw_fd()] {
-            // SAFETY: plain integers on a descriptor we own.
-            if unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
+        nonblocking(&out_r)?;
+        nonblocking(&err_r)?;
+        // A terminal is made by the container's own process, in its own devpts.
+        let (theirs, ours) = if spec.stdin && !spec.terminal {
+            let (read, write) = io::pipe()?;
+            (Some(OwnedFd::from(read)), Some(OwnedFd::from(write)))
+        } else {
+            (None, None)
+        };
         let container = Self {
             name: spec.name.clone(),
             attempt: spec.attempt,
@@ -79,9 +104,20 @@ impl Container {
             exit: None,
             log,
             budget: Budget::new(Instant::now()),
-            pipes: [Some(out_r), Some(err_r)],
+            pipes: [Some(OwnedFd::from(out_r).into()), Some(OwnedFd::from(err_r).into()), None],
+            attachments: Attachments::new(spec, ours),
         };
-        Ok((container, [out_w.into(), err_w.into()]))
+        Ok((container, TheirEnds { stdin: theirs, stdout: out_w.into(), stderr: err_w.into() }))
+    }
+
+    /// Its first process has made its terminal.
+    pub(super) fn has_terminal(&mut self, master: OwnedFd) {
+        if nonblocking(&master).is_ok()
+            && let Ok(copy) = master.try_clone()
+        {
+            self.pipes[2] = Some(copy.into());
+            self.attachments.has_terminal(master);
+        }
     }
 
     pub(super) fn id(&self) -> String {
@@ -126,24 +162,26 @@ impl Container {
 
     /// Returns how many bytes it took.
     fn drain_up_to(&mut self, n: usize, bound: usize) -> usize {
-        let stream = [Stream::Stdout, Stream::Stderr][n];
+        let stream = STREAMS[n];
         let Some(pipe) = &mut self.pipes[n] else { return 0 };
         let mut buf = [0; 16 << 10];
         let mut taken = 0;
         while taken < bound {
             let room = buf.len().min(bound - taken);
             match pipe.read(&mut buf[..room]) {
-                Ok(0) => {
+                Ok(len) if len > 0 => {
+                    self.log.take(stream, SystemTime::now(), &buf[..len]);
+                    self.attachments.give(stream, &buf[..len]);
+                    taken += len;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return taken,
+                // The end, which a terminal tells by EIO.
+                Ok(_) | Err(_) => {
                     self.log.end(stream, SystemTime::now());
                     self.pipes[n] = None;
                     return taken;
                 }
-                Ok(len) => {
-                    self.log.take(stream, SystemTime::now(), &buf[..len]);
-                    taken += len;
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return taken,
             }
         }
         taken
@@ -152,10 +190,10 @@ impl Container {
     /// The first process was reaped and the start is over: writes the end of the logs and the record of the exit.
     pub(super) fn finish(&mut self, sandbox: &Sandbox, started_at: SystemTime, exit: Exit) -> ContainerStatus {
         let finished_at = SystemTime::now();
-        for n in 0..2 {
+        for (n, stream) in STREAMS.into_iter().enumerate() {
             self.drain_up_to(n, LAST_BYTES);
             if self.pipes[n].take().is_some() {
-                self.log.end([Stream::Stdout, Stream::Stderr][n], finished_at);
+                self.log.end(stream, finished_at);
             }
         }
         let killed = sandbox.cgroups.oom_kills(&sandbox.cgroup.join(self.id())) > 0;

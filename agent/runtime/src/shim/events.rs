@@ -1,6 +1,6 @@
 //! What a shim does when something arrives: a request, a signal, the end of a process.
 
-use std::{os::fd::OwnedFd, time::SystemTime};
+use std::{os::fd::OwnedFd, path::Path, time::SystemTime};
 
 use super::{
     MAX_CONTAINERS, MAX_EXECS, Shim,
@@ -53,6 +53,11 @@ impl Shim {
                 self.park(id);
             }
             Role::Waiting(_) => self.park(id),
+            // That they are gone shows where their output goes.
+            Role::Attached => {
+                self.input_over(id);
+                self.park(id);
+            }
             _ => self.drop_conn(id),
         }
     }
@@ -69,6 +74,7 @@ impl Shim {
         self.conns.retain(|c| c.id != id);
         match role {
             Role::Exec(exec) => self.kill_exec(exec),
+            Role::Attached => self.detach(id, None),
             // Who asked for the pod is gone without having got it, and nobody else knows of it.
             Role::Maker => self.destroy(None),
             _ => {}
@@ -108,6 +114,7 @@ impl Shim {
                     self.answer(conn, &Reply::StartFailed(e));
                 }
             }
+            Request::Attach { container, stdin } => self.attach(conn, &container, stdin, fds),
             Request::Destroy => self.destroy(Some(conn)),
         }
     }
@@ -127,14 +134,12 @@ impl Shim {
             return Err(StartError::Invalid { field: "scratch".to_owned(), reason });
         }
         let id = self.id();
-        let (container, [stdout, stderr]) = Container::new(&spec, id).map_err(|e| StartError::Invalid {
+        let (container, ends) = Container::new(&spec, id).map_err(|e| StartError::Invalid {
             field: format!("log {}", spec.log_path.display()),
             reason: e.to_string(),
         })?;
         let sandbox = &self.sandbox;
-        let helper = fork_helper(id, Task::Start { conn }, |channel| {
-            child::create::run(sandbox, &spec, channel, stdout, stderr)
-        });
+        let helper = fork_helper(id, Task::Start { conn }, |channel| child::create::run(sandbox, &spec, channel, ends));
         self.helpers.push(helper?);
         self.containers.push(container);
         self.wait_for(conn, id);
@@ -178,6 +183,7 @@ impl Shim {
         if self.containers.iter().any(|c| c.name == name && !matches!(c.phase, Phase::Exited(_))) {
             return self.answer(conn, &Reply::StillRunning);
         }
+        self.detach_all(name);
         let id = self.id();
         let gone: Vec<_> = self
             .containers
@@ -323,6 +329,9 @@ impl Shim {
             let id = e.id;
             return self.exec_ended(id);
         }
+        if self.sandbox.pause.as_ref().is_some_and(|pause| pause.pid == pid) {
+            return self.pause_ended();
+        }
         // Perhaps a process that its helper is about to name.
         if !self.helpers.is_empty() {
             self.unclaimed.push((pid, exit));
@@ -333,8 +342,32 @@ impl Shim {
     pub(super) fn container_ended(&mut self, n: usize) {
         let container = &mut self.containers[n];
         let (Phase::Running { started_at }, Some(exit)) = (container.phase, container.exit) else { return };
+        let cgroup = self.sandbox.cgroup.join(container.id());
         let status = container.finish(&self.sandbox, started_at, exit);
+        self.sweep(&cgroup);
+        self.end_attached(n);
         self.publish(&status);
+    }
+
+    /// Has a helper kill what a container left running. The kernel does so where its first process was that of a PID namespace.
+    fn sweep(&mut self, cgroup: &Path) {
+        if self.sandbox.pause.is_none() || self.ending {
+            return;
+        }
+        let (id, cgroups) = (self.id(), self.sandbox.cgroups.clone());
+        match fork_helper(id, Task::Sweep, |_channel| i32::from(cgroups.kill(cgroup).is_err())) {
+            Ok(helper) => self.helpers.push(helper),
+            // Its removal kills them.
+            Err(e) => super::complain(&format!("kill what {} left running: {e}", cgroup.display())),
+        }
+    }
+
+    /// The first process of the shared PID namespace is gone, and the kernel has killed all others: the pod is over.
+    fn pause_ended(&mut self) {
+        if !self.ending {
+            super::complain("the first process of the pod's PID namespace was killed: the pod ends");
+            self.destroyed = true;
+        }
     }
 
     fn publish(&mut self, status: &ContainerStatus) {

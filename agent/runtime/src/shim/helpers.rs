@@ -31,6 +31,8 @@ pub(super) enum Task {
         conn: u64,
         reply: Reply,
     },
+    /// What a container left running in a PID namespace that others share; nobody waits for it.
+    Sweep,
     /// The whole pod; nobody may be waiting for it.
     Destroy {
         conn: Option<u64>,
@@ -42,7 +44,7 @@ impl Task {
     fn deadline(&self) -> Option<Instant> {
         match self {
             Self::Start { .. } | Self::Exec { .. } => Some(Instant::now() + START_BOUND),
-            Self::Remove { .. } | Self::Destroy { .. } => None,
+            Self::Remove { .. } | Self::Sweep | Self::Destroy { .. } => None,
         }
     }
 }
@@ -130,6 +132,10 @@ impl Shim {
             Ok(Some(HelperMsg::Terminal)) => {
                 if let Some(e) = self.execs.iter_mut().find(|e| e.id == id) {
                     e.master = fds.pop();
+                } else if let Some(c) = self.containers.iter_mut().find(|c| c.phase == Phase::Starting(id))
+                    && let Some(master) = fds.pop()
+                {
+                    c.has_terminal(master);
                 }
             }
             Ok(Some(HelperMsg::Executing)) => h.executing = true,
@@ -183,6 +189,7 @@ impl Shim {
             Task::Start { conn } => self.settle_start(*conn, &helper),
             Task::Exec { conn } => self.settle_exec(*conn, &helper),
             Task::Remove { .. } => self.settle_removal(helper),
+            Task::Sweep => {}
             Task::Destroy { conn } => {
                 let interrupted = || "the removal was interrupted".to_owned();
                 let failed = || Err(helper.failed.as_ref().map_or_else(interrupted, ToString::to_string));

@@ -4,12 +4,14 @@
 //! forked for it, its helpers, which report over a socket: the end of the stream says that all who held it executed a
 //! program or are gone.
 
+mod attach;
 mod budget;
 mod conn;
 mod container;
 mod events;
 mod helpers;
 pub(crate) mod log;
+mod pause;
 mod setup;
 
 use std::{
@@ -29,7 +31,7 @@ use self::{
     helpers::{Exec, Helper},
 };
 pub(crate) use self::{
-    container::id as container_id,
+    container::{TheirEnds, id as container_id},
     setup::{MEMORY, Sandbox},
 };
 use crate::{
@@ -75,6 +77,8 @@ enum Source {
     Conn(u64),
     Helper(u64),
     Log(usize, usize),
+    /// Somebody who is attached by this connection has room, or is gone.
+    Attached(u64),
 }
 
 /// Complaints go to the pod's `shim.log`, which is standard error.
@@ -198,12 +202,14 @@ impl Shim {
                             c.drain(pipe);
                         }
                     }
+                    Source::Attached(id) => self.pass_on(id),
                     Source::Signals => self.take_signals(),
                     Source::Listener => self.accept(),
                     Source::Conn(id) => self.take_conn(id),
                 }
             }
             self.expire_helpers();
+            self.detach_over();
             self.conns.retain(|c| c.role != Role::Closing || c.wants_write());
             if self.draining && self.containers.iter().all(|c| c.alive().is_none()) && self.helpers.is_empty() {
                 return;
@@ -227,10 +233,13 @@ impl Shim {
         }
         let now = Instant::now();
         for (n, c) in self.containers.iter().enumerate() {
-            // A container that is over its rate waits: its pipe is not looked at.
-            for (pipe, fd) in c.pipe_fds().filter(|_| c.reads_at() <= now) {
+            // A container that is over its rate, or whose audience is slow, waits: its pipe is not looked at.
+            for (pipe, fd) in c.pipe_fds().filter(|_| c.reads_at() <= now && !c.attachments.is_behind()) {
                 add(Source::Log(n, pipe), fd, PollFlags::POLLIN);
             }
+        }
+        for (conn, fd, waits) in self.containers.iter().flat_map(|c| c.attachments.watched()) {
+            add(Source::Attached(conn), fd, if waits { PollFlags::POLLOUT } else { PollFlags::empty() });
         }
         add(Source::Signals, self.signals.as_raw_fd(), PollFlags::POLLIN);
         for c in self.conns.iter().filter(|c| !c.parked || c.wants_write()) {
@@ -245,7 +254,8 @@ impl Shim {
         }
         let logs = self.containers.iter().filter(|c| c.pipe_fds().next().is_some()).map(Container::reads_at);
         let deadlines = self.helpers.iter().filter_map(|h| h.deadline);
-        let deadline = deadlines.chain(logs.filter(|at| *at > now)).min();
+        let patience = self.containers.iter().filter_map(|c| c.attachments.patience());
+        let deadline = deadlines.chain(logs.filter(|at| *at > now)).chain(patience).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |d| {
             // One more, or the loop would turn during the last millisecond.
             PollTimeout::try_from(d.saturating_duration_since(now) + Duration::from_millis(1))

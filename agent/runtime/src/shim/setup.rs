@@ -19,6 +19,7 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 
+use super::pause::Pause;
 use crate::{
     cgroup::Cgroups,
     error::because,
@@ -50,6 +51,8 @@ pub(crate) struct Sandbox {
     pub(crate) userns: OwnedFd,
     pub(crate) ipcns: OwnedFd,
     pub(crate) utsns: OwnedFd,
+    /// Where containers share their processes.
+    pub(crate) pause: Option<Pause>,
 }
 
 impl Sandbox {
@@ -70,6 +73,8 @@ impl Sandbox {
         if made.is_err() {
             let _ = nix::mount::umount2(&pod_dir.join("mnt"), nix::mount::MntFlags::MNT_DETACH);
             let _ = fs::remove_dir_all(&pod_dir);
+            // Where it got as far as the first process of a PID namespace, that is in it.
+            let _ = cgroups.kill(&cgroup);
             let _ = cgroups.remove(&cgroup);
         }
         made
@@ -93,11 +98,16 @@ impl Sandbox {
         private_root(&mnt, &config).map_err(|e| because("make the private root", e))?;
         cgroups.create(cgroup).map_err(|e| because("make its cgroup", e))?;
         cgroups.limit(cgroup, &config.limits).map_err(|e| because("limit its cgroup", e))?;
+        let share = config.share_processes;
+        let pause = share.then(|| Pause::start(&userns, &cgroups, cgroup, &mnt)).transpose()?;
         let record = PodRecord::new(&config.uid, &config.namespace, &config.name, config.id_map);
         record.write(pod_dir).map_err(|e| because("write its record", e))?;
         let listener = listen(pod_dir).map_err(|e| because("listen", e))?;
         let cgroup = cgroup.to_path_buf();
-        Ok((Self { config, pod_dir: pod_dir.to_path_buf(), mnt, cgroups, cgroup, userns, ipcns, utsns }, listener))
+        Ok((
+            Self { config, pod_dir: pod_dir.to_path_buf(), mnt, cgroups, cgroup, userns, ipcns, utsns, pause },
+            listener,
+        ))
     }
 }
 

@@ -21,6 +21,8 @@ crate::tests![
     a_tmpfs_has_its_size,
     mount_targets_do_not_escape_through_links_of_the_image,
     mounts_do_not_go_through_links_of_a_volume,
+    each_attempt_has_a_new_file_for_its_last_message,
+    what_a_container_uses_is_told,
     a_dangling_resolv_conf_of_the_image_is_replaced,
     upper_layers_hide_lower_ones,
     too_much_memory_is_an_oom_kill,
@@ -536,5 +538,61 @@ async fn a_destroyed_pod_leaves_nothing(ctx: Ctx) {
     assert!(!spec.scratch.exists());
     for dir in ctx.instance.cgroup_dirs() {
         assert!(!dir.join(&uid).exists(), "{}", dir.display());
+    }
+}
+
+async fn each_attempt_has_a_new_file_for_its_last_message(ctx: Ctx) {
+    let pod = ctx.pod().await;
+    let data = pod.dir().join("data");
+    fs::create_dir_all(&data).expect("makes a directory");
+    for (n, path) in ["/dev/termination-log", "/tmp/deep/last", "/data/last"].into_iter().enumerate() {
+        let attempt = |number: u32| {
+            let script = format!("stat -c '%u %a %s' {path}; echo -n last{number} >> {path}; rm {path}; id -u");
+            let mut spec = pod.spec(&format!("c{n}"), &script);
+            spec.attempt = number;
+            spec.scratch = pod.dir().join(format!("scratch{n}/{number}"));
+            spec.log_path = pod.dir().join(format!("log{n}/{number}.log"));
+            spec.termination_log = Some(path.into());
+            // The path's own is made although nobody else may write.
+            (spec.read_only_root, spec.run_as_user) = (true, Some(1000));
+            spec.mounts.push(volume(data.clone(), "/data", false));
+            spec
+        };
+        for number in 0..2 {
+            let spec = attempt(number);
+            let file = spec.scratch.join(hearth_runtime::TERMINATION_LOG);
+            let (_, out, err) = pod.run(spec).await;
+            assert_eq!(out, "0 666 0\n1000\n", "{path}: {err}");
+            assert!(err.contains("rm:"), "it cannot put another in its place: {err}");
+            assert_eq!(fs::read_to_string(&file).expect("is there"), format!("last{number}"), "{path}");
+        }
+        pod.pod.remove_container(&format!("c{n}")).await.expect("removes");
+        assert!(!attempt(0).scratch.exists() && !attempt(1).scratch.exists(), "it goes with the attempt");
+    }
+    for path in ["/dev/null", "/proc/x", "relative", "/a/../b"] {
+        let mut spec = pod.spec("wrong", "exit 0");
+        spec.termination_log = Some(path.into());
+        assert!(matches!(start_error(&pod, spec).await, StartError::Invalid { .. }), "{path}");
+    }
+    pod.destroy().await;
+}
+
+async fn what_a_container_uses_is_told(ctx: Ctx) {
+    for pod in [ctx.pod().await, ctx.guest().await] {
+        let idle = pod.pod.usage("idle", 0);
+        assert_eq!(idle, hearth_runtime::Usage::default(), "nothing is known of one that is not there");
+        let script = "head -c 20000000 /dev/zero > /dev/shm/x; while :; do :; done";
+        pod.pod.start_container(pod.spec("busy", script)).await.expect("starts");
+        pod.pod.start_container(pod.spec("idle", "sleep 100")).await.expect("starts");
+        let used = |name: &str| pod.pod.usage(name, 0);
+        until("it has used a tenth of a second and 20 MB", || {
+            let used = used("busy");
+            used.cpu_nanos > Some(100_000_000) && used.working_set_bytes > Some(20_000_000)
+        })
+        .await;
+        let idle = used("idle");
+        assert!(idle.cpu_nanos < Some(100_000_000) && idle.working_set_bytes < Some(20_000_000), "{idle:?}");
+        assert!(ctx.runtime.usage().cpu_nanos >= used("busy").cpu_nanos, "all together");
+        pod.destroy().await;
     }
 }

@@ -70,7 +70,7 @@ async fn a_command_runs_inside_with_the_containers_restrictions(ctx: Ctx) {
     let (code, out, err) = exec(&pod.pod, exec_spec("c", script)).await;
     assert_eq!(code, 0, "{err}");
     let (_, expected, _) =
-        exec(&pod.pod, exec_spec("c", "while ! grep -q '^3' /out; do sleep 0.01; done; cat /out")).await;
+        exec(&pod.pod, exec_spec("c", "while ! grep -q '^3$' /out; do sleep 0.01; done; cat /out")).await;
     assert_eq!(out, expected, "a command is where its container is, and may do what it may");
     let (_, out, _) =
         exec(&pod.pod, exec_spec("c", "! unshare -m true && ! mount -t tmpfs none /tmp && echo refused")).await;

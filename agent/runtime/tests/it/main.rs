@@ -5,10 +5,12 @@
 #![allow(missing_docs, unreachable_pub, clippy::print_stdout)]
 #![allow(clippy::assigning_clones)] // `spec.user = ...` reads better than `clone_into`
 
+mod attach;
 mod containers;
 mod cutoff;
 mod exec;
 mod isolation;
+mod processes;
 mod support;
 mod survive;
 mod volumes;
@@ -39,8 +41,17 @@ fn main() {
         return survive::driver(dir.as_ref());
     }
     let args = Arguments::from_args();
-    let all: Vec<_> =
-        [containers::TESTS, cutoff::TESTS, exec::TESTS, isolation::TESTS, survive::TESTS, volumes::TESTS].concat();
+    let all: Vec<_> = [
+        attach::TESTS,
+        containers::TESTS,
+        cutoff::TESTS,
+        exec::TESTS,
+        isolation::TESTS,
+        processes::TESTS,
+        survive::TESTS,
+        volumes::TESTS,
+    ]
+    .concat();
     if args.list {
         libtest_mimic::run(&args, all.iter().map(|(name, _)| Trial::test(*name, || Ok(()))).collect()).exit();
     }

@@ -109,6 +109,7 @@ pub struct TestPod {
     pub map: IdMap,
     dir: PathBuf,
     layer: PathBuf,
+    instance: String,
 }
 
 pub fn sandbox(uid: &str, map: IdMap) -> PodSandbox {
@@ -123,6 +124,7 @@ pub fn sandbox(uid: &str, map: IdMap) -> PodSandbox {
         hosts: "127.0.0.1 localhost\n10.0.0.2 notes-0\n".to_owned(),
         limits: PodLimits { pids: Some(500), ..PodLimits::default() },
         guest: false,
+        share_processes: false,
         memory: Vec::new(),
     }
 }
@@ -135,6 +137,11 @@ impl Ctx {
     /// A pod of another owner than the device's.
     pub async fn guest(&self) -> TestPod {
         self.pod_of(true).await
+    }
+
+    /// A pod whose containers share their processes.
+    pub async fn sharing(&self) -> TestPod {
+        self.pod_with(|sandbox| sandbox.share_processes = true).await
     }
 
     async fn pod_of(&self, guest: bool) -> TestPod {
@@ -150,7 +157,8 @@ impl Ctx {
         change(&mut sandbox);
         let pod = self.runtime.create_pod(sandbox).await.expect("makes a pod");
         let base = self.instance.dir.path();
-        TestPod { pod, map, dir: base.join("work").join(uid), layer: base.join("layer") }
+        let instance = self.instance.name.clone();
+        TestPod { pod, map, dir: base.join("work").join(uid), layer: base.join("layer"), instance }
     }
 }
 
@@ -173,10 +181,19 @@ pub fn spec(dir: &Path, layer: &Path, name: &str, script: &str) -> ContainerSpec
         read_only_root: false,
         log_path: dir.join("log").join(name).join("0.log"),
         log: LogPolicy::default(),
+        termination_log: None,
+        stdin: false,
+        stdin_once: false,
+        terminal: false,
     }
 }
 
 impl TestPod {
+    /// Command lines of its processes.
+    pub fn lines(&self) -> Vec<String> {
+        lines_in(&self.instance, self.pod.uid())
+    }
+
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -280,4 +297,18 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 pub fn alive(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// Command lines of the processes in a cgroup of an instance's.
+fn lines_in(instance: &str, uid: &str) -> Vec<String> {
+    let entries = fs::read_dir("/proc").expect("is there").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let line = |pid: u32| {
+        let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let part = format!("hearth-{instance}/{uid}/");
+        cgroup.lines().any(|line| line.contains(&part)).then_some(())?;
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        Some(String::from_utf8_lossy(&line).replace('\0', " "))
+    };
+    pids.filter_map(line).collect()
 }

@@ -27,7 +27,7 @@ const fn method(service: &'static str, name: &'static str, allowed: Allowed) -> 
     Method { service, name, allowed }
 }
 
-static METHODS: [Method; 32] = [
+static METHODS: [Method; 35] = [
     method("hearth.v1.Resources", "Get", Allowed::Admins),
     method("hearth.v1.Resources", "List", Allowed::Admins),
     method("hearth.v1.Resources", "Watch", Allowed::Admins),
@@ -40,6 +40,9 @@ static METHODS: [Method; 32] = [
     method("hearth.v1.Resources", "Delete", Allowed::Admins),
     method("hearth.v1.Pods", "Logs", Allowed::Admins),
     method("hearth.v1.Pods", "Exec", Allowed::Admins),
+    method("hearth.v1.Pods", "Attach", Allowed::Admins),
+    method("hearth.v1.Pods", "PortForward", Allowed::Admins),
+    method("hearth.v1.Pods", "Stats", Allowed::Admins),
     method("hearth.v1.Region", "Info", Allowed::Admins),
     method("hearth.v1.Region", "CreateToken", Allowed::Admins),
     method("hearth.v1.Region", "ListTokens", Allowed::Admins),

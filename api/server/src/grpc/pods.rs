@@ -1,4 +1,4 @@
-//! Logs and exec: the pod's device is asked through its tunnel, and the messages are passed on.
+//! Logs, exec, attach, forwarded ports and usage: the pod's device is asked through its tunnel, and the messages are passed on.
 
 use std::{
     pin::Pin,
@@ -29,6 +29,8 @@ use crate::resources::{ResourceService, parse_key, shown};
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a device may take to answer on a stream that is open.
 const DOOR_TIMEOUT: Duration = Duration::from_secs(15);
+/// The answer of a device with 110 pods of 32 containers each has less than 1 MiB.
+const MAX_STATS_BYTES: usize = 4 << 20;
 /// Words of a command at most, and bytes of all of them: what Linux takes (`execve(2)`: `MAX_ARG_STRLEN`).
 const MAX_COMMAND_WORDS: usize = 1_000;
 const MAX_COMMAND_BYTES: usize = 128 << 10;
@@ -85,23 +87,48 @@ pub(crate) struct PodsDoor {
 impl PodsDoor {
     /// The device of a pod and the container that is meant.
     async fn place(&self, namespace: &str, pod: &str, container: &str) -> Result<(DeviceName, String), Status> {
+        let object = self.pod(namespace, pod).await?;
+        let container = container_of(&object, container)?;
+        Ok((device_of(&object)?, container))
+    }
+
+    async fn pod(&self, namespace: &str, pod: &str) -> Result<Object, Status> {
         let key = parse_key(&GroupKind::POD.group, &GroupKind::POD.kind, namespace, pod)?;
         let object = self.resources.store().get(&key, Consistency::Linearizable).await?;
-        let object = object.ok_or_else(|| Status::not_found(&key))?;
-        let container = container_of(&object, container)?;
-        let node = object.value().pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default().to_owned();
-        if node.is_empty() {
-            let text =
-                format!("pod {pod:?} is not scheduled yet: it is on no device (see `hearth describe pod {pod}`)");
-            return Err(about(&key, Reason::BadRequest, text));
-        }
-        Ok((DeviceName::from(node), container))
+        object.ok_or_else(|| Status::not_found(&key))
+    }
+    /// The door of the pod's device, and what to send through it.
+    async fn session(
+        &self,
+        mut start: v1::ExecStart,
+        rest: Streaming<v1::ExecInput>,
+    ) -> Result<
+        (String, DeviceName, DeviceDoorClient<Channel>, impl Stream<Item = v1::ExecInput> + Send + use<>),
+        tonic::Status,
+    > {
+        let (device, container) = self.place(&start.namespace, &start.pod, &start.container).await.map_err(grpc)?;
+        start.container = container;
+        let pod = start.pod.clone();
+        let door = self.door(&pod, &device).await.map_err(grpc)?;
+        let start = v1::ExecInput { input: Some(v1::exec_input::Input::Start(start)) };
+        Ok((pod, device, door, stream::iter([start]).chain(whole(rest))))
     }
 
     async fn door(&self, pod: &str, device: &DeviceName) -> Result<DeviceDoorClient<Channel>, Status> {
         let channel = self.connector.connect(device).await.map_err(|error| unreachable(pod, device, &error))?;
         Ok(DeviceDoorClient::new(channel))
     }
+}
+
+/// The device that a pod was bound to.
+fn device_of(object: &Object) -> Result<DeviceName, Status> {
+    let node = object.value().pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default().to_owned();
+    if node.is_empty() {
+        let pod = object.name();
+        let text = format!("pod {pod:?} is not scheduled yet: it is on no device (see `hearth describe pod {pod}`)");
+        return Err(about(object.key(), Reason::BadRequest, text));
+    }
+    Ok(DeviceName::from(node))
 }
 
 fn about(key: &ObjectKey, reason: Reason, text: String) -> Status {
@@ -130,8 +157,12 @@ fn container_of(pod: &Object, wanted: &str) -> Result<String, Status> {
     }
 }
 
+/// Of no pod where the device itself was asked.
 fn unreachable(pod: &str, device: &DeviceName, error: &DialError) -> Status {
-    let place = format!("pod {pod:?} is on device {:?}", device.as_str());
+    let place = match pod {
+        "" => format!("cannot ask device {:?}", device.as_str()),
+        pod => format!("pod {pod:?} is on device {:?}", device.as_str()),
+    };
     match error {
         DialError::Unknown(_) => Status::unavailable(format!("{place}, which this region does not know")),
         DialError::Away(_) => Status::unavailable(format!(
@@ -146,6 +177,12 @@ fn unreachable(pod: &str, device: &DeviceName, error: &DialError) -> Status {
 
 /// A device's own errors are passed on; those of the way to it say so.
 fn from_device(pod: &str, device: &DeviceName, error: tonic::Status) -> tonic::Status {
+    if error.code() == tonic::Code::Unimplemented {
+        let device = device.as_str();
+        return grpc(Status::unavailable(format!(
+            "device {device:?} runs an older release, which cannot do this: update it"
+        )));
+    }
     if error.details().is_empty() && std::error::Error::source(&error).is_some() {
         let why = error.message().to_owned();
         return grpc(unreachable(pod, device, &DialError::Broken { device: device.clone(), why }));
@@ -153,13 +190,17 @@ fn from_device(pod: &str, device: &DeviceName, error: tonic::Status) -> tonic::S
     error
 }
 
-type Chunks = Pin<Box<dyn Stream<Item = Result<v1::LogsChunk, tonic::Status>> + Send>>;
-type Outputs = Pin<Box<dyn Stream<Item = Result<v1::ExecOutput, tonic::Status>> + Send>>;
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, tonic::Status>> + Send>>;
+type Chunks = Answers<v1::LogsChunk>;
+type Outputs = Answers<v1::ExecOutput>;
+type Forwarded = Answers<v1::PortForwardOutput>;
 
 #[tonic::async_trait]
 impl v1::pods_server::Pods for PodsDoor {
     type LogsStream = Chunks;
     type ExecStream = Outputs;
+    type AttachStream = Outputs;
+    type PortForwardStream = Forwarded;
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Chunks>, tonic::Status> {
         let mut request = request.into_inner();
@@ -169,38 +210,95 @@ impl v1::pods_server::Pods for PodsDoor {
         let pod = request.pod.clone();
         let mut door = self.door(&pod, &device).await.map_err(grpc)?;
         let answer = door.logs(request).await.map_err(|error| from_device(&pod, &device, error))?;
-        // The client of the door lives as long as the stream, or its connection would close.
-        let chunks = answer.into_inner().map(move |chunk| {
-            let _ = &door;
-            chunk.map_err(|error| from_device(&pod, &device, error))
-        });
-        Ok(Response::new(Box::pin(chunks)))
+        Ok(passed_on(pod, device, door, answer))
     }
 
     async fn exec(&self, request: Request<Streaming<v1::ExecInput>>) -> Result<Response<Outputs>, tonic::Status> {
+        let (start, rest) = begin(request, "exec: the first message must say what to run").await?;
+        check_command(&start.command).map_err(grpc)?;
+        let (pod, device, mut door, input) = self.session(start, rest).await?;
+        let answer = door.exec(input).await.map_err(|error| from_device(&pod, &device, error))?;
+        Ok(passed_on(pod, device, door, answer))
+    }
+
+    async fn attach(&self, request: Request<Streaming<v1::ExecInput>>) -> Result<Response<Outputs>, tonic::Status> {
+        let (start, rest) = begin(request, "attach: the first message must say to what").await?;
+        if !start.command.is_empty() {
+            return Err(grpc(Status::new(Reason::BadRequest, "attach: there is no command to run; use exec")));
+        }
+        let (pod, device, mut door, input) = self.session(start, rest).await?;
+        let answer = door.attach(input).await.map_err(|error| from_device(&pod, &device, error))?;
+        Ok(passed_on(pod, device, door, answer))
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<Streaming<v1::PortForwardInput>>,
+    ) -> Result<Response<Forwarded>, tonic::Status> {
         let mut input = request.into_inner();
         let first = tokio::time::timeout(START_TIMEOUT, input.message()).await;
-        let first = first.map_err(|_| grpc(Status::new(Reason::Timeout, "exec: no message came")))??;
-        let Some(v1::exec_input::Input::Start(mut start)) = first.and_then(|first| first.input) else {
-            return Err(grpc(Status::new(Reason::BadRequest, "exec: the first message must say what to run")));
+        let first = first.map_err(|_| grpc(Status::new(Reason::Timeout, "port-forward: no message came")))??;
+        let Some(v1::port_forward_input::Input::Start(start)) = first.and_then(|first| first.input) else {
+            return Err(grpc(Status::new(Reason::BadRequest, "port-forward: the first message must say where to")));
         };
-        check_command(&start.command).map_err(grpc)?;
-        let (device, container) = self.place(&start.namespace, &start.pod, &start.container).await.map_err(grpc)?;
-        start.container = container;
+        if !(1..=u32::from(u16::MAX)).contains(&start.port) {
+            return Err(grpc(Status::new(Reason::BadRequest, "port-forward: the port must be from 1 to 65535")));
+        }
+        let object = self.pod(&start.namespace, &start.pod).await.map_err(grpc)?;
+        let device = device_of(&object).map_err(grpc)?;
         let pod = start.pod.clone();
         let mut door = self.door(&pod, &device).await.map_err(grpc)?;
-        let start = v1::ExecInput { input: Some(v1::exec_input::Input::Start(start)) };
-        // Where the caller's side breaks, the input ends, and the device ends the command.
-        let rest = input.take_while(|message| std::future::ready(message.is_ok()));
-        let rest = rest.filter_map(|message| std::future::ready(message.ok()));
-        let forwarded = stream::iter([start]).chain(rest);
-        let answer = door.exec(forwarded).await.map_err(|error| from_device(&pod, &device, error))?;
-        let outputs = answer.into_inner().map(move |output| {
-            let _ = &door;
-            output.map_err(|error| from_device(&pod, &device, error))
-        });
-        Ok(Response::new(Box::pin(outputs)))
+        let start = v1::PortForwardInput { input: Some(v1::port_forward_input::Input::Start(start)) };
+        let forwarded = stream::iter([start]).chain(whole(input));
+        let answer = door.port_forward(forwarded).await.map_err(|error| from_device(&pod, &device, error))?;
+        Ok(passed_on(pod, device, door, answer))
     }
+
+    async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, tonic::Status> {
+        let request = request.into_inner();
+        // The name of a device is that of its Node: what is none is not dialled.
+        parse_key("", "Node", "", &request.device).map_err(grpc)?;
+        let device = DeviceName::from(request.device.clone());
+        let channel = self.connector.connect(&device).await.map_err(|error| grpc(unreachable("", &device, &error)))?;
+        let mut door = DeviceDoorClient::new(channel).max_decoding_message_size(MAX_STATS_BYTES);
+        let asked = tokio::time::timeout(DOOR_TIMEOUT, door.stats(request)).await;
+        let late = |_| grpc(Status::new(Reason::Timeout, format!("device {:?} did not answer", device.as_str())));
+        asked.map_err(late)?.map_err(|error| from_device("", &device, error))
+    }
+}
+
+/// The first message of an exec or attach, and the others.
+async fn begin(
+    request: Request<Streaming<v1::ExecInput>>,
+    wrong: &'static str,
+) -> Result<(v1::ExecStart, Streaming<v1::ExecInput>), tonic::Status> {
+    let mut input = request.into_inner();
+    let first = tokio::time::timeout(START_TIMEOUT, input.message()).await;
+    let first = first.map_err(|_| grpc(Status::new(Reason::Timeout, "no message came in time")))??;
+    match first.and_then(|first| first.input) {
+        Some(v1::exec_input::Input::Start(start)) => Ok((start, input)),
+        _ => Err(grpc(Status::new(Reason::BadRequest, wrong))),
+    }
+}
+
+/// Where the caller's side breaks, the input ends, and the device ends what it does for it.
+fn whole<T: Send + 'static>(input: Streaming<T>) -> impl Stream<Item = T> + Send {
+    let rest = input.take_while(|message| std::future::ready(message.is_ok()));
+    rest.filter_map(|message| std::future::ready(message.ok()))
+}
+
+/// A device's answers. The client of the door lives as long as the stream, or its connection would close.
+fn passed_on<T: Send + 'static>(
+    pod: String,
+    device: DeviceName,
+    door: DeviceDoorClient<Channel>,
+    answer: Response<Streaming<T>>,
+) -> Response<Answers<T>> {
+    let outputs = answer.into_inner().map(move |output| {
+        let _ = &door;
+        output.map_err(|error| from_device(&pod, &device, error))
+    });
+    Response::new(Box::pin(outputs))
 }
 
 fn check_command(command: &[String]) -> Result<(), Status> {

@@ -24,6 +24,8 @@ struct Door;
 impl v1::device_door_server::DeviceDoor for Door {
     type LogsStream = Pin<Box<dyn Stream<Item = Result<v1::LogsChunk, Status>> + Send>>;
     type ExecStream = Pin<Box<dyn Stream<Item = Result<v1::ExecOutput, Status>> + Send>>;
+    type AttachStream = Self::ExecStream;
+    type PortForwardStream = Pin<Box<dyn Stream<Item = Result<v1::PortForwardOutput, Status>> + Send>>;
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
         let request = request.into_inner();
@@ -48,6 +50,32 @@ impl v1::device_door_server::DeviceDoor for Door {
             Some(Ok(v1::ExecOutput { output: Some(output) }))
         });
         Ok(Response::new(Box::pin(outputs)))
+    }
+
+    async fn attach(&self, _: Request<Streaming<v1::ExecInput>>) -> Result<Response<Self::AttachStream>, Status> {
+        // As a device of an older release.
+        Err(Status::unimplemented(""))
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<Streaming<v1::PortForwardInput>>,
+    ) -> Result<Response<Self::PortForwardStream>, Status> {
+        use v1::{port_forward_input::Input, port_forward_output::Output};
+        let outputs = request.into_inner().filter_map(async |input| {
+            let output = match input.ok()?.input? {
+                Input::Start(start) => Output::Data(format!("{}:{} ", start.pod, start.port).into()),
+                Input::Data(bytes) => Output::Data(bytes),
+                Input::Closed(_) => Output::Closed(true),
+            };
+            Some(Ok(v1::PortForwardOutput { output: Some(output) }))
+        });
+        Ok(Response::new(Box::pin(outputs)))
+    }
+
+    async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
+        let pod = v1::PodStats { namespace: request.into_inner().namespace, ..v1::PodStats::default() };
+        Ok(Response::new(v1::StatsResponse { pods: vec![pod], device: None }))
     }
 
     async fn metrics(&self, _: Request<v1::MetricsRequest>) -> Result<Response<v1::MetricsResponse>, Status> {
@@ -180,4 +208,53 @@ async fn exec_goes_both_ways_and_ends_with_the_exit_code() {
         let status = client.exec(stream::iter([first])).await.err().expect("refused");
         assert!(status.message.contains(expected), "{expected}: {status}");
     }
+}
+
+#[tokio::test]
+async fn a_forwarded_connection_goes_both_ways_and_keeps_its_halves_apart() {
+    use v1::{port_forward_input::Input, port_forward_output::Output};
+    let region = region().await;
+    let client = region.admin();
+    let start = |pod: &str, port| v1::PortForwardInput {
+        input: Some(Input::Start(v1::PortForwardStart { namespace: "alice".into(), pod: pod.into(), port })),
+    };
+    let data = |text: &'static str| v1::PortForwardInput { input: Some(Input::Data(text.into())) };
+    let (send, receive) = mpsc::channel(4);
+    let input = stream::unfold(receive, async |mut receive| Some((receive.recv().await?, receive)));
+    send.send(start("two", 80)).await.unwrap();
+    let mut outputs = client.port_forward(input).await.unwrap();
+    let mut next =
+        async || tokio::time::timeout(LIMIT, outputs.next()).await.unwrap().unwrap().unwrap().output.unwrap();
+    assert_eq!(next().await, Output::Data("two:80 ".into()), "no container need be named");
+    send.send(data("ping")).await.unwrap();
+    assert_eq!(next().await, Output::Data("ping".into()));
+    send.send(v1::PortForwardInput { input: Some(Input::Closed(true)) }).await.unwrap();
+    assert_eq!(next().await, Output::Closed(true));
+    for (first, expected) in [
+        (start("one", 0), "the port must be from 1 to 65535"),
+        (start("one", 70_000), "the port must be from 1 to 65535"),
+        (start("none", 80), "pods \"none\" not found"),
+        (start("pending", 80), "not scheduled yet"),
+        (data("x"), "the first message must say where to"),
+    ] {
+        let status = client.port_forward(stream::iter([first])).await.err().expect("refused");
+        assert!(status.message.contains(expected), "{expected}: {status}");
+    }
+}
+
+#[tokio::test]
+async fn usage_is_asked_of_the_device_and_an_older_one_is_said_to_be_so() {
+    let region = region().await;
+    let client = region.admin();
+    let answer = client.stats("nas", "alice").await.unwrap();
+    assert_eq!(answer.pods[0].namespace, "alice");
+    for (device, expected) in [("pi", "cannot ask device \"pi\", which has no session"), ("../x", "lowercase RFC 1123")]
+    {
+        let status = client.stats(device, "").await.expect_err("refused");
+        assert!(status.message.contains(expected), "{expected}: {status}");
+    }
+    let start = v1::ExecStart { namespace: "alice".into(), pod: "one".into(), ..v1::ExecStart::default() };
+    let start = v1::ExecInput { input: Some(Input::Start(start)) };
+    let status = client.attach(stream::iter([start])).await.err().expect("refused");
+    assert!(status.message.contains("device \"nas\" runs an older release"), "{status}");
 }

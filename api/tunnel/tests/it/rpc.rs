@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use hearth_proto::v1::{
-    ExecInput, ExecOutput, LogsChunk, LogsRequest, MetricsRequest, MetricsResponse,
+    ExecInput, ExecOutput, LogsChunk, LogsRequest, MetricsRequest, MetricsResponse, PortForwardInput,
+    PortForwardOutput, StatsRequest, StatsResponse,
     device_door_client::DeviceDoorClient,
     device_door_server::{DeviceDoor, DeviceDoorServer},
 };
@@ -33,6 +34,8 @@ type Chunks<T> = ReceiverStream<Result<T, Status>>;
 impl DeviceDoor for Door {
     type LogsStream = Chunks<LogsChunk>;
     type ExecStream = Chunks<ExecOutput>;
+    type AttachStream = Chunks<ExecOutput>;
+    type PortForwardStream = Chunks<PortForwardOutput>;
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
         let peer = request.extensions().get::<StreamPeer>().expect("who calls is known").key;
@@ -51,6 +54,21 @@ impl DeviceDoor for Door {
     }
 
     async fn exec(&self, _: Request<Streaming<ExecInput>>) -> Result<Response<Self::ExecStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn attach(&self, _: Request<Streaming<ExecInput>>) -> Result<Response<Self::AttachStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn port_forward(
+        &self,
+        _: Request<Streaming<PortForwardInput>>,
+    ) -> Result<Response<Self::PortForwardStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn stats(&self, _: Request<StatsRequest>) -> Result<Response<StatsResponse>, Status> {
         Err(Status::unimplemented("not here"))
     }
 

@@ -29,8 +29,8 @@ pub(super) fn fill(info: &KindInfo, object: &mut Value) {
             set(spec, "volumeMode", json!("Filesystem"));
         }
         "App" => {
-            for container in items(&mut object["spec"]["containers"]) {
-                fill_container(container);
+            for list in ["initContainers", "containers"] {
+                items(&mut object["spec"][list]).for_each(fill_container);
             }
             set(&mut object["spec"], "permissions", json!({}));
             set(&mut object["spec"]["permissions"], "internet", json!(true));
@@ -118,6 +118,9 @@ fn pod_spec(spec: &mut Value) {
     }
 }
 
+/// No default is added for a field that older releases stored without one (`terminationMessagePath`): every template that is there would be
+/// another than before, so that an update of the region would replace all pods, and stored pods, which are fixed, could not be labelled.
+/// Devices take what is absent for Kubernetes' default.
 fn fill_container(container: &mut Value) {
     set(container, "imagePullPolicy", json!("IfNotPresent"));
     set(container, "resources", json!({}));

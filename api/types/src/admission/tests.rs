@@ -93,6 +93,31 @@ fn nobody_but_placement_names_a_device() {
 }
 
 #[test]
+fn what_becomes_of_an_install_on_a_silent_device_is_said_in_bounds() {
+    let install = |placement: Value| {
+        create(json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Install",
+            "metadata": {"name": "web", "namespace": "alice"}, "spec": {"app": "web", "placement": placement}}))
+    };
+    assert!(install(json!({"disconnect": {"moveAfterSeconds": 5, "onReturn": "KeepLongestRunning"}})).is_ok());
+    let path = "spec.placement.disconnect";
+    for (placement, cause) in [
+        (json!({"disconnect": {"moveAfterSeconds": 4}}), format!("{path}.moveAfterSeconds: must be from 5 to 2592000")),
+        (json!({"disconnect": {}}), format!("{path}.moveAfterSeconds: ")),
+        (
+            json!({"disconnect": {"moveAfterSeconds": 60, "onReturn": "KeepBoth"}}),
+            format!("{path}.onReturn: \"KeepBoth\" is not supported; must be one of KeepOriginal, KeepReplacement"),
+        ),
+        (
+            json!({"device": "nas", "disconnect": {"moveAfterSeconds": 60}}),
+            format!("{path}: there is no other device where spec.placement.device names one"),
+        ),
+    ] {
+        let found = causes(install(placement));
+        assert!(found.len() == 1 && found[0].starts_with(&cause), "{found:?}");
+    }
+}
+
+#[test]
 fn owners_are_named_in_full() {
     let mut object = deployment();
     object["metadata"]["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "c", "uid": ""}]);

@@ -28,6 +28,10 @@ pub struct AppSpec {
     /// One or two sentences on what it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// The containers that run to their end one after another before those of `containers` start, and with `restartPolicy: Always` the
+    /// sidecars, which are started before and run beside them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub init_containers: Vec<Container>,
     /// The containers that run side by side in one pod.
     pub containers: Vec<Container>,
     /// The architectures that its images are built for, as Go and OCI name them (`amd64`, `arm64`): it is placed on devices

@@ -73,6 +73,21 @@ pub struct Placement {
     /// Never on devices that others lend; they are used where the owner's own have no room otherwise.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub own_devices_only: bool,
+    /// What becomes of it while its device is silent: it waits for its device, unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disconnect: Option<Disconnect>,
+}
+
+/// What becomes of an Install whose device is silent. Its pods run on there all the while; an App that keeps data stays with it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Disconnect {
+    /// Seconds of silence after which another device runs it too; at least 5.
+    pub move_after_seconds: i64,
+    /// Which of both stays once the device is back: `KeepOriginal` (unless set), `KeepReplacement` or `KeepLongestRunning`.
+    /// The other one goes only when the one that stays is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_return: Option<String>,
 }
 
 /// What is seen of an Install.

@@ -65,6 +65,16 @@ pub const INTERNET_ANNOTATION: &str = "hearth.dev/internet";
 /// revision that the device has seen, as its condition `RegionRestored` names it, so that it says nothing about another time.
 pub const ACCEPT_RESTORED: &str = "hearth.dev/accept-restored-region";
 
+/// The annotation of a Deployment or ReplicaSet that says after how many seconds of silence of its device a pod is replaced on another one; it goes on
+/// counting as there without. Pods that keep data in claims are never replaced, since the data has one home.
+pub const MOVE_AFTER_ANNOTATION: &str = "hearth.dev/move-after-seconds";
+
+/// The annotation of a Deployment or ReplicaSet that says which pod stays once a device is back whose pod was replaced: one of [`ON_RETURN`].
+pub const ON_RETURN_ANNOTATION: &str = "hearth.dev/on-return";
+
+/// What [`ON_RETURN_ANNOTATION`] and an Install's `spec.placement.disconnect.onReturn` may say; the first, unless one does.
+pub const ON_RETURN: [&str; 3] = ["KeepOriginal", "KeepReplacement", "KeepLongestRunning"];
+
 /// The annotation of a pod that says on which architectures its images run: Go's names, separated by commas, as in an App's
 /// `spec.architectures`. Without it, on any.
 pub const ARCHITECTURES_ANNOTATION: &str = "hearth.dev/architectures";

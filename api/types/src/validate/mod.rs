@@ -1,9 +1,9 @@
 //! Validation beyond the schema. Every mistake is reported at once, each with its field's path.
 
-mod downward;
 mod life;
 mod own;
 mod pod;
+mod process;
 mod volume;
 mod workload;
 

@@ -5,10 +5,13 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::{Report, each, immutable, pod, text, volume};
-use crate::{DeviceKey, names, quantity};
+use crate::{DeviceKey, kinds::ON_RETURN, names, quantity};
 
 /// Keys of one device at most: the one in use, and one that it is rotated to, with room to spare.
 const MAX_KEYS: usize = 8;
+
+/// Seconds of silence after which an Install is moved: more than a line that comes and goes takes, and a month.
+const MOVE_AFTER_SECONDS: std::ops::RangeInclusive<i64> = 5..=2_592_000;
 
 /// The architectures of Linux that Go and OCI images have names for (`GOARCH`).
 const ARCHITECTURES: &[&str] = &[
@@ -55,7 +58,7 @@ pub(super) fn app(object: &Value, report: &mut Report) {
     for (path, capability) in each(&spec["permissions"], "capabilities", "spec.permissions") {
         pod::check_capability(capability.as_str().unwrap_or_default(), &path, report);
     }
-    for (path, container) in each(spec, "containers", "spec") {
+    for (path, container) in each(spec, "initContainers", "spec").chain(each(spec, "containers", "spec")) {
         if container.pointer("/securityContext/capabilities/add").is_some() {
             report.wrong(
                 format!("{path}.securityContext.capabilities.add"),
@@ -69,12 +72,10 @@ pub(super) fn app(object: &Value, report: &mut Report) {
 }
 
 fn ingress_port(spec: &Value, wanted: &Value, report: &mut Report) {
-    let mut ports = spec
-        .get("containers")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .flat_map(|container| container.get("ports").and_then(Value::as_array).into_iter().flatten());
+    // Of what runs while the app does: sidecars, too.
+    let sidecars = each(spec, "initContainers", "").filter(|(_, one)| text(one, "restartPolicy") == "Always");
+    let lasting = sidecars.chain(each(spec, "containers", ""));
+    let mut ports = lasting.flat_map(|(_, one)| one.get("ports").and_then(Value::as_array).into_iter().flatten());
     let found = ports.any(|port| match wanted {
         Value::String(name) => text(port, "name") == name,
         number => port.get("containerPort") == Some(number),
@@ -108,12 +109,29 @@ pub(super) fn install(object: &Value, old: Option<&Value>, zone: &str, report: &
     if let Some(device) = object.pointer("/spec/placement/device").and_then(Value::as_str) {
         report.name("spec.placement.device", device, names::dns_label);
     }
+    disconnect(&object["spec"]["placement"], report);
     let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
     if name.len() + namespace.len() + zone.len() + 2 > names::MAX_SUBDOMAIN {
         report.wrong(
             "metadata.name",
             format!("the hostname {name}.{namespace}.{zone} would be longer than 253 characters"),
         );
+    }
+}
+
+fn disconnect(placement: &Value, report: &mut Report) {
+    let Some(disconnect) = placement.get("disconnect").filter(|one| one.is_object()) else {
+        return;
+    };
+    let path = "spec.placement.disconnect";
+    let seconds = disconnect.get("moveAfterSeconds").and_then(Value::as_i64).unwrap_or_default();
+    if !MOVE_AFTER_SECONDS.contains(&seconds) {
+        let (first, last) = MOVE_AFTER_SECONDS.into_inner();
+        report.wrong(format!("{path}.moveAfterSeconds"), format!("must be from {first} to {last}"));
+    }
+    pod::one_of(disconnect, "onReturn", &ON_RETURN, path, report);
+    if placement.get("device").is_some_and(|device| !device.is_null()) {
+        report.wrong(path, "there is no other device where spec.placement.device names one; remove either");
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{Report, downward, each, life, text, volume};
+use super::{Report, each, life, process, text, volume};
 use crate::{names, quantity};
 
 /// The longest grace in seconds: a day.
@@ -39,19 +39,15 @@ enum Use {
     Acted,
     /// Accepted with these values, since they say what is so anyway: what Kubernetes fills in, as a rule.
     Only(&'static [&'static str]),
-    /// Accepted without a word with these values, and else with a warning: what runs is the same.
-    Warned(&'static [&'static str], &'static str),
     /// Refused: something else would run than was asked for.
     Refused(&'static str),
 }
 
-const UNSUPPORTED: &str = "not supported by this version of Hearth";
+pub(super) const UNSUPPORTED: &str = "not supported by this version of Hearth";
 /// Owners lend their devices and volumes are on one, which placement alone looks at: `Bind` names the device.
 const PLACED: &str =
     "placement sets it; choose a device by spec.nodeSelector, or an Install's by spec.placement.device";
 const GUEST: &str = "refused: an app is a guest and has namespaces of its own";
-const NO_MESSAGES: &str = "not acted on by this version of Hearth: nothing is read from a file when the container ends";
-const NO_TERMINAL: &str = "not supported by this version of Hearth; use exec -it";
 
 /// Every field of a pod's spec that passes the schema is here; what is not here is refused.
 const POD_FIELDS: &[(&str, Use)] = &[
@@ -95,9 +91,20 @@ const POD_FIELDS: &[(&str, Use)] = &[
     ("runtimeClassName", Use::Refused(UNSUPPORTED)),
     ("schedulingGates", Use::Refused(UNSUPPORTED)),
     ("setHostnameAsFQDN", Use::Refused(UNSUPPORTED)),
-    ("shareProcessNamespace", Use::Refused(UNSUPPORTED)),
+    ("shareProcessNamespace", Use::Acted),
     ("subdomain", Use::Refused(UNSUPPORTED)),
     ("topologySpreadConstraints", Use::Refused(UNSUPPORTED)),
+];
+
+/// What of `securityContext` is acted on for a whole pod.
+const POD_SECURITY: &[&str] = &[
+    "runAsUser",
+    "runAsGroup",
+    "runAsNonRoot",
+    "seccompProfile",
+    "fsGroup",
+    "fsGroupChangePolicy",
+    "supplementalGroups",
 ];
 
 /// The same for a container.
@@ -120,13 +127,13 @@ const CONTAINER_FIELDS: &[(&str, Use)] = &[
     ("startupProbe", Use::Acted),
     ("volumeMounts", Use::Acted),
     ("workingDir", Use::Acted),
-    ("terminationMessagePath", Use::Warned(&["/dev/termination-log"], NO_MESSAGES)),
-    ("terminationMessagePolicy", Use::Warned(&["File"], NO_MESSAGES)),
+    ("terminationMessagePath", Use::Acted),
+    ("terminationMessagePolicy", Use::Acted),
     ("resizePolicy", Use::Refused(UNSUPPORTED)),
     ("restartPolicyRules", Use::Refused(UNSUPPORTED)),
-    ("stdin", Use::Refused(NO_TERMINAL)),
-    ("stdinOnce", Use::Refused(NO_TERMINAL)),
-    ("tty", Use::Refused(NO_TERMINAL)),
+    ("stdin", Use::Acted),
+    ("stdinOnce", Use::Acted),
+    ("tty", Use::Acted),
     ("volumeDevices", Use::Refused(UNSUPPORTED)),
 ];
 
@@ -151,19 +158,12 @@ pub(super) fn spec(spec: &Value, path: &str, report: &mut Report) {
         super::labels(selector, &format!("{path}.nodeSelector"), report);
     }
     pull_secrets(spec, path, report);
-    security(
-        spec,
-        path,
-        &[
-            "runAsUser",
-            "runAsGroup",
-            "runAsNonRoot",
-            "seccompProfile",
-            "fsGroup",
-            "fsGroupChangePolicy",
-            "supplementalGroups",
-            "supplementalGroupsPolicy",
-        ],
+    security(spec, path, POD_SECURITY, report);
+    one_of(
+        &spec["securityContext"],
+        "fsGroupChangePolicy",
+        &["Always", "OnRootMismatch"],
+        &format!("{path}.securityContext"),
         report,
     );
     let volumes = volume::volumes(spec, path, report);
@@ -190,8 +190,6 @@ fn classify(owner: &Value, fields: &[(&str, Use)], path: &str, report: &mut Repo
                 let values = values.join(", ");
                 report.wrong(at, format!("{plain} is not supported; must be one of {values}, or left out"));
             }
-            Use::Warned(values, _) if among(values) => {}
-            Use::Warned(_, why) => report.warn(&at, why),
             Use::Refused(why) => report.wrong(at, why),
         }
     }
@@ -230,6 +228,7 @@ pub(super) fn containers(spec: &Value, path: &str, volumes: &BTreeSet<&str>, rep
             }
             self::container(container, &at, volumes, report);
             life::container(container, list == "initContainers", &at, report);
+            process::container(container, &at, report);
         }
     }
 }
@@ -290,13 +289,21 @@ fn ports(container: &Value, at: &str, report: &mut Report) {
 pub(super) fn env(container: &Value, at: &str, report: &mut Report) {
     for (path, variable) in each(container, "env", at) {
         report.name(&format!("{path}.name"), text(variable, "name"), names::env_name);
-        let Some(source) = variable.get("valueFrom").filter(|source| source.is_object()) else {
+        let Some(source) = variable.get("valueFrom").and_then(Value::as_object) else {
             continue;
         };
         if set(variable, "value") && !text(variable, "value").is_empty() {
             report.wrong(path.clone(), "value and valueFrom exclude each other");
         }
-        downward::variable(source, &format!("{path}.valueFrom"), report);
+        for (kind, reference) in source {
+            let at = format!("{path}.valueFrom.{kind}");
+            match kind.as_str() {
+                "configMapKeyRef" | "secretKeyRef" => {}
+                "fieldRef" => volume::field(reference, false, &at, report),
+                "resourceFieldRef" => volume::resource(reference, false, &at, report),
+                _ => report.wrong(at, UNSUPPORTED),
+            }
+        }
     }
 }
 
@@ -327,12 +334,6 @@ fn resources(container: &Value, at: &str, report: &mut Report) {
     }
 }
 
-const NO_ID: &str = "must be from 0 to 65535: a pod has 65,536 ids";
-
-fn is_id(value: &Value) -> bool {
-    value.as_i64().is_some_and(|id| (0..65_536).contains(&id))
-}
-
 fn security(owner: &Value, at: &str, known: &[&str], report: &mut Report) {
     let Some(context) = owner.get("securityContext").and_then(Value::as_object) else {
         return;
@@ -346,19 +347,13 @@ fn security(owner: &Value, at: &str, known: &[&str], report: &mut Report) {
             "privileged" | "allowPrivilegeEscalation" if value == &Value::Bool(true) => {
                 report.wrong(path, "refused: an app is a guest");
             }
-            "runAsUser" | "runAsGroup" | "fsGroup" if !is_id(value) => report.wrong(path, NO_ID),
+            "runAsUser" | "runAsGroup" | "fsGroup" => check_id(value, path, report),
             "supplementalGroups" => {
-                for (path, _) in each(&owner["securityContext"], field, &format!("{at}.securityContext"))
-                    .filter(|(_, group)| !is_id(group))
+                for (path, id) in
+                    each(&owner["securityContext"], "supplementalGroups", &format!("{at}.securityContext"))
                 {
-                    report.wrong(path, NO_ID);
+                    check_id(id, path, report);
                 }
-            }
-            "fsGroupChangePolicy" if !matches!(value.as_str(), Some("OnRootMismatch" | "Always")) => {
-                report.wrong(path, format!("{value} is not supported; must be one of Always, OnRootMismatch"));
-            }
-            "supplementalGroupsPolicy" if value != "Merge" => {
-                report.wrong(path, format!("{value} is not supported; must be Merge, or left out"));
             }
             "seccompProfile" if text(value, "type") != "RuntimeDefault" => {
                 report.wrong(path, "only the type RuntimeDefault");
@@ -370,6 +365,13 @@ fn security(owner: &Value, at: &str, known: &[&str], report: &mut Report) {
             }
             _ => {}
         }
+    }
+}
+
+/// An id of a user or a group of a pod.
+fn check_id(id: &Value, path: String, report: &mut Report) {
+    if !id.as_i64().is_some_and(|id| (0..65_536).contains(&id)) {
+        report.wrong(path, "must be from 0 to 65535: a pod has 65,536 ids");
     }
 }
 
@@ -461,6 +463,17 @@ mod tests {
                 json!("mine"),
                 "spec.schedulerName: mine is not supported; must be one of default-scheduler",
             ),
+            ("securityContext", json!({"fsGroup": 70000}), "spec.securityContext.fsGroup: must be from 0 to 65535"),
+            (
+                "securityContext",
+                json!({"supplementalGroups": [7, -1]}),
+                "spec.securityContext.supplementalGroups[1]: must be from 0 to 65535",
+            ),
+            (
+                "securityContext",
+                json!({"fsGroupChangePolicy": "Sometimes"}),
+                "spec.securityContext.fsGroupChangePolicy: \"Sometimes\" is not supported",
+            ),
             ("priority", json!(10), "spec.priority: 10 is not supported"),
             ("os", json!({"name": "windows"}), "spec.os: {\"name\":\"windows\"} is not supported"),
             ("serviceAccountName", json!("robot"), "spec.serviceAccountName: robot is not supported"),
@@ -474,36 +487,8 @@ mod tests {
             let (causes, _) = checked(&spec);
             assert!(causes.len() == 1 && causes[0].starts_with(expected), "{expected}: {causes:?}");
         }
-        let spec = json!({"containers": [{"name": "a", "image": "x", "restartPolicyRules": [{"action": "Restart"}],
-            "terminationMessagePolicy": "FallbackToLogsOnError"}]});
-        let (causes, warnings) = checked(&spec);
+        let spec = json!({"containers": [{"name": "a", "image": "x", "restartPolicyRules": [{"action": "Restart"}]}]});
+        let (causes, _) = checked(&spec);
         assert!(causes.len() == 1 && causes[0].starts_with("spec.containers[0].restartPolicyRules: not supported"));
-        assert!(
-            warnings.len() == 1 && warnings[0].starts_with("spec.containers[0].terminationMessagePolicy: not acted on")
-        );
-    }
-
-    #[test]
-    fn groups_are_those_of_the_pod() {
-        let of = |context: Value| {
-            let spec = json!({"containers": [{"name": "a", "image": "x"}], "securityContext": context});
-            checked(&spec).0
-        };
-        let good = json!({"fsGroup": 1000, "fsGroupChangePolicy": "OnRootMismatch", "supplementalGroups": [0, 65535],
-            "supplementalGroupsPolicy": "Merge"});
-        assert_eq!(of(good), Vec::<String>::new());
-        for (context, expected) in [
-            (json!({"fsGroup": 65536}), "fsGroup: must be from 0 to 65535"),
-            (json!({"fsGroup": -1}), "fsGroup: must be from 0 to 65535"),
-            (json!({"supplementalGroups": [1, 70000]}), "supplementalGroups[1]: must be from 0 to 65535"),
-            (json!({"fsGroupChangePolicy": "Never"}), "fsGroupChangePolicy: \"Never\" is not supported"),
-            (json!({"supplementalGroupsPolicy": "Strict"}), "supplementalGroupsPolicy: \"Strict\" is not supported"),
-        ] {
-            let causes = of(context);
-            let expected = format!("spec.securityContext.{expected}");
-            assert!(causes.len() == 1 && causes[0].starts_with(&expected), "{expected}: {causes:?}");
-        }
-        let spec = json!({"containers": [{"name": "a", "image": "x", "securityContext": {"fsGroup": 1}}]});
-        assert_eq!(checked(&spec).0.len(), 1, "it is the pod's");
     }
 }

@@ -1,22 +1,74 @@
-//! The volumes of pods, and where containers mount them.
+//! Volumes of a pod and where its containers mount them.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
 use super::{
-    Report, downward, each,
-    pod::{one_of, set},
+    Report, each,
+    pod::{UNSUPPORTED, one_of, set},
     text,
 };
-use crate::{names, quantity};
+use crate::{
+    downward::{Field, Resource},
+    names, quantity,
+};
 
-/// The longest path that Linux takes, with its end (`PATH_MAX`).
-const MAX_PATH: usize = 4095;
+/// What a volume can be made of.
 const SOURCES: &[&str] = &["emptyDir", "configMap", "secret", "downwardAPI", "projected", "persistentVolumeClaim"];
-const PROJECTED: &[&str] = &["configMap", "secret", "downwardAPI"];
+/// What a projected volume can join.
+const PROJECTIONS: &[&str] = &["configMap", "secret", "downwardAPI"];
 
-/// Validates the volumes of a pod; their names.
+/// Validates the mounts of one container; `volumes` are the names that there are.
+pub(super) fn mounts(container: &Value, at: &str, volumes: &BTreeSet<&str>, report: &mut Report) {
+    let mut seen = BTreeSet::new();
+    for (path, mount) in each(container, "volumeMounts", at) {
+        let name = text(mount, "name");
+        if !volumes.contains(name) {
+            report.wrong(format!("{path}.name"), format!("there is no volume {name:?} in this pod"));
+        }
+        let target = text(mount, "mountPath");
+        if let Err(why) = mount_path(target) {
+            report.wrong(format!("{path}.mountPath"), why);
+        }
+        if !seen.insert(target.trim_end_matches('/')) {
+            report.wrong(format!("{path}.mountPath"), "mounted twice");
+        }
+        for field in ["subPath", "subPathExpr"] {
+            if let Err(why) = names::sub_path_of_volume(text(mount, field)) {
+                report.wrong(format!("{path}.{field}"), why);
+            }
+        }
+        if set(mount, "subPath") && set(mount, "subPathExpr") {
+            report.wrong(format!("{path}.subPathExpr"), "subPathExpr and subPath are mutually exclusive");
+        }
+        for field in ["mountPropagation", "recursiveReadOnly"] {
+            if set(mount, field) {
+                report.wrong(format!("{path}.{field}"), UNSUPPORTED);
+            }
+        }
+    }
+}
+
+fn mount_path(path: &str) -> Result<(), &'static str> {
+    const RESERVED: [&str; 3] = ["/proc", "/sys", "/dev"];
+    if !path.starts_with('/') || path.contains('\0') || path.len() > 4095 {
+        return Err("must be an absolute path");
+    }
+    if path.split('/').any(|part| part == "..") {
+        return Err("must not contain '..'");
+    }
+    let clean = path.trim_end_matches('/');
+    if clean.is_empty() {
+        return Err("must not be the root directory");
+    }
+    if RESERVED.iter().any(|reserved| clean == *reserved || clean.starts_with(&format!("{reserved}/"))) {
+        return Err("must not be in /proc, /sys or /dev");
+    }
+    Ok(())
+}
+
+/// Validates the volumes of a pod; returns their names.
 pub(super) fn volumes<'a>(spec: &'a Value, path: &str, report: &mut Report) -> BTreeSet<&'a str> {
     let mut seen = BTreeSet::new();
     for (index, volume) in spec.get("volumes").and_then(Value::as_array).into_iter().flatten().enumerate() {
@@ -51,16 +103,17 @@ fn source(kind: &str, source: &Value, at: &str, report: &mut Report) {
         "persistentVolumeClaim" => {
             report.name(&format!("{at}.claimName"), text(source, "claimName"), names::dns_subdomain)
         }
-        "configMap" => report.name(&format!("{at}.name"), text(source, "name"), names::dns_subdomain),
         "secret" => report.name(&format!("{at}.secretName"), text(source, "secretName"), names::dns_subdomain),
-        "downwardAPI" => downward::files(source, at, report),
-        "projected" => return projected(source, at, report),
+        "configMap" => report.name(&format!("{at}.name"), text(source, "name"), names::dns_subdomain),
+        "downwardAPI" => files(source, at, report),
+        "projected" => projected(source, at, report),
         _ => empty_dir(source, at, report),
     }
+    mode(source, "defaultMode", at, report);
     items(source, at, report);
 }
 
-/// Validates an empty directory.
+/// Validates an empty directory. Where it is on disk, its pod is evicted once it takes more than its limit.
 pub(super) fn empty_dir(source: &Value, at: &str, report: &mut Report) {
     one_of(source, "medium", &["Memory"], at, report);
     let limit = source.get("sizeLimit").and_then(Value::as_str).filter(|text| !text.is_empty());
@@ -69,117 +122,82 @@ pub(super) fn empty_dir(source: &Value, at: &str, report: &mut Report) {
     }
 }
 
-/// Validates a volume of several sources.
-fn projected(volume: &Value, at: &str, report: &mut Report) {
-    mode(volume, "defaultMode", at, report);
-    let mut seen = BTreeSet::new();
-    for (path, one) in each(volume, "sources", at) {
-        let kinds: Vec<&str> = one.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).collect();
-        let [kind] = kinds.as_slice() else {
-            report.wrong(path, format!("must have exactly one of {}", PROJECTED.join(", ")));
-            continue;
-        };
-        let (at, source) = (format!("{path}.{kind}"), &one[*kind]);
-        match *kind {
-            "configMap" | "secret" => {
-                report.name(&format!("{at}.name"), text(source, "name"), names::dns_subdomain);
+fn projected(source: &Value, at: &str, report: &mut Report) {
+    for (path, one) in each(source, "sources", at) {
+        let kinds: Vec<&str> = one.as_object().into_iter().flatten().map(|(kind, _)| kind.as_str()).collect();
+        match kinds.as_slice() {
+            [kind] if PROJECTIONS.contains(kind) => {
+                let (projection, at) = (&one[*kind], format!("{path}.{kind}"));
+                if *kind == "downwardAPI" {
+                    files(projection, &at, report);
+                } else {
+                    report.name(&format!("{at}.name"), text(projection, "name"), names::dns_subdomain);
+                }
+                items(projection, &at, report);
             }
-            "downwardAPI" => downward::files(source, &at, report),
-            "serviceAccountToken" => {
-                report.wrong(at, "not supported: there are no service accounts");
-                continue;
+            [kind] => {
+                let known = PROJECTIONS.join(", ");
+                report.wrong(format!("{path}.{kind}"), format!("not supported; a source is one of {known}"));
             }
-            _ => {
-                report.wrong(at, format!("not supported; a source is one of {}", PROJECTED.join(", ")));
-                continue;
-            }
-        }
-        items(source, &at, report);
-        for (path, item) in each(source, "items", &at) {
-            if !seen.insert(text(item, "path").to_owned()) {
-                report.wrong(format!("{path}.path"), "conflicting duplicate paths");
-            }
+            _ => report.wrong(path, format!("must have exactly one of {}", PROJECTIONS.join(", "))),
         }
     }
 }
 
-/// Validates which files of a source are where in a volume, and their modes.
-fn items(source: &Value, at: &str, report: &mut Report) {
-    mode(source, "defaultMode", at, report);
+/// The files of a downward API volume, but for their paths.
+fn files(source: &Value, at: &str, report: &mut Report) {
     for (path, item) in each(source, "items", at) {
-        mode(item, "mode", &path, report);
+        match (item.get("fieldRef"), item.get("resourceFieldRef")) {
+            (Some(reference), None) => field(reference, true, &format!("{path}.fieldRef"), report),
+            (None, Some(reference)) => resource(reference, true, &format!("{path}.resourceFieldRef"), report),
+            _ => report.wrong(path, "must have exactly one of fieldRef, resourceFieldRef"),
+        }
+    }
+}
+
+/// What is common to the files of all kinds of volumes.
+fn items(source: &Value, at: &str, report: &mut Report) {
+    let mut seen = BTreeSet::new();
+    for (path, item) in each(source, "items", at) {
         let file = text(item, "path");
         if file.is_empty() || file.starts_with('/') || file.split('/').any(|part| part == ".." || part.is_empty()) {
             report.wrong(format!("{path}.path"), "must be a relative path without '..'");
+        } else if !seen.insert(file) {
+            report.wrong(format!("{path}.path"), format!("{file:?} is there twice"));
         }
+        mode(item, "mode", &path, report);
     }
 }
 
-fn mode(owner: &Value, field: &str, at: &str, report: &mut Report) {
-    let mode = owner.get(field).and_then(Value::as_i64);
-    if mode.is_some_and(|mode| !(0..=0o777).contains(&mode)) {
-        report.wrong(format!("{at}.{field}"), "must be a number between 0 and 0777 (octal), both inclusive");
+fn mode(value: &Value, name: &str, at: &str, report: &mut Report) {
+    if value.get(name).and_then(Value::as_i64).is_some_and(|mode| !(0..=0o777).contains(&mode)) {
+        report.wrong(format!("{at}.{name}"), "must be a number between 0 and 0777 (octal), both inclusive");
     }
 }
 
-/// Validates where a container mounts the volumes of its pod.
-pub(super) fn mounts(container: &Value, at: &str, volumes: &BTreeSet<&str>, report: &mut Report) {
-    let mut seen = BTreeSet::new();
-    for (path, mount) in each(container, "volumeMounts", at) {
-        let name = text(mount, "name");
-        if !volumes.contains(name) {
-            report.wrong(format!("{path}.name"), format!("there is no volume {name:?} in this pod"));
-        }
-        let target = text(mount, "mountPath");
-        if let Err(why) = mount_path(target) {
-            report.wrong(format!("{path}.mountPath"), why);
-        }
-        if !seen.insert(target.trim_end_matches('/')) {
-            report.wrong(format!("{path}.mountPath"), "mounted twice");
-        }
-        for field in ["subPath", "subPathExpr"].into_iter().filter(|field| set(mount, field)) {
-            if let Err(why) = local_path(text(mount, field)) {
-                report.wrong(format!("{path}.{field}"), why);
-            }
-        }
-        if set(mount, "subPath") && set(mount, "subPathExpr") {
-            report.wrong(format!("{path}.subPathExpr"), "subPathExpr and subPath are mutually exclusive");
-        }
-        for field in ["mountPropagation", "recursiveReadOnly"] {
-            if set(mount, field) {
-                report.wrong(format!("{path}.{field}"), "not supported by this version of Hearth");
+/// A field that a pod is told of itself: in a file, or in a variable.
+pub(super) fn field(reference: &Value, file: bool, at: &str, report: &mut Report) {
+    if !matches!(text(reference, "apiVersion"), "" | "v1") {
+        report.wrong(format!("{at}.apiVersion"), "must be v1");
+    }
+    if let Err(why) = Field::parse(text(reference, "fieldPath"), file) {
+        report.wrong(format!("{at}.fieldPath"), why.to_string());
+    }
+}
+
+/// What a container may use, told in a file, where it is named, or in a variable of its own.
+pub(super) fn resource(reference: &Value, file: bool, at: &str, report: &mut Report) {
+    if file && text(reference, "containerName").is_empty() {
+        report.wrong(format!("{at}.containerName"), "required");
+    }
+    match Resource::parse(text(reference, "resource")) {
+        Err(why) => report.wrong(format!("{at}.resource"), why.to_string()),
+        Ok(resource) => {
+            if let Err(why) = resource.divisor(text(reference, "divisor")) {
+                report.wrong(format!("{at}.divisor"), why.to_string());
             }
         }
     }
-}
-
-fn mount_path(path: &str) -> Result<(), &'static str> {
-    const RESERVED: [&str; 3] = ["/proc", "/sys", "/dev"];
-    if !path.starts_with('/') || path.contains('\0') || path.len() > MAX_PATH {
-        return Err("must be an absolute path");
-    }
-    if path.split('/').any(|part| part == "..") {
-        return Err("must not contain '..'");
-    }
-    let clean = path.trim_end_matches('/');
-    if clean.is_empty() {
-        return Err("must not be the root directory");
-    }
-    if RESERVED.iter().any(|reserved| clean == *reserved || clean.starts_with(&format!("{reserved}/"))) {
-        return Err("must not be in /proc, /sys or /dev");
-    }
-    Ok(())
-}
-
-/// A path within a volume (Kubernetes' `validateLocalDescendingPath`).
-fn local_path(path: &str) -> Result<(), &'static str> {
-    if path.starts_with('/') {
-        return Err("must be a relative path");
-    }
-    if path.split('/').any(|part| part == "..") {
-        return Err("must not contain '..'");
-    }
-    if path.contains('\0') || path.len() > MAX_PATH { Err("must be a path of at most 4095 bytes") } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -188,94 +206,76 @@ mod tests {
 
     use super::*;
 
-    fn causes(volumes: &Value, mounts: &Value) -> Vec<String> {
+    fn causes(volumes: Value, mounts: Value) -> Vec<String> {
         let mut report = Report::default();
-        let pod = json!({"volumes": volumes});
-        let names = self::volumes(&pod, "spec", &mut report);
-        self::mounts(&json!({"volumeMounts": mounts}), "c", &names, &mut report);
-        report.causes.iter().map(ToString::to_string).collect()
+        let spec = json!({"volumes": volumes});
+        let names = super::volumes(&spec, "spec", &mut report);
+        super::mounts(&json!({"volumeMounts": mounts}), "spec.containers[0]", &names, &mut report);
+        report.causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect()
     }
 
     #[test]
-    fn parts_of_volumes_are_relative_paths() {
-        for (mount, expected) in [
-            (json!({"subPath": "a/b..c"}), None),
-            (json!({"subPathExpr": "$(POD_NAME)/x"}), None),
-            (json!({"subPath": ""}), None),
-            (json!({"subPath": "/a"}), Some("subPath: must be a relative path")),
-            (json!({"subPath": "a/../.."}), Some("subPath: must not contain '..'")),
-            (json!({"subPathExpr": "../$(A)"}), Some("subPathExpr: must not contain '..'")),
+    fn volumes_of_every_kind_are_checked_to_their_files() {
+        let good = json!([
+            {"name": "a", "emptyDir": {}}, {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
+            {"name": "d", "downwardAPI": {"defaultMode": 256, "items": [
+                {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
+                {"path": "cpu", "resourceFieldRef": {"containerName": "c", "resource": "limits.cpu", "divisor": "1m"}}]}},
+            {"name": "p", "projected": {"sources": [{"configMap": {"name": "c"}}, {"secret": {"name": "s"}},
+                {"downwardAPI": {"items": [{"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}]}}]}}]);
+        let mounts = json!([{"name": "a", "mountPath": "/a", "subPath": "x/y"}, {"name": "m", "mountPath": "/m", "subPathExpr": "$(A)"}]);
+        assert_eq!(causes(good, mounts), Vec::<String>::new());
+        let item = |item: Value| json!([{"name": "d", "downwardAPI": {"items": [item]}}]);
+        for (volumes, wrong) in [
             (
-                json!({"subPath": "a", "subPathExpr": "b"}),
-                Some("subPathExpr: subPathExpr and subPath are mutually exclusive"),
+                json!([{"name": "a", "emptyDir": {"medium": "HugePages"}}]),
+                "spec.volumes[0].emptyDir.medium: \"HugePages\" is not supported",
             ),
             (
-                json!({"recursiveReadOnly": "Enabled"}),
-                Some("recursiveReadOnly: not supported by this version of Hearth"),
+                json!([{"name": "a", "emptyDir": {"sizeLimit": "-1Gi"}}]),
+                "spec.volumes[0].emptyDir.sizeLimit: must not be negative",
+            ),
+            (
+                json!([{"name": "a", "secret": {"secretName": "s", "defaultMode": 512}}]),
+                "spec.volumes[0].secret.defaultMode: must be a number between 0 and 0777",
+            ),
+            (
+                item(json!({"path": "../x", "fieldRef": {"fieldPath": "metadata.name"}})),
+                "spec.volumes[0].downwardAPI.items[0].path: must be a relative path",
+            ),
+            (
+                item(json!({"path": "x", "fieldRef": {"fieldPath": "status.podIP"}})),
+                "spec.volumes[0].downwardAPI.items[0].fieldRef.fieldPath: \"status.podIP\" is not supported",
+            ),
+            (item(json!({"path": "x"})), "spec.volumes[0].downwardAPI.items[0]: must have exactly one of"),
+            (
+                item(json!({"path": "x", "resourceFieldRef": {"resource": "limits.cpu"}})),
+                "spec.volumes[0].downwardAPI.items[0].resourceFieldRef.containerName: required",
+            ),
+            (
+                json!([{"name": "p", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]),
+                "spec.volumes[0].projected.sources[0].serviceAccountToken: not supported",
+            ),
+            (
+                json!([{"name": "p", "projected": {"sources": [{}]}}]),
+                "spec.volumes[0].projected.sources[0]: must have exactly one of",
             ),
         ] {
-            let mut mount = mount;
-            mount["name"] = json!("d");
-            mount["mountPath"] = json!("/m");
-            let found = causes(&json!([{"name": "d", "emptyDir": {}}]), &json!([mount]));
-            let expected: Vec<String> = expected.iter().map(|one| format!("c.volumeMounts[0].{one}")).collect();
-            assert_eq!(found, expected, "{mount}");
+            let found = causes(volumes, json!([]));
+            assert!(found.len() == 1 && found[0].starts_with(wrong), "{found:?}");
         }
-    }
-
-    #[test]
-    fn volumes_are_those_of_kubernetes() {
-        let wrong = |volume: Value| {
-            let mut volume = volume;
-            volume["name"] = json!("d");
-            causes(&json!([volume]), &json!([]))
-        };
-        let downward = json!({"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]});
-        for volume in [
-            json!({"emptyDir": {}}),
-            json!({"emptyDir": {"medium": "", "sizeLimit": "1Gi"}}),
-            json!({"emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}}),
-            json!({"downwardAPI": downward}),
-            json!({"projected": {"defaultMode": 0o400, "sources": [{"configMap": {"name": "c"}},
-                {"secret": {"name": "s", "optional": true, "items": [{"key": "k", "path": "k", "mode": 0o440}]}},
-                {"downwardAPI": downward}]}}),
+        for (mount, wrong) in [
+            (json!({"subPath": "/x"}), "subPath: must be a relative path"),
+            (json!({"subPath": "x/../y"}), "subPath: must not contain '..'"),
+            (
+                json!({"subPath": "x", "subPathExpr": "y"}),
+                "subPathExpr: subPathExpr and subPath are mutually exclusive",
+            ),
         ] {
-            assert_eq!(wrong(volume.clone()), Vec::<String>::new(), "{volume}");
-        }
-        let token = json!({"serviceAccountToken": {"path": "token"}});
-        let twice = json!({"secret": {"name": "s", "items": [{"key": "k", "path": "labels"}]}});
-        for (volume, expected) in [
-            (
-                json!({"emptyDir": {"medium": "HugePages"}}),
-                "emptyDir.medium: \"HugePages\" is not supported; must be one of Memory",
-            ),
-            (json!({"emptyDir": {"sizeLimit": "-1"}}), "emptyDir.sizeLimit: must not be negative"),
-            (
-                json!({"configMap": {"name": "c", "defaultMode": 0o1777}}),
-                "configMap.defaultMode: must be a number between 0 and 0777",
-            ),
-            (
-                json!({"downwardAPI": {"items": [{"path": "../x", "fieldRef": {"fieldPath": "metadata.uid"}}]}}),
-                "downwardAPI.items[0].path: must be a relative path",
-            ),
-            (
-                json!({"projected": {"sources": [token]}}),
-                "projected.sources[0].serviceAccountToken: not supported: there are no",
-            ),
-            (
-                json!({"projected": {"sources": [{"clusterTrustBundle": {"path": "x"}}]}}),
-                "projected.sources[0].clusterTrustBundle: not supported",
-            ),
-            (json!({"projected": {"sources": [{}]}}), "projected.sources[0]: must have exactly one of"),
-            (
-                json!({"projected": {"sources": [{"downwardAPI": downward}, twice]}}),
-                "projected.sources[1].secret.items[0].path: conflicting duplicate paths",
-            ),
-            (json!({"hostPath": {"path": "/"}}), "hostPath: not supported; a volume is one of"),
-        ] {
-            let causes = wrong(volume);
-            let expected = format!("spec.volumes[0].{expected}");
-            assert!(causes.len() == 1 && causes[0].starts_with(&expected), "{expected}: {causes:?}");
+            let mut full = json!({"name": "a", "mountPath": "/a"});
+            full.as_object_mut().expect("a map").extend(mount.as_object().expect("a map").clone());
+            let found = causes(json!([{"name": "a", "emptyDir": {}}]), json!([full]));
+            assert_eq!(found, [format!("spec.containers[0].volumeMounts[0].{wrong}")]);
         }
     }
 }

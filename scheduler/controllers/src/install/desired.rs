@@ -2,7 +2,10 @@
 
 use hearth_types::{
     Object,
-    kinds::{API_VERSION, ARCHITECTURES_ANNOTATION, CLAIM_FINALIZER, INTERNET_ANNOTATION, labels},
+    kinds::{
+        API_VERSION, ARCHITECTURES_ANNOTATION, CLAIM_FINALIZER, INTERNET_ANNOTATION, MOVE_AFTER_ANNOTATION,
+        ON_RETURN_ANNOTATION, labels,
+    },
     quantity,
 };
 use serde_json::{Map, Value, json};
@@ -75,7 +78,8 @@ pub(super) fn deployment(install: &Object, value: &Value, app: &Value, stored: O
         meta::set_in(&mut deployment, "labels", label, &text);
     }
     deployment["metadata"]["ownerReferences"] = json!([meta::owner_reference(install)]);
-    let keeps_data = list(app, "/spec/volumes").any(|volume| volume.get("size").is_some());
+    let keeps_data = keeps_data(app);
+    disconnect(&mut deployment, value, keeps_data);
     let spec = &mut deployment["spec"];
     spec["replicas"] = json!(replicas(value));
     // Two pods must never write the same data, not even for the moment of an update.
@@ -85,6 +89,24 @@ pub(super) fn deployment(install: &Object, value: &Value, app: &Value, stored: O
     }
     spec["template"] = template(install, value, app);
     deployment
+}
+
+/// Whether an App keeps data.
+pub(super) fn keeps_data(app: &Value) -> bool {
+    list(app, "/spec/volumes").any(|volume| volume.get("size").is_some())
+}
+
+/// What becomes of its pods while their device is silent.
+fn disconnect(deployment: &mut Value, install: &Value, keeps_data: bool) {
+    let said = install.pointer("/spec/placement/disconnect").filter(|_| !keeps_data);
+    let after = said.and_then(|one| number(one, "/moveAfterSeconds")).map(|seconds| seconds.to_string());
+    let on_return = said.and_then(|one| one["onReturn"].as_str()).map(str::to_owned);
+    for (key, text) in [(MOVE_AFTER_ANNOTATION, after), (ON_RETURN_ANNOTATION, on_return)] {
+        match text {
+            Some(text) => meta::set_in(deployment, "annotations", key, &text),
+            None => meta::unset_in(deployment, "annotations", key),
+        }
+    }
 }
 
 fn template(install: &Object, value: &Value, app: &Value) -> Value {
@@ -97,10 +119,12 @@ fn template(install: &Object, value: &Value, app: &Value) -> Value {
     if value.pointer("/spec/placement/ownDevicesOnly") == Some(&Value::Bool(true)) {
         selector.insert(labels::OWNER.into(), json!(install.namespace()));
     }
-    let mut spec = json!({
-        "containers": list(app, "/spec/containers").map(|one| container(one, value, app)).collect::<Vec<_>>(),
-        "restartPolicy": "Always",
-    });
+    let containers = |pointer: &str| list(app, pointer).map(|one| container(one, value, app)).collect::<Vec<_>>();
+    let mut spec = json!({"containers": containers("/spec/containers"), "restartPolicy": "Always"});
+    let first = containers("/spec/initContainers");
+    if !first.is_empty() {
+        spec["initContainers"] = Value::Array(first);
+    }
     let volumes: Vec<Value> = list(app, "/spec/volumes").map(|one| volume(install, one)).collect();
     if !volumes.is_empty() {
         spec["volumes"] = Value::Array(volumes);

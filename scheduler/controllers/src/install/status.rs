@@ -28,6 +28,10 @@ pub(super) fn keep(
         app_found(&value, app),
         permissions(app, missing),
         match deployed {
+            Ok(_) if stays_with_data(&value, app) => {
+                let message = "the Deployment is as this Install asks for, but spec.placement.disconnect: the app keeps data, which has one home";
+                Condition::new("Deployed", Truth::True, "Deployed", message)
+            }
             Ok(_) => Condition::new("Deployed", Truth::True, "Deployed", "the Deployment is as this Install asks for"),
             Err((reason, message)) => Condition::new("Deployed", Truth::False, reason, message),
         },
@@ -52,6 +56,11 @@ pub(super) fn keep(
     let best = runs.min_by_key(|seen| (!seen.ready(), seen.pod.object.name().to_owned()));
     set_or_remove(&mut value["status"], "device", best.map(|seen| seen.pod.device.to_string()));
     out.update(inputs.install, value);
+}
+
+/// Whether it shall be moved off a silent device, and cannot be.
+fn stays_with_data(install: &Value, app: Option<&Value>) -> bool {
+    install.pointer("/spec/placement/disconnect").is_some() && app.is_some_and(desired::keeps_data)
 }
 
 fn set_or_remove(status: &mut Value, field: &str, text: Option<String>) {

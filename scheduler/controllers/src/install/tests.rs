@@ -111,6 +111,62 @@ fn grants_placement_and_environment_reach_the_pods() {
 }
 
 #[test]
+fn what_becomes_of_it_on_a_silent_device_is_passed_on_without_a_rollout() {
+    let mut stateless = app();
+    stateless["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
+    let mut world = world(Some(stateless), install());
+    let before = template(&world);
+    let said_so = |world: &mut World, disconnect: Value| {
+        world.edit("Install", "mynotes", |install| install["spec"]["placement"] = json!({"disconnect": disconnect}));
+        settle(world, &[]);
+        world.find("Deployment", "mynotes").unwrap().value()["metadata"]["annotations"].clone()
+    };
+    let annotations = said_so(&mut world, json!({"moveAfterSeconds": 60, "onReturn": "KeepReplacement"}));
+    assert_eq!(annotations, json!({"hearth.dev/move-after-seconds": "60", "hearth.dev/on-return": "KeepReplacement"}));
+    let annotations = said_so(&mut world, json!({"moveAfterSeconds": 90}));
+    assert_eq!(annotations, json!({"hearth.dev/move-after-seconds": "90"}));
+    assert_eq!(said_so(&mut world, Value::Null), Value::Null);
+    assert_eq!(template(&world), before);
+}
+
+#[test]
+fn an_app_that_keeps_data_stays_with_it_and_says_so() {
+    let mut wanted = install();
+    wanted["spec"]["placement"] = json!({"disconnect": {"moveAfterSeconds": 60}});
+    let world = world(Some(app()), wanted);
+    assert_eq!(world.find("Deployment", "mynotes").unwrap().value()["metadata"]["annotations"], Value::Null);
+    let install = world.find("Install", "mynotes").unwrap().value();
+    let deployed = condition::get(&install, "Deployed").unwrap();
+    assert!(deployed.message.contains("keeps data, which has one home"), "{deployed:?}");
+}
+
+#[test]
+fn what_initialises_an_app_comes_to_its_pods_with_the_owners_settings_and_grants() {
+    let mut app = app();
+    app["spec"]["initContainers"] = json!([{"name": "migrate", "image": "notes:1", "env": [{"name": "A", "value": "app"}]},
+        {"name": "proxy", "image": "proxy:1", "restartPolicy": "Always", "ports": [{"name": "door", "containerPort": 81}]}]);
+    app["spec"]["permissions"] = json!({"capabilities": ["CHOWN"]});
+    app["spec"]["ingress"]["port"] = json!("door");
+    let mut install = install();
+    install["spec"]["grants"] = json!({"capabilities": ["CHOWN"]});
+    install["spec"]["env"] = json!([{"name": "A", "value": "owner"}]);
+    let mut world = world(Some(app), install);
+    let first = template(&world)["spec"]["initContainers"].clone();
+    assert_eq!((&first[0]["name"], &first[1]["restartPolicy"]), (&json!("migrate"), &json!("Always")));
+    assert_eq!(first[0]["env"], json!([{"name": "A", "value": "owner"}]));
+    assert_eq!(first[0]["securityContext"]["capabilities"]["add"], json!(["CHOWN"]));
+    assert_eq!(world.find("Route", "mynotes").unwrap().value()["spec"]["target"]["port"], "door");
+    // The grant is taken back, also where nothing but what initialises the app has it.
+    world.edit("Deployment", "mynotes", |deployment| {
+        let main = &mut deployment["spec"]["template"]["spec"]["containers"][0];
+        main.as_object_mut().unwrap().remove("securityContext");
+    });
+    world.edit("Install", "mynotes", |install| drop(install["spec"].as_object_mut().unwrap().remove("grants")));
+    settle(&mut world, &[]);
+    assert_eq!(world.find("Deployment", "mynotes").unwrap().value()["spec"]["replicas"], 0);
+}
+
+#[test]
 fn internet_needs_the_app_to_ask_and_the_owner_not_to_refuse() {
     for (asks, grants, expected) in [
         (true, None, "true"),
@@ -258,7 +314,8 @@ fn an_install_is_not_ready_while_an_older_version_runs() {
     value["status"] = json!({"phase": "Pending", "containerStatuses": [{"name": "web", "ready": false,
         "state": {"waiting": {"reason": "ImageNotPresent", "message": "import notes:2"}}}]});
     let new = Object::from_value(value).unwrap();
-    let new = SeenPod { pod: std::sync::Arc::new(crate::PodView::read(&new, &new.value())), connected: true };
+    let new =
+        SeenPod { pod: std::sync::Arc::new(crate::PodView::read(&new, &new.value())), connected: true, since: None };
     let both = [old[0].clone(), new];
     settle(&mut world, &both);
     assert_eq!(said(&world, "Ready"), is("False", "Updating"));
@@ -301,13 +358,17 @@ fn readiness_says_what_is_going_on() {
             "state": {"waiting": {"reason": reason, "message": "it says why"}}}]});
         let object = Object::from_value(pod).unwrap();
         let pod = crate::PodView::read(&object, &object.value());
-        SeenPod { pod: std::sync::Arc::new(pod), connected: true }
+        SeenPod { pod: std::sync::Arc::new(pod), connected: true, since: None }
     };
     let unplaced = {
         let mut pod = Pods::named("p").view().object.value();
         pod["status"] = json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/1 devices"}]});
         let object = Object::from_value(pod).unwrap();
-        SeenPod { pod: std::sync::Arc::new(crate::PodView::read(&object, &object.value())), connected: false }
+        SeenPod {
+            pod: std::sync::Arc::new(crate::PodView::read(&object, &object.value())),
+            connected: false,
+            since: None,
+        }
     };
     for (pods, expected, device) in [
         (vec![unplaced], is("False", "Pending"), None),

@@ -1,4 +1,6 @@
-//! What containers get of ConfigMaps, Secrets and their own pod: environment and files. Pure.
+//! What containers get of ConfigMaps, Secrets and what the pod is: environment and files. Pure.
+
+mod downward;
 
 use std::collections::BTreeMap;
 
@@ -13,7 +15,9 @@ use hearth_types::{
 use hearth_volume::Projected;
 use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, ProjectedVolumeSource};
 
-use crate::{desired::Objects, downward::Oneself};
+pub(crate) use downward::Myself;
+
+use crate::desired::Objects;
 
 /// The reason that Kubernetes gives where configuration is missing.
 const CONFIG_ERROR: &str = "CreateContainerConfigError";
@@ -29,6 +33,16 @@ type Files = (BTreeMap<String, Projected>, bool);
 pub(crate) struct Configs<'a> {
     pub(crate) objects: &'a Objects,
     pub(crate) namespace: &'a str,
+    /// The pod that asks.
+    pub(crate) myself: Myself<'a>,
+}
+
+/// What some files of a volume are made of.
+struct Part<'a> {
+    source: Source,
+    name: &'a str,
+    items: Option<&'a [KeyToPath]>,
+    optional: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -114,11 +128,7 @@ impl Configs<'_> {
     }
 
     /// A container's environment as its spec says: `envFrom`, then `env` over it, with `$(NAME)` expanded by what came before.
-    pub(crate) fn environment(
-        &self,
-        container: &Container,
-        oneself: Oneself<'_>,
-    ) -> Result<Vec<(String, String)>, Failure> {
+    pub(crate) fn environment(&self, container: &Container) -> Result<Vec<(String, String)>, Failure> {
         let mut env = Environment::default();
         for from in container.env_from.iter().flatten() {
             let prefix = from.prefix.as_deref().unwrap_or_default();
@@ -137,11 +147,12 @@ impl Configs<'_> {
         }
         for variable in container.env.iter().flatten() {
             let from = variable.value_from.as_ref();
-            let field = from.and_then(|from| from.field_ref.as_ref()).map(|one| oneself.field(one));
-            let resource = from.and_then(|from| from.resource_field_ref.as_ref());
-            let resource = resource.map(|one| oneself.resource(one, Some(container)));
-            if let Some(value) = field.or(resource) {
-                env.set(&variable.name, value?);
+            if let Some(field) = from.and_then(|from| from.field_ref.as_ref()) {
+                env.set(&variable.name, self.myself.field(field, false)?);
+                continue;
+            }
+            if let Some(resource) = from.and_then(|from| from.resource_field_ref.as_ref()) {
+                env.set(&variable.name, self.myself.resource(Some(container), resource)?);
                 continue;
             }
             let config = from.and_then(|from| from.config_map_key_ref.as_ref());
@@ -162,67 +173,64 @@ impl Configs<'_> {
         Ok(env.list)
     }
 
-    /// The files of a volume that has any of its own and whether they are secret; `None` for other volumes.
-    pub(crate) fn files(&self, volume: &Volume, oneself: Oneself<'_>) -> Result<Option<Files>, Failure> {
-        let mode = |default: Option<i32>| default.unwrap_or(DEFAULT_MODE);
+    /// The files of a volume that the agent writes, and whether some are secret; `None` for other volumes.
+    pub(crate) fn files(&self, volume: &Volume) -> Result<Option<Files>, Failure> {
         let mut files = BTreeMap::new();
         let secret = if let Some(one) = &volume.config_map {
-            let chosen = (one.items.as_deref(), mode(one.default_mode), one.optional);
-            self.take(Source::ConfigMap, &one.name, chosen, &mut files)?;
-            false
+            let (items, optional) = (one.items.as_deref(), one.optional == Some(true));
+            let part = Part { source: Source::ConfigMap, name: &one.name, items, optional };
+            self.part(&part, one.default_mode, &mut files)?
         } else if let Some(one) = &volume.secret {
+            let (items, optional) = (one.items.as_deref(), one.optional == Some(true));
             let name = one.secret_name.as_deref().unwrap_or_default();
-            let chosen = (one.items.as_deref(), mode(one.default_mode), one.optional);
-            self.take(Source::Secret, name, chosen, &mut files)?;
-            true
+            self.part(&Part { source: Source::Secret, name, items, optional }, one.default_mode, &mut files)?
         } else if let Some(one) = &volume.downward_api {
-            downward(oneself, one.items.as_deref(), mode(one.default_mode), &mut files)?;
-            false
-        } else if let Some(all) = &volume.projected {
-            self.projected(all, oneself, &mut files)?
+            self.downward(one.items.iter().flatten(), one.default_mode, &mut files)?
+        } else if let Some(one) = &volume.projected {
+            self.projected(one, &mut files)?
         } else {
             return Ok(None);
         };
         Ok(Some((files, secret)))
     }
 
-    /// The files of several sources, the later over the earlier; whether one is secret.
+    /// What several sources give; of two files of one path, the later one stays.
     fn projected(
         &self,
         volume: &ProjectedVolumeSource,
-        oneself: Oneself<'_>,
         files: &mut BTreeMap<String, Projected>,
     ) -> Result<bool, Failure> {
-        let mode = volume.default_mode.unwrap_or(DEFAULT_MODE);
-        let mut secret = false;
+        let (mode, mut secret) = (volume.default_mode, false);
         for source in volume.sources.iter().flatten() {
-            if let Some(one) = &source.config_map {
-                self.take(Source::ConfigMap, &one.name, (one.items.as_deref(), mode, one.optional), files)?;
+            secret |= if let Some(one) = &source.config_map {
+                let (items, optional) = (one.items.as_deref(), one.optional == Some(true));
+                self.part(&Part { source: Source::ConfigMap, name: &one.name, items, optional }, mode, files)?
             } else if let Some(one) = &source.secret {
-                self.take(Source::Secret, &one.name, (one.items.as_deref(), mode, one.optional), files)?;
-                secret = true;
+                let (items, optional) = (one.items.as_deref(), one.optional == Some(true));
+                self.part(&Part { source: Source::Secret, name: &one.name, items, optional }, mode, files)?
             } else if let Some(one) = &source.downward_api {
-                downward(oneself, one.items.as_deref(), mode, files)?;
+                self.downward(one.items.iter().flatten(), mode, files)?
             } else {
-                return Err(wrong("a source of the volume is not supported by this device".into()));
-            }
+                return Err(wrong("a projected volume has a source that is not supported by this device".into()));
+            };
         }
         Ok(secret)
     }
 
-    /// Adds the files of a ConfigMap or Secret: all, or those that are chosen.
-    fn take(
+    /// Puts the files of a ConfigMap or Secret to the others; whether they are secret.
+    fn part(
         &self,
-        source: Source,
-        name: &str,
-        (items, mode, optional): (Option<&[KeyToPath]>, i32, Option<bool>),
+        part: &Part<'_>,
+        mode: Option<i32>,
         files: &mut BTreeMap<String, Projected>,
-    ) -> Result<(), Failure> {
-        let optional = optional.unwrap_or(false);
+    ) -> Result<bool, Failure> {
+        let Part { source, name, items, optional } = *part;
+        let mode = mode.unwrap_or(DEFAULT_MODE);
+        let secret = matches!(source, Source::Secret);
         let data = self.data(source, name, optional)?.unwrap_or_default();
         let Some(items) = items.filter(|items| !items.is_empty()) else {
             files.extend(data.into_iter().map(|(key, bytes)| (key, Projected { bytes, mode: bits(mode) })));
-            return Ok(());
+            return Ok(secret);
         };
         for KeyToPath { key, path, mode: own } in items {
             match data.get(key) {
@@ -236,27 +244,21 @@ impl Configs<'_> {
                 }
             }
         }
-        Ok(())
+        Ok(secret)
     }
-}
 
-/// Adds the files in which a pod is told of itself.
-fn downward(
-    oneself: Oneself<'_>,
-    items: Option<&[DownwardAPIVolumeFile]>,
-    mode: i32,
-    files: &mut BTreeMap<String, Projected>,
-) -> Result<(), Failure> {
-    for item in items.into_iter().flatten() {
-        let text = match (&item.field_ref, &item.resource_field_ref) {
-            (Some(field), _) => oneself.field(field)?,
-            (None, Some(resource)) => oneself.resource(resource, None)?,
-            (None, None) => return Err(wrong(format!("file {:?} is of nothing", item.path))),
-        };
-        let file = Projected { bytes: text.into_bytes(), mode: bits(item.mode.unwrap_or(mode)) };
-        files.insert(item.path.clone(), file);
+    fn downward<'a>(
+        &self,
+        items: impl Iterator<Item = &'a DownwardAPIVolumeFile>,
+        mode: Option<i32>,
+        files: &mut BTreeMap<String, Projected>,
+    ) -> Result<bool, Failure> {
+        for item in items {
+            let mode = bits(item.mode.or(mode).unwrap_or(DEFAULT_MODE));
+            files.insert(item.path.clone(), Projected { bytes: self.myself.file(item)?.into_bytes(), mode });
+        }
+        Ok(false)
     }
-    Ok(())
 }
 
 fn bits(mode: i32) -> u32 {
@@ -331,7 +333,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::downward::Room;
 
     fn objects() -> Objects {
         let config = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": "n"},
@@ -345,11 +346,17 @@ mod tests {
             .collect()
     }
 
+    fn pod() -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p", "labels": {"app": "web"}}})).expect("a pod")
+    }
+
+    fn myself(pod: &Pod) -> Myself<'_> {
+        Myself { pod, addresses: None, machine: (1000, 1 << 30) }
+    }
+
     fn environment(container: Value) -> Result<Vec<(String, String)>, Failure> {
         let container: Container = serde_json::from_value(container).expect("a container");
-        let pod = Pod::default();
-        let oneself = Oneself { pod: &pod, addresses: None, room: Room::default() };
-        Configs { objects: &objects(), namespace: "n" }.environment(&container, oneself)
+        Configs { objects: &objects(), namespace: "n", myself: myself(&pod()) }.environment(&container)
     }
 
     #[test]
@@ -392,11 +399,9 @@ mod tests {
     #[test]
     fn volumes_have_the_files_that_are_asked_for() {
         let objects = objects();
-        let configs = Configs { objects: &objects, namespace: "n" };
-        let pod = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c"}]}});
-        let pod: Pod = serde_json::from_value(pod).expect("a pod");
-        let oneself = Oneself { pod: &pod, addresses: None, room: Room { cpu_millis: 2000, memory_bytes: 1 } };
-        let files = |volume: Value| configs.files(&serde_json::from_value(volume).expect("a volume"), oneself);
+        let pod = pod();
+        let configs = Configs { objects: &objects, namespace: "n", myself: myself(&pod) };
+        let files = |volume: Value| configs.files(&serde_json::from_value(volume).expect("a volume"));
         let (all, secret) = files(json!({"name": "v", "configMap": {"name": "c"}})).expect("files").expect("some");
         assert!(!secret);
         assert_eq!(all.keys().collect::<Vec<_>>(), ["a", "b.conf", "raw"]);
@@ -406,27 +411,21 @@ mod tests {
         let (some, secret) = files(some).expect("files").expect("some");
         assert!(secret);
         assert_eq!(some["db/pw"].mode, 0o400);
+        let joined = json!({"name": "v", "projected": {"defaultMode": 0o440, "sources": [
+            {"configMap": {"name": "c", "items": [{"key": "a", "path": "conf/a"}]}},
+            {"secret": {"name": "s"}},
+            {"downwardAPI": {"items": [{"path": "labels", "mode": 0o444, "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+            {"configMap": {"name": "x", "optional": true}}]}});
+        let (joined, secret) = files(joined).expect("files").expect("some");
+        assert!(secret, "a part of it is");
+        let list: Vec<_> =
+            joined.iter().map(|(path, file)| (path.as_str(), file.bytes.as_slice(), file.mode)).collect();
+        let expected: [(&str, &[u8], u32); 3] =
+            [("conf/a", b"1", 0o440), ("labels", b"app=\"web\"", 0o444), ("password", b"hunter2", 0o440)];
+        assert_eq!(list, expected);
         files(json!({"name": "v", "configMap": {"name": "x"}})).expect_err("missing");
         let none = files(json!({"name": "v", "configMap": {"name": "x", "optional": true}}));
         assert!(none.expect("optional").expect("files").0.is_empty());
-        let several = json!({"name": "v", "projected": {"defaultMode": 0o440, "sources": [
-            {"configMap": {"name": "c", "items": [{"key": "a", "path": "conf/a"}]}},
-            {"configMap": {"name": "x", "optional": true}},
-            {"downwardAPI": {"items": [{"path": "labels", "mode": 0o400, "fieldRef": {"fieldPath": "metadata.labels"}},
-                {"path": "cpus", "resourceFieldRef": {"containerName": "c", "resource": "limits.cpu"}}]}},
-            {"secret": {"name": "s"}}]}});
-        let (several, secret) = files(several).expect("files").expect("some");
-        assert!(secret);
-        let found: Vec<_> = several.iter().map(|(path, one)| (path.as_str(), one.bytes.as_slice(), one.mode)).collect();
-        let expected: [(&str, &[u8], u32); 4] = [
-            ("conf/a", b"1", 0o440),
-            ("cpus", b"2", 0o440),
-            ("labels", b"app=\"web\"", 0o400),
-            ("password", b"hunter2", 0o440),
-        ];
-        assert_eq!(found, expected);
-        let gone = json!({"name": "v", "projected": {"sources": [{"secret": {"name": "gone"}}]}});
-        assert_eq!(files(gone).expect_err("missing").message, "secret \"gone\" not found");
         assert!(files(json!({"name": "v", "emptyDir": {}})).expect("another").is_none());
     }
 
