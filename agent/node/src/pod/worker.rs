@@ -83,7 +83,7 @@ enum Outcome {
     Looked(bool),
     Volumes(Result<VolumePaths, Failure>),
     Refreshed(Result<VolumePaths, Failure>),
-    Measured(Measured),
+    Measured(Option<Failure>, Measured),
     Network(Result<PodNetwork, Failure>),
     Sandbox(Result<hearth_runtime::Pod, Failure>),
     Started(String, u32, Result<ContainerStatus, StartFailure>),
@@ -264,10 +264,14 @@ impl Worker {
         }
     }
 
-    /// Looks how much of the disk the pod takes.
+    /// Looks whether the pod's claims are there, and how much of the disk the pod takes.
     fn measure(&mut self) {
-        let (limits, store, uid) = (self.gauge.begin(), self.site.shared.volumes.clone(), self.site.places.uid.clone());
-        self.tasks.spawn(async move { Outcome::Measured(blocking(move || measure(&store, &uid, &limits)).await) });
+        let (limits, site) = (self.gauge.begin(), self.site.clone());
+        self.tasks.spawn(async move {
+            let looked = blocking(move || (site.lost_claim(), measure(&site.shared.volumes, site.uid(), &limits)));
+            let (lost, measured) = looked.await;
+            Outcome::Measured(lost, measured)
+        });
     }
 
     fn execute(&mut self, command: Command) {
@@ -448,8 +452,11 @@ impl Worker {
             Outcome::Refreshed(Err(failure)) => {
                 tracing::warn!(pod = %self.key, failure.message, "the pod's volumes keep their old content");
             }
-            Outcome::Measured(measured) => {
+            Outcome::Measured(lost, measured) => {
                 self.gauge.ended(&measured);
+                if let Some(why) = lost {
+                    self.step(Event::VolumesLost(why));
+                }
                 if let Some(why) = measured.too_much {
                     self.step(Event::Evicted(why));
                 }
