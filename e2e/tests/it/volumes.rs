@@ -265,10 +265,9 @@ spec:
 struct Mounted(PathBuf);
 
 impl Mounted {
-    fn over(at: &Path, disk: &Path, options: &str) -> Result<Self> {
-        let (at, disk) = (at.display().to_string(), disk.display().to_string());
-        command::run("mount", ["-o", options, disk.as_str(), at.as_str()])?;
-        Ok(Self(at.into()))
+    fn over(at: &Path, disk: &Path) -> Result<Self> {
+        command::run("mount", ["-o", "loop", &disk.display().to_string(), &at.display().to_string()])?;
+        Ok(Self(at.to_owned()))
     }
 }
 
@@ -311,7 +310,7 @@ spec:
     let old = claim.with_extension("old");
     std::fs::rename(&claim, &old)?;
     std::fs::create_dir(&claim)?;
-    let mounted = Mounted::over(&claim, &disk, "loop")?;
+    let mounted = Mounted::over(&claim, &disk)?;
     command::run("cp", ["-a", &format!("{}/.", old.display()), &claim.display().to_string()])?;
     instance.apply(manifest)?;
     instance.run("wait pod/p -n alice --for condition=Ready --timeout 60s")?;
@@ -336,12 +335,17 @@ spec:
     ensure!(instance.run("describe pod p -n alice")?.contains("FailedMount"), "people are told");
     assert_eq!(std::fs::read_dir(&claim)?.count(), 0, "nothing is written beneath");
 
-    // Its file system is broken, and mounted read-only.
-    let mounted = Mounted::over(&claim, &disk, "loop,ro")?;
+    // It is back, and takes no writes, as after errors; whether the pod has started again by then or not.
+    let _mounted = Mounted::over(&claim, &disk)?;
+    let remount = |how: &str| command::run("mount", ["-o", how, &claim.display().to_string()]);
+    remount("remount,bind,ro")?;
     waits("is on a file system that is read-only")?;
-    drop(mounted);
-    let _mounted = Mounted::over(&claim, &disk, "loop")?;
-    instance.run("wait pod/p -n alice --for condition=Ready --timeout 90s")?;
+    remount("remount,bind,rw")?;
+    instance.eventually("it runs again", || {
+        let status = instance.get("pod", "p", "alice")?["status"].clone();
+        ensure!(status["containerStatuses"][0]["ready"] == true, "{}", status["containerStatuses"]);
+        Ok(())
+    })?;
     assert_eq!(inside_of(&instance, "a", "cat /data/kept")?, "kept");
     Ok(())
 }
