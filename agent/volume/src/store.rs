@@ -57,7 +57,8 @@ impl VolumeStore {
             store.refuse_foreign_content()?;
             if made.symlink_metadata().is_ok() {
                 let reason = format!(
-                    "it is empty, and a store was made here: is its disk mounted? If its volumes are lost for good, remove {made:?}"
+                    "it is empty, and a store was made here: is its disk mounted? If its volumes are lost for good, remove {}",
+                    made.display()
                 );
                 return Err(VolumeError::Format { path: root.clone(), reason });
             }

@@ -28,13 +28,11 @@ pub(crate) fn of(directory: &Path, enough: u64) -> Result<u64, VolumeError> {
         if bytes > enough {
             break;
         }
-        let entry = match directory.read() {
-            Some(entry) => entry.map_err(failed)?,
-            None => {
-                open_now.pop();
-                continue;
-            }
+        let Some(entry) = directory.read() else {
+            open_now.pop();
+            continue;
         };
+        let entry = entry.map_err(failed)?;
         let name = entry.file_name().to_bytes();
         if matches!(name, b"." | b"..") {
             continue;
