@@ -17,7 +17,7 @@ use hearth_types::{
 
 use crate::{
     Paths,
-    config::{Configs, Environment},
+    config::{Configs, Environment, wrong},
     mounts,
 };
 
@@ -28,10 +28,6 @@ pub(crate) const CONTAINER_PIDS: u64 = 1024;
 pub(crate) const POD_PIDS: u64 = 4 * CONTAINER_PIDS;
 /// SIGTERM, where an image names no other signal.
 const SIGTERM: i32 = 15;
-
-pub(crate) fn wrong(message: impl Into<String>) -> Failure {
-    Failure::new("CreateContainerConfigError", message)
-}
 
 /// Where a container's things are.
 #[derive(Clone, Debug)]

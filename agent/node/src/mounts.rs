@@ -14,10 +14,7 @@ use hearth_types::{
 };
 use k8s_openapi::api::core::v1::EmptyDirVolumeSource;
 
-use crate::{
-    config::Environment,
-    container::{self, wrong},
-};
+use crate::config::{Environment, wrong};
 
 /// The mounts of a container, in the order in which they are made.
 pub(crate) fn of(
@@ -70,9 +67,8 @@ pub(crate) fn memory(volume: &Volume) -> Option<&EmptyDirVolumeSource> {
     volume.empty_dir.as_ref().filter(|source| source.medium.as_deref() == Some("Memory"))
 }
 
-/// The volumes of a pod that are memory: each has its own limit, and at most the pod's, as in Kubernetes.
-pub(crate) fn memory_volumes(pod: &Pod) -> Vec<MemoryVolume> {
-    let (most, group) = (container::pod_limits(pod).memory_bytes, container::volume_group(pod));
+/// The volumes of a pod that are memory: each has its own limit, and at most the pod's (`most`), as in Kubernetes.
+pub(crate) fn memory_volumes(pod: &Pod, most: Option<u64>, group: Option<u32>) -> Vec<MemoryVolume> {
     let named = |volume: &Volume| MemoryVolume {
         name: volume.name.clone(),
         size_bytes: size_limit(volume).map(|(bytes, _)| bytes).into_iter().chain(most).min(),
@@ -164,20 +160,20 @@ mod tests {
 
     #[test]
     fn memory_has_its_own_limit_and_at_most_the_pods() {
-        for (limit, size, expected) in [
-            (json!({}), Value::Null, None),
-            (json!({}), json!("16Mi"), Some(16 << 20)),
-            (json!({"memory": "64Mi"}), Value::Null, Some(64 << 20)),
-            (json!({"memory": "64Mi"}), json!("16Mi"), Some(16 << 20)),
-            (json!({"memory": "64Mi"}), json!("1Gi"), Some(64 << 20)),
+        for (most, size, expected) in [
+            (None, Value::Null, None),
+            (None, json!("16Mi"), Some(16 << 20)),
+            (Some(64 << 20), Value::Null, Some(64 << 20)),
+            (Some(64 << 20), json!("16Mi"), Some(16 << 20)),
+            (Some(64 << 20), json!("1Gi"), Some(64 << 20)),
+            (Some(64 << 20), json!("0"), Some(64 << 20)),
         ] {
-            let pod: Pod = serde_json::from_value(json!({"spec": {"securityContext": {"fsGroup": 7},
-                "containers": [{"name": "c", "resources": {"limits": limit}}],
-                "volumes": [{"name": "disk", "emptyDir": {}},
-                    {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": size}}]}}))
-            .expect("a pod");
+            let pod: Pod =
+                serde_json::from_value(json!({"spec": {"containers": [], "volumes": [{"name": "disk", "emptyDir": {}},
+                {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": size}}]}}))
+                .expect("a pod");
             let expected = MemoryVolume { name: "m".into(), size_bytes: expected, group: Some(7) };
-            assert_eq!(memory_volumes(&pod), [expected]);
+            assert_eq!(memory_volumes(&pod, most, Some(7)), [expected]);
         }
     }
 }

@@ -99,20 +99,16 @@ fn lines<'a>(map: impl Iterator<Item = (&'a String, &'a String)>) -> String {
 
 /// A text in double quotes, as Go's `%q` has it.
 fn quoted(text: &str) -> String {
-    let mut out = String::from("\"");
-    for one in text.chars() {
-        match one {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            one if one.is_ascii_control() => out.push_str(&format!("\\x{:02x}", one as u32)),
-            one => out.push(one),
-        }
-    }
-    out.push('"');
-    out
+    let escaped = text.chars().map(|one| match one {
+        '"' => "\\\"".to_owned(),
+        '\\' => "\\\\".to_owned(),
+        '\n' => "\\n".to_owned(),
+        '\r' => "\\r".to_owned(),
+        '\t' => "\\t".to_owned(),
+        one if one.is_ascii_control() => format!("\\x{:02x}", one as u32),
+        one => one.to_string(),
+    });
+    format!("\"{}\"", escaped.collect::<String>())
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ impl Source {
     }
 }
 
-fn wrong(message: String) -> Failure {
+pub(crate) fn wrong(message: impl Into<String>) -> Failure {
     Failure::new(CONFIG_ERROR, message)
 }
 
@@ -211,7 +211,7 @@ impl Configs<'_> {
             } else if let Some(one) = &source.downward_api {
                 self.downward(one.items.iter().flatten(), mode, files)?
             } else {
-                return Err(wrong("a projected volume has a source that is not supported by this device".into()));
+                return Err(wrong("a projected volume has a source that is not supported by this device"));
             };
         }
         Ok(secret)
@@ -309,12 +309,11 @@ impl Environment {
                 out.push('$');
                 rest = tail;
             } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
-                match self.list.iter().find(|(had, _)| had == name) {
-                    Some((_, value)) => out.push_str(value),
-                    None => {
-                        unknown(name);
-                        out.extend(["$(", name, ")"]);
-                    }
+                if let Some((_, value)) = self.list.iter().find(|(had, _)| had == name) {
+                    out.push_str(value);
+                } else {
+                    unknown(name);
+                    out.extend(["$(", name, ")"]);
                 }
                 rest = tail;
             } else {

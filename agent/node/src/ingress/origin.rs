@@ -119,6 +119,8 @@ mod tests {
 
     const HOST: &str = "photos.alice.test";
 
+    type Sent = Vec<(&'static str, &'static str)>;
+
     fn headers(list: &[(&str, &str)]) -> HeaderMap {
         let pair = |(name, value): &(&str, &str)| {
             (HeaderName::from_bytes(name.as_bytes()).expect("a name"), value.parse().expect("a value"))
@@ -130,7 +132,7 @@ mod tests {
     fn a_neighbours_page_does_not_act_as_the_user() {
         let fetch = |site, mode, dest| [("sec-fetch-site", site), ("sec-fetch-mode", mode), ("sec-fetch-dest", dest)];
         let by = |origin| ("origin", origin);
-        let cases: Vec<(&str, Method, Vec<(&str, &str)>, bool)> = vec![
+        let cases: Vec<(&str, Method, Sent, bool)> = vec![
             ("its own page", Method::POST, fetch("same-origin", "cors", "empty").to_vec(), true),
             ("typed by the user", Method::GET, fetch("none", "navigate", "document").to_vec(), true),
             ("no browser", Method::POST, vec![], true),

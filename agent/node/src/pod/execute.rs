@@ -214,6 +214,7 @@ impl Site {
         // The kernel takes 64 bytes (`__NEW_UTS_LEN`), and a label has 63.
         let hostname = crate::reporter::clip(&hostname, 63).trim_end_matches(['-', '.']).to_owned();
         let PodNetwork { addresses, netns } = network;
+        let (limits, group) = (container::pod_limits(&self.pod), container::volume_group(&self.pod));
         let sandbox = PodSandbox {
             uid: self.uid().to_owned(),
             namespace: self.namespace().to_owned(),
@@ -223,9 +224,9 @@ impl Site {
             resolv_conf: container::resolv_conf(&addresses),
             hosts: container::hosts(&hostname, &addresses),
             hostname,
-            limits: container::pod_limits(&self.pod),
+            limits,
             guest: self.namespace() != self.shared.owner,
-            memory: mounts::memory_volumes(&self.pod),
+            memory: mounts::memory_volumes(&self.pod, limits.memory_bytes, group),
             share_processes: self.pod.spec.as_ref().and_then(|spec| spec.share_process_namespace) == Some(true),
         };
         let _slot = self.shared.slots.acquire().await;

@@ -1,4 +1,8 @@
-//! The loop of one pod.
+//! The loop of one pod: what comes in goes to its machine, what the machine asks for is begun ([`command`]), and what becomes of it
+//! ([`outcome`]) goes back.
+
+mod command;
+mod outcome;
 
 use std::{
     collections::HashMap,
@@ -8,29 +12,29 @@ use std::{
 
 use hearth_image::{Hold, Image};
 use hearth_network::PodNetwork;
-use hearth_pod::{Command, Event, Failure, ImageFacts, PodMachine, PodView, Record, StartFailure};
-use hearth_runtime::{ContainerState, ContainerStatus, PodEvent};
+use hearth_pod::{Command, Event, PodMachine, PodView, Record};
+use hearth_runtime::{ContainerStatus, PodEvent};
 use hearth_types::{Object, ObjectKey, Uid, kinds::Pod};
 use tokio::{
     sync::{mpsc, watch},
     task::{AbortHandle, JoinSet},
 };
 
+use self::{command::look, outcome::Outcome};
 use super::{
     begin::{bury, check_names, found_of},
-    convert::{broken, snapshot_of},
-    execute::{Given, Site, VolumePaths, addresses},
+    convert::snapshot_of,
+    execute::{Site, VolumePaths},
     image::any_here,
-    measure::{Gauge, Measured, measure},
-    message::{Ended, LastWords},
-    probe::Subject,
+    measure::{Gauge, measure},
+    message::LastWords,
     record::{self, StoredPod},
     uses::tells_itself,
 };
 use crate::{
-    container::{Places, stop_signal},
+    container::Places,
     files::chain,
-    shared::{PodEntry, Shared, Snapshot, blocking, timestamp},
+    shared::{PodEntry, Shared, Snapshot, blocking},
 };
 
 /// News for a worker that wait; more make the manager wait.
@@ -72,23 +76,6 @@ pub(crate) struct Start {
     pub(crate) record: Option<Record>,
     pub(crate) sandbox: Option<hearth_runtime::Pod>,
     pub(crate) dead: Option<Vec<ContainerStatus>>,
-}
-
-/// Result of a command.
-enum Outcome {
-    Nothing,
-    Event(Event),
-    Image(String, Result<Box<(Image, Hold)>, Failure>),
-    /// Images came or went: whether one is here that the pod waits for.
-    Looked(bool),
-    Volumes(Result<VolumePaths, Failure>),
-    Refreshed(Result<VolumePaths, Failure>),
-    Measured(Option<Failure>, Measured),
-    Network(Result<PodNetwork, Failure>),
-    Sandbox(Result<hearth_runtime::Pod, Failure>),
-    Started(String, u32, Result<ContainerStatus, StartFailure>),
-    Status(Vec<ContainerStatus>),
-    Ended(Vec<Ended>),
 }
 
 struct Worker {
@@ -274,225 +261,6 @@ impl Worker {
         });
     }
 
-    fn execute(&mut self, command: Command) {
-        let site = self.site.clone();
-        let sandbox = self.sandbox.clone();
-        let kept = command.clone();
-        let task = match command {
-            Command::ReportStatus { status, finished } => {
-                site.shared.reporter.status(&self.key, &self.uid, &status, finished);
-                return;
-            }
-            Command::Event { kind, reason, message } => {
-                tracing::info!(pod = %self.key, reason, message, "event");
-                let now = site.shared.now();
-                site.shared.reporter.event((&self.key, &self.uid), kind.as_str(), &reason, &message, now);
-                return;
-            }
-            Command::EnsureImage { container } => {
-                let sender = self.progress.0.clone();
-                self.tasks.spawn(async move {
-                    let tell = |message| {
-                        // The next one says more.
-                        let _ = sender.try_send(Event::ImageProgress { container: container.clone(), message });
-                    };
-                    let image = site.image(&container, tell).await.map(Box::new);
-                    Outcome::Image(container, image)
-                })
-            }
-            Command::EnsureVolumes => {
-                let runs = sandbox.is_some();
-                self.tasks.spawn(async move { Outcome::Volumes(site.volumes(runs).await) })
-            }
-            Command::AttachNetwork => {
-                self.tasks.spawn(async move { Outcome::Network(site.network(sandbox.as_ref()).await) })
-            }
-            Command::CreateSandbox => {
-                let network = self.network.take();
-                self.tasks.spawn(async move {
-                    Outcome::Sandbox(match network {
-                        Some(network) => site.sandbox(network).await,
-                        None => Err(Failure::new("FailedCreatePodSandBox", "the pod's network is gone")),
-                    })
-                })
-            }
-            Command::StartContainer { container, attempt } => {
-                let image = self.images.get(&container).map(|(image, _)| image.clone());
-                let given = Given { volumes: self.volumes.clone(), addresses: self.machine.record().addresses.clone() };
-                self.tasks.spawn(async move {
-                    let started = site.start(sandbox, &container, attempt, image, given).await;
-                    Outcome::Started(container, attempt, started)
-                })
-            }
-            Command::PostStart { container, attempt } => {
-                let subject = self.subject(&container);
-                self.inside(async move {
-                    let result = subject.post_start().await;
-                    Outcome::Event(Event::PostStarted { container, attempt, result })
-                })
-            }
-            Command::Probe { container, attempt, kind } => {
-                let subject = self.subject(&container);
-                self.inside(async move {
-                    let answer = subject.probe(kind).await;
-                    Outcome::Event(Event::Probed { container, attempt, kind, answer })
-                })
-            }
-            Command::PreStop { container, attempt, bound } => {
-                let subject = self.subject(&container);
-                self.inside(async move {
-                    let result = subject.pre_stop(bound).await;
-                    Outcome::Event(Event::PreStopped { container, attempt, result })
-                })
-            }
-            Command::Signal { container } => {
-                let image = self.images.get(&container).map(|(image, _)| image.clone());
-                let id = self.machine.record().containers.get(&container).and_then(|one| one.image.clone());
-                self.tasks.spawn(async move {
-                    // An adopted container's image was not looked up yet.
-                    let image = match (image, id) {
-                        (None, Some(facts)) => site.image_by_id(facts.id).await,
-                        (image, _) => image,
-                    };
-                    signal(sandbox, &container, stop_signal(image.as_ref())).await
-                })
-            }
-            Command::Kill { container } => self.tasks.spawn(async move { signal(sandbox, &container, SIGKILL).await }),
-            Command::RemoveContainer { container } => self.tasks.spawn(async move {
-                let result = site.remove(sandbox, &container).await;
-                Outcome::Event(Event::Removed { container, result })
-            }),
-            Command::DestroySandbox => {
-                self.unwatch();
-                self.leave_containers();
-                self.tasks.spawn(async move { Outcome::Event(Event::SandboxDestroyed(site.destroy(sandbox).await)) })
-            }
-            Command::TearDown => {
-                self.unwatch();
-                self.leave_containers();
-                self.network = None;
-                self.tasks.spawn(async move { Outcome::Event(Event::TornDown(site.tear_down(sandbox).await)) })
-            }
-        };
-        self.commands.insert(task.id(), kept);
-    }
-
-    fn subject(&self, container: &str) -> Subject {
-        let addresses = self.machine.record().addresses.as_ref();
-        Subject {
-            site: self.site.clone(),
-            sandbox: self.sandbox.clone(),
-            address: addresses.and_then(|all| all.pod.first()?.parse().ok()),
-            container: container.to_owned(),
-        }
-    }
-
-    /// Begins what asks or does something in a container.
-    fn inside(&mut self, work: impl Future<Output = Outcome> + Send + 'static) -> AbortHandle {
-        let task = self.tasks.spawn(work);
-        self.inside.insert(task.id(), task.clone());
-        task
-    }
-
-    fn leave_containers(&mut self) {
-        self.inside.values().for_each(AbortHandle::abort);
-    }
-
-    fn finished(&mut self, result: Result<(tokio::task::Id, Outcome), tokio::task::JoinError>) {
-        let outcome = match result {
-            Ok((id, outcome)) => {
-                self.commands.remove(&id);
-                self.inside.remove(&id);
-                outcome
-            }
-            Err(error) => {
-                let command = self.commands.remove(&error.id());
-                self.inside.remove(&error.id());
-                if error.is_cancelled() {
-                    // Its sandbox goes, and the machine waits for nothing from inside.
-                    return;
-                }
-                tracing::error!(pod = %self.key, ?command, %error, "a step of the agent broke; it is tried again");
-                match command.and_then(|command| broken(&command)) {
-                    Some(event) => Outcome::Event(event),
-                    None => return,
-                }
-            }
-        };
-        match outcome {
-            Outcome::Nothing => {}
-            Outcome::Event(event) => {
-                if matches!(event, Event::SandboxDestroyed(Ok(())) | Event::TornDown(Ok(()))) {
-                    self.sandbox = None;
-                }
-                if matches!(event, Event::TornDown(Ok(()))) {
-                    self.site.shared.claims.release(&self.uid);
-                }
-                self.step(event);
-            }
-            Outcome::Looked(is_here) => {
-                if is_here {
-                    self.step(Event::ImagesChanged);
-                }
-            }
-            Outcome::Image(container, result) => {
-                let result = result.map(|found| {
-                    let (image, hold) = *found;
-                    let (reference, id) = (image.reference.clone(), image.manifest_digest.to_string());
-                    self.images.insert(container.clone(), (image, hold));
-                    ImageFacts { reference, id }
-                });
-                self.step(Event::Image { container, result });
-            }
-            Outcome::Volumes(result) => {
-                let result = result.map(|volumes| self.volumes = volumes);
-                self.step(Event::Volumes(result));
-            }
-            Outcome::Refreshed(Ok(volumes)) => self.volumes = volumes,
-            Outcome::Refreshed(Err(failure)) => {
-                tracing::warn!(pod = %self.key, failure.message, "the pod's volumes keep their old content");
-            }
-            Outcome::Measured(lost, measured) => {
-                self.gauge.ended(&measured);
-                if let Some(why) = lost {
-                    self.step(Event::VolumesLost(why));
-                }
-                if let Some(why) = measured.too_much {
-                    self.step(Event::Evicted(why));
-                }
-            }
-            Outcome::Network(result) => {
-                let result = result.map(|network| {
-                    let found = addresses(&network.addresses);
-                    // Of a living sandbox the namespace is the shim's.
-                    self.network = self.sandbox.is_none().then_some(network);
-                    found
-                });
-                self.step(Event::Network(result));
-            }
-            Outcome::Sandbox(result) => {
-                let result = result.map(|sandbox| self.watch(sandbox));
-                self.step(Event::Sandbox(result));
-            }
-            Outcome::Started(container, attempt, result) => {
-                let ended = result.as_ref().ok().cloned();
-                let result = result.map(|status| match status.state {
-                    ContainerState::Running { started_at, .. } | ContainerState::Exited { started_at, .. } => {
-                        timestamp(started_at)
-                    }
-                });
-                self.step(Event::Started { container, attempt, result });
-                self.observed(ended.into_iter().collect());
-            }
-            Outcome::Status(list) => self.observed(list),
-            Outcome::Ended(list) => {
-                for Ended { container, attempt, exit } in list {
-                    self.step(Event::Exited { container, attempt, exit });
-                }
-            }
-        }
-    }
-
     fn runtime(&mut self, event: PodEvent) {
         match event {
             PodEvent::Exited(status) => self.observed(vec![status]),
@@ -504,20 +272,6 @@ impl Worker {
                 self.unwatch();
                 self.step(Event::SandboxLost);
             }
-        }
-    }
-
-    /// Tells the machine of what ended, once it is read what each said last.
-    fn observed(&mut self, mut list: Vec<ContainerStatus>) {
-        let known = &self.machine.record().containers;
-        let is_news = |one: &ContainerStatus| {
-            let known = known.get(&one.name).is_some_and(|had| had.attempt == one.attempt && had.is_exited());
-            matches!(one.state, ContainerState::Exited { .. }) && !known
-        };
-        list.retain(is_news);
-        if !list.is_empty() {
-            let words = LastWords { pod: Arc::clone(&self.site.pod), places: self.site.places.clone() };
-            self.tasks.spawn(async move { Outcome::Ended(blocking(move || words.of_ended(list)).await) });
         }
     }
 
@@ -597,22 +351,5 @@ impl Worker {
         if let Err(error) = removed.await {
             tracing::error!(pod = %self.key, error = chain(&error), "the pod's logs or record cannot be removed");
         }
-    }
-}
-
-async fn signal(sandbox: Option<hearth_runtime::Pod>, container: &str, number: i32) -> Outcome {
-    let Some(pod) = &sandbox else { return Outcome::Nothing };
-    match pod.signal(container, number).await {
-        Ok(()) => Outcome::Nothing,
-        // It has ended already: look, in case its end was missed.
-        Err(_) => look(sandbox).await,
-    }
-}
-
-async fn look(sandbox: Option<hearth_runtime::Pod>) -> Outcome {
-    let Some(sandbox) = sandbox else { return Outcome::Nothing };
-    match sandbox.status().await {
-        Ok(list) => Outcome::Status(list),
-        Err(_) => Outcome::Nothing,
     }
 }

@@ -343,7 +343,9 @@ proptest! {
                 .filter(|seen| seen.pod.is_bound() && !seen.pod.is_ready())
                 .map(|seen| seen.pod.object.name().to_owned())
                 .collect();
-            names.iter().for_each(|name| set_ready(&mut house, name, true));
+            for name in &names {
+                set_ready(&mut house, name, true);
+            }
             house.world.now = Timestamp(house.world.now.0 + 20_000);
             settle(&mut house)?;
         }
