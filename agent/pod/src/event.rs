@@ -134,6 +134,8 @@ pub enum Event {
         /// The image, or why there is none.
         result: Result<ImageFacts, Failure>,
     },
+    /// What it has mounted went away: it is stopped, and waits until its volumes are there again.
+    VolumesLost(Failure),
     /// It takes more of the device than it may, and ends for good.
     Evicted(Failure),
     /// Result of [`EnsureVolumes`](crate::Command::EnsureVolumes).

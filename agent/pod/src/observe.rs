@@ -34,6 +34,7 @@ impl PodMachine {
                 }
             }
             Event::Image { container, result } => self.image(&container, result, now, out),
+            Event::VolumesLost(why) => self.volumes_lost(why, now, out),
             Event::Evicted(why) => self.evict(why, now, out),
             Event::Volumes(result) => {
                 let news = settle(&mut self.actions.volumes, result, now);
@@ -214,6 +215,23 @@ impl PodMachine {
             "SandboxChanged",
             "the pod's sandbox is gone: it is killed and made anew".to_owned(),
         );
+    }
+
+    fn volumes_lost(&mut self, why: Failure, now: Timestamp, out: &mut Vec<Command>) {
+        if self.intent != Intent::Run || !self.has_sandbox() || !self.actions.volumes.is_done() {
+            return;
+        }
+        tell(settle(&mut self.actions.volumes, Err(why), now), out);
+        // Not its own doing: what ran is started at once when they are back.
+        for (name, record) in &mut self.record.containers {
+            if let Some(started_at) = record.running_since() {
+                record.lost(Exit::unknown(Some(started_at), now));
+                if let Some(one) = self.containers.get_mut(name) {
+                    one.forget_attempt();
+                }
+            }
+        }
+        self.lost(now, out);
     }
 
     /// What ran has ended, and nobody saw how.

@@ -171,7 +171,8 @@ fn creating(pod: &PodMachine) -> &'static str {
 /// Whether an ended container waits for its next attempt, be it for time or for something that is missing.
 fn is_waiting_to_restart(pod: &PodMachine, view: &ContainerView) -> bool {
     let record = &pod.record.containers[&view.name];
-    record.is_exited() && !pod.is_stopping() && pod.record.ended.is_none() && pod.wants_start(view) && record.waits
+    let wanted = record.is_exited() && !pod.is_stopping() && pod.record.ended.is_none() && pod.wants_start(view);
+    wanted && (record.waits || pod.actions.volumes.failure.is_some())
 }
 
 fn waiting(pod: &PodMachine, name: &str, reason: &str) -> Value {

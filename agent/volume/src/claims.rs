@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{StatVfsMountFlags, XattrFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -156,6 +156,19 @@ impl Claims<'_> {
             }
         }
         Ok(directory.join("data"))
+    }
+
+    /// Whether a claim that is handed out is still there as it was.
+    pub(crate) fn check(&self, id: &ClaimId, writable: bool) -> Result<(), VolumeError> {
+        check_id(id)?;
+        let directory = self.directory(id);
+        check_data(id, &directory)?;
+        let data = directory.join("data");
+        let found = rustix::fs::statvfs(&data).map_err(|error| VolumeError::io("look at", &data, error))?;
+        if writable && found.f_flag.contains(StatVfsMountFlags::RDONLY) {
+            return Err(VolumeError::ReadOnly { claim: id.to_string(), path: data });
+        }
+        Ok(())
     }
 
     pub(crate) fn delete(&self, id: &ClaimId) -> Result<(), VolumeError> {

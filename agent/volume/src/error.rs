@@ -75,6 +75,16 @@ pub enum VolumeError {
         /// Why it is not the claim's.
         reason: String,
     },
+    /// Nothing can be written to the claim.
+    #[error(
+        "the data of claim {claim} in {path:?} is on a file system that is read-only: look for errors of its disk, then mount it writable again"
+    )]
+    ReadOnly {
+        /// Namespace, name and uid.
+        claim: String,
+        /// Its data.
+        path: PathBuf,
+    },
     /// The claim is on its way out, and is not made anew under its uid.
     #[error(
         "claim {claim} is being deleted and its deletion is not finished: nothing can use it, and no empty volume is made in its place"

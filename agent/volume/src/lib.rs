@@ -5,6 +5,7 @@
 //! ```text
 //! format                                  magic and version
 //! lock                                    flock of whoever changes the store
+//! ../<store>.made                         beside the store: there was one here
 //! trash.lock                              flock of whoever empties the trash
 //! ledger/<uid>.json                       which claims must be here
 //! claims/<namespace>/<name>.<uid>/        one claim: claim.json (its marker) and data/

@@ -46,6 +46,8 @@ impl VolumeStore {
     pub fn open(root: &Path) -> Result<Self, VolumeError> {
         // The paths of volumes outlive the caller's working directory.
         let root = &std::path::absolute(root).map_err(|error| VolumeError::io("find", root, error))?;
+        // Beside the store: it stays where the store's disk goes.
+        let made = root.with_extension("made");
         files::make_directory(root, 0o700)?;
         std::fs::set_permissions(root, Permissions::from_mode(0o700))
             .map_err(|error| VolumeError::io("protect", root, error))?;
@@ -53,6 +55,13 @@ impl VolumeStore {
         let _lock = store.lock()?;
         if !store.is_formatted()? {
             store.refuse_foreign_content()?;
+            if made.symlink_metadata().is_ok() {
+                let reason = format!(
+                    "it is empty, and a store was made here: is its disk mounted? If its volumes are lost for good, remove {}",
+                    made.display()
+                );
+                return Err(VolumeError::Format { path: root.clone(), reason });
+            }
             for directory in ["ledger", "claims", "claims/.trash", "pods", "pods/.trash"] {
                 files::make_directory(&root.join(directory), 0o755)?;
             }
@@ -60,6 +69,9 @@ impl VolumeStore {
             files::write(&root.join("format"), FormatFile {})?;
         }
         store.refuse_missing_parts()?;
+        if made.symlink_metadata().is_err() {
+            files::write(&made, FormatFile {})?;
+        }
         for claim in store.claims().recover()? {
             tracing::error!(entry = ?claim.path, error = %Chain(&claim.error), "a claim is set aside: nothing can use it");
         }
@@ -114,6 +126,12 @@ impl VolumeStore {
     pub fn ensure_claim(&self, id: &ClaimId, spec: &ClaimSpec) -> Result<PathBuf, VolumeError> {
         let _lock = self.lock()?;
         self.claims().ensure(id, spec)
+    }
+
+    /// Whether the data of a claim that was handed out is still there, and its file system takes writes if `writable`. A disk that went away or
+    /// is another one, or was made read-only after errors, is the error. Writes nothing and holds up no other call.
+    pub fn check_claim(&self, id: &ClaimId, writable: bool) -> Result<(), VolumeError> {
+        self.claims().check(id, writable)
     }
 
     /// Deletes a claim: when this returns, it is gone for good, also after a power cut, and [`Self::empty_trash`] frees its space. A claim

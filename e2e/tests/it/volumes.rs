@@ -1,5 +1,7 @@
 //! The volumes of pods, with real containers.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Result, ensure};
 use hearth_e2e::{command, instance::Instance};
 
@@ -218,4 +220,132 @@ spec:
         ensure!(status["message"] == "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\".", "{status}");
         Ok(())
     })
+}
+
+#[test]
+fn a_part_that_leads_out_of_its_volume_keeps_its_container_from_starting() -> Result<()> {
+    let instance = Instance::up("none")?;
+    instance.import_busybox()?;
+    let manifest = "
+apiVersion: v1
+kind: Pod
+metadata: {name: p, namespace: alice}
+spec:
+  initContainers:
+  - {name: evil, image: busybox, args: [ln, -s, /etc, /v/part], volumeMounts: [{name: v, mountPath: /v}]}
+  containers:
+  - {name: a, image: busybox, args: [sleep, '100000'], volumeMounts: [{name: v, mountPath: /part, subPath: part/hearth}]}
+  volumes: [{name: v, emptyDir: {}}]
+";
+    instance.apply(manifest)?;
+    instance.eventually("the pod says why it does not start", || {
+        let pod = instance.get("pod", "p", "alice")?;
+        let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+        ensure!(waiting["reason"] == "CreateContainerConfigError", "{}", pod["status"]);
+        let message = waiting["message"].as_str().unwrap_or_default();
+        ensure!(message.contains("\"part/hearth\" of the volume at /part: a link on the way leads out"), "{message}");
+        Ok(())
+    })?;
+    for (field, why) in [
+        ("subPath: /etc", "volumeMounts[0].subPath: must be a relative path"),
+        ("subPath: a/../..", "volumeMounts[0].subPath: must not contain '..'"),
+        ("recursiveReadOnly: Enabled", "volumeMounts[0].recursiveReadOnly: not supported"),
+    ] {
+        let pod = format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: x, namespace: alice}}, spec: {{containers: [{{name: a, image: busybox, \
+             volumeMounts: [{{name: v, mountPath: /v, {field}}}]}}], volumes: [{{name: v, emptyDir: {{}}}}]}}}}"
+        );
+        let refused = instance.apply_refused(&pod)?;
+        ensure!(refused.contains(why), "{refused}");
+    }
+    Ok(())
+}
+
+/// Mounts and unmounts a disk, and unmounts it when it is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn over(at: &Path, disk: &Path) -> Result<Self> {
+        command::run("mount", ["-o", "loop", &disk.display().to_string(), &at.display().to_string()])?;
+        Ok(Self(at.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = command::run("umount", ["--lazy", &self.0.display().to_string()]);
+    }
+}
+
+/// A person moves a claim to a disk of its own.
+#[test]
+fn a_pod_whose_claim_lost_its_disk_is_stopped_and_runs_again_when_it_is_back() -> Result<()> {
+    let instance = Instance::up("none")?;
+    instance.import_busybox()?;
+    let manifest = "
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data, namespace: alice}
+spec: {resources: {requests: {storage: 10Mi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: p, namespace: alice}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: a, image: busybox, args: [sh, -c, 'while true; do date > /data/now; sleep 0.2; done'],
+    volumeMounts: [{name: data, mountPath: /data}]}]
+  volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]
+";
+    instance.apply(manifest)?;
+    instance.run("wait pod/p -n alice --for condition=Ready --timeout 60s")?;
+    inside_of(&instance, "a", "echo kept > /data/kept")?;
+    instance.run("delete pod p -n alice --grace-period 1")?;
+    let uid = instance.get("pvc", "data", "alice")?["metadata"]["uid"].as_str().unwrap().to_owned();
+    let claim = instance.path().join(format!("agent/volumes/claims/alice/data.{uid}"));
+    // A disk with what the claim had, mounted in the claim's place.
+    let disk = instance.path().join("usb.disk");
+    std::fs::File::create(&disk)?.set_len(32 << 20)?;
+    command::run("mkfs.ext4", ["-q", disk.to_str().unwrap()])?;
+    let old = claim.with_extension("old");
+    std::fs::rename(&claim, &old)?;
+    std::fs::create_dir(&claim)?;
+    let mounted = Mounted::over(&claim, &disk)?;
+    command::run("cp", ["-a", &format!("{}/.", old.display()), &claim.display().to_string()])?;
+    instance.apply(manifest)?;
+    instance.run("wait pod/p -n alice --for condition=Ready --timeout 60s")?;
+    assert_eq!(inside_of(&instance, "a", "cat /data/kept")?, "kept");
+
+    // Somebody pulls it.
+    drop(mounted);
+    let waits = |why: &str| {
+        instance.eventually(why, || {
+            let status = instance.get("pod", "p", "alice")?["status"].clone();
+            let waiting = &status["containerStatuses"][0]["state"]["waiting"];
+            ensure!(waiting["reason"] == "FailedMount", "{status}");
+            ensure!(waiting["message"].as_str().is_some_and(|text| text.contains(why)), "{waiting}");
+            Ok(())
+        })
+    };
+    waits("is its disk mounted? No empty volume is made in its place")?;
+    instance.eventually("nothing of it runs", || {
+        ensure!(instance.container_pids(&instance.id()?, "date").is_empty());
+        Ok(())
+    })?;
+    ensure!(instance.run("describe pod p -n alice")?.contains("FailedMount"), "people are told");
+    assert_eq!(std::fs::read_dir(&claim)?.count(), 0, "nothing is written beneath");
+
+    // It is back, and takes no writes, as after errors; whether the pod has started again by then or not.
+    let _mounted = Mounted::over(&claim, &disk)?;
+    let remount = |how: &str| command::run("mount", ["-o", how, &claim.display().to_string()]);
+    remount("remount,bind,ro")?;
+    waits("is on a file system that is read-only")?;
+    remount("remount,bind,rw")?;
+    instance.eventually("it runs again", || {
+        let status = instance.get("pod", "p", "alice")?["status"].clone();
+        ensure!(status["containerStatuses"][0]["ready"] == true, "{}", status["containerStatuses"]);
+        Ok(())
+    })?;
+    assert_eq!(inside_of(&instance, "a", "cat /data/kept")?, "kept");
+    Ok(())
 }

@@ -11,7 +11,7 @@ use hearth_types::{
     kinds::{INTERNET_ANNOTATION, PersistentVolumeClaim, Pod, Volume},
     quantity,
 };
-use hearth_volume::{ClaimId, ClaimSpec};
+use hearth_volume::{ClaimId, ClaimSpec, VolumeError};
 use serde_json::json;
 
 use super::uses::claims_of;
@@ -108,19 +108,22 @@ impl Site {
         Configs { objects, namespace: self.namespace(), myself }
     }
 
+    fn failed_mount(&self, volume: &Volume, error: &VolumeError) -> Failure {
+        let mut failure = self.failed("volumes", "FailedMount", error);
+        failure.message = format!("volume {}: {}", volume.name, failure.message);
+        failure
+    }
+
     fn volume(&self, volume: &Volume, configs: &Configs<'_>) -> Result<PathBuf, Failure> {
         let (store, group) = (&self.shared.volumes, container::volume_group(&self.pod));
-        let mount = |error: hearth_volume::VolumeError| {
-            let mut failure = self.failed("volumes", "FailedMount", &error);
-            failure.message = format!("volume {}: {}", volume.name, failure.message);
-            failure
-        };
+        let mount = |error: VolumeError| self.failed_mount(volume, &error);
         if let Some((files, secret)) = configs.files(volume)? {
             return store.project(self.uid(), &volume.name, &files, secret, group).map_err(mount);
         }
         if let Some(claim) = &volume.persistent_volume_claim {
             return self.claim(&claim.claim_name, configs).and_then(|(id, spec, status)| {
                 let path = store.ensure_claim(&id, &spec).map_err(mount)?;
+                store.check_claim(&id, claim.read_only != Some(true)).map_err(mount)?;
                 let key = ObjectKey::new(GroupKind::PERSISTENT_VOLUME_CLAIM, &id.namespace, &id.name);
                 self.shared.reporter.status(&key, &id.uid.as_str().into(), &status, false);
                 Ok(path)
@@ -134,6 +137,19 @@ impl Site {
             return store.empty_dir(self.uid(), &volume.name, group).map_err(mount);
         }
         Err(Failure::new("FailedMount", format!("volume {}: its kind is not supported by this device", volume.name)))
+    }
+
+    /// Why a claim of the running pod is not there any more as it was. What is wrong with its object is not looked at.
+    pub(super) fn lost_claim(&self) -> Option<Failure> {
+        let objects = self.shared.objects();
+        let configs = self.configs(&objects, None);
+        let mut volumes = self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        volumes.find_map(|volume| {
+            let claim = volume.persistent_volume_claim.as_ref()?;
+            let (id, ..) = self.claim(&claim.claim_name, &configs).ok()?;
+            let checked = self.shared.volumes.check_claim(&id, claim.read_only != Some(true));
+            checked.err().map(|error| self.failed_mount(volume, &error))
+        })
     }
 
     /// Waits, by failing, until no other pod has a claim of this one's.

@@ -12,6 +12,7 @@ use hearth_pod::Failure;
 use hearth_types::kinds::Pod;
 use hearth_volume::VolumeStore;
 
+use super::uses::claims_of;
 use crate::{
     files::chain,
     mounts::{memory, size_limit},
@@ -32,9 +33,10 @@ pub(super) struct Limit {
     text: String,
 }
 
-/// When to measure what.
+/// When to look at the volumes of a pod that runs: what they take, and whether its claims are still there.
 pub(super) struct Gauge {
     limits: Arc<[Limit]>,
+    claims: bool,
     next: Instant,
     under_way: bool,
 }
@@ -54,12 +56,13 @@ impl Gauge {
             let (bytes, text) = size_limit(volume)?;
             Some(Limit { volume: volume.name.clone(), bytes, text: text.to_owned() })
         });
-        Self { limits: limits.collect(), next: Instant::now() + EVERY, under_way: false }
+        let claims = claims_of(pod).next().is_some();
+        Self { limits: limits.collect(), claims, next: Instant::now() + EVERY, under_way: false }
     }
 
-    /// When it is to be measured; none where nothing has a limit, or it is being measured.
+    /// When to look next; none where there is nothing to look at, or somebody is looking.
     pub(super) fn next(&self) -> Option<Instant> {
-        (!self.limits.is_empty() && !self.under_way).then_some(self.next)
+        ((self.claims || !self.limits.is_empty()) && !self.under_way).then_some(self.next)
     }
 
     pub(super) fn begin(&mut self) -> Arc<[Limit]> {
@@ -124,5 +127,7 @@ mod tests {
         assert_eq!(failure.reason, "Evicted");
         assert_eq!(failure.message, "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\".");
         assert_eq!(Gauge::new(&Pod::default()).next(), None);
+        let claims = json!({"spec": {"containers": [], "volumes": [{"name": "a", "persistentVolumeClaim": {"claimName": "a"}}]}});
+        assert!(Gauge::new(&serde_json::from_value(claims).expect("a pod")).next().is_some());
     }
 }

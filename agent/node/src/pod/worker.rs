@@ -251,10 +251,14 @@ impl Worker {
         }
     }
 
-    /// Looks how much of the disk the pod takes.
+    /// Looks whether the pod's claims are there, and how much of the disk the pod takes.
     fn measure(&mut self) {
-        let (limits, store, uid) = (self.gauge.begin(), self.site.shared.volumes.clone(), self.site.places.uid.clone());
-        self.tasks.spawn(async move { Outcome::Measured(blocking(move || measure(&store, &uid, &limits)).await) });
+        let (limits, site) = (self.gauge.begin(), self.site.clone());
+        self.tasks.spawn(async move {
+            let looked = blocking(move || (site.lost_claim(), measure(&site.shared.volumes, site.uid(), &limits)));
+            let (lost, measured) = looked.await;
+            Outcome::Measured(lost, measured)
+        });
     }
 
     fn runtime(&mut self, event: PodEvent) {

@@ -299,3 +299,25 @@ fn a_pod_that_takes_too_much_is_evicted_for_good() {
     let again = PodMachine::new(view("Always", &["web"]), Some(device.pod.record().clone()), Found::Nothing, at(9));
     assert_eq!(again.status()["reason"], "Evicted");
 }
+
+#[test]
+fn a_pod_whose_volumes_go_away_is_stopped_and_runs_again_when_they_are_back() {
+    let mut device = Device::new(view("Always", &["web"]));
+    device.run(Event::Tick, T0);
+    let why = Failure::new("FailedMount", "volume data: is its disk mounted?");
+    let commands = device.pod.step(Event::VolumesLost(why.clone()), at(5));
+    let told = Command::Event { kind: EventType::Warning, reason: "FailedMount".into(), message: why.message.clone() };
+    assert!(commands.contains(&told) && commands.contains(&Command::DestroySandbox), "{commands:?}");
+    let commands = device.pod.step(Event::SandboxDestroyed(Ok(())), at(5));
+    assert!(starts(&commands).is_empty() && !commands.contains(&Command::CreateSandbox), "{commands:?}");
+    let commands = device.pod.step(Event::Tick, at(6));
+    assert!(commands.contains(&Command::EnsureVolumes), "{commands:?}");
+    let commands = device.pod.step(Event::Volumes(Err(why.clone())), at(6));
+    assert!(!commands.contains(&told), "people have heard of it: {commands:?}");
+    let waiting = &device.container()["state"]["waiting"];
+    assert_eq!((&waiting["reason"], &waiting["message"]), (&json!("FailedMount"), &json!(why.message)));
+    assert_eq!(condition(&device.status(), "Ready"), "False");
+    device.run(Event::Tick, at(60));
+    assert!(device.container()["state"]["running"].is_object(), "{}", device.container());
+    assert_eq!(device.container()["restartCount"], 1);
+}

@@ -16,6 +16,7 @@ enum Chance {
     Images,
     Config,
     Delete { grace: u64 },
+    Unmount,
     Evict,
     Vanish,
     Wait { seconds: u64 },
@@ -31,6 +32,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         1 => Just(Chance::Images),
         1 => Just(Chance::Config),
         1 => (0_u64..40).prop_map(|grace| Chance::Delete { grace }),
+        1 => Just(Chance::Unmount),
         1 => Just(Chance::Evict),
         1 => Just(Chance::Vanish),
         4 => (0_u64..400).prop_map(|seconds| Chance::Wait { seconds }),
@@ -221,6 +223,15 @@ impl Model {
             Chance::Images => self.step(Event::ImagesChanged),
             Chance::Config => self.step(Event::ConfigChanged),
             Chance::Delete { grace } => self.step(deleted(self.spec.clone(), grace)),
+            Chance::Unmount => {
+                if self.pod.has_sandbox() {
+                    let before = self.pod.record().clone();
+                    self.step(Event::VolumesLost(Failure::new("FailedMount", "gone")));
+                    if *self.pod.record() != before || !self.pod.has_sandbox() {
+                        self.running.clear();
+                    }
+                }
+            }
             Chance::Evict => self.step(Event::Evicted(Failure::new("Evicted", "too much"))),
             Chance::Vanish => self.step(Event::Vanished(Duration::from_secs(1))),
             Chance::Wait { seconds } => {

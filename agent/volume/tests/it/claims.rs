@@ -267,7 +267,7 @@ fn names_that_climb_are_refused_everywhere() {
         assert!(matches!(store.empty_dir("p", bad, None), Err(VolumeError::Name { .. })));
         assert!(matches!(store.remove_pod(bad), Err(VolumeError::Name { .. })));
     }
-    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
 }
 
 #[test]
@@ -337,4 +337,34 @@ fn a_store_on_another_disk_than_before_is_refused() {
     let root = directory.path().join("volumes");
     fs::remove_file(root.join("format")).unwrap();
     assert!(matches!(VolumeStore::open(&root), Err(VolumeError::Format { .. })));
+}
+
+#[test]
+fn a_store_whose_disk_is_away_is_not_made_anew() {
+    let (directory, store) = store();
+    store.ensure_claim(&id("data", "u-1"), &ClaimSpec::default()).unwrap();
+    let (root, away) = (directory.path().join("volumes"), directory.path().join("away"));
+    fs::rename(&root, &away).unwrap();
+    let error = VolumeStore::open(&root).unwrap_err().to_string();
+    assert!(error.contains("is its disk mounted?") && error.contains("volumes.made"), "{error}");
+    assert_eq!(fs::read_dir(&root).unwrap().count(), 1, "nothing is written beneath but the lock");
+    // Mounted again, it is as it was.
+    fs::remove_dir_all(&root).unwrap();
+    fs::rename(&away, &root).unwrap();
+    assert_eq!(VolumeStore::open(&root).unwrap().list_claims().unwrap().len(), 1);
+    // Somebody who gives its volumes up says so.
+    fs::remove_dir_all(&root).unwrap();
+    fs::remove_file(directory.path().join("volumes.made")).unwrap();
+    assert_eq!(VolumeStore::open(&root).unwrap().list_claims().unwrap(), []);
+}
+
+#[test]
+fn a_claim_that_is_handed_out_is_looked_after() {
+    let (_directory, store) = store();
+    let data = store.ensure_claim(&id("data", "u-1"), &ClaimSpec::default()).unwrap();
+    store.check_claim(&id("data", "u-1"), true).unwrap();
+    fs::rename(&data, data.with_file_name("away")).unwrap();
+    assert!(matches!(store.check_claim(&id("data", "u-1"), true), Err(VolumeError::MissingData { .. })));
+    fs::create_dir(&data).unwrap();
+    assert!(matches!(store.check_claim(&id("data", "u-1"), true), Err(VolumeError::ForeignData { .. })));
 }

@@ -123,6 +123,7 @@ pub(super) fn empty_dir(source: &Value, at: &str, report: &mut Report) {
 }
 
 fn projected(source: &Value, at: &str, report: &mut Report) {
+    let mut seen = BTreeSet::new();
     for (path, one) in each(source, "sources", at) {
         let kinds: Vec<&str> = one.as_object().into_iter().flatten().map(|(kind, _)| kind.as_str()).collect();
         match kinds.as_slice() {
@@ -134,6 +135,13 @@ fn projected(source: &Value, at: &str, report: &mut Report) {
                     report.name(&format!("{at}.name"), text(projection, "name"), names::dns_subdomain);
                 }
                 items(projection, &at, report);
+                let fresh: BTreeSet<&str> = each(projection, "items", "").map(|(_, item)| text(item, "path")).collect();
+                for path in fresh.into_iter().filter(|path| !seen.insert(*path)) {
+                    report.wrong(
+                        format!("{at}.items"),
+                        format!("conflicting duplicate paths: {path:?} is another source's"),
+                    );
+                }
             }
             [kind] => {
                 let known = PROJECTIONS.join(", ");
@@ -255,6 +263,11 @@ mod tests {
             (
                 json!([{"name": "p", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]),
                 "spec.volumes[0].projected.sources[0].serviceAccountToken: not supported",
+            ),
+            (
+                json!([{"name": "p", "projected": {"sources": [{"secret": {"name": "s", "items": [{"key": "k", "path": "x"}]}},
+                    {"configMap": {"name": "c", "items": [{"key": "k", "path": "x"}]}}]}}]),
+                "spec.volumes[0].projected.sources[1].configMap.items: conflicting duplicate paths: \"x\"",
             ),
             (
                 json!([{"name": "p", "projected": {"sources": [{}]}}]),

@@ -27,7 +27,7 @@ pub(super) enum Outcome {
     Looked(bool),
     Volumes(Result<VolumePaths, Failure>),
     Refreshed(Result<VolumePaths, Failure>),
-    Measured(Measured),
+    Measured(Option<Failure>, Measured),
     Network(Result<PodNetwork, Failure>),
     Sandbox(Result<hearth_runtime::Pod, Failure>),
     Started(String, u32, Result<ContainerStatus, StartFailure>),
@@ -90,8 +90,11 @@ impl Worker {
             Outcome::Refreshed(Err(failure)) => {
                 tracing::warn!(pod = %self.key, failure.message, "the pod's volumes keep their old content");
             }
-            Outcome::Measured(measured) => {
+            Outcome::Measured(lost, measured) => {
                 self.gauge.ended(&measured);
+                if let Some(why) = lost {
+                    self.step(Event::VolumesLost(why));
+                }
                 if let Some(why) = measured.too_much {
                     self.step(Event::Evicted(why));
                 }
