@@ -27,7 +27,9 @@ test: ## every test, those with real containers included
 	@scripts/deps.sh build run test
 	cargo build --locked -p hearth
 	@scripts/example-image.sh debug
+	@scripts/hostile.sh
 	cargo nextest run --locked --workspace $(TESTS)
+	cargo test --locked -q -p hearth-runtime --features unprotected --test hostile
 	cargo nextest run --locked -p hearth-e2e --features sabotage --lib -E 'test(sim::tests::bugs)'
 
 verify: ## what CI holds every change to: format, clippy, licences, the house's arrows

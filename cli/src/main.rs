@@ -23,6 +23,9 @@ use crate::{
     logging::log_to_stderr,
 };
 
+/// A build of tests of the runtime can leave protections out; this is no such thing.
+const _: () = assert!(!hearth_runtime::UNPROTECTED, "hearth is never built with `hearth-runtime/unprotected`");
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {

@@ -10,6 +10,9 @@
 #![allow(unsafe_code)] // forks, namespaces, mounts and seccomp have no safe interface; each block says its reason
 #![warn(clippy::undocumented_unsafe_blocks)]
 
+/// Whether protections of containers can be left out, as tests need it and a product must not.
+pub const UNPROTECTED: bool = cfg!(feature = "unprotected");
+
 mod cgroup;
 mod child;
 mod client;
@@ -25,6 +28,7 @@ mod shim;
 mod sys;
 mod title;
 mod trash;
+mod unprotected;
 mod wire;
 mod zygote;
 
@@ -36,4 +40,6 @@ pub use heap::trim_heap;
 pub use model::*;
 pub use pods::teardown;
 pub use record::RecordError;
+#[cfg(feature = "unprotected")]
+pub use unprotected::Protection;
 pub use zygote::{Zygote, ZygoteConfig, fork_zygote};

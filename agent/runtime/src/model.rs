@@ -208,6 +208,10 @@ pub struct ContainerSpec {
     /// Its first process has a terminal, and one output.
     #[serde(default)]
     pub terminal: bool,
+    /// What the container is to do without; in builds for tests only.
+    #[cfg(feature = "unprotected")]
+    #[serde(default)]
+    pub without: Vec<crate::Protection>,
 }
 
 /// Name of the file with a container's last message in [`ContainerSpec::scratch`]. Its content is the container's: it may be of any size and

@@ -40,6 +40,8 @@ const CHECKS: [&str; 17] = [
     "shared",
     "down",
 ];
+/// Least number of probes of hostile containers.
+const HOSTILE: u32 = 60;
 /// Modules that find the disk.
 const DISK_MODULES: [&str; 2] = ["drivers/virtio", "drivers/block/virtio_blk.ko"];
 /// Modules that Hearth has the kernel load, and what these need.
@@ -136,8 +138,8 @@ fn install_program(program: &Path, to: &Path, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The disk of the guest: busybox for a system, what Hearth runs with, and the checks.
-fn disk(kernel: &Kernel, work: &Path) -> Result<PathBuf> {
+/// The root of a guest: busybox for a system, and the script that it runs when it is up.
+fn system(kernel: &Kernel, work: &Path, check: &str) -> Result<PathBuf> {
     let root = work.join("root");
     for folder in ["bin", "sbin", "dev", "proc", "sys", "run", "tmp", "data", "etc", "vm"] {
         fs::create_dir_all(root.join(folder))?;
@@ -147,6 +149,19 @@ fn disk(kernel: &Kernel, work: &Path) -> Result<PathBuf> {
         std::os::unix::fs::symlink("/bin/busybox", root.join("bin").join(applet))?;
     }
     std::os::unix::fs::symlink("/bin/busybox", root.join("sbin/modprobe"))?;
+    install(&own("setup"), &root.join("vm/setup"))?;
+    install(&own(check), &root.join("vm/check"))?;
+    fs::copy(own("inittab"), root.join("etc/inittab"))?;
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
+    fs::write(root.join("etc/group"), "root:x:0:\n")?;
+    fs::write(root.join("etc/resolv.conf"), "nameserver 192.0.2.53\n")?;
+    kernel.copy_modules(&root, &MODULES)?;
+    Ok(root)
+}
+
+/// A disk with what Hearth runs with, and the checks.
+fn disk(kernel: &Kernel, work: &Path) -> Result<PathBuf> {
+    let root = system(kernel, work, "check")?;
     let which = |name: &str| -> Result<PathBuf> {
         let found = run("sh", ["-c", &format!("PATH=$PATH:/usr/sbin:/sbin command -v {name}")])?;
         Ok(PathBuf::from(found.trim()))
@@ -161,31 +176,26 @@ fn disk(kernel: &Kernel, work: &Path) -> Result<PathBuf> {
     succeed(Command::new("strip").arg(root.join("opt/hearth/hearth")))?;
     let examples = hearth.parent().context("a folder")?.join("hearth-examples");
     succeed(Command::new("cp").arg("-a").arg(&examples).arg(root.join("opt/hearth")))?;
-    for name in ["setup", "check", "pods.yaml"] {
-        install(&own(name), &root.join("vm").join(name))?;
-    }
-    fs::copy(own("inittab"), root.join("etc/inittab"))?;
-    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
-    fs::write(root.join("etc/group"), "root:x:0:\n")?;
-    fs::write(root.join("etc/resolv.conf"), "nameserver 192.0.2.53\n")?;
-    kernel.copy_modules(&root, &MODULES)?;
+    install(&own("pods.yaml"), &root.join("vm/pods.yaml"))?;
+    ext4(&root, work)
+}
+
+fn ext4(root: &Path, work: &Path) -> Result<PathBuf> {
     let image = work.join("disk.ext4");
     fs::File::create(&image)?.set_len(DISK_BYTES)?;
     succeed(
         Command::new("sh")
             .args(["-c", "PATH=$PATH:/usr/sbin:/sbin exec mkfs.ext4 -q -F -d \"$1\" \"$2\"", "sh"])
-            .arg(&root)
+            .arg(root)
             .arg(&image),
     )?;
     Ok(image)
 }
 
-#[test]
-fn everything_works_on_debians_kernel_with_cgroups_of_version_2_only() -> Result<()> {
-    let kernel = Kernel::find()?;
-    let work = tempfile::tempdir()?;
-    let (initramfs, disk) = (initramfs(&kernel, work.path())?, disk(&kernel, work.path())?);
-    let console = work.path().join("console");
+/// Boots from a disk until the guest switches itself off; what its console said.
+fn boot(kernel: &Kernel, work: &Path, disk: &Path) -> Result<String> {
+    let initramfs = initramfs(kernel, work)?;
+    let console = work.join("console");
     // Emulated: hardware help may be absent, or be there and hang. Shallow page tables and no mitigations spare it work.
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", "2", "-m", "2048", "-no-reboot"])
@@ -203,7 +213,36 @@ fn everything_works_on_debians_kernel_with_cgroups_of_version_2_only() -> Result
     ensure!(done.status.success(), "qemu: {}\n{console}", String::from_utf8_lossy(&done.stderr));
     let release = kernel.modules.file_name().context("a release")?.to_string_lossy();
     ensure!(console.contains(&format!("kernel {release}")), "{console}");
+    Ok(console)
+}
+
+#[test]
+fn everything_works_on_debians_kernel_with_cgroups_of_version_2_only() -> Result<()> {
+    let kernel = Kernel::find()?;
+    let work = tempfile::tempdir()?;
+    let console = boot(&kernel, work.path(), &disk(&kernel, work.path())?)?;
     let passed: Vec<_> = console.lines().filter_map(|line| line.strip_prefix("ok ")).collect();
     ensure!(passed == CHECKS && console.contains("end of checks"), "the guest's console:\n{console}");
+    Ok(())
+}
+
+/// The test `hostile` of the runtime, in the guest: no protection is shown by one version of cgroups or one kernel only.
+#[test]
+fn hostile_containers_are_refused_there_too() -> Result<()> {
+    let kernel = Kernel::find()?;
+    let work = tempfile::tempdir()?;
+    let root = system(&kernel, work.path(), "hostile")?;
+    let hostile = binary().parent().context("a folder")?.join("hearth-hostile");
+    ensure!(hostile.exists(), "no {}: `scripts/hostile.sh` makes it", hostile.display());
+    install_program(&hostile, Path::new("vm/hostile"), &root)?;
+    // A program that is no part of busybox, which gives a user's rights back that it was not meant to have.
+    fs::remove_file(root.join("bin/cat"))?;
+    install_program(Path::new("/bin/cat"), Path::new("bin/cat"), &root)?;
+    let console = boot(&kernel, work.path(), &ext4(&root, work.path())?)?;
+    let result = console.lines().find(|line| line.contains("test result:"));
+    let result = result.with_context(|| format!("the guest's console:\n{console}"))?;
+    let passed = result.split_whitespace().skip_while(|word| !word.ends_with("ok.")).nth(1);
+    let passed = passed.and_then(|n| n.parse::<u32>().ok()).unwrap_or_default();
+    ensure!(passed >= HOSTILE && result.contains(" 0 failed;"), "the guest's console:\n{console}");
     Ok(())
 }

@@ -14,7 +14,7 @@ mod usage;
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -166,9 +166,10 @@ impl Cgroups {
         Ok(())
     }
 
-    /// The directory that shows a container its own limits, where that is a single one.
-    pub(crate) fn own_view(&self, rel: &Path) -> Option<PathBuf> {
-        self.working().find(|h| h.v2 && self.is_v2()).map(|h| h.mount.join(rel))
+    /// The directory that shows a container its own limits, where that is a single one; `any` takes one of several.
+    pub(crate) fn own_view(&self, rel: &Path, any: bool) -> Option<PathBuf> {
+        let shown = |h: &&Hierarchy| if any { h.has("pids") } else { h.v2 && self.is_v2() };
+        self.working().find(shown).map(|h| h.mount.join(rel))
     }
 
     /// Limits of a container.
@@ -217,11 +218,14 @@ impl Cgroups {
 
     /// Denies all devices but the harmless ones; an error means that they are not denied.
     pub(crate) fn deny_devices(&self, rel: &Path) -> io::Result<()> {
-        if let Some(h) = self.working().find(|h| !h.v2 && h.has("devices")) {
-            return devices::deny_v1(&h.mount.join(rel));
-        }
-        let h = self.hierarchies.iter().find(|h| h.v2).ok_or(io::ErrorKind::Unsupported)?;
-        devices::deny_v2(&h.mount.join(rel))
+        self.open_devices(rel)?.deny()
+    }
+
+    /// Where devices are denied, opened, so that they can be denied when cgroups are no more in reach.
+    pub(crate) fn open_devices(&self, rel: &Path) -> io::Result<OpenDevices> {
+        let v1 = self.working().find(|h| !h.v2 && h.has("devices"));
+        let found = v1.or_else(|| self.hierarchies.iter().find(|h| h.v2)).ok_or(io::ErrorKind::Unsupported)?;
+        Ok(OpenDevices { dir: fs::File::open(found.mount.join(rel))?, v2: found.v2 })
     }
 
     /// How many processes the kernel killed in `rel` for want of memory.
@@ -273,6 +277,21 @@ impl Cgroups {
     #[cfg(test)]
     pub(crate) fn paths(&self, rel: &Path) -> Vec<PathBuf> {
         self.hierarchies.iter().map(|h| h.mount.join(rel)).collect()
+    }
+}
+
+/// The cgroup of a container whose devices are to be denied.
+#[derive(Debug)]
+pub(crate) struct OpenDevices {
+    dir: fs::File,
+    v2: bool,
+}
+
+impl OpenDevices {
+    /// As [`Cgroups::deny_devices`].
+    pub(crate) fn deny(&self) -> io::Result<()> {
+        let dir = PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd()));
+        if self.v2 { devices::deny_v2(&dir) } else { devices::deny_v1(&dir) }
     }
 }
 

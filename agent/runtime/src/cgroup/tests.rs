@@ -108,7 +108,7 @@ fn each_controller_is_used_where_it_is() {
             "{host}"
         );
         assert_eq!(NEEDED.map(|c| cgroups.with(c).map(|h| h.mount.to_str().expect("text"))), homes, "{host}");
-        assert_eq!(cgroups.own_view(Path::new("x")).is_some(), v2, "{host}: only a whole view is shown");
+        assert_eq!(cgroups.own_view(Path::new("x"), false).is_some(), v2, "{host}: only a whole view is shown");
     }
 }
 

@@ -34,6 +34,7 @@ use crate::{
     model::{ContainerSpec, Mount, MountKind, TERMINATION_LOG, WindowSize},
     shim::{MEMORY, Sandbox, TheirEnds, container_id},
     sys,
+    unprotected::{Protection, lacks},
     wire::{self, HelperMsg},
 };
 
@@ -87,8 +88,10 @@ fn make(sandbox: &Sandbox, spec: &ContainerSpec, channel: &OwnedFd, ends: TheirE
     keep.extend(pidns.map(AsRawFd::as_raw_fd));
     keep.extend([channel.as_raw_fd(), ends.stdout.as_raw_fd(), ends.stderr.as_raw_fd()]);
     keep.extend(ends.stdin.iter().map(AsRawFd::as_raw_fd));
-    // SAFETY: this process was just forked for one container; the shim's other descriptors are never touched in it.
-    unsafe { sys::close_all_but(&keep) }.map_err(isolation("close descriptors of the shim"))?;
+    if !lacks(spec, Protection::ClosedDescriptors) {
+        // SAFETY: this process was just forked for one container; the shim's other descriptors are never touched in it.
+        unsafe { sys::close_all_but(&keep) }.map_err(isolation("close descriptors of the shim"))?;
+    }
 
     let id = container_id(&spec.name, spec.attempt);
     let cgroup = sandbox.cgroup.join(&id);
@@ -100,13 +103,20 @@ fn make(sandbox: &Sandbox, spec: &ContainerSpec, channel: &OwnedFd, ends: TheirE
     }
     sandbox.cgroups.create(&cgroup).map_err(no_cgroup)?;
     sandbox.cgroups.limit_container(&cgroup, &spec.limits).map_err(no_cgroup)?;
-    sandbox.cgroups.deny_devices(&cgroup).map_err(isolation("deny devices"))?;
+    // Without a user namespace, libcontainer makes device nodes instead of binding the host's.
+    let late = lacks(spec, Protection::UserNamespace) && !lacks(spec, Protection::DeviceFilter);
+    let devices = late.then(|| sandbox.cgroups.open_devices(&cgroup)).transpose().map_err(isolation("open devices"))?;
+    if devices.is_none() && !lacks(spec, Protection::DeviceFilter) {
+        sandbox.cgroups.deny_devices(&cgroup).map_err(isolation("deny devices"))?;
+    }
 
     unshare(CloneFlags::CLONE_NEWNS).map_err(isolation("unshare the mount namespace"))?;
     let (ids, caps) = prepare_root(sandbox, spec, &sandbox.mnt.join("c").join(&id))?;
-    let own_view = sandbox.cgroups.own_view(&cgroup);
+    let writable_view = lacks(spec, Protection::ReadOnlyCgroup);
+    let own_view = sandbox.cgroups.own_view(&cgroup, writable_view);
     if let Some(own_view) = &own_view {
-        rootfs::attach(own_view, &sandbox.mnt.join("c").join(&id).join("cgroup"), sys::MOUNT_ATTR_RDONLY)
+        let read_only = if writable_view { 0 } else { sys::MOUNT_ATTR_RDONLY };
+        rootfs::attach(own_view, &sandbox.mnt.join("c").join(&id).join("cgroup"), read_only)
             .map_err(isolation("show the container its cgroup"))?;
     }
     // Last, since the container pays for what is in its cgroup; libcontainer's processes are born there.
@@ -133,8 +143,8 @@ fn make(sandbox: &Sandbox, spec: &ContainerSpec, channel: &OwnedFd, ends: TheirE
     };
     let oci = oci::build(&parts).map_err(isolation("build the specification"))?;
     oci.save(dir.join("config.json")).map_err(isolation("write the specification"))?;
-    let launch = Launch::new(&spec.args, &env, channel.as_raw_fd())?;
-    start(&id, &dir, Program { launch, terminal: spec.terminal }, channel, ends)
+    let launch = Launch::new(&spec.args, &env, channel.as_raw_fd())?.without(spec);
+    start(&id, &dir, Program { launch, terminal: spec.terminal }, devices, channel, ends)
 }
 
 /// With the file for the last message among its mounts: the last, so that it may lie in a volume.
@@ -147,7 +157,14 @@ fn with_termination_log(spec: &ContainerSpec) -> ContainerSpec {
     spec
 }
 
-fn start(id: &str, dir: &Path, program: Program, channel: &OwnedFd, ends: TheirEnds) -> Result<(), StartError> {
+fn start(
+    id: &str,
+    dir: &Path,
+    program: Program,
+    devices: Option<crate::cgroup::OpenDevices>,
+    channel: &OwnedFd,
+    ends: TheirEnds,
+) -> Result<(), StartError> {
     let failed = |e: libcontainer::error::LibcontainerError| StartError::Isolation { reason: chain(&e) };
     let stdin = match ends.stdin {
         Some(stdin) => stdin,
@@ -168,6 +185,9 @@ fn start(id: &str, dir: &Path, program: Program, channel: &OwnedFd, ends: TheirE
         .as_sibling(true)
         .build()
         .map_err(failed)?;
+    if let Some(devices) = devices {
+        devices.deny().map_err(isolation("deny devices"))?;
+    }
     let pid = container.pid().ok_or_else(|| invalid("container", "it has no process"))?.as_raw();
     wire::send_message(channel.as_fd(), &HelperMsg::Created { pid }, &[]).map_err(isolation("report to the shim"))?;
     container.start().map_err(failed)
@@ -176,6 +196,9 @@ fn start(id: &str, dir: &Path, program: Program, channel: &OwnedFd, ends: TheirE
 /// Mounts the root and the volumes and puts in place what they need. Returns who the program runs as, with what.
 fn prepare_root(sandbox: &Sandbox, spec: &ContainerSpec, dir: &Path) -> Result<(Ids, caps::CapSet), StartError> {
     let map = sandbox.config.id_map;
+    if lacks(spec, Protection::ReadOnlySys) {
+        rootfs::make_writable(&sandbox.mnt.join("sysfs")).map_err(isolation("make /sys writable"))?;
+    }
     fs::create_dir(dir).map_err(isolation("make the container's directory"))?;
     rootfs::mount_overlay(spec, dir, map, sandbox.userns(), features::layer_paths())?;
     if spec.termination_log.is_some() {
@@ -196,10 +219,14 @@ fn prepare_root(sandbox: &Sandbox, spec: &ContainerSpec, dir: &Path) -> Result<(
             reason: e.to_string(),
         };
         root.check_target(&volume.target).map_err(failed)?;
-        let target = root.check_nested(&volume.target, &mounted).map_err(failed)?;
+        let target = if lacks(spec, Protection::CheckedTargets) {
+            volume.target.clone()
+        } else {
+            root.check_nested(&volume.target, &mounted).map_err(failed)?
+        };
         let source = source::open(volume, &sandbox.mnt.join(MEMORY), map)?;
         if let Some(source) = &source {
-            rootfs::attach_volume(volume, source, sandbox.userns(), &dir.join(format!("v{n}")))?;
+            rootfs::attach_volume(spec, volume, source, sandbox.userns(), &dir.join(format!("v{n}")))?;
         }
         mounted.push(Mounted { target, volume: source });
     }

@@ -6,14 +6,25 @@ use std::{
     path::Path,
 };
 
+use super::verify;
 use crate::{
     error::{StartError, because},
+    model::ContainerSpec,
     seccomp, sys,
+    unprotected::{Protection, lacks},
     wire::{self, HelperMsg},
 };
 
 /// Where programs are looked for if the image does not say.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What is left out of the last steps; nothing in a product.
+#[derive(Debug, Clone, Copy, Default)]
+struct Without {
+    seccomp: bool,
+    closed_descriptors: bool,
+    verified_mounts: bool,
+}
 
 /// A program ready to run; all memory it needs is taken beforehand.
 #[derive(Debug, Clone)]
@@ -24,6 +35,7 @@ pub(crate) struct Launch {
     candidates: Vec<CString>,
     /// Socket for [`HelperMsg`]; close-on-exec.
     channel: RawFd,
+    without: Without,
 }
 
 impl Launch {
@@ -44,7 +56,19 @@ impl Launch {
             env: env.iter().map(|(k, v)| c(format!("{k}={v}"))).collect::<Result<_, _>>()?,
             candidates,
             channel,
+            without: Without::default(),
         })
+    }
+
+    /// Leaves out what the container is to do without.
+    pub(crate) fn without(mut self, spec: &ContainerSpec) -> Self {
+        self.without = Without {
+            seccomp: lacks(spec, Protection::Seccomp) || lacks(spec, Protection::NoNewPrivileges),
+            closed_descriptors: lacks(spec, Protection::ClosedDescriptors),
+            // The host's `/proc` has mounts of its own.
+            verified_mounts: lacks(spec, Protection::VerifiedMounts) || lacks(spec, Protection::PidNamespace),
+        };
+        self
     }
 
     /// Where [`HelperMsg`]s go.
@@ -59,14 +83,33 @@ impl Launch {
 
     /// Runs the program in place of this process. Returns only with why it did not, after having said so.
     pub(crate) fn go(&self) -> StartError {
+        if let Err(e) = self.verify() {
+            self.say(&HelperMsg::Failed(e.clone()));
+            return e;
+        }
         sys::reset_signals();
         self.say(&HelperMsg::Executing);
-        let error = match seccomp::load() {
+        if self.without.closed_descriptors {
+            for fd in 3..1024 {
+                // SAFETY: clears a flag of this process's descriptors.
+                let _ = unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+            }
+        }
+        let loaded = if self.without.seccomp { Ok(()) } else { seccomp::load() };
+        let error = match loaded {
             Ok(()) => self.execute(),
             Err(e) => StartError::Isolation { reason: because("load the seccomp profile", e) },
         };
         self.say(&HelperMsg::Failed(error.clone()));
         error
+    }
+
+    /// Before seccomp, and before it is said that the program runs.
+    fn verify(&self) -> Result<(), StartError> {
+        if self.without.verified_mounts {
+            return Ok(());
+        }
+        verify::own_mounts().map_err(|e| StartError::Isolation { reason: because("look at the mounts", e) })
     }
 
     fn execute(&self) -> StartError {

@@ -5,10 +5,12 @@ pub(crate) mod create;
 pub(crate) mod exec;
 pub(crate) mod launch;
 mod oci;
+mod paths;
 pub(crate) mod remove;
 pub(crate) mod rootfs;
 mod source;
 mod user;
+mod verify;
 
 pub(crate) use self::exec::become_root_inside;
 use std::path::{Component, Path};

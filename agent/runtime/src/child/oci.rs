@@ -14,26 +14,16 @@ use libcontainer::oci_spec::{
     },
 };
 
-use super::{caps, user::Ids};
-use crate::model::{ContainerSpec, MountKind};
+use super::{
+    caps,
+    paths::{MASKED, READ_ONLY},
+    user::Ids,
+};
+use crate::{
+    model::{ContainerSpec, MountKind},
+    unprotected::{Protection, lacks},
+};
 
-/// Hidden, as in Docker: they show or change the host.
-const MASKED: [&str; 12] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
-/// Read-only, as in Docker.
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 /// Containers, and commands in them, go before shims when memory is short.
 pub(super) const OOM_SCORE_ADJ: i32 = 100;
 
@@ -65,14 +55,20 @@ fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> Result<Mou
 
 /// Binds keep the attributes that the helper's mount has: no ids of the host, no devices, no setuid.
 fn bind(target: &Path, source: &Path, read_only: bool) -> Result<Mount, OciSpecError> {
-    let mut options = vec!["bind".to_owned(), "nosuid".to_owned(), "nodev".to_owned()];
+    let mut options = vec!["bind", "nosuid", "nodev"];
     if read_only {
-        options.push("ro".to_owned());
+        options.push("ro");
     }
+    bind_with(target, source, &options)
+}
+
+fn bind_with(target: &Path, source: &Path, options: &[&str]) -> Result<Mount, OciSpecError> {
+    let options = options.iter().map(ToString::to_string).collect::<Vec<_>>();
     MountBuilder::default().destination(target).typ("bind").source(source).options(options).build()
 }
 
 fn mounts(parts: &Parts<'_>) -> Result<Vec<Mount>, OciSpecError> {
+    let without = |protection| lacks(parts.spec, protection);
     let mut all = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"])?,
@@ -84,18 +80,34 @@ fn mounts(parts: &Parts<'_>) -> Result<Vec<Mount>, OciSpecError> {
         )?,
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
         bind(Path::new("/dev/shm"), Path::new("/shm"), false)?,
-        bind(Path::new("/sys"), Path::new("/sysfs"), true)?,
+        bind(Path::new("/sys"), Path::new("/sysfs"), !without(Protection::ReadOnlySys))?,
     ];
+    if without(Protection::PidNamespace) {
+        // A new one cannot be mounted by who does not own the namespace.
+        all[0] = mount("/proc", "bind", "/proc", &["rbind", "nosuid", "noexec", "nodev"])?;
+    }
+    if without(Protection::IpcNamespace) {
+        all.retain(|mount| mount.destination() != Path::new("/dev/mqueue"));
+    }
     if parts.cgroup_view {
-        all.push(bind(Path::new("/sys/fs/cgroup"), &parts.dir.join("cgroup"), true)?);
+        let read_only = !without(Protection::ReadOnlyCgroup);
+        all.push(bind(Path::new("/sys/fs/cgroup"), &parts.dir.join("cgroup"), read_only)?);
     }
     for name in ["resolv.conf", "hosts", "hostname"] {
-        all.push(bind(&Path::new("/etc").join(name), &Path::new("/etc").join(name), true)?);
+        all.push(bind(
+            &Path::new("/etc").join(name),
+            &Path::new("/etc").join(name),
+            !without(Protection::ReadOnlyEtc),
+        )?);
     }
     for (n, m) in parts.spec.mounts.iter().enumerate() {
         all.push(match m.kind {
             MountKind::IdmappedBind | MountKind::SubPath { .. } | MountKind::Memory { .. } => {
-                bind(&m.target, &parts.dir.join(format!("v{n}")), m.read_only)?
+                let guards = [("nosuid", Protection::NoSuid), ("nodev", Protection::NoDev)];
+                let mut options = vec!["bind"];
+                options.extend(guards.iter().filter(|(_, guard)| !without(*guard)).map(|(option, _)| option));
+                options.extend(m.read_only.then_some("ro"));
+                bind_with(&m.target, &parts.dir.join(format!("v{n}")), &options)?
             }
             MountKind::Tmpfs { size } => {
                 let target = m.target.to_string_lossy();
@@ -114,14 +126,17 @@ fn mounts(parts: &Parts<'_>) -> Result<Vec<Mount>, OciSpecError> {
 fn namespaces(parts: &Parts<'_>) -> Result<Vec<LinuxNamespace>, OciSpecError> {
     let [user, ipc, uts] = &parts.namespaces;
     let mut all = Vec::new();
-    for (kind, path) in [
-        (LinuxNamespaceType::User, Some(user)),
-        (LinuxNamespaceType::Ipc, Some(ipc)),
-        (LinuxNamespaceType::Uts, Some(uts)),
-        (LinuxNamespaceType::Pid, parts.pidns.as_ref()),
-        (LinuxNamespaceType::Mount, None),
-        (LinuxNamespaceType::Cgroup, None),
+    all.push(LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Mount).build()?);
+    for (kind, path, protection) in [
+        (LinuxNamespaceType::User, Some(user), Protection::UserNamespace),
+        (LinuxNamespaceType::Ipc, Some(ipc), Protection::IpcNamespace),
+        (LinuxNamespaceType::Uts, Some(uts), Protection::UtsNamespace),
+        (LinuxNamespaceType::Pid, parts.pidns.as_ref(), Protection::PidNamespace),
+        (LinuxNamespaceType::Cgroup, None, Protection::CgroupNamespace),
     ] {
+        if lacks(parts.spec, protection) {
+            continue;
+        }
         let builder = LinuxNamespaceBuilder::default().typ(kind);
         all.push(match path {
             Some(path) => builder.path(path).build()?,
@@ -166,15 +181,18 @@ pub(super) fn build(parts: &Parts<'_>) -> Result<Spec, OciSpecError> {
         .cwd(cwd)
         .capabilities(capabilities)
         .rlimits(Vec::new())
-        .no_new_privileges(true)
+        .no_new_privileges(!lacks(parts.spec, Protection::NoNewPrivileges))
         .oom_score_adj(OOM_SCORE_ADJ)
         .build()?;
-    let paths = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let paths = |list: &[&str], protection| {
+        let kept = list.iter().filter(|_| !lacks(parts.spec, protection));
+        kept.map(ToString::to_string).collect::<Vec<_>>()
+    };
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces(parts)?)
         .cgroups_path(Path::new("/").join(&parts.cgroup))
-        .masked_paths(paths(&MASKED))
-        .readonly_paths(paths(&READ_ONLY))
+        .masked_paths(paths(&MASKED, Protection::MaskedPaths))
+        .readonly_paths(paths(&READ_ONLY, Protection::ReadOnlyPaths))
         .build()?;
     // Limits and devices are set on the cgroup already, and this process is in it.
     linux.set_resources(None).set_devices(None).set_seccomp(None);

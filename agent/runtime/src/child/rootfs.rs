@@ -20,6 +20,7 @@ use crate::{
     model::{ContainerSpec, IdMap, Mount, MountKind, TERMINATION_LOG},
     sys::{self, MountAttr},
     trash,
+    unprotected::{Protection, lacks},
 };
 
 /// How layers get to overlayfs. Which of them this kernel has is probed once: see [`crate::features::layer_paths`].
@@ -62,11 +63,20 @@ pub(crate) fn check_target(target: &Path) -> Result<(), String> {
     }
 }
 
+/// Attributes of every mount of the host's files: no set-user-ID, no devices.
+const GUARDS: u64 = sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV;
+
+/// Those of a container's.
+fn guards(spec: &ContainerSpec) -> u64 {
+    let without = [(Protection::NoSuid, sys::MOUNT_ATTR_NOSUID), (Protection::NoDev, sys::MOUNT_ATTR_NODEV)];
+    without.iter().filter(|(guard, _)| lacks(spec, *guard)).fold(GUARDS, |guards, (_, bit)| guards & !bit)
+}
+
 /// A detached copy of the mount at `source` on which ids are those of the container.
 fn idmapped(source: &Path, userns: BorrowedFd<'_>, attrs: u64) -> io::Result<OwnedFd> {
     let fd = sys::open_tree(source)?;
     let attr = MountAttr {
-        attr_set: sys::MOUNT_ATTR_IDMAP | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV | attrs,
+        attr_set: sys::MOUNT_ATTR_IDMAP | attrs,
         userns_fd: userns.as_raw_fd() as u64,
         ..MountAttr::default()
     };
@@ -91,17 +101,16 @@ pub(crate) fn mount_overlay(
     fs::create_dir(&target).map_err(rootfs("make its mount point"))?;
     let mut layers = Vec::new();
     for layer in spec.layers.iter().rev() {
-        let fd = idmapped(layer, userns, sys::MOUNT_ATTR_RDONLY)
+        let fd = idmapped(layer, userns, GUARDS | sys::MOUNT_ATTR_RDONLY)
             .map_err(|e| StartError::RootFs { reason: format!("layer {}: {e}", layer.display()) })?;
         layers.push(fd);
     }
     in_turn(ways, |way| {
         let writable = fresh_layer(&spec.scratch, map)?;
         let made = match way {
-            LayerPath::Detached => {
-                detached_overlay(&layers, &writable).and_then(|overlay| sys::move_mount(overlay.as_fd(), &target))
-            }
-            LayerPath::Attached => attached_overlay(&layers, &writable, dir),
+            LayerPath::Detached => detached_overlay(&layers, &writable, guards(spec))
+                .and_then(|overlay| sys::move_mount(overlay.as_fd(), &target)),
+            LayerPath::Attached => attached_overlay(&layers, &writable, dir, guards(spec)),
         };
         made.map_err(rootfs("mount the overlay"))
     })
@@ -166,8 +175,8 @@ pub(crate) fn probe_detached(base: &Path, userns: BorrowedFd<'_>) -> io::Result<
     for sub in ["upper", "work"] {
         writable.push(File::open(base.join(sub))?);
     }
-    let layer = idmapped(&base.join("lower"), userns, sys::MOUNT_ATTR_RDONLY)?;
-    detached_overlay(&[layer], &writable).map(drop)
+    let layer = idmapped(&base.join("lower"), userns, GUARDS | sys::MOUNT_ATTR_RDONLY)?;
+    detached_overlay(&[layer], &writable, GUARDS).map(drop)
 }
 
 /// Makes the file for the container's last message in its scratch directory: new, and for any user of the container to write, as the
@@ -187,7 +196,7 @@ pub(super) fn fd_path(fd: &impl AsRawFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-fn detached_overlay(layers: &[OwnedFd], writable: &[File]) -> io::Result<OwnedFd> {
+fn detached_overlay(layers: &[OwnedFd], writable: &[File], guards: u64) -> io::Result<OwnedFd> {
     let fs = sys::FsContext::open(c"overlay")?;
     for layer in layers {
         fs.set_fd(c"lowerdir+", layer.as_fd())?;
@@ -198,11 +207,11 @@ fn detached_overlay(layers: &[OwnedFd], writable: &[File]) -> io::Result<OwnedFd
         let key = CString::new(key)?;
         if value.is_empty() { fs.set_flag(&key)? } else { fs.set(&key, &CString::new(value)?)? }
     }
-    fs.mount(sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV)
+    fs.mount(guards)
 }
 
 /// Layers are named relative to the current directory, so that many fit into the options.
-fn attached_overlay(layers: &[OwnedFd], writable: &[File], dir: &Path) -> io::Result<()> {
+fn attached_overlay(layers: &[OwnedFd], writable: &[File], dir: &Path, guards: u64) -> io::Result<()> {
     let mut names = Vec::new();
     for (n, layer) in layers.iter().enumerate() {
         let name = format!("l{n}");
@@ -226,7 +235,8 @@ fn attached_overlay(layers: &[OwnedFd], writable: &[File], dir: &Path) -> io::Re
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many layers for this kernel"));
     }
     std::env::set_current_dir(dir)?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    // The bits are those of mount(2) too.
+    let flags = MsFlags::from_bits_truncate(guards);
     let mounted = mount(Some("overlay"), &dir.join("rootfs"), Some("overlay"), flags, Some(options.as_str()));
     std::env::set_current_dir("/")?;
     mounted?;
@@ -239,6 +249,7 @@ fn attached_overlay(layers: &[OwnedFd], writable: &[File], dir: &Path) -> io::Re
 
 /// Attaches an idmapped copy of a volume at `at`, a directory or file like its source.
 pub(crate) fn attach_volume(
+    spec: &ContainerSpec,
     volume: &Mount,
     source: &OwnedFd,
     userns: BorrowedFd<'_>,
@@ -253,10 +264,11 @@ pub(crate) fn attach_volume(
     let source = PathBuf::from(fd_path(source));
     let meta = fs::metadata(&source).map_err(failed)?;
     if meta.is_dir() { fs::create_dir(at) } else { File::create(at).map(drop) }.map_err(failed)?;
-    let attrs = if volume.read_only { sys::MOUNT_ATTR_RDONLY } else { 0 };
+    let attrs = guards(spec) | if volume.read_only { sys::MOUNT_ATTR_RDONLY } else { 0 };
     let fd = match volume.kind {
         // Made for this pod, with ids of the host.
         MountKind::Memory { .. } => plain(&source, attrs),
+        _ if lacks(spec, Protection::MappedIds) => sys::open_tree(&source),
         _ => idmapped(&source, userns, attrs),
     };
     sys::move_mount(fd.map_err(failed)?.as_fd(), at).map_err(failed)
@@ -265,15 +277,20 @@ pub(crate) fn attach_volume(
 /// A detached copy of the mount at `source` as it is.
 fn plain(source: &Path, attrs: u64) -> io::Result<OwnedFd> {
     let fd = sys::open_tree(source)?;
-    let attr_set = attrs | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV;
-    sys::mount_setattr(fd.as_fd(), MountAttr { attr_set, ..MountAttr::default() })?;
+    sys::mount_setattr(fd.as_fd(), MountAttr { attr_set: attrs, ..MountAttr::default() })?;
     Ok(fd)
 }
 
 /// Attaches a copy of a directory of the host, as it is, at `at`.
 pub(crate) fn attach(source: &Path, at: &Path, attrs: u64) -> io::Result<()> {
     fs::create_dir(at)?;
-    sys::move_mount(plain(source, attrs)?.as_fd(), at)
+    sys::move_mount(plain(source, attrs | GUARDS)?.as_fd(), at)
+}
+
+/// Takes the read-only attribute from a mount and its file system.
+pub(crate) fn make_writable(at: &Path) -> io::Result<()> {
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    Ok(mount(None::<&str>, at, None::<&str>, flags, None::<&str>)?)
 }
 
 /// A mount as later ones find it.
@@ -373,7 +390,7 @@ impl<'a> Root<'a> {
     ///
     /// # Caveats
     /// A container that shares the volume can make a link after this. It then leads somewhere in this container's own
-    /// root, whose files are the pod's.
+    /// root, whose files are the pod's; if it led to the runtime's own, [`super::verify`] finds that.
     pub(crate) fn check_nested(&self, target: &Path, before: &[Mounted]) -> io::Result<PathBuf> {
         let mut pending: VecDeque<OsString> = names(target).collect();
         let (mut at, mut hops) = (PathBuf::from("/"), 0);
@@ -501,19 +518,22 @@ mod tests {
             let map = IdMap { host_base: 65_536, size: 65_536 };
             let dir = base.path().join("c");
             fs::create_dir_all(dir.join("rootfs"))?;
-            let layers = || idmapped(&layer, userns.as_fd(), sys::MOUNT_ATTR_RDONLY).map(|fd| vec![fd]);
+            let layers = || idmapped(&layer, userns.as_fd(), GUARDS | sys::MOUNT_ATTR_RDONLY).map(|fd| vec![fd]);
             // The mark is what spoils it, or this test would show nothing.
             let writable = fresh_layer(&scratch, map)?;
-            attached_overlay(&layers()?, &writable, &dir)?;
+            attached_overlay(&layers()?, &writable, &dir, GUARDS)?;
             umount2(&dir.join("rootfs"), MntFlags::MNT_DETACH)?;
             assert!(scratch.join("work/work/incompat/volatile").exists(), "a volatile overlay leaves its mark");
             fs::remove_dir(dir.join("l0"))?;
-            assert!(attached_overlay(&layers()?, &writable, &dir).is_err(), "the kernel refuses a marked directory");
+            assert!(
+                attached_overlay(&layers()?, &writable, &dir, GUARDS).is_err(),
+                "the kernel refuses a marked directory"
+            );
             umount2(&dir.join("l0"), MntFlags::MNT_DETACH)?;
             fs::remove_dir(dir.join("l0"))?;
             in_turn(&[LayerPath::Detached, LayerPath::Attached], |way| {
                 let writable = fresh_layer(&scratch, map)?;
-                let made = layers().and_then(|layers| attached_overlay(&layers, &writable, &dir));
+                let made = layers().and_then(|layers| attached_overlay(&layers, &writable, &dir, GUARDS));
                 made.map_err(rootfs("mount the overlay"))?;
                 if way == LayerPath::Attached {
                     return Ok(());

@@ -3,6 +3,8 @@
 //! behind a container's root. Loading it fails closed.
 
 #[cfg(test)]
+mod calls;
+#[cfg(test)]
 mod probes;
 mod table;
 

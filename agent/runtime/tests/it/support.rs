@@ -185,6 +185,8 @@ pub fn spec(dir: &Path, layer: &Path, name: &str, script: &str) -> ContainerSpec
         stdin: false,
         stdin_once: false,
         terminal: false,
+        #[cfg(feature = "unprotected")]
+        without: Vec::new(),
     }
 }
 
