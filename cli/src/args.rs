@@ -193,6 +193,8 @@ pub(crate) struct Up {
     /// Whose the device is.
     #[arg(long, value_name = "NAME", default_value = "alice")]
     pub(crate) owner: String,
+    #[command(flatten)]
+    pub(crate) give: Give,
     /// Set by `--detach` for the process in the background.
     #[arg(long, hide = true)]
     pub(crate) supervise: bool,
@@ -251,9 +253,26 @@ pub(crate) struct Agent {
     /// Prometheus metrics of the device, at /metrics, plain HTTP.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen_metrics: Option<String>,
+    #[command(flatten)]
+    pub(crate) give: Give,
     /// Stop when this process, which started this one, does.
     #[arg(long, hide = true, value_name = "PID")]
     pub(crate) supervised: Option<u32>,
+}
+
+/// What of the machine apps get beyond what is theirs.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Give {
+    /// A directory of this machine that its owner's apps may mount (hostPath) with what is below it; with `:ro` none may write. Once for each.
+    #[arg(long = "host-path", value_name = "PATH[:ro]", env = "HEARTH_HOST_PATHS", value_delimiter = ',')]
+    pub(crate) host_paths: Vec<hearth_agent::HostPath>,
+}
+
+impl Give {
+    /// For a process that is to give the same.
+    pub(crate) fn arguments(&self) -> impl Iterator<Item = String> + '_ {
+        self.host_paths.iter().map(|path| format!("--host-path={path}"))
+    }
 }
 
 #[derive(Clone, Debug, Subcommand)]

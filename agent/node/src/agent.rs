@@ -21,6 +21,7 @@ use crate::{
     desired::Desired,
     door,
     files::{self, FileError, chain},
+    host_paths::{HostPath, HostPaths},
     house,
     identity::IdentityError,
     ids::IdRanges,
@@ -59,6 +60,8 @@ pub struct Config {
     pub registry: prometheus::Registry,
     /// The host's resolver configuration, usually `/etc/resolv.conf`.
     pub resolv_conf: PathBuf,
+    /// Directories of this machine that the owner's apps may mount.
+    pub host_paths: Vec<HostPath>,
 }
 
 impl std::fmt::Debug for Config {
@@ -94,6 +97,9 @@ pub enum AgentError {
     /// No containers.
     #[error("cannot use the container runtime")]
     Runtime(#[source] RuntimeError),
+    /// A directory cannot be given to apps.
+    #[error("{0}")]
+    HostPath(String),
     /// No images.
     #[error("cannot open the images of this device")]
     Images(#[source] ImageError),
@@ -207,6 +213,8 @@ impl Agent {
         })
         .await
         .map_err(AgentError::Network)?;
+        let host_paths = HostPaths::open(config.host_paths, &config.data_dir, paths.host_paths());
+        let host_paths = host_paths.map_err(AgentError::HostPath)?;
         let incarnation = identity.incarnation().clone();
         let (stores, instance) = (paths.clone(), config.instance.clone());
         let pods = Arc::new(Pods::default());
@@ -216,7 +224,8 @@ impl Agent {
         let (images, volumes, ids, ingress, desired, info) = opened;
         let servers = paths.servers();
         let (clock, owner) = (config.clock, identity.owner().to_owned());
-        let shared = Shared::new(paths, clock, owner, images, volumes, network, runtime.clone(), ids, metrics, pods);
+        let shared =
+            Shared::new(paths, clock, owner, images, volumes, host_paths, network, runtime.clone(), ids, metrics, pods);
         let shared = Arc::new(shared);
         let roster = Arc::new(Roster::default());
         let allowed = Arc::clone(&roster);

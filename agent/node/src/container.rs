@@ -18,6 +18,7 @@ use hearth_types::{
 use crate::{
     Paths,
     config::{Configs, Environment, wrong},
+    host_paths::HostPaths,
     mounts,
 };
 
@@ -75,6 +76,7 @@ pub(crate) struct Ingredients<'a> {
     pub(crate) volumes: &'a HashMap<String, PathBuf>,
     pub(crate) configs: Configs<'a>,
     pub(crate) places: &'a Places,
+    pub(crate) host_paths: &'a HostPaths,
 }
 
 /// What the runtime is told.
@@ -94,7 +96,7 @@ pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
     if args.is_empty() {
         return Err(wrong(format!("image {} names no program, and the container has no command", image.reference)));
     }
-    let mounts = mounts::of(container, from.volumes, from.pod, &own)?;
+    let mounts = mounts::of(container, from.volumes, from.pod, &own, from.host_paths)?;
     let cwd = container.working_dir.clone().filter(|dir| !dir.is_empty());
     Ok(ContainerSpec {
         name: container.name.clone(),
@@ -385,6 +387,7 @@ mod tests {
                 pod: "p".into(),
                 uid: "u".into(),
             },
+            host_paths: &HostPaths::open(Vec::new(), Path::new("/d"), PathBuf::new()).expect("none are given"),
         })
     }
 

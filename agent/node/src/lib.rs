@@ -31,6 +31,7 @@ mod door;
 mod facts;
 mod files;
 mod fitness;
+mod host_paths;
 mod house;
 mod identity;
 mod ids;
@@ -54,6 +55,7 @@ pub use agent::{Agent, AgentError, AgentExit, AgentHandle, Config, zygote_config
 pub use files::FileError;
 pub use fitness::{Area, Finding, Verdict, check};
 pub use hearth_registry::{Credentials, Transferred};
+pub use host_paths::HostPath;
 pub use identity::{Identity, IdentityError, JoinOptions, Joined, join};
 pub use images::{Images, ImagesError, News, PullPolicy, SourceError, Wanted};
 pub use paths::Paths;

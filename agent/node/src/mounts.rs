@@ -14,7 +14,10 @@ use hearth_types::{
 };
 use k8s_openapi::api::core::v1::EmptyDirVolumeSource;
 
-use crate::config::{Environment, wrong};
+use crate::{
+    config::{Environment, wrong},
+    host_paths::HostPaths,
+};
 
 /// The mounts of a container, in the order in which they are made.
 pub(crate) fn of(
@@ -22,6 +25,7 @@ pub(crate) fn of(
     volumes: &HashMap<String, PathBuf>,
     pod: &Pod,
     env: &Environment,
+    host_paths: &HostPaths,
 ) -> Result<Vec<Mount>, Failure> {
     let declared: BTreeMap<&str, &Volume> = volumes_of(pod).map(|volume| (volume.name.as_str(), volume)).collect();
     let mut mounts = Vec::new();
@@ -29,12 +33,18 @@ pub(crate) fn of(
         let missing = || wrong(format!("there is no volume {:?} in this pod", mount.name));
         let source = volumes.get(&mount.name).ok_or_else(missing)?;
         let volume = declared.get(mount.name.as_str()).ok_or_else(missing)?;
-        let fixed = is_fixed(volume);
+        let host = volume.host_path.as_ref().map(|source| host_paths.part(&source.path)).transpose();
+        let host = host.map_err(|error| wrong(error.to_string()))?;
+        let fixed = is_fixed(volume) || host.as_ref().is_some_and(|part| part.read_only);
+        let below = host.and_then(|part| part.rest);
         let kind = match (memory(volume), sub_path(mount, env)?) {
             (Some(_), path) => MountKind::Memory { volume: volume.name.clone(), path },
             // The kubelet makes a directory there too, which stands in the way of the file that was meant.
-            (None, Some(path)) => MountKind::SubPath { path, create: !fixed },
-            (None, None) => MountKind::IdmappedBind,
+            (None, Some(path)) => {
+                let path = below.map_or_else(|| path.clone(), |below| below.join(&path));
+                MountKind::SubPath { path, create: !fixed }
+            }
+            (None, None) => below.map_or(MountKind::IdmappedBind, |path| MountKind::SubPath { path, create: false }),
         };
         mounts.push(Mount {
             source: source.clone(),
@@ -113,12 +123,16 @@ mod tests {
             "containers": [{"name": "c", "volumeMounts": mounts}],
             "volumes": [{"name": "data", "emptyDir": {}}, {"name": "cache", "emptyDir": {"medium": "Memory"}},
                 {"name": "joined", "projected": {"sources": []}}, {"name": "conf", "configMap": {"name": "c"}},
-                {"name": "old", "persistentVolumeClaim": {"claimName": "c", "readOnly": true}}]}}))
+                {"name": "old", "persistentVolumeClaim": {"claimName": "c", "readOnly": true}},
+                {"name": "films", "hostPath": {"path": "/srv/films"}}, {"name": "all", "hostPath": {"path": "/srv"}},
+                {"name": "none", "hostPath": {"path": "/etc"}}]}}))
         .expect("a pod");
-        let known =
-            ["data", "cache", "joined", "conf", "old"].map(|name| (name.to_owned(), PathBuf::from("/v").join(name)));
+        let names = ["data", "cache", "joined", "conf", "old", "films", "all", "none"];
+        let known = names.map(|name| (name.to_owned(), PathBuf::from("/v").join(name)));
+        let given = ["/srv/films", "/srv:ro"].map(|path| path.parse().expect("a path")).to_vec();
+        let given = HostPaths::open(given, Path::new("/d"), PathBuf::new()).expect("may be given");
         let env = Environment { list: vec![("POD".into(), "web-0".into()), ("UP".into(), "../x".into())] };
-        of(&pod.spec.as_ref().expect("a spec").containers[0], &known.into(), &pod, &env)
+        of(&pod.spec.as_ref().expect("a spec").containers[0], &known.into(), &pod, &env, &given)
     }
 
     #[test]
@@ -135,6 +149,10 @@ mod tests {
             (json!({"name": "data", "subPath": "a", "readOnly": true}), sub("a", true), true),
             (json!({"name": "conf", "subPath": "app.conf"}), sub("app.conf", false), true),
             (json!({"name": "old", "subPath": "a"}), sub("a", false), true),
+            (json!({"name": "films"}), MountKind::IdmappedBind, false),
+            (json!({"name": "films", "subPath": "new"}), sub("new", true), false),
+            (json!({"name": "all"}), MountKind::IdmappedBind, true),
+            (json!({"name": "all", "subPath": "a"}), sub("a", false), true),
             (json!({"name": "data", "subPathExpr": "logs/$(POD)"}), sub("logs/web-0", true), false),
             (json!({"name": "data", "subPathExpr": "$$(POD)"}), sub("$(POD)", true), false),
         ] {

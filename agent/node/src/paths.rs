@@ -37,6 +37,8 @@ paths! {
     ids = "ids.json",
     /// Sockets, exit files and records of the runtime.
     run = "run",
+    /// Which directories that are given to apps are on disks of their own.
+    host_paths = "host-paths.json",
     /// Unpacked images.
     images = "images",
     /// Downloads of images that are under way or were broken off.

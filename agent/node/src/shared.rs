@@ -19,8 +19,8 @@ use serde_json::Value;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
-    Images, Paths, claims::ClaimHolders, container::Places, desired::Objects, ids::IdRanges, metrics::Metrics,
-    reporter::Reporter,
+    Images, Paths, claims::ClaimHolders, container::Places, desired::Objects, host_paths::HostPaths, ids::IdRanges,
+    metrics::Metrics, reporter::Reporter,
 };
 
 /// Pods that are made, started or torn down at once: more do not end sooner on a small machine.
@@ -34,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) owner: String,
     pub(crate) images: Arc<Images>,
     pub(crate) volumes: VolumeStore,
+    pub(crate) host_paths: HostPaths,
     pub(crate) network: Network,
     pub(crate) runtime: Runtime,
     pub(crate) ids: IdRanges,
@@ -56,6 +57,7 @@ impl Shared {
         owner: String,
         images: Images,
         volumes: VolumeStore,
+        host_paths: HostPaths,
         network: Network,
         runtime: Runtime,
         ids: IdRanges,
@@ -68,6 +70,7 @@ impl Shared {
             owner,
             images: Arc::new(images),
             volumes,
+            host_paths,
             network,
             runtime,
             ids,

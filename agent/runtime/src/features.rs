@@ -12,6 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use crate::{
     cgroup::Cgroups,
     child::rootfs::{self, LayerPath},
+    landlock,
     sys::{self, MountAttr},
 };
 
@@ -34,6 +35,8 @@ pub struct KernelFeatures {
     pub controllers: Vec<String>,
     /// Seccomp filters. Without them no pod runs.
     pub seccomp: bool,
+    /// Landlock of version 2 (5.19). Without it containers have a wall less.
+    pub landlock: bool,
     /// Pidfds, and entering namespaces through them (5.8). Without them there is no exec.
     pub pidfd: bool,
 }
@@ -65,6 +68,7 @@ pub fn probe_kernel() -> KernelFeatures {
         cgroup_v2: cgroups.as_ref().is_some_and(Cgroups::is_v2),
         controllers: cgroups.map(|c| c.controllers()).unwrap_or_default(),
         seccomp: actions.split_whitespace().any(|a| a == "errno"),
+        landlock: landlock::is_there(),
         pidfd: found & PIDFD != 0,
     }
 }

@@ -20,6 +20,7 @@ mod clock;
 mod error;
 mod features;
 mod heap;
+mod landlock;
 mod model;
 mod pods;
 mod record;

@@ -9,8 +9,10 @@
 pub enum Protection {
     /// The profile of system calls.
     Seccomp,
-    /// `no_new_privs`. Without it the profile is not loaded either, which would need it.
+    /// `no_new_privs`. Without it neither profile nor Landlock are loaded, which would need it.
     NoNewPrivileges,
+    /// The Landlock domain.
+    Landlock,
     /// The pod's user namespace: without it, root inside is the host's.
     UserNamespace,
     /// A PID namespace of the container's own.

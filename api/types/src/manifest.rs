@@ -64,7 +64,8 @@ pub fn parse(source_name: &str, text: &str) -> Result<Vec<Document>, ManifestErr
         }
         let syntax = |why: String| ManifestError::Syntax { source_name: source_name.into(), document: number, why };
         let yaml = serde_yaml_ng::Value::deserialize(deserializer).map_err(|error| syntax(error.to_string()))?;
-        let value = to_json(yaml).map_err(syntax)?;
+        let mut value = to_json(yaml).map_err(syntax)?;
+        octal_modes(&mut value);
         let origin = if index == 0 { source_name.to_owned() } else { format!("{source_name}: document {number}") };
         let found = match &value {
             Value::Null => continue,
@@ -96,6 +97,48 @@ fn flatten(mut value: Value, origin: String, documents: &mut Vec<Document>) {
         }
         None => documents.push(Document { origin, value }),
     }
+}
+
+/// Reads the modes of files as kubectl does: `0400` is a number of base 8 in the YAML 1.1 that manifests are written in, and a text in
+/// YAML 1.2. Nothing else is taken for a number.
+fn octal_modes(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(octal_modes),
+        Value::Object(fields) => {
+            for (name, value) in fields.iter_mut() {
+                match (name.as_str(), value) {
+                    ("volumes", Value::Array(volumes)) => volumes.iter_mut().for_each(modes_of_files),
+                    // Texts of the user's own.
+                    ("data" | "stringData" | "metadata", _) => {}
+                    (_, value) => octal_modes(value),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Those of a volume and its sources.
+fn modes_of_files(volume: &mut Value) {
+    match volume {
+        Value::Array(items) => items.iter_mut().for_each(modes_of_files),
+        Value::Object(fields) => {
+            for (name, value) in fields.iter_mut() {
+                if let ("defaultMode" | "mode", Value::String(text)) = (name.as_str(), &*value)
+                    && let Some(mode) = octal(text)
+                {
+                    *value = mode.into();
+                }
+                modes_of_files(value);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn octal(text: &str) -> Option<u32> {
+    let digits = text.strip_prefix("0o").or_else(|| text.strip_prefix('0'))?;
+    digits.bytes().all(|digit| digit.is_ascii_digit()).then(|| u32::from_str_radix(digits, 8).ok())?
 }
 
 /// YAML to JSON: keys must be texts (numbers and booleans are taken as their text), tags are refused.
@@ -158,6 +201,28 @@ mod tests {
             ]
         );
         assert_eq!(parse("j", r#"{"kind":"J"}"#).expect("JSON is YAML")[0].value["kind"], "J");
+    }
+
+    #[test]
+    fn modes_of_files_are_of_base_8_as_kubectl_reads_them() {
+        let text = "spec:
+  template:
+    spec:
+      volumes:
+      - {name: a, secret: {secretName: s, defaultMode: 0400, items: [{key: k, path: p, mode: 0o644}]}}
+      - {name: b, projected: {defaultMode: 420, sources: [{configMap: {name: '0400', items: [{key: k, path: p, mode: 0777}]}}]}}
+      - {name: c, secret: {secretName: s, defaultMode: 0800}}
+data: {mode: '0400', volumes: [{mode: '0400'}]}
+";
+        let value = &parse("f", text).expect("a manifest")[0].value;
+        let volumes = &value["spec"]["template"]["spec"]["volumes"];
+        assert_eq!(volumes[0]["secret"]["defaultMode"], 0o400);
+        assert_eq!(volumes[0]["secret"]["items"][0]["mode"], 0o644);
+        assert_eq!(volumes[1]["projected"]["defaultMode"], 420);
+        let map = &volumes[1]["projected"]["sources"][0]["configMap"];
+        assert_eq!((&map["name"], &map["items"][0]["mode"]), (&"0400".into(), &0o777.into()));
+        assert_eq!(volumes[2]["secret"]["defaultMode"], "0800", "is no number of base 8, and refused with its place");
+        assert_eq!(value["data"], serde_json::json!({"mode": "0400", "volumes": [{"mode": "0400"}]}));
     }
 
     #[test]

@@ -116,6 +116,7 @@ async fn run(data: &DataDir, args: &Agent, zygote: Zygote) -> Result<AgentExit> 
         clock: Arc::new(SystemClock),
         registry: registry.clone(),
         resolv_conf: PathBuf::from("/etc/resolv.conf"),
+        host_paths: args.give.host_paths.clone(),
     })?;
     if let Some(listener) = listener {
         let stop = shutdown.clone();

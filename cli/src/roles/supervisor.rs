@@ -64,7 +64,7 @@ pub(super) async fn run(_lock: Lock, data: &DataDir, args: &Up, shutdown: Cancel
     fix(&mut listen, &report);
     join_once(data, args, &report).await?;
     let mut metrics = args.listen_device_metrics.clone();
-    let (agent, agent_report) = match start_agent(data, &report, &metrics).await {
+    let (agent, agent_report) = match start_agent(data, args, &report, &metrics).await {
         Ok(started) => started,
         Err(error) => {
             stop("server", server).await;
@@ -78,7 +78,7 @@ pub(super) async fn run(_lock: Lock, data: &DataDir, args: &Up, shutdown: Cancel
     // Neither waits for the other: a server that does not start again holds up no device.
     let agent_gone = CancellationToken::new();
     let agent = async {
-        let again = || spawn(data, Role::Agent, &agent_arguments(&report, &metrics));
+        let again = || spawn(data, Role::Agent, &agent_arguments(args, &report, &metrics));
         keep("agent", agent, again, &shutdown).await;
         agent_gone.cancel();
     };
@@ -118,17 +118,19 @@ fn server_arguments(args: &Up, listen: &Listen) -> Vec<String> {
     arguments
 }
 
-fn agent_arguments(server: &ServerReport, metrics: &str) -> Vec<String> {
+fn agent_arguments(args: &Up, server: &ServerReport, metrics: &str) -> Vec<String> {
     let api = super::example::reachable(server.api).to_string();
-    vec!["--server".to_owned(), api, "--listen-metrics".to_owned(), metrics.to_owned()]
+    let mut arguments = vec!["--server".to_owned(), api, "--listen-metrics".to_owned(), metrics.to_owned()];
+    arguments.extend(args.give.arguments());
+    arguments
 }
 
 async fn start_server(data: &DataDir, args: &Up, listen: &Listen) -> Result<(Child, ServerReport)> {
     start(data, Role::Server, &server_arguments(args, listen)).await
 }
 
-async fn start_agent(data: &DataDir, server: &ServerReport, metrics: &str) -> Result<(Child, AgentReport)> {
-    start(data, Role::Agent, &agent_arguments(server, metrics)).await
+async fn start_agent(data: &DataDir, args: &Up, server: &ServerReport, metrics: &str) -> Result<(Child, AgentReport)> {
+    start(data, Role::Agent, &agent_arguments(args, server, metrics)).await
 }
 
 /// Starts the process of a role; what it says goes to its log.

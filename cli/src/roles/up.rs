@@ -84,6 +84,7 @@ fn spawn_background(data: &DataDir, args: &Up) -> Result<()> {
         .args(args.device.iter().flat_map(|name| ["--device", name]))
         .args(["--listen-device-metrics", &args.listen_device_metrics])
         .args(supervisor::listen_arguments(&args.listen))
+        .args(args.give.arguments())
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(out.try_clone().context("cannot share the log")?)

@@ -12,6 +12,7 @@ mod disconnect;
 mod faults;
 mod fitness;
 mod group;
+mod host_paths;
 mod images;
 mod inside;
 mod isolation;

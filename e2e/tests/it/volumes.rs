@@ -44,10 +44,10 @@ spec:
   volumes:
   - name: all
     projected:
-      defaultMode: 288
+      defaultMode: 0440
       sources:
       - configMap: {name: conf}
-      - secret: {name: login, items: [{key: password, path: db/password, mode: 256}]}
+      - secret: {name: login, items: [{key: password, path: db/password, mode: 0400}]}
       - downwardAPI:
           items:
           - {path: labels, fieldRef: {fieldPath: metadata.labels}}

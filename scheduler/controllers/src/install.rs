@@ -66,7 +66,7 @@ pub fn reconcile(inputs: Inputs<'_>, now: Timestamp) -> Reconciled {
         return out;
     }
     let app = inputs.app.map(Object::value);
-    let missing = app.as_ref().map_or_else(Vec::new, |app| missing_capabilities(app, &value));
+    let missing = app.as_ref().map_or_else(Vec::new, |app| missing_permissions(app, &value));
     let deployed = match &app {
         Some(app) if missing.is_empty() => deploy(inputs, &value, app, now, &mut out),
         _ => held_back(inputs, &value, now, &mut out),
@@ -75,11 +75,16 @@ pub fn reconcile(inputs: Inputs<'_>, now: Timestamp) -> Reconciled {
     out
 }
 
-/// The capabilities that the App asks for and the Install does not grant.
-fn missing_capabilities(app: &Value, install: &Value) -> Vec<String> {
+/// What the App asks for and the Install does not grant, and where it would be granted.
+fn missing_permissions(app: &Value, install: &Value) -> Vec<String> {
     let granted: Vec<&str> = list(install, "/spec/grants/capabilities").filter_map(Value::as_str).collect();
     let asked = list(app, "/spec/permissions/capabilities").filter_map(Value::as_str);
-    asked.filter(|one| !granted.contains(one)).map(str::to_owned).collect()
+    let capabilities = asked.filter(|one| !granted.contains(one));
+    let capabilities: Vec<_> = capabilities.map(|one| format!("{one} (spec.grants.capabilities)")).collect();
+    let named = list(app, "/spec/volumes").filter(|volume| volume.get("hostPath").is_some());
+    let named = named.map(|volume| text(volume, "/name")).filter(|name| desired::granted_path(install, name).is_none());
+    let paths = named.map(|name| format!("a directory of yours as its volume {name:?} (spec.grants.hostPaths)"));
+    capabilities.into_iter().chain(paths).collect()
 }
 
 fn deploy(inputs: Inputs<'_>, install: &Value, app: &Value, now: Timestamp, out: &mut Reconciled) -> Deployed {

@@ -139,6 +139,9 @@ fn phrase(cause: &Cause, shape: &Shape, count: usize) -> String {
             };
             format!("{} only to pods with limits (set resources.limits for {what})", pick("lends", "lend"))
         }
+        Cause::HostPath => {
+            format!("{} none of its directories (hostPath) to other owners' pods", pick("lends", "lend"))
+        }
         Cause::OwnAway(own) => {
             format!("{}, but its data would stay there while {own} is only away", pick("lends room", "lend room"))
         }

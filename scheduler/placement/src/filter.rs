@@ -33,6 +33,8 @@ pub enum Filter {
     LendPods,
     /// It lends, and the pod has no limits that would hold it to what is lent.
     LendLimits,
+    /// It lends, and the pod wants a directory of the device.
+    HostPath,
     /// It is not ready, or silent.
     Ready,
     /// It lends, and the pod's data would stay there though a device of its owner's is only away.
@@ -51,6 +53,7 @@ pub(crate) enum Cause {
     Volume { claim: Box<str>, device: Box<str> },
     Amount { filter: Filter, needs: u64, free: u64 },
     Limits(Unlimited),
+    HostPath,
     OwnAway(Box<str>),
     Ready,
     Owner,
@@ -69,6 +72,7 @@ impl Cause {
             Self::OwnAway(_) => Filter::OwnAway,
             Self::Ready => Filter::Ready,
             Self::Owner => Filter::Owner,
+            Self::HostPath => Filter::HostPath,
         }
     }
 }
@@ -86,6 +90,9 @@ pub(crate) fn fixed(device: &Device, shape: &Shape) -> Result<(), Cause> {
         return Err(Cause::Cordon);
     }
     lasting(device, shape)?;
+    if !own && shape.host_path {
+        return Err(Cause::HostPath);
+    }
     // What is lent is a bound only for what is bounded itself: requests hold nothing back.
     if !own && shape.unlimited != Unlimited::default() {
         return Err(Cause::Limits(shape.unlimited));

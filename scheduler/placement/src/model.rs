@@ -170,6 +170,8 @@ pub struct Shape {
     pub tolerations: Vec<Toleration>,
     /// The claims that it mounts, sorted, each once.
     pub claims: Vec<Box<str>>,
+    /// Whether it mounts a directory of its device (`hostPath`): then no device of another owner takes it.
+    pub host_path: bool,
 }
 
 /// A pod as placement sees it.
@@ -264,6 +266,7 @@ impl Pod {
                 node_selector: map(spec, "/nodeSelector"),
                 tolerations: tolerations.collect(),
                 claims,
+                host_path: list(spec, "/volumes").any(|volume| volume.get("hostPath").is_some()),
             },
         }
     }

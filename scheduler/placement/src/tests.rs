@@ -60,7 +60,7 @@ fn objects_are_read_once_into_plain_structs() {
             "annotations": {"hearth.dev/architectures": "amd64, arm64,"},
             "ownerReferences": [{"kind": "ReplicaSet", "uid": "rs", "controller": true}]},
         "spec": {"nodeSelector": {"a": "b"}, "tolerations": [{"key": "k", "operator": "Exists"}],
-            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}, {"name": "w", "emptyDir": {}}],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}, {"name": "w", "hostPath": {"path": "/srv"}}],
             "containers": [
                 {"name": "a", "resources": {"requests": {"cpu": "100m"}, "limits": {"cpu": "200m", "memory": "1Mi"}}},
                 {"name": "b", "resources": {"requests": {"memory": "2Mi"}}}]}});
@@ -70,7 +70,7 @@ fn objects_are_read_once_into_plain_structs() {
     assert_eq!(pod.shape.lent, Resources { cpu_millis: 200, memory_bytes: 3 * MI, pods: 1 });
     assert_eq!(pod.shape.unlimited, Unlimited { cpu: true, memory: true }, "b has no limits");
     assert_eq!(pod.shape.architectures, ["amd64".into(), "arm64".into()]);
-    assert_eq!(pod.shape.claims, ["data".into()]);
+    assert_eq!((pod.shape.claims, pod.shape.host_path), (vec!["data".into()], true));
     assert_eq!(pod.shape.group, Some(Uid::from("rs")));
     assert_eq!(pod.created, Timestamp(1_700_000_000_000));
     let node = json!({"metadata": {"name": "nas", "labels": {"kubernetes.io/arch": "arm64"}},
@@ -110,6 +110,22 @@ fn guests_get_no_more_than_is_lent() {
         "0/1 devices can take it: 1 lends too little memory (needs 60Mi, 40Mi left)"
     );
     assert_eq!(plan.unplaced[0].why.devices[0].filter, Filter::LendMemory);
+}
+
+#[test]
+fn no_guest_gets_a_directory_of_the_device() {
+    let mut lender = device("pi", "bob");
+    lender.lends = Some(lender.allocatable);
+    let snapshot = snapshot(vec![lender]);
+    let reading = |owner: &str| {
+        let mut pod = pod("p", owner, 100, 60);
+        pod.shape.host_path = true;
+        pod
+    };
+    assert_eq!(run(&snapshot, vec![reading("bob")]).assignments.len(), 1);
+    let plan = run(&snapshot, vec![reading("alice")]);
+    let expected = "0/1 devices can take it: 1 lends none of its directories (hostPath) to other owners' pods";
+    assert_eq!(plan.unplaced[0].why.summary, expected);
 }
 
 #[test]
@@ -396,15 +412,23 @@ fn any_pod() -> impl Strategy<Value = Pod> {
         proptest::option::weighted(0.2, 0..8_u8),
         prop::bool::weighted(0.3),
         proptest::collection::btree_set(0..4_u8, 0..3),
-        (prop::bool::weighted(0.2), prop::bool::weighted(0.2)),
+        [(); 3].map(|()| prop::bool::weighted(0.2)),
     );
     (any::<u16>(), 0..3_u8, what, extras, proptest::option::of(0..3_u8), 0..3_i64).prop_map(
-        |(name, owner, (cpu, memory, over), (hostname, tolerates, claims, (unlimited, foreign)), group, created)| {
+        |(
+            name,
+            owner,
+            (cpu, memory, over),
+            (hostname, tolerates, claims, [unlimited, foreign, host_path]),
+            group,
+            created,
+        )| {
             let mut pod = pod(&format!("p{name}"), &format!("o{owner}"), cpu, memory);
             pod.created = Timestamp(created);
             pod.shape.lent.memory_bytes += over * MI;
             pod.shape.group = group.map(|group| Uid::from(format!("g{group}")));
             pod.shape.unlimited = Unlimited { cpu: false, memory: unlimited };
+            pod.shape.host_path = host_path;
             if foreign {
                 pod.shape.architectures = vec!["arm64".into()];
             }
@@ -516,7 +540,7 @@ impl Checker<'_> {
                 .devices
                 .iter()
                 .any(|own| *own.owner == *pod.shape.owner && (!own.ready || own.cordoned) && self.suits(own, pod));
-        let bounded = !guest || pod.shape.unlimited == Unlimited::default();
+        let bounded = !guest || (pod.shape.unlimited == Unlimited::default() && !pod.shape.host_path);
         device.ready && !device.cordoned && claims && bounded && !waits && self.suits(device, pod)
     }
 

@@ -28,11 +28,22 @@ pub(super) fn judge(kernel: &KernelFeatures) -> Vec<Finding> {
             Finding::lacks(Area::Kernel, format!("it has no {what}: {without}"), format!("run {with}"))
         });
     }
+    findings.push(landlock(kernel.landlock));
     let way =
         if kernel.overlay_detached_idmapped { "shortest way" } else { "way of kernels before 6.15, a little slower" };
     findings.push(Finding::fine(Area::Kernel, format!("images are mounted in the {way}")));
     findings.extend(cgroups(kernel));
     findings
+}
+
+fn landlock(there: bool) -> Finding {
+    if there {
+        return Finding::fine(Area::Kernel, "it has Landlock");
+    }
+    let what = "it has no Landlock of Linux 5.19 or newer: apps are isolated with a wall less";
+    let advice =
+        "run a kernel with CONFIG_SECURITY_LANDLOCK, and with landlock in CONFIG_LSM or in lsm= on its command line";
+    Finding::poor(Area::Kernel, what, advice)
 }
 
 fn release(release: &str) -> Finding {
@@ -96,6 +107,7 @@ mod tests {
             cgroup_v2: true,
             controllers: ["cpu", "memory", "pids"].map(String::from).to_vec(),
             seccomp: true,
+            landlock: true,
             pidfd: true,
         }
     }
@@ -121,6 +133,14 @@ mod tests {
                 judge(&kernel).iter().all(|finding| (finding.verdict == Verdict::Fine) == finding.advice.is_empty())
             );
         }
+    }
+
+    #[test]
+    fn apps_run_without_landlock_and_the_owner_is_told() {
+        let kernel = KernelFeatures { landlock: false, ..whole() };
+        assert!(lacks(&kernel).is_empty());
+        let poor: Vec<_> = judge(&kernel).into_iter().filter(|finding| finding.verdict == Verdict::Poor).collect();
+        assert!(poor.len() == 1 && poor[0].advice.contains("lsm="), "{poor:?}");
     }
 
     #[test]

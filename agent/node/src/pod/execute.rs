@@ -21,6 +21,7 @@ use crate::{
     desired::Objects,
     facts,
     files::chain,
+    host_paths::HostPathError,
     mounts,
     shared::{Shared, blocking},
 };
@@ -128,6 +129,15 @@ impl Site {
                 self.shared.reporter.status(&key, &id.uid.as_str().into(), &status, false);
                 Ok(path)
             });
+        }
+        if let Some(source) = &volume.host_path {
+            let failed = |error: HostPathError| self.failed("volumes", "FailedMount", &error);
+            if self.namespace() != self.shared.owner {
+                return Err(failed(HostPathError::Guest(source.path.clone())));
+            }
+            let part = self.shared.host_paths.part(&source.path).map_err(failed)?;
+            self.shared.host_paths.check(&part, source.type_.as_deref().unwrap_or_default()).map_err(failed)?;
+            return Ok(part.given);
         }
         if mounts::memory(volume).is_some() {
             // The sandbox has it.
@@ -278,6 +288,7 @@ impl Site {
             volumes: &given.volumes,
             configs: self.configs(&objects, given.addresses.as_ref()),
             places: &self.places,
+            host_paths: &self.shared.host_paths,
         })
     }
 

@@ -49,6 +49,7 @@ pub fn drive(dir: &Path) {
             clock: Arc::new(SystemClock),
             registry: prometheus::Registry::new(),
             resolv_conf: "/etc/resolv.conf".into(),
+            host_paths: Vec::new(),
         };
         let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
         let agent = Agent::new(config).unwrap();

@@ -143,7 +143,12 @@ fn make(sandbox: &Sandbox, spec: &ContainerSpec, channel: &OwnedFd, ends: TheirE
     };
     let oci = oci::build(&parts).map_err(isolation("build the specification"))?;
     oci.save(dir.join("config.json")).map_err(isolation("write the specification"))?;
-    let launch = Launch::new(&spec.args, &env, channel.as_raw_fd())?.without(spec);
+    let mut launch = Launch::new(&spec.args, &env, channel.as_raw_fd())?;
+    if pidns.is_none() {
+        // Who shares processes with others is to see their files.
+        launch = launch.confined();
+    }
+    let launch = launch.without(spec);
     start(&id, &dir, Program { launch, terminal: spec.terminal }, devices, channel, ends)
 }
 

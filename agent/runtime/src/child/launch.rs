@@ -9,6 +9,7 @@ use std::{
 use super::verify;
 use crate::{
     error::{StartError, because},
+    landlock,
     model::ContainerSpec,
     seccomp, sys,
     unprotected::{Protection, lacks},
@@ -35,6 +36,8 @@ pub(crate) struct Launch {
     candidates: Vec<CString>,
     /// Socket for [`HelperMsg`]; close-on-exec.
     channel: RawFd,
+    /// In a Landlock domain of its own.
+    confined: bool,
     without: Without,
 }
 
@@ -56,14 +59,23 @@ impl Launch {
             env: env.iter().map(|(k, v)| c(format!("{k}={v}"))).collect::<Result<_, _>>()?,
             candidates,
             channel,
+            confined: false,
             without: Without::default(),
         })
     }
 
+    /// Runs in a Landlock domain of its own, which looks into no process of others.
+    pub(crate) fn confined(mut self) -> Self {
+        self.confined = true;
+        self
+    }
+
     /// Leaves out what the container is to do without.
     pub(crate) fn without(mut self, spec: &ContainerSpec) -> Self {
+        let privileges = lacks(spec, Protection::NoNewPrivileges);
+        self.confined &= !privileges && !lacks(spec, Protection::Landlock);
         self.without = Without {
-            seccomp: lacks(spec, Protection::Seccomp) || lacks(spec, Protection::NoNewPrivileges),
+            seccomp: privileges || lacks(spec, Protection::Seccomp),
             closed_descriptors: lacks(spec, Protection::ClosedDescriptors),
             // The host's `/proc` has mounts of its own.
             verified_mounts: lacks(spec, Protection::VerifiedMounts) || lacks(spec, Protection::PidNamespace),
@@ -95,11 +107,7 @@ impl Launch {
                 let _ = unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
             }
         }
-        let loaded = if self.without.seccomp { Ok(()) } else { seccomp::load() };
-        let error = match loaded {
-            Ok(()) => self.execute(),
-            Err(e) => StartError::Isolation { reason: because("load the seccomp profile", e) },
-        };
+        let error = self.isolate().err().unwrap_or_else(|| self.execute());
         self.say(&HelperMsg::Failed(error.clone()));
         error
     }
@@ -110,6 +118,18 @@ impl Launch {
             return Ok(());
         }
         verify::own_mounts().map_err(|e| StartError::Isolation { reason: because("look at the mounts", e) })
+    }
+
+    /// The profile comes last, since it refuses what the domain is made with.
+    fn isolate(&self) -> Result<(), StartError> {
+        let isolation = |what, e| StartError::Isolation { reason: because(what, e) };
+        if self.confined {
+            landlock::restrict().map_err(|e| isolation("enter a Landlock domain", e))?;
+        }
+        if self.without.seccomp {
+            return Ok(());
+        }
+        seccomp::load().map_err(|e| isolation("load the seccomp profile", e))
     }
 
     fn execute(&self) -> StartError {

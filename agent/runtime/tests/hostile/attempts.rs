@@ -170,6 +170,11 @@ pub fn kill_another(facts: &Facts) -> Outcome {
     answered(unsafe { libc::kill(facts.victim, libc::SIGKILL) }.into())
 }
 
+pub fn mount_something(_: &Facts) -> Outcome {
+    nix::mount::mount(Some("/volume"), "/mnt", None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>)?;
+    seen("nothing", fs::exists("/mnt/planted")?)
+}
+
 pub fn trace_another(facts: &Facts) -> Outcome {
     // SAFETY: plain integers; the process is let go of when this one ends.
     answered(unsafe { libc::ptrace(libc::PTRACE_SEIZE, facts.victim, 0, 0) })

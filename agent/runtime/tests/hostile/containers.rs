@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use hearth_runtime::{ContainerSpec, ContainerState, IdMap, Mount, MountKind, PodSandbox};
+use hearth_runtime::{ContainerSpec, ContainerState, IdMap, Mount, MountKind};
 
 use crate::{
     ATTEMPT,

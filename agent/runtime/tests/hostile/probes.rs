@@ -64,6 +64,7 @@ impl Guard {
     pub fn name(self) -> &'static str {
         match self {
             Self::Of(P::Seccomp) => "seccomp",
+            Self::Of(P::Landlock) => "Landlock",
             Self::Of(P::NoNewPrivileges) => "no_new_privs",
             Self::Of(P::UserNamespace) => "user namespace",
             Self::Of(P::PidNamespace) => "PID namespace",
@@ -106,6 +107,7 @@ const PIDS: Guard = Guard::Of(P::PidNamespace);
 const CHECKED: Guard = Guard::Of(P::CheckedTargets);
 const VERIFIED: Guard = Guard::Of(P::VerifiedMounts);
 const SECCOMP: Guard = Guard::Of(P::Seccomp);
+const LANDLOCK: Guard = Guard::Of(P::Landlock);
 
 const fn probe(
     name: &'static str,
@@ -135,17 +137,20 @@ const OTHERS: &[Probe] = &[
     probe("packet socket", attempts::packet_socket, USER, &[CAPS], "EPERM", "EPERM"),
     probe("change a network link", attempts::change_a_link, USER, &[CAPS], "EPERM", "EPERM"),
     probe("a priority before others", attempts::go_before_others, USER, &[CAPS], "EACCES", "EACCES"),
-    probe("make a device node, in the user namespace", attempts::make_a_device, USER, &[CAPS, DEVICES], "EPERM", "EPERM"),
-    probe("make a device node, as the host's root", attempts::make_a_device, DEVICES, &[CAPS, USER], "EPERM", "EPERM"),
+    probe("make a device node, in the user namespace", attempts::make_a_device, USER, &[CAPS, DEVICES, LANDLOCK], "EPERM", "EACCES"),
+    probe("make a device node, as the host's root", attempts::make_a_device, DEVICES, &[CAPS, USER, LANDLOCK], "EPERM", "EACCES"),
+    probe("make a device node, in the list or not", attempts::make_a_device, LANDLOCK, &[CAPS, USER, DEVICES], "EACCES", "EACCES"),
     probe("open the image's device node, in the list or not", attempts::open_the_images_device, NODEV, &[DEVICES], "EACCES", "EACCES"),
     probe("open the image's device node, nodev or not", attempts::open_the_images_device, DEVICES, &[NODEV], "EPERM", "EACCES"),
     probe("open a volume's device node", attempts::open_the_volumes_device, NODEV, &[DEVICES], "EACCES", "EACCES"),
-    probe("set-user-ID program of the image, nosuid or not", attempts::images_set_user_id, NNP, &[NOSUID, SECCOMP], "ignored", "ignored"),
-    probe("set-user-ID program of the image, new privileges or not", attempts::images_set_user_id, NOSUID, &[NNP], "ignored", "ignored"),
-    probe("set-user-ID program of a volume", attempts::volumes_set_user_id, NOSUID, &[NNP], "ignored", "ignored"),
+    probe("set-user-ID program of the image, nosuid or not", attempts::images_set_user_id, NNP, &[NOSUID, SECCOMP, LANDLOCK], "ignored", "ignored"),
+    probe("set-user-ID program of the image, new privileges or not", attempts::images_set_user_id, NOSUID, &[NNP, LANDLOCK], "ignored", "ignored"),
+    probe("set-user-ID program of a volume", attempts::volumes_set_user_id, NOSUID, &[NNP, LANDLOCK], "ignored", "ignored"),
     probe("kill a process of another container", attempts::kill_another, PIDS, &[], "ESRCH", "ESRCH"),
-    probe("trace a process of another container", attempts::trace_another, PIDS, &[], "ESRCH", "ESRCH"),
-    probe("read the environment of another container's process", attempts::read_anothers_memory, PIDS, &[], "ENOENT", "ENOENT"),
+    probe("trace a process of another container", attempts::trace_another, PIDS, &[LANDLOCK], "ESRCH", "ESRCH"),
+    probe("trace a process of another container that is seen", attempts::trace_another, LANDLOCK, &[PIDS], "EPERM", "ESRCH"),
+    probe("read the environment of another container's process", attempts::read_anothers_memory, PIDS, &[LANDLOCK], "ENOENT", "ENOENT"),
+    probe("mount, profile or not", attempts::mount_something, LANDLOCK, &[SECCOMP, USER, CAPS], "EPERM", "EPERM"),
     probe("attach the host's shared memory", attempts::shared_memory, Guard::Of(P::IpcNamespace), &[], "ENOENT", "ENOENT"),
     probe("see the host's name", attempts::hosts_name, Guard::Of(P::UtsNamespace), &[], "hidden", "hidden"),
     probe("rename the host", attempts::rename_the_host, USER, &[SECCOMP, CAPS, Guard::Of(P::UtsNamespace)], "EPERM", "EPERM"),
@@ -180,7 +185,7 @@ pub fn all() -> Vec<Probe> {
     let calls = crate::calls::CALLS.iter().map(|(name, call)| Probe {
         name,
         guard: SECCOMP,
-        besides: &[USER, CAPS],
+        besides: &[USER, CAPS, LANDLOCK],
         attempt: Attempt::Call(*call),
         alone: "EPERM",
         refused: "EPERM",

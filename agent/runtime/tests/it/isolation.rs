@@ -8,6 +8,7 @@ use crate::support::{Ctx, TestPod};
 
 crate::tests![
     a_container_has_no_privileges,
+    what_is_a_programs_own_is_left_to_it,
     capabilities_are_those_asked_for,
     every_pod_has_its_own_ids,
     no_supplementary_group_of_the_agent_is_kept,
@@ -47,6 +48,15 @@ async fn a_container_has_no_privileges(ctx: Ctx) {
     let script = "! unshare -U true && ! unshare -m true && ! mount -t tmpfs none /tmp && ! mount -o remount,rw / \
                   && ! chroot / true && ! hostname other && ! mknod /tmp/null c 1 3 && ! kill -0 2 && echo refused";
     assert_eq!(pod.output(pod.spec("d", script)).await, "refused\n");
+    pod.destroy().await;
+}
+
+/// What a Landlock domain would refuse if it were made with less care: links between directories, and the processes of the same container.
+async fn what_is_a_programs_own_is_left_to_it(ctx: Ctx) {
+    let pod = ctx.pod().await;
+    let script = "mkdir /tmp/a /tmp/b && echo kept > /tmp/a/f && ln /tmp/a/f /tmp/b/f && mkfifo /tmp/p && cat /tmp/b/f; \
+                  sleep 100 & head -c 0 /proc/$!/environ && ls -d /proc/$!/root/etc/hosts > /dev/null && echo seen; kill $!";
+    assert_eq!(pod.output(pod.spec("c", script)).await, "kept\nseen\n");
     pod.destroy().await;
 }
 

@@ -45,7 +45,9 @@ async fn containers_see_each_other_below_a_first_process_that_none_can_touch(ctx
     {
         assert!(status.contains(line), "{line}: {status}");
     }
-    // One may signal another, as under Kubernetes, and reach its files by its process.
+    // One may reach another's files by its process and signal it, as under Kubernetes.
+    let script = "for p in /proc/[0-9]*; do grep -q '^sleep.2222' $p/cmdline && ls -d $p/root/etc/hosts; done; true";
+    assert!(pod.output(pod.spec("c", script)).await.ends_with("/root/etc/hosts\n"));
     run(&pod, "a", "kill -9 $(grep -l '^sleep.2222' /proc/[0-9]*/cmdline | cut -d/ -f3)").await;
     assert!(matches!(pod.ended("b").await.state, ContainerState::Exited { signal: Some(9), .. }));
     pod.destroy().await;

@@ -169,7 +169,7 @@ fn what_no_device_can_run_is_refused_with_its_path() {
         ),
         (
             json!({"containers": [{"name": "a", "image": "x"}], "volumes": [{"name": "v", "hostPath": {"path": "/"}}]}),
-            "spec.volumes[0].hostPath: not supported",
+            "spec.volumes[0].hostPath.path: must not be the root directory",
         ),
         (
             json!({"containers": [{"name": "a", "image": "x", "resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}]}),

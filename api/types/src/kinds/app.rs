@@ -50,7 +50,7 @@ pub struct AppSpec {
 }
 
 /// A volume of an App. With `size` it is data that is kept: every Install gets a claim of its own,
-/// named `<install>-<volume>`. Exactly one of `size`, `emptyDir`, `configMap` and `secret` is set.
+/// named `<install>-<volume>`. Exactly one of `size`, `emptyDir`, `configMap`, `secret` and `hostPath` is set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AppVolume {
@@ -68,6 +68,18 @@ pub struct AppVolume {
     /// The name of a Secret in the owner's namespace, each key a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
+    /// A directory that the owner has already, as one with photos: an Install says which, or the app does not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_path: Option<AppHostPath>,
+}
+
+/// What an App does with a directory of the owner's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AppHostPath {
+    /// It only reads.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
 }
 
 /// The port behind `<install>.<owner>.<zone>`: speaks HTTP.

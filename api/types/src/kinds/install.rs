@@ -61,6 +61,23 @@ pub struct Grants {
     /// The Linux capabilities it gets, of those the App asks for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capabilities: Vec<String>,
+    /// Directories of the device for the App's volumes of the kind `hostPath`. The device has to be told too, where its agent is
+    /// started (`--host-path`), and takes nobody else's word for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_paths: Vec<HostPathGrant>,
+}
+
+/// A directory of the device that an App gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HostPathGrant {
+    /// The App's volume.
+    pub volume: String,
+    /// An absolute path on the device.
+    pub path: String,
+    /// Nothing may be written, whatever the App asks for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
 }
 
 /// Where an Install may run.

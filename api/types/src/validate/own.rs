@@ -42,10 +42,12 @@ pub(super) fn app(object: &Value, report: &mut Report) {
         if !names_seen.insert(name) {
             report.wrong(format!("{path}.name"), format!("{name:?} is there twice"));
         }
-        let sources: Vec<_> =
-            ["size", "emptyDir", "configMap", "secret"].into_iter().filter(|field| one.get(*field).is_some()).collect();
+        let sources: Vec<_> = ["size", "emptyDir", "configMap", "secret", "hostPath"]
+            .into_iter()
+            .filter(|field| one.get(*field).is_some())
+            .collect();
         if sources.len() != 1 {
-            report.wrong(path.clone(), "must have exactly one of size, emptyDir, configMap, secret");
+            report.wrong(path.clone(), "must have exactly one of size, emptyDir, configMap, secret, hostPath");
         }
         if sources == ["emptyDir"] {
             volume::empty_dir(&one["emptyDir"], &format!("{path}.emptyDir"), report);
@@ -105,6 +107,15 @@ pub(super) fn install(object: &Value, old: Option<&Value>, zone: &str, report: &
     pod::pull_secrets(&object["spec"], "spec", report);
     for (path, capability) in each(&object["spec"]["grants"], "capabilities", "spec.grants") {
         pod::check_capability(capability.as_str().unwrap_or_default(), &path, report);
+    }
+    let mut volumes = BTreeSet::new();
+    for (path, one) in each(&object["spec"]["grants"], "hostPaths", "spec.grants") {
+        let volume = text(one, "volume");
+        report.name(&format!("{path}.volume"), volume, names::dns_label);
+        if !volumes.insert(volume) {
+            report.wrong(format!("{path}.volume"), format!("{volume:?} is there twice"));
+        }
+        volume::host_path(&format!("{path}.path"), text(one, "path"), report);
     }
     if let Some(device) = object.pointer("/spec/placement/device").and_then(Value::as_str) {
         report.name("spec.placement.device", device, names::dns_label);

@@ -15,7 +15,8 @@ use crate::{
 };
 
 /// What a volume can be made of.
-const SOURCES: &[&str] = &["emptyDir", "configMap", "secret", "downwardAPI", "projected", "persistentVolumeClaim"];
+const SOURCES: &[&str] =
+    &["emptyDir", "configMap", "secret", "downwardAPI", "projected", "persistentVolumeClaim", "hostPath"];
 /// What a projected volume can join.
 const PROJECTIONS: &[&str] = &["configMap", "secret", "downwardAPI"];
 
@@ -107,10 +108,26 @@ fn source(kind: &str, source: &Value, at: &str, report: &mut Report) {
         "configMap" => report.name(&format!("{at}.name"), text(source, "name"), names::dns_subdomain),
         "downwardAPI" => files(source, at, report),
         "projected" => projected(source, at, report),
+        "hostPath" => {
+            // Nothing is made on the owner's disk but by the app itself.
+            one_of(source, "type", &["", "Directory", "File"], at, report);
+            host_path(&format!("{at}.path"), text(source, "path"), report);
+        }
         _ => empty_dir(source, at, report),
     }
     mode(source, "defaultMode", at, report);
     items(source, at, report);
+}
+
+/// Validates a path of a device. Whether a pod gets it is the device's to say.
+pub(super) fn host_path(at: &str, path: &str, report: &mut Report) {
+    if !path.starts_with('/') || path.contains('\0') || path.len() > 4095 {
+        report.wrong(at, "must be an absolute path");
+    } else if path.split('/').any(|part| part == "..") {
+        report.wrong(at, "must not contain '..'");
+    } else if path.trim_matches('/').is_empty() {
+        report.wrong(at, "must not be the root directory");
+    }
 }
 
 /// Validates an empty directory. Where it is on disk, its pod is evicted once it takes more than its limit.

@@ -125,7 +125,7 @@ fn template(install: &Object, value: &Value, app: &Value) -> Value {
     if !first.is_empty() {
         spec["initContainers"] = Value::Array(first);
     }
-    let volumes: Vec<Value> = list(app, "/spec/volumes").map(|one| volume(install, one)).collect();
+    let volumes: Vec<Value> = list(app, "/spec/volumes").map(|one| volume(install, value, one)).collect();
     if !volumes.is_empty() {
         spec["volumes"] = Value::Array(volumes);
     }
@@ -157,7 +157,7 @@ fn container(container: &Value, install: &Value, app: &Value) -> Value {
         env.extend(over.into_iter().cloned());
         container["env"] = Value::Array(env);
     }
-    // Asked for and granted: `missing_capabilities` made sure that what is asked for was granted.
+    // Asked for and granted: `missing_permissions` made sure that what is asked for was granted.
     let capabilities: Vec<&Value> = list(app, "/spec/permissions/capabilities").collect();
     if !capabilities.is_empty() {
         if !container["securityContext"].is_object() {
@@ -169,10 +169,30 @@ fn container(container: &Value, install: &Value, app: &Value) -> Value {
         }
         security["capabilities"]["add"] = json!(capabilities);
     }
+    let read_only: Vec<&str> =
+        list(app, "/spec/volumes").filter_map(|volume| read_only_path(volume, install)).collect();
+    for mount in container.get_mut("volumeMounts").and_then(Value::as_array_mut).into_iter().flatten() {
+        if read_only.iter().any(|name| mount["name"] == *name) {
+            mount["readOnly"] = json!(true);
+        }
+    }
     container
 }
 
-fn volume(install: &Object, volume: &Value) -> Value {
+/// The directory of the device that the owner grants for a volume.
+pub(super) fn granted_path<'a>(install: &'a Value, volume: &str) -> Option<&'a Value> {
+    list(install, "/spec/grants/hostPaths").find(|one| one["volume"] == volume)
+}
+
+/// The name of a volume that is a directory of the device and must not be written.
+fn read_only_path<'a>(volume: &'a Value, install: &Value) -> Option<&'a str> {
+    let asked = volume.get("hostPath")?;
+    let name = text(volume, "/name");
+    let granted = granted_path(install, name)?;
+    [asked, granted].iter().any(|one| one["readOnly"] == true).then_some(name)
+}
+
+fn volume(install: &Object, value: &Value, volume: &Value) -> Value {
     let name = text(volume, "/name");
     let of = |field: &str| volume.get(field).and_then(Value::as_str);
     let mut out = json!({"name": name});
@@ -182,6 +202,9 @@ fn volume(install: &Object, volume: &Value) -> Value {
         out["configMap"] = json!({"name": config_map});
     } else if let Some(secret) = of("secret") {
         out["secret"] = json!({"secretName": secret});
+    } else if volume.get("hostPath").is_some() {
+        let path = granted_path(value, name).map_or("", |grant| text(grant, "/path"));
+        out["hostPath"] = json!({"path": path, "type": "Directory"});
     } else {
         out["emptyDir"] = volume.get("emptyDir").cloned().unwrap_or_else(|| json!({}));
     }

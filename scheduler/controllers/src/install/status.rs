@@ -90,11 +90,7 @@ fn permissions(app: Option<&Value>, missing: &[String]) -> Condition {
         return new(Truth::True, "Granted", "everything that the App asks for is granted".into());
     }
     let list = missing.join(", ");
-    new(
-        Truth::False,
-        "PermissionNotGranted",
-        format!("the App asks for {list}; grant it in spec.grants.capabilities, or use another App"),
-    )
+    new(Truth::False, "PermissionNotGranted", format!("the App asks for {list}; grant it there, or use another App"))
 }
 
 fn ready(

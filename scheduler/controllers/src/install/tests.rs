@@ -111,6 +111,30 @@ fn grants_placement_and_environment_reach_the_pods() {
 }
 
 #[test]
+fn a_directory_of_the_owners_comes_to_the_pods_only_if_it_is_granted() {
+    let mut app = app();
+    app["spec"]["volumes"] = json!([{"name": "data", "hostPath": {}}, {"name": "tmp", "emptyDir": {}}]);
+    let mut world = world(Some(app), install());
+    assert_eq!(said(&world, "PermissionsGranted"), is("False", "PermissionNotGranted"));
+    assert!(world.find("Deployment", "mynotes").is_none());
+    let why = condition::get(&world.find("Install", "mynotes").unwrap().value(), "Ready").unwrap().message;
+    assert!(why.contains("a directory of yours as its volume \"data\" (spec.grants.hostPaths)"), "{why}");
+    for (asks, grants, read_only) in
+        [(false, false, Value::Null), (true, false, true.into()), (false, true, true.into())]
+    {
+        world.edit("App", "notes", |app| app["spec"]["volumes"][0]["hostPath"] = json!({"readOnly": asks}));
+        let grant = json!({"hostPaths": [{"volume": "data", "path": "/srv/notes", "readOnly": grants}]});
+        world.edit("Install", "mynotes", |install| install["spec"]["grants"] = grant);
+        settle(&mut world, &[]);
+        assert_eq!(said(&world, "PermissionsGranted"), is("True", "Granted"));
+        let template = template(&world);
+        let expected = json!({"name": "data", "hostPath": {"path": "/srv/notes", "type": "Directory"}});
+        assert_eq!(template["spec"]["volumes"][0], expected);
+        assert_eq!(template["spec"]["containers"][0]["volumeMounts"][0]["readOnly"], read_only, "{asks} {grants}");
+    }
+}
+
+#[test]
 fn what_becomes_of_it_on_a_silent_device_is_passed_on_without_a_rollout() {
     let mut stateless = app();
     stateless["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
