@@ -87,6 +87,8 @@ pub struct Image {
     pub reference: String,
     /// Digest of the image's manifest: what [`ImageStore::collect_garbage`] wants while a pod uses the image.
     pub manifest_digest: Digest,
+    /// Whether what was asked for is a name under which the owner brought it to the device by hand.
+    pub imported: bool,
     /// How to run it.
     pub config: ImageConfig,
     /// Root directories of its layers, bottom first, no directory twice. Read-only: other pods use them too.
@@ -154,15 +156,17 @@ impl ImageStore {
         let parsed: Reference = reference.parse().map_err(ImageError::Reference)?;
         let shown = parsed.to_string();
         let not_found = || ImageError::NotFound { reference: shown.clone() };
+        let index = self.disk.index()?;
+        let imported = index.names.contains_key(&parsed) && !index.pulled.contains(&parsed);
         let (digest, image) = match &parsed {
             Reference::Tag { .. } => {
-                let digest = *self.disk.index()?.names.get(&parsed).ok_or_else(not_found)?;
+                let digest = *index.names.get(&parsed).ok_or_else(not_found)?;
                 (digest, self.disk.image(&digest)?)
             }
             Reference::Digest { digest, .. } => self.disk.image_by_digest(digest)?.ok_or_else(not_found)?,
         };
         let layers = self.disk.layer_directories(&image)?;
-        Ok(Image { reference: shown, manifest_digest: digest, config: image.config, layers })
+        Ok(Image { reference: shown, manifest_digest: digest, imported, config: image.config, layers })
     }
 
     /// As [`Self::resolve`], and holds the image: no collection of this process takes its layers away while the caller has the hold.

@@ -309,6 +309,7 @@ mod tests {
 
     fn image() -> Image {
         Image {
+            imported: true,
             reference: "app:1".into(),
             manifest_digest: format!("sha256:{}", "0".repeat(64)).parse().expect("a digest"),
             config: ImageConfig {

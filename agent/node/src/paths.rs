@@ -41,6 +41,8 @@ paths! {
     host_paths = "host-paths.json",
     /// Unpacked images.
     images = "images",
+    /// Which owners were given which images by registries.
+    image_access = "image-access.json",
     /// Downloads of images that are under way or were broken off.
     pulls = "pulls",
     /// Claims and other volumes.

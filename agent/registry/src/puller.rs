@@ -101,6 +101,12 @@ impl Puller {
         digest_of(&doors, self.http.limits(), &location.version, &reference.to_string()).await
     }
 
+    /// Whether there is a login among these with which one of mirrors and registry would be asked for an image.
+    pub fn has_login(&self, reference: &Reference, credentials: &Credentials) -> Result<bool, PullError> {
+        let endpoints = Location::of(reference)?.endpoints(self.http.config())?;
+        Ok(endpoints.iter().any(|one| !credentials.lookup(&one.host, &one.repository).is_empty()))
+    }
+
     fn doors(&self, location: &Location, credentials: &Credentials) -> Result<Vec<Door<'_>>, PullError> {
         let endpoints = location.endpoints(self.http.config())?;
         let door = |endpoint: crate::name::Endpoint| {

@@ -3,7 +3,7 @@
 use std::{
     io::IsTerminal as _,
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -39,10 +39,10 @@ pub(crate) fn import(args: &ImageImport) -> Result<()> {
 pub(crate) async fn pull(args: &ImagePull) -> Result<()> {
     let data = DataDir::create(&args.dir.data_dir)?;
     // Who types the name may have it from anywhere: no address is refused.
-    let images = Images::open(&Paths::new(data.root()), None)?;
+    let images = Arc::new(Images::open(&Paths::new(data.root()), None)?);
     let reference: Reference = args.reference.parse().context("the name of the image cannot be read")?;
     let policy = if args.always { PullPolicy::Always } else { PullPolicy::IfNotPresent };
-    let wanted = Wanted { reference, policy, secrets: Credentials::anonymous(), for_owner: true };
+    let wanted = Wanted { reference, policy, secrets: Credentials::anonymous(), guest: None };
     let progress = Mutex::new(Line::default());
     let tell = |news: News| progress.lock().unwrap_or_else(PoisonError::into_inner).tell(&news);
     let result = images.get(&wanted, &tell).await;

@@ -1,6 +1,10 @@
 //! Directories of the machine that its owner gives to apps.
 
-use std::{fs, os::unix::fs::chown, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, chown},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use hearth_e2e::{command, instance::Instance};
@@ -18,6 +22,7 @@ spec:
   - name: main
     image: busybox
     args: [sh, -c, 'cat /films/one; sleep 100000']
+    securityContext: {{runAsUser: 1000}}
     volumeMounts: [{{name: films, mountPath: /films}}, {{name: inbox, mountPath: /inbox}}]
   volumes: [{{name: films, hostPath: {{readOnly: true}}}}, {{name: inbox, hostPath: {{}}}}]
 ---
@@ -76,6 +81,7 @@ fn an_app_gets_the_directories_that_device_and_install_grant_and_no_other() -> R
     };
     ensure!(inside("cat /films/one; stat -c %u /inbox; echo kept > /inbox/from-the-app")? == "a film\n1000");
     ensure!(fs::read_to_string(inbox.join("new/from-the-app"))? == "kept\n");
+    ensure!(fs::metadata(inbox.join("new/from-the-app"))?.uid() == 1000, "ids are the container's own");
     let kept_out = inside(
         "touch /films/two 2> /dev/null || cat /inbox/link 2> /dev/null || ls /inbox/..| grep -c secret || true",
     )?;

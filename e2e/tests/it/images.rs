@@ -155,6 +155,62 @@ fn a_private_image_runs_once_its_pull_secret_is_there_and_layers_are_fetched_onc
     Ok(())
 }
 
+#[test]
+fn a_guest_runs_no_private_image_that_is_here_for_others_before_its_registry_gives_it() -> Result<()> {
+    let place = Place::new(Instance::up("none")?, true)?;
+    let instance = &place.instance;
+    let image = place.push(&place.build("base", None, 1000)?, "team/app:1", &[&format!("--dest-creds={LOGIN}")]);
+    let config = serde_json::json!({"auths": {&place.registry.host: {"username": "me", "password": "s3cret"}}});
+    let login = |namespace: &str| {
+        let secret = serde_json::json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login", "namespace": namespace},
+            "type": "kubernetes.io/dockerconfigjson", "stringData": {".dockerconfigjson": config.to_string()}});
+        instance.apply(&secret.to_string()).map(drop)
+    };
+    login("alice")?;
+    place.pod("mine", &image, "  imagePullSecrets: [{name: login}]\n")?;
+    place.runs("mine")?;
+    let mut lend = instance.hearth(["patch", "device", "nas", "-p"]);
+    command::succeed(lend.arg(r#"{"spec": {"lend": {"cpu": "500m", "memory": "64Mi", "pods": 5}}}"#))?;
+    instance.apply("{apiVersion: v1, kind: Namespace, metadata: {name: bob}}")?;
+    let theirs = |name: &str, policy: &str| {
+        instance.apply(&format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: bob}}, spec: {{imagePullSecrets: [{{name: login}}], \
+             terminationGracePeriodSeconds: 0, containers: [{{name: app, image: \"{image}\", imagePullPolicy: {policy}, \
+             args: [sleep, '100000'], resources: {{limits: {{memory: 16Mi, cpu: 100m}}}}}}]}}}}"
+        ))
+    };
+    let status = |name: &str| Ok::<_, anyhow::Error>(instance.get("pod", name, "bob")?["status"].clone());
+    theirs("app", "IfNotPresent")?;
+    theirs("never", "Never")?;
+    for (pod, reason, why) in
+        [("app", "ImagePullBackOff", "refuses access"), ("never", "ErrImageNeverPull", "was pulled for other owners")]
+    {
+        instance.eventually("the guest is refused", || {
+            let waiting = status(pod)?["containerStatuses"][0]["state"]["waiting"].clone();
+            ensure!(
+                waiting["reason"] == reason && waiting["message"].as_str().unwrap_or_default().contains(why),
+                "{waiting}"
+            );
+            Ok(())
+        })?;
+    }
+    // With a login of their own: nothing is fetched twice, and from then on the registry is not needed.
+    login("bob")?;
+    for pod in ["app", "never"] {
+        instance.eventually("the guest runs", || {
+            let status = status(pod)?;
+            ensure!(status["phase"] == "Running", "{status}");
+            Ok(())
+        })?;
+    }
+    let pulled = instance.list("events", "bob")?;
+    let pulled =
+        pulled.iter().filter(|event| event["reason"] == "Pulled").filter_map(|event| event["message"].as_str());
+    let pulled: Vec<_> = pulled.collect();
+    ensure!(pulled.len() == 1 && pulled[0].contains("Downloaded: 0 bytes in 0 of 1 layers"), "{pulled:?}");
+    Ok(())
+}
+
 /// The digest that the registry has for a name.
 fn pinned(place: &Place, name: &str) -> Result<String> {
     let image = format!("docker://{}/{name}", place.registry.host);

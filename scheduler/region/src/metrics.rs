@@ -13,6 +13,7 @@ pub(crate) struct Metrics {
     pub(crate) pending_pods: IntGauge,
     pub(crate) placements: IntCounterVec,
     pub(crate) plan_seconds: Histogram,
+    pub(crate) heartbeat_delay_seconds: Histogram,
     pub(crate) events_dropped: IntCounter,
     pub(crate) relists: IntCounter,
     pub(crate) behind_devices: IntGauge,
@@ -51,6 +52,14 @@ impl Metrics {
             .buckets(buckets),
         )?;
         registry.register(Box::new(plan_seconds.clone()))?;
+        let heartbeat_delay_seconds = Histogram::with_opts(
+            HistogramOpts::new(
+                "hearth_region_heartbeat_delay_seconds",
+                "How much later than it was due a heartbeat of a device came",
+            )
+            .buckets(vec![0.01, 0.05, 0.25, 1.0, 5.0, 20.0]),
+        )?;
+        registry.register(Box::new(heartbeat_delay_seconds.clone()))?;
         Ok(Self {
             reconciles: counters(
                 "hearth_region_reconciles_total",
@@ -73,6 +82,7 @@ impl Metrics {
             pending_pods: gauge("hearth_region_pending_pods", "Pods without a device")?,
             placements: counters("hearth_region_placements_total", "Pods planned, by result", &["result"])?,
             plan_seconds,
+            heartbeat_delay_seconds,
             events_dropped: counter("hearth_region_events_dropped_total", "Events that a limit held back")?,
             behind_devices: gauge(
                 "hearth_region_behind_devices",

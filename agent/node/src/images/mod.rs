@@ -1,5 +1,6 @@
 //! The images of this device: what is here, and how it is fetched from registries.
 
+mod access;
 mod source;
 
 use std::{
@@ -17,6 +18,7 @@ use hearth_registry::{Credentials, Progress, PullError, Pulled, Transferred};
 use tokio::sync::{Mutex as TurnLock, Semaphore};
 
 use crate::{Paths, files::FileError, shared::blocking};
+use access::Access;
 use source::Source;
 pub use source::SourceError;
 
@@ -49,8 +51,9 @@ pub struct Wanted {
     pub policy: PullPolicy,
     /// For a private registry.
     pub secrets: Credentials,
-    /// The device's owner wants it: the logins of `registries.yaml` are theirs.
-    pub for_owner: bool,
+    /// The namespace of another owner than the device's. The logins of `registries.yaml` are not theirs, and neither is what is here already
+    /// and was pulled for others with a login: their registry is asked first.
+    pub guest: Option<String>,
 }
 
 /// What somebody who waits for an image is told.
@@ -74,6 +77,11 @@ pub enum ImagesError {
         "image \"{0}\" is not on this device, and its pull policy is Never: import it there with `hearth image import`"
     )]
     NeverPull(String),
+    /// It is here for others, and its registry must not be asked.
+    #[error(
+        "image \"{0}\" was pulled for other owners, and with the pull policy Never its registry cannot be asked whether you may have it"
+    )]
+    NotGiven(String),
     /// The store of images failed.
     #[error(transparent)]
     Store(#[from] ImageError),
@@ -96,6 +104,7 @@ pub enum ImagesError {
 pub struct Images {
     store: ImageStore,
     source: Source,
+    access: Access,
     pulls: PathBuf,
     /// Who pulls what: by reference.
     turns: Mutex<HashMap<String, Arc<TurnLock<()>>>>,
@@ -111,6 +120,7 @@ impl Images {
         Ok(Self {
             store: ImageStore::open(&paths.images())?,
             source: Source::new(paths.registries(), is_public),
+            access: Access::open(paths.image_access()),
             pulls: paths.pulls(),
             turns: Mutex::default(),
             slots: Semaphore::new(PULLS),
@@ -125,14 +135,23 @@ impl Images {
     /// The image, held so that it is not collected before somebody is seen to use it.
     ///
     /// # Guarantees
-    /// Of all who want the same image at a time, one pulls it. What a dropped or failed pull has downloaded is gone on from by the next.
-    pub async fn get(&self, wanted: &Wanted, tell: &(dyn Fn(News) + Sync)) -> Result<(Image, Hold), ImagesError> {
+    /// - Of all who want the same image at a time, one pulls it. What a dropped or failed pull has downloaded is gone on from by the next.
+    /// - A pod of another owner gets what the device's owner brought by hand, what its registry gives to anyone, and what it gave to the pod's
+    ///   own namespace; anything else only once the registry gives it, although it is here.
+    pub async fn get(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        tell: &(dyn Fn(News) + Sync),
+    ) -> Result<(Image, Hold), ImagesError> {
         let here = self.here(&wanted.reference).await?;
         match (here, wanted.policy) {
-            (Some(here), PullPolicy::IfNotPresent | PullPolicy::Never) => Ok(here),
+            (Some(here), PullPolicy::IfNotPresent | PullPolicy::Never) if self.may_have(wanted, &here.0) => Ok(here),
+            (Some(_), PullPolicy::IfNotPresent) => self.in_turn(wanted, None, tell).await,
+            (Some(_), PullPolicy::Never) => Err(ImagesError::NotGiven(wanted.reference.to_string())),
             (None, PullPolicy::Never) => Err(ImagesError::NeverPull(wanted.reference.to_string())),
             (None, PullPolicy::IfNotPresent) => self.in_turn(wanted, None, tell).await,
             (here, PullPolicy::Always) => {
+                let here = here.filter(|here| self.may_have(wanted, &here.0));
                 let (is_here, asked) = (here.is_some(), self.in_turn(wanted, here, tell).await);
                 match asked {
                     // An app that ran yesterday runs today, whether the line is up or not.
@@ -151,6 +170,26 @@ impl Images {
         }
     }
 
+    /// Whether somebody may run what is here without its registry being asked.
+    fn may_have(&self, wanted: &Wanted, here: &Image) -> bool {
+        let Some(guest) = &wanted.guest else { return true };
+        here.imported || self.access.has((&wanted.reference.to_string(), &here.manifest_digest), guest)
+    }
+
+    /// A registry gave an image.
+    async fn given(self: &Arc<Self>, wanted: &Wanted, manifest: Digest, private: bool) -> Result<(), ImagesError> {
+        let namespace = match (private, &wanted.guest) {
+            (false, _) => None,
+            (true, Some(guest)) => Some(guest.clone()),
+            // The owner may have everything.
+            (true, None) => return Ok(()),
+        };
+        let (images, name) = (Arc::clone(self), wanted.reference.to_string());
+        let noted =
+            blocking(move || images.access.note((&name, &manifest), namespace.as_deref(), |name| images.has(name)));
+        Ok(noted.await?)
+    }
+
     /// Whether the image of a name is here. Blocks.
     pub(crate) fn has(&self, reference: &str) -> bool {
         self.store.resolve(reference).is_ok()
@@ -167,7 +206,7 @@ impl Images {
 
     /// Asks the registry, after everybody who asks for the same image.
     async fn in_turn(
-        &self,
+        self: &Arc<Self>,
         wanted: &Wanted,
         here: Option<(Image, Hold)>,
         tell: &(dyn Fn(News) + Sync),
@@ -179,6 +218,7 @@ impl Images {
             let _turn = turn.lock().await;
             if wanted.policy == PullPolicy::IfNotPresent
                 && let Some(found) = self.here(&wanted.reference).await?
+                && self.may_have(wanted, &found.0)
             {
                 return Ok(found);
             }
@@ -193,7 +233,7 @@ impl Images {
     }
 
     async fn ask(
-        &self,
+        self: &Arc<Self>,
         wanted: &Wanted,
         here: Option<(Image, Hold)>,
         waiting: Instant,
@@ -201,8 +241,9 @@ impl Images {
     ) -> Result<(Image, Hold), ImagesError> {
         let reference = &wanted.reference;
         let origin = self.source.get().await?;
-        let own = if wanted.for_owner { origin.credentials.clone() } else { Credentials::anonymous() };
+        let own = if wanted.guest.is_none() { origin.credentials.clone() } else { Credentials::anonymous() };
         let secrets = wanted.secrets.clone().and(own);
+        let private = origin.puller.has_login(reference, &secrets)?;
         if let Some(here) = here {
             let now = origin.puller.resolve(reference, &secrets).await?;
             let (store, same) = (self.store.clone(), here.0.manifest_digest);
@@ -226,6 +267,7 @@ impl Images {
                 }
             }
         };
+        self.given(wanted, pulled.manifest, private).await?;
         let found = self.here(reference).await?;
         tell(News::Pulled(pulled, begin.elapsed(), waiting.elapsed()));
         found.ok_or_else(|| ImageError::NotFound { reference: reference.to_string() }.into())

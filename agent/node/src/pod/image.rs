@@ -71,8 +71,8 @@ impl Site {
             Some("Never") => PullPolicy::Never,
             _ => PullPolicy::IfNotPresent,
         };
-        let for_owner = self.namespace() == self.shared.owner;
-        Ok(Wanted { reference, policy, secrets: self.pull_secrets(), for_owner })
+        let guest = (self.namespace() != self.shared.owner).then(|| self.namespace().to_owned());
+        Ok(Wanted { reference, policy, secrets: self.pull_secrets(), guest })
     }
 
     /// Those of the pod's pull secrets that are here and can be read: the image may be public, so that the registry has the last word. What
@@ -93,7 +93,7 @@ impl Site {
 
     fn image_failure(&self, name: &str, error: &ImagesError) -> Failure {
         let reason = match error {
-            ImagesError::NeverPull(_) => "ErrImageNeverPull",
+            ImagesError::NeverPull(_) | ImagesError::NotGiven(_) => "ErrImageNeverPull",
             ImagesError::Store(ImageError::Reference(_)) => "InvalidImageName",
             ImagesError::Store(_) => "ImageInspectError",
             ImagesError::Pull(PullError::NotAllowed { .. } | PullError::Unreachable { .. }) => {

@@ -11,7 +11,11 @@ use hearth_proto::{
 };
 use hearth_types::{DeviceKey, DeviceName, GroupKind, ObjectKey, Uid, kinds::DeviceInfo, store::Consistency};
 use serde_json::{Value, json};
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 use tonic::{Status, Streaming};
 
 use super::{Outbox, Session, StatusJob, certificate, copies, desired, restored};
@@ -204,6 +208,7 @@ async fn talk(
 ) -> End {
     let mut sent = Sent::new();
     let mut events = EventBudget::new();
+    let mut heard = Instant::now();
     let mut signing = JoinSet::new();
     if !send_desired(hub, session, &mut sent, true) || !copies.send(hub, session) {
         return End::Ended;
@@ -238,6 +243,11 @@ async fn talk(
                 Ok(Err(_)) => return End::Broken,
                 Ok(Ok(None)) => return End::Closed,
                 Ok(Ok(Some(message))) => {
+                    if matches!(message.message, Some(device_message::Message::Heartbeat(_))) {
+                        let late = heard.elapsed().saturating_sub(hub.config.timing.heartbeat);
+                        hub.metrics.heartbeat_delay_seconds.observe(late.as_secs_f64());
+                        heard = Instant::now();
+                    }
                     if !handle(hub, session, message, &mut events, &mut signing).await {
                         return End::Ended;
                     }
