@@ -293,7 +293,7 @@ fn open(
     let ids = IdRanges::open(paths.ids(), instance.as_str());
     let ingress = Ingress::open(paths.ingress(), pods, metrics)?;
     let desired = Desired::load(paths.desired(), incarnation);
-    let info = crate::facts::device_info();
+    let info = crate::facts::device_info(paths.root());
     if !info.missing.is_empty() {
         tracing::warn!(missing = ?info.missing, "this machine lacks what isolation or limits want");
     }

@@ -60,6 +60,13 @@ impl Places {
     }
 }
 
+impl Places {
+    /// What a container writes by itself: its layers and its logs.
+    pub(crate) fn written_by(&self, container: &str) -> [PathBuf; 2] {
+        [self.scratch().join(container), self.logs().join(container)]
+    }
+}
+
 /// Where a container finds the file for its last message.
 fn termination_log(container: &Container) -> PathBuf {
     let path = container.termination_message_path.as_deref().filter(|path| !path.is_empty());
@@ -377,7 +384,7 @@ mod tests {
             configs: Configs {
                 objects: &objects,
                 namespace: "n",
-                myself: Myself { pod: &pod, addresses: None, machine: (1000, 1 << 30) },
+                myself: Myself { pod: &pod, addresses: None, machine: crate::facts::Machine::default() },
             },
             places: &Places {
                 paths: Paths::new(Path::new("/d")),

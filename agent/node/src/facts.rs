@@ -1,6 +1,9 @@
 //! What this machine is.
 
-use std::{net::IpAddr, net::UdpSocket};
+use std::{
+    net::{IpAddr, UdpSocket},
+    path::Path,
+};
 
 use hearth_image::Platform;
 use hearth_runtime::probe_kernel;
@@ -8,13 +11,27 @@ use hearth_types::kinds::DeviceInfo;
 
 /// Pods that a device takes, as a node of Kubernetes does.
 const MAX_PODS: u32 = 110;
+/// Part of the disk, in percent, that pods do not count on: below it they are evicted (the kubelet's `nodefs.available`).
+const KEPT_FREE_PERCENT: u64 = 10;
 /// The largest file below /proc and /etc that is read, in bytes.
 const MAX_FACT_BYTES: u64 = 64 << 10;
 
+/// What a machine has for pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Machine {
+    /// Thousandths of a core.
+    pub(crate) cpu_millis: u64,
+    /// Bytes of memory.
+    pub(crate) memory_bytes: u64,
+    /// Bytes of the data directory's file system, without what is kept free of pods; 0 where it cannot be asked.
+    pub(crate) storage_bytes: u64,
+}
+
 /// Finds out what this machine is. Blocks for a moment.
-pub(crate) fn device_info() -> DeviceInfo {
+pub(crate) fn device_info(data: &Path) -> DeviceInfo {
     let kernel = probe_kernel();
-    let (cpu_millis, memory_bytes) = machine();
+    let Machine { cpu_millis, memory_bytes, storage_bytes } = machine(data);
+    let capacity = storage(data);
     DeviceInfo {
         architecture: Platform::host().architecture,
         os_image: os_image(&read("/etc/os-release")),
@@ -22,15 +39,28 @@ pub(crate) fn device_info() -> DeviceInfo {
         cpu_millis,
         memory_bytes,
         pods: MAX_PODS,
+        storage_bytes: capacity,
+        storage_allocatable_bytes: capacity.map(|_| storage_bytes),
         missing: crate::fitness::kernel_lacks(&kernel),
         kernel_version: kernel.release,
     }
 }
 
-/// Thousandths of a core and bytes of memory that this machine has.
-pub(crate) fn machine() -> (u64, u64) {
+/// What this machine has; `data` is where pods write.
+pub(crate) fn machine(data: &Path) -> Machine {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
-    (cores * 1000, memory_bytes(&read("/proc/meminfo")))
+    let storage = storage(data).unwrap_or_default();
+    Machine {
+        cpu_millis: cores * 1000,
+        memory_bytes: memory_bytes(&read("/proc/meminfo")),
+        storage_bytes: storage - storage / 100 * KEPT_FREE_PERCENT,
+    }
+}
+
+/// The size of a directory's file system in bytes.
+fn storage(data: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(data).ok()?;
+    Some(stat.f_blocks.saturating_mul(stat.f_frsize))
 }
 
 /// The text of a small file, or nothing.
@@ -75,8 +105,9 @@ mod tests {
         assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n"), "Debian GNU/Linux 12");
         assert_eq!(os_image(""), "Linux");
         assert_eq!(memory_bytes("MemFree: 1 kB\nMemTotal:       2048 kB\n"), 2 << 20);
-        let info = device_info();
+        let info = device_info(Path::new("/"));
         assert!(info.memory_bytes > 0 && info.cpu_millis >= 1000, "{info:?}");
+        assert!(info.storage_bytes > info.storage_allocatable_bytes && info.storage_allocatable_bytes > Some(0));
         assert!(!info.kernel_version.is_empty());
     }
 }

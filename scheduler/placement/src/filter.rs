@@ -23,6 +23,8 @@ pub enum Filter {
     Cpu,
     /// It has too little memory left.
     Memory,
+    /// It has too little room on its disk left.
+    Storage,
     /// It has as many pods as it takes.
     Pods,
     /// It lends too little processor time.
@@ -112,7 +114,13 @@ pub(crate) fn lasting(device: &Device, shape: &Shape) -> Result<(), Cause> {
 pub(crate) fn room(device: &Device, shape: &Shape, used: Resources, guests: Resources) -> Result<(), Cause> {
     const OWN: [Filter; 3] = [Filter::Cpu, Filter::Memory, Filter::Pods];
     const LENT: [Filter; 3] = [Filter::LendCpu, Filter::LendMemory, Filter::LendPods];
-    fits(shape.requests, device.allocatable.less(used), OWN)?;
+    let free = device.allocatable.less(used);
+    fits(shape.requests, free, OWN)?;
+    // The disk is not lent by amounts: who is a guest counts like anybody else.
+    if shape.requests.storage_bytes > free.storage_bytes {
+        let (needs, free) = (shape.requests.storage_bytes, free.storage_bytes);
+        return Err(Cause::Amount { filter: Filter::Storage, needs, free });
+    }
     match device.lends {
         Some(lends) if *device.owner != *shape.owner => fits(shape.lent, lends.less(guests), LENT),
         _ => Ok(()),

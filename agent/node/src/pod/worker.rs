@@ -254,8 +254,13 @@ impl Worker {
     /// Looks whether the pod's claims are there, and how much of the disk the pod takes.
     fn measure(&mut self) {
         let (limits, site) = (self.gauge.begin(), self.site.clone());
+        let running = self.machine.record().containers.iter().filter(|(_, one)| one.running_since().is_some());
+        let running: Vec<String> = running.map(|(name, _)| name.clone()).collect();
         self.tasks.spawn(async move {
-            let looked = blocking(move || (site.lost_claim(), measure(&site.shared.volumes, site.uid(), &limits)));
+            let looked = blocking(move || {
+                let measured = measure(&site.shared.volumes, &site.places, &limits, &running);
+                (site.lost_claim(), measured)
+            });
             let (lost, measured) = looked.await;
             Outcome::Measured(lost, measured)
         });

@@ -231,9 +231,9 @@ fn a_group_gets_what_the_kubelet_gives_it() {
 #[test]
 fn usage_is_what_is_on_the_disk_of_the_volume_alone() {
     let (_directory, store) = store();
-    assert_eq!(store.usage("p-1", "scratch", u64::MAX).unwrap(), None);
+    assert_eq!(store.usage("p-1", "scratch", u64::MAX).unwrap(), hearth_volume::Taken::default(), "not made yet");
     let volume = store.empty_dir("p-1", "scratch", None).unwrap();
-    let measured = || store.usage("p-1", "scratch", u64::MAX).unwrap().unwrap();
+    let measured = || store.usage("p-1", "scratch", u64::MAX).unwrap().bytes;
     let empty = measured();
     let outside = volume.parent().unwrap().join("outside");
     fs::create_dir(&outside).unwrap();
@@ -245,6 +245,8 @@ fn usage_is_what_is_on_the_disk_of_the_volume_alone() {
     sparse.set_len(1 << 40).unwrap();
     let near = |found: u64, mib: u64| found >= empty + (mib << 20) && found < empty + (mib << 20) + (64 << 10);
     assert!(near(measured(), 1), "{}", measured());
+    // Itself, three directories, two files and a link.
+    assert_eq!(store.usage("p-1", "scratch", u64::MAX).unwrap().inodes, 7);
     // One file by several names.
     for name in ["one", "two", "three"] {
         fs::hard_link(volume.join("a/b/c/file"), volume.join(name)).unwrap();
@@ -254,7 +256,7 @@ fn usage_is_what_is_on_the_disk_of_the_volume_alone() {
     for n in 0..50 {
         fs::write(volume.join(format!("file-{n}")), vec![b'x'; 1 << 20]).unwrap();
     }
-    let stopped = store.usage("p-1", "scratch", 5 << 20).unwrap().unwrap();
+    let stopped = store.usage("p-1", "scratch", 5 << 20).unwrap().bytes;
     assert!(stopped > 5 << 20 && stopped < 8 << 20, "{stopped}");
     // Deeper than is counted.
     let mut deep = volume.clone();

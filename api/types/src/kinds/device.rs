@@ -75,6 +75,12 @@ pub struct DeviceInfo {
     pub memory_bytes: u64,
     /// The most pods it takes.
     pub pods: u32,
+    /// The size of the file system that pods write to, in bytes; an older agent does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_bytes: Option<u64>,
+    /// What of it pods may count on, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_allocatable_bytes: Option<u64>,
     /// What the machine lacks that isolation or limits want, in words; empty on a fit machine.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,
