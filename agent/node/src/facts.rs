@@ -1,18 +1,15 @@
 //! What this machine is.
 
-use std::{
-    net::{IpAddr, UdpSocket},
-    path::Path,
-};
+use std::net::{IpAddr, UdpSocket};
 
 use hearth_image::Platform;
 use hearth_runtime::probe_kernel;
 use hearth_types::kinds::DeviceInfo;
 
+use crate::{Paths, pressure};
+
 /// Pods that a device takes, as a node of Kubernetes does.
 const MAX_PODS: u32 = 110;
-/// Part of the disk, in percent, that pods do not count on: below it they are evicted (the kubelet's `nodefs.available`).
-const KEPT_FREE_PERCENT: u64 = 10;
 /// The largest file below /proc and /etc that is read, in bytes.
 const MAX_FACT_BYTES: u64 = 64 << 10;
 
@@ -28,10 +25,10 @@ pub(crate) struct Machine {
 }
 
 /// Finds out what this machine is. Blocks for a moment.
-pub(crate) fn device_info(data: &Path) -> DeviceInfo {
+pub(crate) fn device_info(paths: &Paths) -> DeviceInfo {
     let kernel = probe_kernel();
-    let Machine { cpu_millis, memory_bytes, storage_bytes } = machine(data);
-    let capacity = storage(data);
+    let Machine { cpu_millis, memory_bytes, storage_bytes } = machine(paths);
+    let capacity = storage(paths);
     DeviceInfo {
         architecture: Platform::host().architecture,
         os_image: os_image(&read("/etc/os-release")),
@@ -46,20 +43,19 @@ pub(crate) fn device_info(data: &Path) -> DeviceInfo {
     }
 }
 
-/// What this machine has; `data` is where pods write.
-pub(crate) fn machine(data: &Path) -> Machine {
+/// What this machine has. Blocks for a moment.
+pub(crate) fn machine(paths: &Paths) -> Machine {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
-    let storage = storage(data).unwrap_or_default();
     Machine {
         cpu_millis: cores * 1000,
-        memory_bytes: memory_bytes(&read("/proc/meminfo")),
-        storage_bytes: storage - storage / 100 * KEPT_FREE_PERCENT,
+        memory_bytes: meminfo(&read("/proc/meminfo"), "MemTotal").unwrap_or_default(),
+        storage_bytes: storage(paths).map_or(0, |capacity| pressure::allocatable(paths, capacity)),
     }
 }
 
-/// The size of a directory's file system in bytes.
-fn storage(data: &Path) -> Option<u64> {
-    let stat = rustix::fs::statvfs(data).ok()?;
+/// The size of the data directory's file system in bytes.
+fn storage(paths: &Paths) -> Option<u64> {
+    let stat = rustix::fs::statvfs(paths.root()).ok()?;
     Some(stat.f_blocks.saturating_mul(stat.f_frsize))
 }
 
@@ -75,11 +71,10 @@ fn os_image(text: &str) -> String {
     line.map_or("Linux", |name| name.trim_matches(['"', '\''])).to_owned()
 }
 
-/// `MemTotal` of proc_meminfo(5), which is in KiB.
-fn memory_bytes(text: &str) -> u64 {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-    kib.unwrap_or_default() * 1024
+/// A line of proc_meminfo(5), which is in KiB, in bytes.
+pub(crate) fn meminfo(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
 /// The machine's own addresses on the way out, IPv4 first; no packet is sent.
@@ -104,8 +99,10 @@ mod tests {
     fn facts_are_read_from_what_the_system_says() {
         assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n"), "Debian GNU/Linux 12");
         assert_eq!(os_image(""), "Linux");
-        assert_eq!(memory_bytes("MemFree: 1 kB\nMemTotal:       2048 kB\n"), 2 << 20);
-        let info = device_info(Path::new("/"));
+        assert_eq!(meminfo("MemFree: 1 kB\nMemTotal:       2048 kB\n", "MemTotal"), Some(2 << 20));
+        let data = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(data.path().join("agent")).expect("made");
+        let info = device_info(&Paths::new(data.path()));
         assert!(info.memory_bytes > 0 && info.cpu_millis >= 1000, "{info:?}");
         assert!(info.storage_bytes > info.storage_allocatable_bytes && info.storage_allocatable_bytes > Some(0));
         assert!(!info.kernel_version.is_empty());

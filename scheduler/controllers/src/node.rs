@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::{
     action::{Action, Reconciled},
     meta::{self, number, text},
+    pressure,
 };
 
 /// What is known of a device's session.
@@ -36,7 +37,7 @@ pub struct Inputs<'a> {
 }
 
 /// Makes the Node of a Device, keeps what the Device says in it, and keeps the conditions `Ready` of the Node and `Connected`
-/// of the Device. Labels, taints and `unschedulable` that people set on the Node stay. A Node without a Device goes.
+/// of the Device, and what follows from those by which the Device tells that it runs short. Labels, taints and `unschedulable` that people set on the Node stay. A Node without a Device goes.
 pub fn reconcile(inputs: Inputs<'_>, now: Timestamp) -> Reconciled {
     let mut out = Reconciled::default();
     let Some(device) = inputs.device else {
@@ -65,6 +66,7 @@ pub fn reconcile(inputs: Inputs<'_>, now: Timestamp) -> Reconciled {
         }
     };
     describe(&device_value, device, &mut node_value);
+    pressure::keep(device, &device_value, &mut node_value, now, &mut out);
     let before = condition::get(&node_value, "Ready").map(|old| old.status);
     let node_reason = match truth {
         Truth::True => "DeviceReady",

@@ -7,7 +7,8 @@ use std::{
 
 use hearth_types::{
     Object, ObjectKey, Revision, Timestamp, Uid, condition,
-    kinds::{ARCHITECTURES_ANNOTATION, labels},
+    kinds::{ARCHITECTURES_ANNOTATION, MEMORY_PRESSURE_TAINT, labels},
+    qos::QosClass,
     quantity::{self, Beside},
 };
 use serde_json::Value;
@@ -246,6 +247,7 @@ impl Pod {
         }
         let (requests, lent) = (requests.of_one_pod(), lent.of_one_pod());
         let text = |value: &Value, field: &str| -> Box<str> { value[field].as_str().unwrap_or_default().into() };
+        let asks_for_something = QosClass::of(spec) != QosClass::BestEffort;
         let tolerations = list(spec, "/tolerations").map(|one| Toleration {
             key: text(one, "key"),
             value: text(one, "value"),
@@ -274,7 +276,8 @@ impl Pod {
                 unlimited,
                 architectures: architectures.map(Into::into).collect(),
                 node_selector: map(spec, "/nodeSelector"),
-                tolerations: tolerations.collect(),
+                // As Kubernetes' control plane has it: what asks for memory was promised some, whatever others take.
+                tolerations: tolerations.chain(asks_for_something.then(memory_pressure)).collect(),
                 claims,
             },
         }
@@ -330,6 +333,10 @@ fn list<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> 
 fn map(value: &Value, pointer: &str) -> BTreeMap<Box<str>, Box<str>> {
     let entries = value.pointer(pointer).and_then(Value::as_object).into_iter().flatten();
     entries.filter_map(|(key, value)| Some((key.as_str().into(), value.as_str()?.into()))).collect()
+}
+
+fn memory_pressure() -> Toleration {
+    Toleration { key: MEMORY_PRESSURE_TAINT.into(), value: "".into(), effect: "NoSchedule".into(), exists: true }
 }
 
 /// Reads `cpu`, `memory`, `pods` and `ephemeral-storage`; what is absent or odd is nothing, or `unsaid` of the last two.

@@ -136,6 +136,31 @@ fn what_is_asked_of_the_disk_counts_against_what_the_device_has() {
 }
 
 #[test]
+fn a_device_that_runs_short_of_memory_gets_no_pod_that_asks_for_none_and_one_short_of_disk_none_at_all() {
+    let made = |resources: Value| {
+        let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "alice", "uid": "u"},
+            "spec": {"containers": [{"name": "a", "resources": resources}]}});
+        let object = Object::from_value(object).unwrap();
+        Pod::read(&object, &object.value())
+    };
+    for (taint, resources, goes) in [
+        ("memory-pressure", json!({}), false),
+        ("memory-pressure", json!({"requests": {"memory": "1Mi"}}), true),
+        ("disk-pressure", json!({}), false),
+        ("disk-pressure", json!({"requests": {"memory": "1Mi"}}), false),
+    ] {
+        let mut short = device("nas", "alice");
+        short.taints.push(Taint {
+            key: format!("node.kubernetes.io/{taint}").into(),
+            value: "".into(),
+            effect: "NoSchedule".into(),
+        });
+        let plan = run(&snapshot(vec![short]), vec![made(resources.clone())]);
+        assert_eq!(plan.assignments.len(), usize::from(goes), "{taint} {resources}");
+    }
+}
+
+#[test]
 fn replicas_are_spread_and_ties_go_by_name() {
     let snapshot = snapshot(vec![device("c", "alice"), device("a", "alice"), device("b", "alice")]);
     let pods = (0..4).map(|index| {

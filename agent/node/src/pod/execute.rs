@@ -104,7 +104,7 @@ impl Site {
 
     /// What the pod's containers get; `addresses` once it has some.
     pub(super) fn configs<'a>(&'a self, objects: &'a Objects, addresses: Option<&'a Addresses>) -> Configs<'a> {
-        let machine = facts::machine(self.shared.paths.root());
+        let machine = facts::machine(&self.shared.paths);
         let myself = Myself { pod: &self.pod, addresses, machine };
         Configs { objects, namespace: self.namespace(), myself }
     }

@@ -12,7 +12,7 @@ use std::{
 
 use hearth_image::{Hold, Image};
 use hearth_network::PodNetwork;
-use hearth_pod::{Command, Event, PodMachine, PodView, Record};
+use hearth_pod::{Command, Event, Failure, PodMachine, PodView, Record};
 use hearth_runtime::{ContainerStatus, PodEvent};
 use hearth_types::{Object, ObjectKey, Uid, kinds::Pod};
 use tokio::{
@@ -60,6 +60,8 @@ pub(crate) enum Input {
     ImagesChanged,
     /// ConfigMaps, Secrets or claims changed that the pod may use.
     ConfigChanged,
+    /// The device has too little for it.
+    Evicted(Failure),
 }
 
 /// A worker that runs.
@@ -219,6 +221,7 @@ impl Worker {
                 let grace = self.machine.spec().grace;
                 self.step(Event::Vanished(grace));
             }
+            Input::Evicted(why) => self.step(Event::Evicted(why)),
             Input::ImagesChanged => {
                 // Other images come and go: a pull that failed waits its time all the same.
                 let images = Arc::clone(&self.site.shared.images);

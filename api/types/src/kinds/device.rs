@@ -52,7 +52,7 @@ pub struct DeviceStatus {
     /// What the machine is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub info: Option<DeviceInfo>,
-    /// `Connected`: True while it has a session, Unknown when it is silent.
+    /// `Connected`: True while it has a session, Unknown when it is silent. `MemoryPressure` and `DiskPressure`: True while it runs short.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }
