@@ -41,6 +41,7 @@ mod logs;
 mod manager;
 mod metrics;
 mod mounts;
+mod oom;
 mod paths;
 mod pod;
 mod pressure;
