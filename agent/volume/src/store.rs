@@ -119,6 +119,12 @@ impl VolumeStore {
         }
     }
 
+    /// Whether something that was deleted still takes room. After an [`Self::empty_trash`] without error, somebody else is at it.
+    pub fn has_trash(&self) -> Result<bool, VolumeError> {
+        let none = Stuck::new();
+        Ok(remove::has_fresh(&self.claims().trash(), &none)? || remove::has_fresh(&self.pods().join(".trash"), &none)?)
+    }
+
     /// The data directory of a claim, made if the claim is new.
     ///
     /// A fresh one is empty, belongs to 0:0 (container ids) and has the mode of `spec`; afterwards its owner and mode are the app's own. For a

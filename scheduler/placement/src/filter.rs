@@ -1,6 +1,6 @@
 //! Why a device cannot take a pod.
 
-use hearth_types::kinds::labels;
+use hearth_types::kinds::{PRESSURES, labels};
 
 use crate::model::{Device, Resources, Shape, Taint, Unlimited};
 
@@ -87,6 +87,9 @@ pub(crate) fn fixed(device: &Device, shape: &Shape) -> Result<(), Cause> {
     if device.cordoned {
         return Err(Cause::Cordon);
     }
+    if let Some(taint) = pressed(device, shape) {
+        return Err(Cause::Taint(taint.clone()));
+    }
     lasting(device, shape)?;
     // What is lent is a bound only for what is bounded itself: requests hold nothing back.
     if !own && shape.unlimited != Unlimited::default() {
@@ -95,9 +98,22 @@ pub(crate) fn fixed(device: &Device, shape: &Shape) -> Result<(), Cause> {
     Ok(())
 }
 
-/// Of those, what a device does not leave behind by coming back.
+/// A taint that keeps the pod away as long as the device runs short of something.
+pub(crate) fn pressed<'a>(device: &'a Device, shape: &Shape) -> Option<&'a Taint> {
+    intolerable(device, shape).find(|taint| is_pressure(taint))
+}
+
+fn is_pressure(taint: &Taint) -> bool {
+    PRESSURES.iter().any(|(_, key)| *taint.key == **key)
+}
+
+fn intolerable<'a>(device: &'a Device, shape: &Shape) -> impl Iterator<Item = &'a Taint> {
+    device.taints.iter().filter(|taint| !shape.tolerations.iter().any(|one| one.tolerates(taint)))
+}
+
+/// Of those, what a device does not leave behind by coming back, or by having room again.
 pub(crate) fn lasting(device: &Device, shape: &Shape) -> Result<(), Cause> {
-    if let Some(taint) = device.taints.iter().find(|taint| !shape.tolerations.iter().any(|one| one.tolerates(taint))) {
+    if let Some(taint) = intolerable(device, shape).find(|taint| !is_pressure(taint)) {
         return Err(Cause::Taint(taint.clone()));
     }
     if shape.node_selector.iter().any(|(key, value)| device.labels.get(key) != Some(value)) {

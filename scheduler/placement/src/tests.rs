@@ -333,6 +333,10 @@ fn data_waits_for_an_own_device_that_is_only_away() {
     let mut cordoned = device("nas", "alice");
     cordoned.cordoned = true;
     assert!(reason(&with(&cordoned, None), keeps.clone()).contains("only away"));
+    let mut short = device("nas", "alice");
+    let key = "node.kubernetes.io/disk-pressure".into();
+    short.taints.push(Taint { key, value: "".into(), effect: "NoSchedule".into() });
+    assert!(reason(&with(&short, None), keeps.clone()).contains("only away"), "it will have room again");
     let goes = |snapshot: &Snapshot, pod: &Pod| where_to(&run(snapshot, vec![pod.clone()]))[0].1.clone();
     assert_eq!(goes(&with(&away, None), &pod("q", "alice", 100, 1)), "big", "without data it moves back easily");
     assert_eq!(goes(&with(&away, Some("big")), &keeps), "big", "its data is there already");

@@ -27,7 +27,7 @@ use taken::{Walked, candidates, is_gone};
 
 /// How often it is looked, as the kubelet's `evictionMonitoringPeriod`: a few system calls.
 const EVERY: Duration = Duration::from_secs(10);
-/// How often at the start, until it is known which pods there are.
+/// How often at the start, until it is known which pods there are, and whom to tell of.
 const SOON: Duration = Duration::from_secs(1);
 /// How often what goes without a pod is looked for, while something stays short: it walks through all images.
 const RECLAIM: Duration = Duration::from_mins(1);
@@ -50,7 +50,8 @@ pub(crate) async fn run(shared: Arc<Shared>, manager: Manager) {
         tick.tick().await;
         if keeper.shared.knows_its_pods() {
             keeper.once().await;
-        } else {
+        }
+        if !keeper.shared.knows_its_pods() || desired::device(&keeper.shared.objects()).is_none() {
             tick.reset_after(SOON);
         }
     }
@@ -76,11 +77,14 @@ impl Keeper {
         let mut outlook = self.look(&settings).await;
         self.report(&outlook);
         self.tell(&outlook);
-        if let Some(missing) = missing_room(&outlook)
-            && self.reclaimed.is_none_or(|at| at.elapsed() >= RECLAIM)
-        {
-            self.reclaimed = Some(Instant::now());
-            self.reclaim(missing).await;
+        let mut busy = false;
+        if let Some(missing) = missing_room(&outlook) {
+            let shared = Arc::clone(&self.shared);
+            busy = blocking(move || frees_room(&shared)).await;
+            if self.reclaimed.is_none_or(|at| at.elapsed() >= RECLAIM) {
+                self.reclaimed = Some(Instant::now());
+                self.reclaim(missing).await;
+            }
             outlook = self.look(&settings).await;
         }
         if outlook.short.is_empty() {
@@ -88,7 +92,10 @@ impl Keeper {
             self.stuck = false;
             return;
         }
-        self.evict(&outlook).await;
+        // What the last one left may be large, and takes its time to be deleted.
+        if !busy {
+            self.evict(&outlook).await;
+        }
     }
 
     async fn look(&mut self, settings: &Settings) -> Outlook {
@@ -128,13 +135,10 @@ impl Keeper {
         self.short = outlook.short.iter().map(|short| short.signal).collect();
     }
 
-    /// Frees what no pod misses: what was deleted, what ended containers left, and images that nobody uses, of these `missing` bytes.
+    /// Frees what no pod misses: what ended containers left, and images that nobody uses, of these `missing` bytes.
     async fn reclaim(&self, missing: u64) {
         let (shared, in_use) = (Arc::clone(&self.shared), house::in_use(&self.shared));
         blocking(move || {
-            if let Err(error) = shared.volumes.empty_trash() {
-                tracing::error!(error = chain(&error), "deleted data cannot be removed");
-            }
             leftovers(&shared);
             match shared.images.make_room(missing, &in_use) {
                 Ok(Some(garbage)) if garbage.bytes > 0 => tracing::info!(?garbage, "removed images to make room"),
@@ -175,6 +179,17 @@ fn missing_room(outlook: &Outlook) -> Option<u64> {
         Resource::Inodes => Some(u64::MAX),
     };
     outlook.short.iter().filter_map(of).max()
+}
+
+/// Removes what was deleted, or says that somebody is at it, so that there will be more room than there is now. Blocks.
+fn frees_room(shared: &Shared) -> bool {
+    match shared.volumes.empty_trash() {
+        Ok(()) => shared.volumes.has_trash().unwrap_or(false),
+        Err(error) => {
+            tracing::error!(error = chain(&error), "deleted data cannot be removed");
+            false
+        }
+    }
 }
 
 /// Removes what ended containers left: the logs of pods that ended, and those of attempts before. Blocks.

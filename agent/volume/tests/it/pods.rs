@@ -229,6 +229,23 @@ fn a_group_gets_what_the_kubelet_gives_it() {
 }
 
 #[test]
+fn what_was_deleted_and_is_not_removed_yet_is_seen() {
+    let (directory, store) = store();
+    store.empty_dir("p-1", "scratch", None).unwrap();
+    assert!(!store.has_trash().unwrap());
+    store.remove_pod("p-1").unwrap();
+    assert!(store.has_trash().unwrap());
+    // Somebody else has the turn: this call leaves it to them.
+    let turn = fs::File::create(directory.path().join("volumes/trash.lock")).unwrap();
+    rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    store.empty_trash().unwrap();
+    assert!(store.has_trash().unwrap());
+    drop(turn);
+    store.empty_trash().unwrap();
+    assert!(!store.has_trash().unwrap());
+}
+
+#[test]
 fn usage_is_what_is_on_the_disk_of_the_volume_alone() {
     let (_directory, store) = store();
     assert_eq!(store.usage("p-1", "scratch", u64::MAX).unwrap(), hearth_volume::Taken::default(), "not made yet");
