@@ -67,7 +67,9 @@ mod tests {
         ] {
             let container = |resources: &Value| json!({"name": "c", "resources": resources});
             let mut first: Vec<Value> = sidecar.iter().map(container).collect();
-            first.iter_mut().for_each(|one| one["restartPolicy"] = json!("Always"));
+            for one in &mut first {
+                one["restartPolicy"] = json!("Always");
+            }
             let pod = json!({"spec": {"containers": [container(&main)], "initContainers": first}});
             let pod: Pod = serde_json::from_value(pod).expect("a pod");
             let spec = pod.spec.as_ref().expect("a spec");

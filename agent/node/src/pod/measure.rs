@@ -186,6 +186,9 @@ mod tests {
     use super::*;
     use crate::Paths;
 
+    /// What was written where in MiB, which containers run, and why the pod is evicted.
+    type Case = (&'static [(&'static str, usize)], &'static [&'static str], Option<String>);
+
     fn pod(spec: &Value) -> Pod {
         serde_json::from_value(json!({"spec": spec})).expect("a pod")
     }
@@ -228,29 +231,29 @@ mod tests {
     #[test]
     fn what_exceeds_its_limit_is_told_in_the_words_of_the_kubelet() {
         const MIB: usize = 1 << 20;
+        const ALL: &[&str] = &["a", "b", "c"];
         let total = "Pod ephemeral local storage usage exceeds the total limit of containers";
         let spec = json!({"volumes": [{"name": "cache", "emptyDir": {"sizeLimit": "4Mi"}}, {"name": "free", "emptyDir": {}}],
             "containers": [limited("a", "2Mi"), limited("b", "4Mi"), {"name": "c"}]});
         let limits = Limits::of(&pod(&spec));
-        let all = ["a", "b", "c"];
-        let cases: [(&[(&str, usize)], &[&str], Option<String>); 11] = [
-            (&[], &all, None),
-            (&[("cache", 3)], &all, None),
-            (&[("cache", 5)], &all, Some("Usage of EmptyDir volume \"cache\" exceeds the limit \"4Mi\". ".into())),
-            (&[("free", 5)], &all, None),
-            (&[("free", 7)], &all, Some(format!("{total} 6Mi. "))),
-            (&[("layer a", 1), ("log b", 3)], &all, None),
-            (&[("layer a", 3)], &all, Some("Container a exceeded its local ephemeral storage limit \"2Mi\". ".into())),
+        let cases: [Case; 11] = [
+            (&[], ALL, None),
+            (&[("cache", 3)], ALL, None),
+            (&[("cache", 5)], ALL, Some("Usage of EmptyDir volume \"cache\" exceeds the limit \"4Mi\". ".into())),
+            (&[("free", 5)], ALL, None),
+            (&[("free", 7)], ALL, Some(format!("{total} 6Mi. "))),
+            (&[("layer a", 1), ("log b", 3)], ALL, None),
+            (&[("layer a", 3)], ALL, Some("Container a exceeded its local ephemeral storage limit \"2Mi\". ".into())),
             (
                 &[("layer b", 3), ("log b", 2)],
-                &all,
+                ALL,
                 Some("Container b exceeded its local ephemeral storage limit \"4Mi\". ".into()),
             ),
             // One that does not run counts for nothing, as with the kubelet.
             (&[("layer a", 3)], &["b", "c"], None),
             // One without a limit counts against what all may take.
-            (&[("log c", 7)], &all, Some(format!("{total} 6Mi. "))),
-            (&[("cache", 3), ("log a", 1), ("layer b", 3)], &all, Some(format!("{total} 6Mi. "))),
+            (&[("log c", 7)], ALL, Some(format!("{total} 6Mi. "))),
+            (&[("cache", 3), ("log a", 1), ("layer b", 3)], ALL, Some(format!("{total} 6Mi. "))),
         ];
         for (written, running, expected) in cases {
             let dir = tempfile::tempdir().expect("a directory");

@@ -5,7 +5,11 @@ mod look;
 mod settings;
 mod taken;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use hearth_pod::{
     Failure,
@@ -40,7 +44,7 @@ pub(crate) fn allocatable(paths: &Paths, capacity: u64) -> u64 {
 
 /// Watches for as long as the agent runs.
 pub(crate) async fn run(shared: Arc<Shared>, manager: Manager) {
-    let source = Source::new(shared.paths.eviction());
+    let source = Arc::new(Mutex::new(Source::new(shared.paths.eviction())));
     let (monitor, walked) = (Monitor::default(), Walked::default());
     let mut keeper =
         Keeper { shared, manager, source, monitor, walked, reclaimed: None, short: BTreeSet::new(), stuck: false };
@@ -60,7 +64,7 @@ pub(crate) async fn run(shared: Arc<Shared>, manager: Manager) {
 struct Keeper {
     shared: Arc<Shared>,
     manager: Manager,
-    source: Source,
+    source: Arc<Mutex<Source>>,
     monitor: Monitor,
     walked: Walked,
     /// When what goes without a pod was looked for last.
@@ -73,7 +77,8 @@ struct Keeper {
 
 impl Keeper {
     async fn once(&mut self) {
-        let settings = self.source.get().clone();
+        let source = Arc::clone(&self.source);
+        let settings = blocking(move || source.lock().unwrap_or_else(PoisonError::into_inner).get().clone()).await;
         let mut outlook = self.look(&settings).await;
         self.report(&outlook);
         self.tell(&outlook);

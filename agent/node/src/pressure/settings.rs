@@ -41,14 +41,14 @@ enum SettingsError {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(deny_unknown_fields)]
 struct Document {
-    #[serde(default)]
-    eviction_hard: BTreeMap<String, String>,
-    #[serde(default)]
-    eviction_minimum_reclaim: BTreeMap<String, String>,
-    #[serde(default)]
-    eviction_pressure_transition_period: Option<String>,
+    #[serde(default, rename = "evictionHard")]
+    hard: BTreeMap<String, String>,
+    #[serde(default, rename = "evictionMinimumReclaim")]
+    minimum_reclaim: BTreeMap<String, String>,
+    #[serde(default, rename = "evictionPressureTransitionPeriod")]
+    transition_period: Option<String>,
 }
 
 /// The file, and what was made of it.
@@ -86,9 +86,8 @@ fn read(path: &Path) -> Result<Settings, SettingsError> {
     let malformed =
         |error: serde_yaml_ng::Error| SettingsError::Malformed { path: path.to_owned(), reason: error.to_string() };
     let document: Option<Document> = serde_yaml_ng::from_slice(&bytes).map_err(malformed)?;
-    let Document { eviction_hard, eviction_minimum_reclaim, eviction_pressure_transition_period: period } =
-        document.unwrap_or_default();
-    let settings = Settings::default().with(&eviction_hard, &eviction_minimum_reclaim, period.as_deref());
+    let Document { hard, minimum_reclaim, transition_period } = document.unwrap_or_default();
+    let settings = Settings::default().with(&hard, &minimum_reclaim, transition_period.as_deref());
     settings.map_err(|source| SettingsError::Bad { path: path.to_owned(), source })
 }
 
