@@ -28,6 +28,7 @@ use crate::{
     ingress::{Ingress, IngressError},
     manager,
     metrics::Metrics,
+    pressure,
     recovery::Recovery,
     servers::Servers,
     session::{Roster, Session},
@@ -242,6 +243,7 @@ impl Agent {
 
         let mut tasks = JoinSet::new();
         let (manager, service) = manager::new(Arc::clone(&shared), ingress.clone(), desired);
+        let evictor = manager.clone();
         let (zone, stored) = (identity.zone().to_owned(), shared.paths.clone());
         let recovery = blocking(move || Recovery::open(&stored, &zone)).await;
         let door = door::Door::new(Arc::clone(&shared), config.registry);
@@ -261,6 +263,7 @@ impl Agent {
         tasks.spawn(async move { service.run(adopted).await });
         tasks.spawn(session.run());
         tasks.spawn(house::run(Arc::clone(&shared)));
+        tasks.spawn(pressure::run(Arc::clone(&shared), evictor));
         tasks.spawn(accept(shared, ingress, door, streams));
         ready();
         let exit = tokio::select! {
@@ -302,7 +305,7 @@ fn open(
     let ids = IdRanges::open(paths.ids(), instance.as_str());
     let ingress = Ingress::open(paths.ingress(), pods, metrics)?;
     let desired = Desired::load(paths.desired(), incarnation);
-    let info = crate::facts::device_info();
+    let info = crate::facts::device_info(paths);
     if !info.missing.is_empty() {
         tracing::warn!(missing = ?info.missing, "this machine lacks what isolation or limits want");
     }

@@ -19,7 +19,7 @@ use crate::{
     Paths,
     config::{Configs, Environment, wrong},
     host_paths::HostPaths,
-    mounts,
+    mounts, oom,
 };
 
 /// Tasks (processes and threads) of a container: enough for what people run at home, and far from the kernel's limit, so
@@ -58,6 +58,13 @@ impl Places {
     /// The writable layer of an attempt.
     pub(crate) fn layer(&self, container: &str, attempt: u32) -> PathBuf {
         self.scratch().join(container).join(attempt.to_string())
+    }
+}
+
+impl Places {
+    /// What a container writes by itself: its layers and its logs.
+    pub(crate) fn written_by(&self, container: &str) -> [PathBuf; 2] {
+        [self.scratch().join(container), self.logs().join(container)]
     }
 }
 
@@ -112,6 +119,7 @@ pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
         groups: groups(from.pod),
         mounts,
         limits: limits(container)?,
+        oom_score_adj: oom::score(from.pod, container, from.configs.myself.machine.memory_bytes),
         capabilities: capabilities(container),
         read_only_root: context.and_then(|c| c.read_only_root_filesystem).unwrap_or(false),
         log_path: places.log(&container.name, attempt),
@@ -380,7 +388,11 @@ mod tests {
             configs: Configs {
                 objects: &objects,
                 namespace: "n",
-                myself: Myself { pod: &pod, addresses: None, machine: (1000, 1 << 30) },
+                myself: Myself {
+                    pod: &pod,
+                    addresses: None,
+                    machine: crate::facts::Machine { memory_bytes: 1 << 30, ..Default::default() },
+                },
             },
             places: &Places {
                 paths: Paths::new(Path::new("/d")),
@@ -396,7 +408,7 @@ mod tests {
     fn the_spec_goes_over_the_image() {
         let spec = build(
             json!({"name": "c", "args": ["$(A)"], "env": [{"name": "A", "value": "own"}],
-                "resources": {"limits": {"memory": "64Mi", "cpu": "500m"}, "requests": {"cpu": "100m"}},
+                "resources": {"limits": {"memory": "64Mi", "cpu": "500m"}, "requests": {"cpu": "100m", "memory": "64Mi"}},
                 "securityContext": {"runAsUser": 5, "capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}},
                 "volumeMounts": [{"name": "data", "mountPath": "/data"},
                     {"name": "c", "mountPath": "/data/conf"}]}),
@@ -409,6 +421,7 @@ mod tests {
         let limits =
             Limits { memory_bytes: Some(64 << 20), cpu_millis: Some(500), cpu_request_millis: Some(100), pids: 1024 };
         assert_eq!(spec.limits, limits);
+        assert_eq!(spec.oom_score_adj, 938, "it is promised a part of a gibibyte");
         assert_eq!(spec.capabilities, ["CAP_NET_BIND_SERVICE"]);
         let mounts: Vec<_> = spec.mounts.iter().map(|m| (m.target.to_str().expect("text"), m.read_only)).collect();
         assert_eq!(mounts, [("/data", false), ("/data/conf", true)]);

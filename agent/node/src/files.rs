@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -103,6 +103,15 @@ pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>
         return Err(FileError::damaged(path, format!("it is larger than {max_bytes} bytes")));
     }
     Ok(Some(bytes))
+}
+
+/// Tells one version of a file from another; `None` where there is no file.
+pub(crate) type Stamp = Option<(u64, u64, i64, i64)>;
+
+/// Which version of a file is there.
+pub(crate) fn stamp(file: &Path) -> Stamp {
+    let found = fs::metadata(file).ok()?;
+    Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
 }
 
 /// Replaces a file by rename, mode 0600.

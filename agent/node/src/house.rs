@@ -61,7 +61,7 @@ async fn images(shared: &Arc<Shared>) {
 }
 
 /// The images that pods of this device run from, as far as their statuses say; those of pods that just begin are held.
-fn in_use(shared: &Shared) -> HashSet<Digest> {
+pub(crate) fn in_use(shared: &Shared) -> HashSet<Digest> {
     let ids = |status: &Value| -> Vec<Digest> {
         container_statuses(status).filter_map(|one| one["imageID"].as_str()?.parse().ok()).collect()
     };

@@ -7,6 +7,7 @@
 //! | `manager` | which pods there are; claims; what an agent before left behind |
 //! | `pod` | one worker a pod: drives its machine (`hearth-pod`) and carries out its commands, probes and hooks |
 //! | `images` | what images are here, when registries are asked for them, and what goes when the disk fills up |
+//! | `pressure` | what the machine runs short of, and who is evicted for it |
 //! | `house` | removes deleted data and unused images, tells what keeps the machine from its work |
 //! | `fitness` | what the machine has and lacks, in words for its owner |
 //! | `recovery` | what is kept for the day on which the region has lost everything |
@@ -18,8 +19,8 @@
 //! # Guarantees
 //! - What was accepted from the region is on the disk before anything is done about it; an agent that starts brings its pods
 //!   up, or takes them over, without asking anybody.
-//! - A pod is stopped only where it is marked for deletion or gone from an accepted word of the region that it joined; the
-//!   data of a claim is deleted only where the claim is marked and no pod uses it.
+//! - A pod is stopped only where it is marked for deletion or gone from an accepted word of the region that it joined, or where it takes
+//!   more than it may, or more than the machine has; the data of a claim is deleted only where the claim is marked and no pod uses it.
 //! - The end of the agent, however it comes, does not end its containers.
 
 mod agent;
@@ -41,8 +42,10 @@ mod logs;
 mod manager;
 mod metrics;
 mod mounts;
+mod oom;
 mod paths;
 mod pod;
+mod pressure;
 mod recovery;
 mod reporter;
 mod servers;

@@ -282,10 +282,19 @@ pub(crate) fn tail(path: &Path, lines: usize, bytes: usize) -> io::Result<Vec<u8
 
 /// Removes logs of attempts that nobody can ask for any more. Blocks; what cannot be removed now is removed with the pod.
 pub(crate) fn prune(dir: &Path, newest: u32) {
+    keep(KEPT_ATTEMPTS, dir, newest);
+}
+
+/// Removes logs of all attempts but the newest, where room is wanted. Blocks.
+pub(crate) fn keep_newest(dir: &Path, newest: u32) {
+    keep(1, dir, newest);
+}
+
+fn keep(attempts: u32, dir: &Path, newest: u32) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let attempt = name.to_str().and_then(|name| name.split('.').next()?.parse::<u32>().ok());
-        if attempt.is_some_and(|attempt| attempt.saturating_add(KEPT_ATTEMPTS) <= newest) {
+        if attempt.is_some_and(|attempt| attempt.saturating_add(attempts) <= newest) {
             let _ = fs::remove_file(entry.path());
         }
     }

@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     pub(crate) streams: IntCounterVec,
     pub(crate) ingress_requests: IntCounterVec,
     pub(crate) ingress_connections: IntGauge,
+    pub(crate) evictions: IntCounterVec,
     pub(crate) failures: IntCounterVec,
 }
 
@@ -67,6 +68,11 @@ impl Metrics {
                 &["class"],
             )?,
             ingress_connections: gauge("hearth_agent_ingress_connections", "Connections of users that are open.")?,
+            evictions: counters(
+                "hearth_agent_evictions_total",
+                "Pods that were evicted since the device ran short, by what of (the kubelet's signals).",
+                &["signal"],
+            )?,
             failures: counters(
                 "hearth_agent_failures_total",
                 "Steps that failed, by step: image, volumes, network, sandbox.",

@@ -77,6 +77,11 @@ pub(crate) fn memory(volume: &Volume) -> Option<&EmptyDirVolumeSource> {
     volume.empty_dir.as_ref().filter(|source| source.medium.as_deref() == Some("Memory"))
 }
 
+/// The empty directories of a pod that are on the disk.
+pub(crate) fn empty_dirs(pod: &Pod) -> impl Iterator<Item = &Volume> {
+    volumes_of(pod).filter(|volume| volume.empty_dir.is_some() && memory(volume).is_none())
+}
+
 /// The volumes of a pod that are memory: each has its own limit, and at most the pod's (`most`), as in Kubernetes.
 pub(crate) fn memory_volumes(pod: &Pod, most: Option<u64>, group: Option<u32>) -> Vec<MemoryVolume> {
     let named = |volume: &Volume| MemoryVolume {

@@ -68,6 +68,11 @@ impl Paths {
         self.root.with_file_name("registries.yaml")
     }
 
+    /// What the owner says of when their device counts as short of something: `<data-dir>/eviction.yaml`.
+    pub fn eviction(&self) -> PathBuf {
+        self.root.with_file_name("eviction.yaml")
+    }
+
     /// `<data-dir>/agent` itself.
     pub fn root(&self) -> &Path {
         &self.root

@@ -133,6 +133,16 @@ pub(crate) fn container_statuses(status: &Value) -> impl Iterator<Item = &Value>
     lists.filter_map(|list| status.get(list)?.as_array()).flatten()
 }
 
+/// The containers that run, by a pod's status, and the attempt of each.
+pub(crate) fn running(status: &Value) -> Vec<(String, u32)> {
+    let running = container_statuses(status).filter(|one| one.pointer("/state/running").is_some());
+    let named = |one: &Value| {
+        let attempt = u32::try_from(one.get("restartCount")?.as_u64()?).ok()?;
+        Some((one.get("name")?.as_str()?.to_owned(), attempt))
+    };
+    running.filter_map(named).collect()
+}
+
 /// A pod of this device, as others find it.
 #[derive(Debug)]
 pub(crate) struct PodEntry {

@@ -5,12 +5,11 @@ use std::{sync::Arc, time::Duration};
 use hearth_proto::v1;
 use hearth_runtime::{Runtime, Usage};
 use prometheus::core::{Collector, Desc};
-use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
     facts,
-    shared::{PodEntry, Shared, blocking, container_statuses},
+    shared::{PodEntry, Shared, blocking, running},
 };
 
 /// Over what time CPU use is told: long enough for the kernel's ticks, short enough for somebody who waits.
@@ -40,7 +39,7 @@ pub(crate) async fn now(shared: &Arc<Shared>, namespace: &str) -> v1::StatsRespo
         uid: pod.uid.as_str().to_owned(),
         containers: after.into_iter().map(|sample| container(sample, &before, window)).collect(),
     });
-    let (stats, machine) = (stats.collect(), facts::device_info());
+    let (stats, machine) = (stats.collect(), facts::machine(&shared.paths));
     let busy = cpu_after.unwrap_or_default().saturating_sub(cpu_before.unwrap_or_default());
     let device = v1::DeviceStats {
         cpu_nanocores: rate(busy.saturating_mul(1_000_000_000 / USER_HZ), window),
@@ -78,14 +77,11 @@ async fn look(pods: &Arc<Vec<Arc<PodEntry>>>) -> (Vec<Vec<Sample>>, Option<u64>)
 fn samples(pod: &PodEntry) -> Vec<Sample> {
     let snapshot = pod.snapshot.borrow().clone();
     let Some(sandbox) = snapshot.sandbox else { return Vec::new() };
-    let running = container_statuses(&snapshot.status).filter(|one| one.pointer("/state/running").is_some());
-    let sample = |one: &Value| {
-        let name = one.get("name")?.as_str()?.to_owned();
-        let attempt = u32::try_from(one.get("restartCount")?.as_u64()?).ok()?;
+    let sample = |(name, attempt): (String, u32)| {
         let usage = sandbox.usage(&name, attempt);
-        Some(Sample { name, attempt, usage })
+        Sample { name, attempt, usage }
     };
-    running.filter_map(sample).collect()
+    running(&snapshot.status).into_iter().map(sample).collect()
 }
 
 /// Jiffies in which the machine's cores did something, of proc_stat(5): all but idle, iowait and those of guests, which count twice.
@@ -98,12 +94,9 @@ fn busy(stat: &str) -> Option<u64> {
 
 /// Memory in use, without file pages that nobody used lately, of proc_meminfo(5).
 fn working_set(meminfo: &str) -> Option<u64> {
-    let kib = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()
-    };
-    let used = kib("MemTotal")?.saturating_sub(kib("MemFree")?);
-    Some(used.saturating_sub(kib("Inactive(file)").unwrap_or(0)) * 1024)
+    let bytes = |name: &str| facts::meminfo(meminfo, name);
+    let used = bytes("MemTotal")?.saturating_sub(bytes("MemFree")?);
+    Some(used.saturating_sub(bytes("Inactive(file)").unwrap_or(0)))
 }
 
 /// What all pods of the device and their shims use together, for `/metrics`: read when it is scraped.

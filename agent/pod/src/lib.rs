@@ -1,4 +1,4 @@
-//! The life of a pod on its device, as a state machine.
+//! The life of a pod on its device, as a state machine; and which one goes first where the device runs short ([`pressure`]).
 //!
 //! [`PodMachine::step`] takes what happened and the time, and answers with what is to be done. It is pure: it knows no
 //! clock, no disk and no container; the agent carries out the [`Command`]s and tells the machine how they ended.
@@ -23,6 +23,7 @@ mod command;
 mod event;
 mod machine;
 mod observe;
+pub mod pressure;
 mod probe;
 mod reconcile;
 mod record;

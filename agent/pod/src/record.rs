@@ -177,7 +177,7 @@ impl ContainerRecord {
     }
 
     /// Since when it runs, where it does.
-    pub(crate) fn running_since(&self) -> Option<Timestamp> {
+    pub fn running_since(&self) -> Option<Timestamp> {
         match self.stage {
             Stage::Running { started_at } => Some(started_at),
             Stage::Waiting | Stage::Exited(_) => None,

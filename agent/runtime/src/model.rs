@@ -186,6 +186,10 @@ pub struct ContainerSpec {
     pub mounts: Vec<Mount>,
     /// Limits.
     pub limits: Limits,
+    /// `oom_score_adj` of its processes and of commands in it (proc(5)): the higher, the sooner the kernel kills them where memory is short.
+    /// From 0 to 1000, above that of shims, which is -900. One of an older agent says nothing.
+    #[serde(default = "older_oom_score_adj")]
+    pub oom_score_adj: i32,
     /// Capabilities asked for, like `CAP_NET_BIND_SERVICE`; all others are dropped. They count inside the pod's user namespace.
     pub capabilities: Vec<String>,
     /// The root file system cannot be written.
@@ -212,6 +216,11 @@ pub struct ContainerSpec {
     #[cfg(feature = "unprotected")]
     #[serde(default)]
     pub without: Vec<crate::Protection>,
+}
+
+/// What all containers had before each had its own.
+pub(crate) fn older_oom_score_adj() -> i32 {
+    100
 }
 
 /// Name of the file with a container's last message in [`ContainerSpec::scratch`]. Its content is the container's: it may be of any size and

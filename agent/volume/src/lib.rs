@@ -43,3 +43,4 @@ pub use error::VolumeError;
 pub use name::NameError;
 pub use projected::Projected;
 pub use store::VolumeStore;
+pub use usage::{Taken, taken};

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::claims::{Claims, QuarantinedClaim};
 use crate::remove::Stuck;
-use crate::{ClaimId, ClaimRecord, ClaimSpec, Projected, VolumeError, files, name, projected, remove};
+use crate::{ClaimId, ClaimRecord, ClaimSpec, Projected, Taken, VolumeError, files, name, projected, remove};
 
 /// The volumes of one device, in one directory. Cheap to clone; all methods may be called from any thread and process at once.
 #[derive(Debug, Clone)]
@@ -119,6 +119,12 @@ impl VolumeStore {
         }
     }
 
+    /// Whether something that was deleted still takes room. After an [`Self::empty_trash`] without error, somebody else is at it.
+    pub fn has_trash(&self) -> Result<bool, VolumeError> {
+        let none = Stuck::new();
+        Ok(remove::has_fresh(&self.claims().trash(), &none)? || remove::has_fresh(&self.pods().join(".trash"), &none)?)
+    }
+
     /// The data directory of a claim, made if the claim is new.
     ///
     /// A fresh one is empty, belongs to 0:0 (container ids) and has the mode of `spec`; afterwards its owner and mode are the app's own. For a
@@ -202,15 +208,11 @@ impl VolumeStore {
         crate::group::set(data, group)
     }
 
-    /// Bytes on the disk of an empty directory of a pod; once they are more than `enough`, the rest is not counted. None where it is not there.
+    /// What an empty directory of a pod takes of the disk; once that is more than `enough` bytes, the rest is not counted.
     ///
     /// Takes as long as there are files, writes nothing, and holds up no other call.
-    pub fn usage(&self, pod_uid: &str, volume: &str, enough: u64) -> Result<Option<u64>, VolumeError> {
-        let directory = self.pod_volume(pod_uid, "empty", volume)?;
-        if !directory.is_dir() {
-            return Ok(None);
-        }
-        crate::usage::of(&directory, enough).map(Some)
+    pub fn usage(&self, pod_uid: &str, volume: &str, enough: u64) -> Result<Taken, VolumeError> {
+        crate::taken(&self.pod_volume(pod_uid, "empty", volume)?, enough)
     }
 
     /// Removes a pod's projected volumes and empty directories, never a claim; [`Self::empty_trash`] frees their space. A pod without any is

@@ -1,4 +1,4 @@
-//! How much of the disk a volume takes, as du(1) counts: nothing is written, and nothing outside of it is looked at.
+//! How much of the disk a directory takes, as du(1) counts: nothing is written, and nothing outside of it is looked at.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -13,19 +13,38 @@ const MAX_OPEN: usize = 128;
 /// The unit of `st_blocks`, whatever the file system's own is.
 const BLOCK: u64 = 512;
 
-/// Bytes on the disk of all in `directory`, itself included. Looking ends where it is more than `enough`, and what it is by then is the answer.
+/// What a directory and all in it take of the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Bytes.
+    pub bytes: u64,
+    /// Files and directories, by their names.
+    pub inodes: u64,
+}
+
+impl std::ops::AddAssign for Taken {
+    fn add_assign(&mut self, other: Self) {
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.inodes = self.inodes.saturating_add(other.inodes);
+    }
+}
+
+/// What is on the disk of all in `directory`, itself included; nothing where it is not there. Looking ends where it is more than `enough` bytes,
+/// and what it is by then is the answer. Blocks for as long as there are files, and writes nothing.
 ///
 /// # Caveats
 /// What is changed meanwhile may be counted or not. Files that are deleted and still open are not counted, nor is what lies deeper than
 /// 128 directories.
-pub(crate) fn of(directory: &Path, enough: u64) -> Result<u64, VolumeError> {
+pub fn taken(directory: &Path, enough: u64) -> Result<Taken, VolumeError> {
     let failed = |error: Errno| VolumeError::io("measure", directory, error);
-    let root =
-        open(rustix::fs::CWD, directory.as_os_str().as_encoded_bytes(), ResolveFlags::empty()).map_err(failed)?;
-    let mut bytes = size(&rustix::fs::fstat(&root).map_err(failed)?);
+    let root = match open(rustix::fs::CWD, directory.as_os_str().as_encoded_bytes(), ResolveFlags::empty()) {
+        Err(Errno::NOENT) => return Ok(Taken::default()),
+        other => other.map_err(failed)?,
+    };
+    let mut taken = Taken { bytes: size(&rustix::fs::fstat(&root).map_err(failed)?), inodes: 1 };
     let mut open_now = vec![Dir::new(root).map_err(failed)?];
     while let Some(directory) = open_now.last_mut() {
-        if bytes > enough {
+        if taken.bytes > enough {
             break;
         }
         let Some(entry) = directory.read() else {
@@ -42,7 +61,7 @@ pub(crate) fn of(directory: &Path, enough: u64) -> Result<u64, VolumeError> {
             Err(Errno::NOENT) => continue,
             other => other.map_err(failed)?,
         };
-        bytes = bytes.saturating_add(size(&stat));
+        taken += Taken { bytes: size(&stat), inodes: 1 };
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && open_now.len() < MAX_OPEN {
             let fd = open_now.last().map(Dir::fd).transpose().map_err(failed)?;
             match fd.map(|fd| open(fd, name, ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH))
@@ -54,7 +73,7 @@ pub(crate) fn of(directory: &Path, enough: u64) -> Result<u64, VolumeError> {
             }
         }
     }
-    Ok(bytes)
+    Ok(taken)
 }
 
 /// Of a file with several names, each has its share: all of them are in the volume, since no link leads out of one.

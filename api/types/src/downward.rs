@@ -119,13 +119,19 @@ pub enum Resource {
     RequestsCpu,
     /// `requests.memory`; likewise.
     RequestsMemory,
+    /// `limits.ephemeral-storage`; what the device has for pods, where there is no limit.
+    LimitsStorage,
+    /// `requests.ephemeral-storage`; nothing, where nothing is asked for.
+    RequestsStorage,
 }
 
-const RESOURCES: [(&str, Resource); 4] = [
+const RESOURCES: [(&str, Resource); 6] = [
     ("limits.cpu", Resource::LimitsCpu),
     ("limits.memory", Resource::LimitsMemory),
     ("requests.cpu", Resource::RequestsCpu),
     ("requests.memory", Resource::RequestsMemory),
+    ("limits.ephemeral-storage", Resource::LimitsStorage),
+    ("requests.ephemeral-storage", Resource::RequestsStorage),
 ];
 
 impl Resource {
@@ -138,7 +144,7 @@ impl Resource {
     fn units(self) -> &'static [&'static str] {
         match self {
             Self::LimitsCpu | Self::RequestsCpu => &["1m", "1"],
-            Self::LimitsMemory | Self::RequestsMemory => {
+            Self::LimitsMemory | Self::RequestsMemory | Self::LimitsStorage | Self::RequestsStorage => {
                 &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"]
             }
         }
@@ -193,9 +199,10 @@ mod tests {
             ("limits.memory", "1Mi", Some(1000 << 20)),
             ("limits.memory", "2Mi", None),
             ("requests.memory", "1m", None),
+            ("limits.ephemeral-storage", "1Mi", Some(1000 << 20)),
         ] {
             assert_eq!(Resource::parse(resource).expect("known").divisor(unit).ok(), thousandths, "{resource} {unit}");
         }
-        assert!(Resource::parse("limits.ephemeral-storage").is_err());
+        assert!(Resource::parse("limits.hugepages-2Mi").is_err());
     }
 }

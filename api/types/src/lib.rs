@@ -35,6 +35,7 @@ pub mod manifest;
 pub mod names;
 pub mod object;
 pub mod patch;
+pub mod qos;
 pub mod quantity;
 pub mod recovery;
 pub mod registry;

@@ -23,6 +23,7 @@ mod nat;
 mod offline;
 mod partitions;
 mod power;
+mod pressure;
 mod recover;
 mod requests;
 mod volumes;

@@ -217,7 +217,7 @@ spec:
     instance.eventually("it is evicted", || {
         let status = instance.get("pod", "p", "alice")?["status"].clone();
         ensure!(status["phase"] == "Failed" && status["reason"] == "Evicted", "{status}");
-        ensure!(status["message"] == "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\".", "{status}");
+        ensure!(status["message"] == "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\". ", "{status}");
         Ok(())
     })
 }

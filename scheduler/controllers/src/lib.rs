@@ -27,6 +27,7 @@ mod meta;
 pub mod namespace;
 pub mod node;
 pub mod pod;
+mod pressure;
 pub mod refusal;
 pub mod replicaset;
 pub mod route;

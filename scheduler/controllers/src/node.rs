@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::{
     action::{Action, Reconciled},
     meta::{self, number, text},
+    pressure,
 };
 
 /// What is known of a device's session.
@@ -36,7 +37,7 @@ pub struct Inputs<'a> {
 }
 
 /// Makes the Node of a Device, keeps what the Device says in it, and keeps the conditions `Ready` of the Node and `Connected`
-/// of the Device. Labels, taints and `unschedulable` that people set on the Node stay. A Node without a Device goes.
+/// of the Device, and what follows from those by which the Device tells that it runs short. Labels, taints and `unschedulable` that people set on the Node stay. A Node without a Device goes.
 pub fn reconcile(inputs: Inputs<'_>, now: Timestamp) -> Reconciled {
     let mut out = Reconciled::default();
     let Some(device) = inputs.device else {
@@ -65,6 +66,7 @@ pub fn reconcile(inputs: Inputs<'_>, now: Timestamp) -> Reconciled {
         }
     };
     describe(&device_value, device, &mut node_value);
+    pressure::keep(device, &device_value, &mut node_value, now, &mut out);
     let before = condition::get(&node_value, "Ready").map(|old| old.status);
     let node_reason = match truth {
         Truth::True => "DeviceReady",
@@ -129,8 +131,14 @@ fn describe(device_value: &Value, device: &Object, node: &mut Value) {
         "memory": quantity::format_bytes(amount("/memoryBytes")),
         "pods": amount("/pods").to_string(),
     });
+    let (mut allocatable, mut capacity) = (capacity.clone(), capacity);
+    for (list, field) in [(&mut allocatable, "/storageAllocatableBytes"), (&mut capacity, "/storageBytes")] {
+        if let Some(bytes) = number(info, field) {
+            list["ephemeral-storage"] = json!(quantity::format_bytes(bytes.unsigned_abs()));
+        }
+    }
     let status = &mut node["status"];
-    status["allocatable"] = capacity.clone();
+    status["allocatable"] = allocatable;
     status["capacity"] = capacity;
     status["nodeInfo"] = json!({
         "architecture": text(info, "/architecture"),
@@ -161,7 +169,7 @@ mod tests {
     fn with_info(device: &Object) -> Object {
         let mut value = device.value();
         value["status"]["info"] = json!({"architecture": "arm64", "kernelVersion": "6.1", "osImage": "Debian", "agentVersion": "0.1.0",
-            "cpuMillis": 4000, "memoryBytes": 1_073_741_824_u64, "pods": 50});
+            "cpuMillis": 4000, "memoryBytes": 1_073_741_824_u64, "pods": 50, "storageBytes": 10_u64 << 30, "storageAllocatableBytes": 9_u64 << 30});
         Object::from_value(value).expect("an object")
     }
 
@@ -186,7 +194,10 @@ mod tests {
         assert_eq!(condition::get(&node, "Ready").map(|one| one.status), Some(Truth::Unknown));
         assert_eq!(node["metadata"]["labels"]["kubernetes.io/arch"], "arm64");
         assert_eq!(node["metadata"]["labels"]["hearth.dev/owner"], "alice");
-        assert_eq!(node["status"]["allocatable"], json!({"cpu": "4", "memory": "1Gi", "pods": "50"}));
+        assert_eq!(
+            node["status"]["allocatable"],
+            json!({"cpu": "4", "memory": "1Gi", "pods": "50", "ephemeral-storage": "9Gi"})
+        );
         world.edit("Node", "nas", |node| {
             node["spec"]["unschedulable"] = json!(true);
             node["metadata"]["labels"]["room"] = json!("attic");

@@ -160,6 +160,9 @@ fn amount(filter: Filter, needs: u64, free: u64, one: bool) -> String {
     match filter {
         Filter::Cpu => format!("{has} too little cpu (needs {}, {most}{} free)", cpu(needs), cpu(free)),
         Filter::Memory => format!("{has} too little memory (needs {}, {most}{} free)", memory(needs), memory(free)),
+        Filter::Storage => {
+            format!("{has} too little ephemeral-storage (needs {}, {most}{} free)", memory(needs), memory(free))
+        }
         Filter::LendCpu => format!("{lends} too little cpu (needs {}, {most}{} left)", cpu(needs), cpu(free)),
         Filter::LendMemory => {
             format!("{lends} too little memory (needs {}, {most}{} left)", memory(needs), memory(free))

@@ -1,6 +1,6 @@
 //! Why a device cannot take a pod.
 
-use hearth_types::kinds::labels;
+use hearth_types::kinds::{PRESSURES, labels};
 
 use crate::model::{Device, Resources, Shape, Taint, Unlimited};
 
@@ -23,6 +23,8 @@ pub enum Filter {
     Cpu,
     /// It has too little memory left.
     Memory,
+    /// It has too little room on its disk left.
+    Storage,
     /// It has as many pods as it takes.
     Pods,
     /// It lends too little processor time.
@@ -89,6 +91,9 @@ pub(crate) fn fixed(device: &Device, shape: &Shape) -> Result<(), Cause> {
     if device.cordoned {
         return Err(Cause::Cordon);
     }
+    if let Some(taint) = pressed(device, shape) {
+        return Err(Cause::Taint(taint.clone()));
+    }
     lasting(device, shape)?;
     if !own && shape.host_path {
         return Err(Cause::HostPath);
@@ -100,9 +105,22 @@ pub(crate) fn fixed(device: &Device, shape: &Shape) -> Result<(), Cause> {
     Ok(())
 }
 
-/// Of those, what a device does not leave behind by coming back.
+/// A taint that keeps the pod away as long as the device runs short of something.
+pub(crate) fn pressed<'a>(device: &'a Device, shape: &Shape) -> Option<&'a Taint> {
+    intolerable(device, shape).find(|taint| is_pressure(taint))
+}
+
+fn is_pressure(taint: &Taint) -> bool {
+    PRESSURES.iter().any(|(_, key)| *taint.key == **key)
+}
+
+fn intolerable<'a>(device: &'a Device, shape: &Shape) -> impl Iterator<Item = &'a Taint> {
+    device.taints.iter().filter(|taint| !shape.tolerations.iter().any(|one| one.tolerates(taint)))
+}
+
+/// Of those, what a device does not leave behind by coming back, or by having room again.
 pub(crate) fn lasting(device: &Device, shape: &Shape) -> Result<(), Cause> {
-    if let Some(taint) = device.taints.iter().find(|taint| !shape.tolerations.iter().any(|one| one.tolerates(taint))) {
+    if let Some(taint) = intolerable(device, shape).find(|taint| !is_pressure(taint)) {
         return Err(Cause::Taint(taint.clone()));
     }
     if shape.node_selector.iter().any(|(key, value)| device.labels.get(key) != Some(value)) {
@@ -119,7 +137,13 @@ pub(crate) fn lasting(device: &Device, shape: &Shape) -> Result<(), Cause> {
 pub(crate) fn room(device: &Device, shape: &Shape, used: Resources, guests: Resources) -> Result<(), Cause> {
     const OWN: [Filter; 3] = [Filter::Cpu, Filter::Memory, Filter::Pods];
     const LENT: [Filter; 3] = [Filter::LendCpu, Filter::LendMemory, Filter::LendPods];
-    fits(shape.requests, device.allocatable.less(used), OWN)?;
+    let free = device.allocatable.less(used);
+    fits(shape.requests, free, OWN)?;
+    // The disk is not lent by amounts: who is a guest counts like anybody else.
+    if shape.requests.storage_bytes > free.storage_bytes {
+        let (needs, free) = (shape.requests.storage_bytes, free.storage_bytes);
+        return Err(Cause::Amount { filter: Filter::Storage, needs, free });
+    }
     match device.lends {
         Some(lends) if *device.owner != *shape.owner => fits(shape.lent, lends.less(guests), LENT),
         _ => Ok(()),

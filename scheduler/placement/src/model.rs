@@ -7,15 +7,16 @@ use std::{
 
 use hearth_types::{
     Object, ObjectKey, Revision, Timestamp, Uid, condition,
-    kinds::{ARCHITECTURES_ANNOTATION, labels},
+    kinds::{ARCHITECTURES_ANNOTATION, MEMORY_PRESSURE_TAINT, labels},
+    qos::QosClass,
     quantity::{self, Beside},
 };
 use serde_json::Value;
 
 /// The annotation of a Node that says how far its users are, in milliseconds. Devices that do not say come last.
 pub const LATENCY_ANNOTATION: &str = "hearth.dev/latency-millis";
-/// Pods that a device takes which does not say how many.
-const DEFAULT_PODS: u64 = 110;
+/// What a device takes of pods and what it has of disk where it does not say.
+const UNSAID: Resources = Resources { cpu_millis: 0, memory_bytes: 0, pods: 110, storage_bytes: u64::MAX };
 
 /// Amounts of what devices have and pods need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -26,6 +27,8 @@ pub struct Resources {
     pub memory_bytes: u64,
     /// Pods.
     pub pods: u64,
+    /// Room on the disk in bytes (`ephemeral-storage`).
+    pub storage_bytes: u64,
 }
 
 impl Resources {
@@ -36,6 +39,7 @@ impl Resources {
             cpu_millis: self.cpu_millis.saturating_add(other.cpu_millis),
             memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
             pods: self.pods.saturating_add(other.pods),
+            storage_bytes: self.storage_bytes.saturating_add(other.storage_bytes),
         }
     }
 
@@ -46,6 +50,7 @@ impl Resources {
             cpu_millis: self.cpu_millis.saturating_sub(other.cpu_millis),
             memory_bytes: self.memory_bytes.saturating_sub(other.memory_bytes),
             pods: self.pods.saturating_sub(other.pods),
+            storage_bytes: self.storage_bytes.saturating_sub(other.storage_bytes),
         }
     }
 }
@@ -129,9 +134,9 @@ impl Device {
             cordoned: node.pointer("/spec/unschedulable") == Some(&Value::Bool(true)),
             taints: taints.filter(|taint| matches!(&*taint.effect, "NoSchedule" | "NoExecute")).collect(),
             labels: map(node, "/metadata/labels"),
-            allocatable: amounts(&node["status"]["allocatable"], DEFAULT_PODS),
+            allocatable: amounts(&node["status"]["allocatable"], UNSAID),
             lends: device.pointer("/spec/lend").map(|lend| {
-                let lent = amounts(lend, u64::MAX);
+                let lent = amounts(lend, Resources { pods: u64::MAX, ..UNSAID });
                 // Nothing said is nothing lent; where something is, pods are bounded by it.
                 if lend.as_object().is_some_and(serde_json::Map::is_empty) { Resources::default() } else { lent }
             }),
@@ -194,17 +199,24 @@ pub struct Pod {
 struct Peak {
     cpu_millis: Beside,
     memory_bytes: Beside,
+    storage_bytes: Beside,
 }
 
 impl Peak {
     fn add(&mut self, resources: Resources, stays: bool) {
         self.cpu_millis.add(resources.cpu_millis, stays);
         self.memory_bytes.add(resources.memory_bytes, stays);
+        self.storage_bytes.add(resources.storage_bytes, stays);
     }
 
     fn of_one_pod(self) -> Resources {
         let most = |beside: Beside| beside.peak().unwrap_or(u64::MAX);
-        Resources { cpu_millis: most(self.cpu_millis), memory_bytes: most(self.memory_bytes), pods: 1 }
+        Resources {
+            cpu_millis: most(self.cpu_millis),
+            memory_bytes: most(self.memory_bytes),
+            pods: 1,
+            storage_bytes: most(self.storage_bytes),
+        }
     }
 }
 
@@ -222,8 +234,8 @@ impl Pod {
         let first = list(spec, "/initContainers").map(|one| (one, one["restartPolicy"] == "Always"));
         for (container, stays) in first.chain(list(spec, "/containers").map(|one| (one, true))) {
             let resources = &container["resources"];
-            let asked = amounts(&resources["requests"], 0);
-            let limit = amounts(&resources["limits"], 0);
+            let asked = amounts(&resources["requests"], Resources::default());
+            let limit = amounts(&resources["limits"], Resources::default());
             requests.add(asked, stays);
             unlimited.cpu |= limit.cpu_millis == 0;
             unlimited.memory |= limit.memory_bytes == 0;
@@ -231,11 +243,13 @@ impl Pod {
                 cpu_millis: asked.cpu_millis.max(limit.cpu_millis),
                 memory_bytes: asked.memory_bytes.max(limit.memory_bytes),
                 pods: 0,
+                storage_bytes: asked.storage_bytes.max(limit.storage_bytes),
             };
             lent.add(taken, stays);
         }
         let (requests, lent) = (requests.of_one_pod(), lent.of_one_pod());
         let text = |value: &Value, field: &str| -> Box<str> { value[field].as_str().unwrap_or_default().into() };
+        let asks_for_something = QosClass::of(spec) != QosClass::BestEffort;
         let tolerations = list(spec, "/tolerations").map(|one| Toleration {
             key: text(one, "key"),
             value: text(one, "value"),
@@ -264,7 +278,8 @@ impl Pod {
                 unlimited,
                 architectures: architectures.map(Into::into).collect(),
                 node_selector: map(spec, "/nodeSelector"),
-                tolerations: tolerations.collect(),
+                // As Kubernetes' control plane has it: what asks for memory was promised some, whatever others take.
+                tolerations: tolerations.chain(asks_for_something.then(memory_pressure)).collect(),
                 claims,
                 host_path: list(spec, "/volumes").any(|volume| volume.get("hostPath").is_some()),
             },
@@ -323,18 +338,23 @@ fn map(value: &Value, pointer: &str) -> BTreeMap<Box<str>, Box<str>> {
     entries.filter_map(|(key, value)| Some((key.as_str().into(), value.as_str()?.into()))).collect()
 }
 
-/// Reads `cpu`, `memory` and `pods`; what is absent or odd is nothing, but for pods.
-fn amounts(value: &Value, default_pods: u64) -> Resources {
+fn memory_pressure() -> Toleration {
+    Toleration { key: MEMORY_PRESSURE_TAINT.into(), value: "".into(), effect: "NoSchedule".into(), exists: true }
+}
+
+/// Reads `cpu`, `memory`, `pods` and `ephemeral-storage`; what is absent or odd is nothing, or `unsaid` of the last two.
+fn amounts(value: &Value, unsaid: Resources) -> Resources {
     let text = |field: &str| value.get(field).and_then(Value::as_str);
     let pods = match value.get("pods") {
         Some(Value::Number(number)) => number.as_u64().unwrap_or_default(),
         Some(Value::String(text)) => quantity::bytes(text).unwrap_or_default(),
-        _ => default_pods,
+        _ => unsaid.pods,
     };
     Resources {
         cpu_millis: text("cpu").and_then(|text| quantity::cpu_millis(text).ok()).unwrap_or_default(),
         memory_bytes: text("memory").and_then(|text| quantity::bytes(text).ok()).unwrap_or_default(),
         pods,
+        storage_bytes: text("ephemeral-storage").map_or(Ok(unsaid.storage_bytes), quantity::bytes).unwrap_or_default(),
     }
 }
 

@@ -277,7 +277,7 @@ impl<'a> Planner<'a> {
         filter::room(self.devices[index], shape, load.used, load.guests)
     }
 
-    /// For a pod whose data has no home yet: a device of its owner's that would take it, were it not restarting or cordoned.
+    /// For a pod whose data has no home yet: a device of its owner's that would take it, were it not restarting, cordoned or short of something.
     fn own_away(&self, shape: &'a Shape) -> Option<&'a str> {
         if shape.claims.is_empty() || shape.claims.iter().any(|claim| self.holder(&shape.owner, claim).is_some()) {
             return None;
@@ -285,7 +285,7 @@ impl<'a> Planner<'a> {
         let own = self.by_owner.get(&*shape.owner).into_iter().flatten().copied();
         let mut away = own.filter(|index| {
             let device = self.devices[*index];
-            (!device.ready || device.cordoned)
+            (!device.ready || device.cordoned || filter::pressed(device, shape).is_some())
                 && filter::lasting(device, shape).is_ok()
                 && self.room(*index, shape).is_ok()
         });

@@ -19,14 +19,14 @@ fn device(name: &str, owner: &str) -> Device {
         cordoned: false,
         taints: Vec::new(),
         labels: [("kubernetes.io/hostname".into(), name.into()), ("kubernetes.io/arch".into(), "amd64".into())].into(),
-        allocatable: Resources { cpu_millis: 1000, memory_bytes: 1024 * MI, pods: 10 },
+        allocatable: Resources { cpu_millis: 1000, memory_bytes: 1024 * MI, pods: 10, storage_bytes: 100 * MI },
         lends: None,
         latency_millis: None,
     }
 }
 
 fn pod(name: &str, owner: &str, cpu: u64, memory: u64) -> Pod {
-    let requests = Resources { cpu_millis: cpu, memory_bytes: memory * MI, pods: 1 };
+    let requests = Resources { cpu_millis: cpu, memory_bytes: memory * MI, pods: 1, storage_bytes: 0 };
     let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": owner, "uid": format!("uid-{name}")}});
     let object = Object::from_value(object).unwrap();
     let mut pod = Pod::read(&object, &object.value());
@@ -63,11 +63,11 @@ fn objects_are_read_once_into_plain_structs() {
             "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}, {"name": "w", "hostPath": {"path": "/srv"}}],
             "containers": [
                 {"name": "a", "resources": {"requests": {"cpu": "100m"}, "limits": {"cpu": "200m", "memory": "1Mi"}}},
-                {"name": "b", "resources": {"requests": {"memory": "2Mi"}}}]}});
+                {"name": "b", "resources": {"requests": {"memory": "2Mi", "ephemeral-storage": "3Mi"}}}]}});
     let object = Object::from_value(object).unwrap();
     let pod = Pod::read(&object, &object.value());
-    assert_eq!(pod.shape.requests, Resources { cpu_millis: 100, memory_bytes: 2 * MI, pods: 1 });
-    assert_eq!(pod.shape.lent, Resources { cpu_millis: 200, memory_bytes: 3 * MI, pods: 1 });
+    assert_eq!(pod.shape.requests, Resources { cpu_millis: 100, memory_bytes: 2 * MI, pods: 1, storage_bytes: 3 * MI });
+    assert_eq!(pod.shape.lent, Resources { cpu_millis: 200, memory_bytes: 3 * MI, pods: 1, storage_bytes: 3 * MI });
     assert_eq!(pod.shape.unlimited, Unlimited { cpu: true, memory: true }, "b has no limits");
     assert_eq!(pod.shape.architectures, ["amd64".into(), "arm64".into()]);
     assert_eq!((pod.shape.claims, pod.shape.host_path), (vec!["data".into()], true));
@@ -80,8 +80,14 @@ fn objects_are_read_once_into_plain_structs() {
     let read = Device::read(&device, &node);
     assert!(!read.ready && read.cordoned);
     assert_eq!(read.taints.len(), 1);
-    assert_eq!(read.allocatable, Resources { cpu_millis: 4000, memory_bytes: 1024 * MI, pods: 20 });
-    assert_eq!(read.lends, Some(Resources { cpu_millis: 0, memory_bytes: 256 * MI, pods: u64::MAX }));
+    assert_eq!(
+        read.allocatable,
+        Resources { cpu_millis: 4000, memory_bytes: 1024 * MI, pods: 20, storage_bytes: u64::MAX }
+    );
+    assert_eq!(
+        read.lends,
+        Some(Resources { cpu_millis: 0, memory_bytes: 256 * MI, pods: u64::MAX, storage_bytes: u64::MAX })
+    );
     let nothing = Device::read(&json!({"spec": {"lend": {}}}), &Value::Null);
     assert_eq!(nothing.lends, Some(Resources::default()));
 }
@@ -89,7 +95,7 @@ fn objects_are_read_once_into_plain_structs() {
 #[test]
 fn the_own_device_comes_before_a_better_one_that_lends() {
     let mut lender = device("big", "bob");
-    lender.allocatable = Resources { cpu_millis: 64_000, memory_bytes: 1 << 40, pods: 100 };
+    lender.allocatable = Resources { cpu_millis: 64_000, memory_bytes: 1 << 40, pods: 100, storage_bytes: u64::MAX };
     lender.lends = Some(lender.allocatable);
     let snapshot = snapshot(vec![lender, device("nas", "alice")]);
     let pods = (0..6).map(|index| pod(&format!("p{index}"), "alice", 300, 1)).collect();
@@ -101,7 +107,7 @@ fn the_own_device_comes_before_a_better_one_that_lends() {
 #[test]
 fn guests_get_no_more_than_is_lent() {
     let mut lender = device("pi", "bob");
-    lender.lends = Some(Resources { cpu_millis: 500, memory_bytes: 100 * MI, pods: u64::MAX });
+    lender.lends = Some(Resources { cpu_millis: 500, memory_bytes: 100 * MI, pods: u64::MAX, storage_bytes: u64::MAX });
     let snapshot = snapshot(vec![lender]);
     let plan = run(&snapshot, vec![pod("a", "alice", 100, 60), pod("b", "carol", 100, 60)]);
     assert_eq!(plan.assignments.len(), 1);
@@ -126,6 +132,48 @@ fn no_guest_gets_a_directory_of_the_device() {
     let plan = run(&snapshot, vec![reading("alice")]);
     let expected = "0/1 devices can take it: 1 lends none of its directories (hostPath) to other owners' pods";
     assert_eq!(plan.unplaced[0].why.summary, expected);
+}
+
+#[test]
+fn what_is_asked_of_the_disk_counts_against_what_the_device_has() {
+    let asks = |name: &str, mib: u64| {
+        let mut pod = pod(name, "alice", 1, 1);
+        pod.shape.requests.storage_bytes = mib * MI;
+        pod
+    };
+    let snapshot = snapshot(vec![device("nas", "alice")]);
+    let plan = run(&snapshot, vec![asks("a", 60), asks("b", 60), asks("c", 40)]);
+    assert_eq!(where_to(&plan), [("a".into(), "nas".into()), ("c".into(), "nas".into())]);
+    assert_eq!(
+        plan.unplaced[0].why.summary,
+        "0/1 devices can take it: 1 has too little ephemeral-storage (needs 60Mi, 40Mi free)"
+    );
+    assert_eq!(plan.unplaced[0].why.devices[0].filter, Filter::Storage);
+}
+
+#[test]
+fn a_device_that_runs_short_of_memory_gets_no_pod_that_asks_for_none_and_one_short_of_disk_none_at_all() {
+    let made = |resources: Value| {
+        let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "alice", "uid": "u"},
+            "spec": {"containers": [{"name": "a", "resources": resources}]}});
+        let object = Object::from_value(object).unwrap();
+        Pod::read(&object, &object.value())
+    };
+    for (taint, resources, goes) in [
+        ("memory-pressure", json!({}), false),
+        ("memory-pressure", json!({"requests": {"memory": "1Mi"}}), true),
+        ("disk-pressure", json!({}), false),
+        ("disk-pressure", json!({"requests": {"memory": "1Mi"}}), false),
+    ] {
+        let mut short = device("nas", "alice");
+        short.taints.push(Taint {
+            key: format!("node.kubernetes.io/{taint}").into(),
+            value: "".into(),
+            effect: "NoSchedule".into(),
+        });
+        let plan = run(&snapshot(vec![short]), vec![made(resources.clone())]);
+        assert_eq!(plan.assignments.len(), usize::from(goes), "{taint} {resources}");
+    }
 }
 
 #[test]
@@ -255,7 +303,7 @@ fn a_device_of_an_architecture_that_the_images_are_not_made_for_is_named() {
 #[test]
 fn a_lent_device_takes_only_pods_with_limits() {
     let mut lender = device("pi", "bob");
-    lender.lends = Some(Resources { cpu_millis: 500, memory_bytes: 100 * MI, pods: u64::MAX });
+    lender.lends = Some(Resources { cpu_millis: 500, memory_bytes: 100 * MI, pods: u64::MAX, storage_bytes: u64::MAX });
     let mut snapshot = snapshot(vec![lender]);
     let with = |resources: Value| {
         let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "alice", "uid": "u"},
@@ -301,6 +349,10 @@ fn data_waits_for_an_own_device_that_is_only_away() {
     let mut cordoned = device("nas", "alice");
     cordoned.cordoned = true;
     assert!(reason(&with(&cordoned, None), keeps.clone()).contains("only away"));
+    let mut short = device("nas", "alice");
+    let key = "node.kubernetes.io/disk-pressure".into();
+    short.taints.push(Taint { key, value: "".into(), effect: "NoSchedule".into() });
+    assert!(reason(&with(&short, None), keeps.clone()).contains("only away"), "it will have room again");
     let goes = |snapshot: &Snapshot, pod: &Pod| where_to(&run(snapshot, vec![pod.clone()]))[0].1.clone();
     assert_eq!(goes(&with(&away, None), &pod("q", "alice", 100, 1)), "big", "without data it moves back easily");
     assert_eq!(goes(&with(&away, Some("big")), &keeps), "big", "its data is there already");
@@ -397,9 +449,14 @@ fn any_device() -> impl Strategy<Value = Device> {
             if tainted {
                 device.taints.push(Taint { key: "t".into(), value: "".into(), effect: "NoSchedule".into() });
             }
-            device.allocatable = Resources { cpu_millis: cpu, memory_bytes: memory * MI, pods };
-            device.lends =
-                lend.map(|(cpu, memory, pods)| Resources { cpu_millis: cpu, memory_bytes: memory * MI, pods });
+            device.allocatable =
+                Resources { cpu_millis: cpu, memory_bytes: memory * MI, pods, storage_bytes: u64::MAX };
+            device.lends = lend.map(|(cpu, memory, pods)| Resources {
+                cpu_millis: cpu,
+                memory_bytes: memory * MI,
+                pods,
+                storage_bytes: 0,
+            });
             device.latency_millis = latency;
             device
         },

@@ -9,7 +9,7 @@ use hearth_types::{
 use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, ObjectFieldSelector, ResourceFieldSelector};
 
 use super::wrong;
-use crate::container;
+use crate::{container, facts::Machine};
 
 /// What there is to tell.
 #[derive(Clone, Copy)]
@@ -17,8 +17,8 @@ pub(crate) struct Myself<'a> {
     pub(crate) pod: &'a Pod,
     /// Where it is reached; not known before it has a network.
     pub(crate) addresses: Option<&'a Addresses>,
-    /// Thousandths of a core and bytes of memory that the device has: what is told where there is no limit.
-    pub(crate) machine: (u64, u64),
+    /// What the device has: what is told where there is no limit.
+    pub(crate) machine: Machine,
 }
 
 impl Myself<'_> {
@@ -65,12 +65,14 @@ impl Myself<'_> {
         let limit = |name: &str| resources.and_then(|all| all.limits.as_ref()).and_then(|all| all.get(name));
         let request = |name: &str| resources.and_then(|all| all.requests.as_ref()).and_then(|all| all.get(name));
         let resource = Resource::parse(&selector.resource).map_err(|error| wrong(error.to_string()))?;
-        let (cpu, memory) = self.machine;
+        let Machine { cpu_millis, memory_bytes, storage_bytes } = self.machine;
         let (said, else_millis) = match resource {
-            Resource::LimitsCpu => (limit("cpu"), i128::from(cpu)),
-            Resource::LimitsMemory => (limit("memory"), i128::from(memory) * 1000),
+            Resource::LimitsCpu => (limit("cpu"), i128::from(cpu_millis)),
+            Resource::LimitsMemory => (limit("memory"), i128::from(memory_bytes) * 1000),
+            Resource::LimitsStorage => (limit("ephemeral-storage"), i128::from(storage_bytes) * 1000),
             Resource::RequestsCpu => (request("cpu"), 0),
             Resource::RequestsMemory => (request("memory"), 0),
+            Resource::RequestsStorage => (request("ephemeral-storage"), 0),
         };
         let millis = match said {
             Some(amount) => quantity::millis(&amount.0)
@@ -117,6 +119,8 @@ mod tests {
 
     use super::*;
 
+    const MACHINE: Machine = Machine { cpu_millis: 4000, memory_bytes: 8 << 30, storage_bytes: 90 << 30 };
+
     fn pod() -> Pod {
         serde_json::from_value(json!({
             "metadata": {"name": "p", "namespace": "n", "uid": "u", "labels": {"app": "web", "a": "1"},
@@ -131,7 +135,7 @@ mod tests {
     fn fields_are_told_as_kubernetes_tells_them() {
         let (pod, list) = (pod(), |one: &[&str]| one.iter().map(|one| (*one).to_owned()).collect());
         let addresses = Addresses { pod: list(&["10.1.0.2", "fd00::2"]), host: list(&["192.0.2.1"]) };
-        let myself = Myself { pod: &pod, addresses: Some(&addresses), machine: (4000, 8 << 30) };
+        let myself = Myself { pod: &pod, addresses: Some(&addresses), machine: MACHINE };
         for (path, file, expected) in [
             ("metadata.name", false, "p"),
             ("metadata.uid", true, "u"),
@@ -156,7 +160,7 @@ mod tests {
     #[test]
     fn amounts_are_rounded_up_and_the_devices_where_there_is_no_limit() {
         let pod = pod();
-        let myself = Myself { pod: &pod, addresses: None, machine: (4000, 8 << 30) };
+        let myself = Myself { pod: &pod, addresses: None, machine: MACHINE };
         let asked = |container: &str, resource: &str, divisor: &str| {
             let selector: Value = json!({"containerName": container, "resource": resource, "divisor": divisor});
             myself.resource(None, &serde_json::from_value(selector).expect("a selector"))
@@ -171,6 +175,8 @@ mod tests {
             ("free", "limits.cpu", "1", "4"),
             ("free", "limits.memory", "1Gi", "8"),
             ("free", "requests.cpu", "1m", "0"),
+            ("free", "limits.ephemeral-storage", "1Gi", "90"),
+            ("c", "requests.ephemeral-storage", "1", "0"),
         ] {
             assert_eq!(asked(container, resource, divisor).expect("an amount"), expected, "{container} {resource}");
         }

@@ -15,6 +15,8 @@ use super::{Area, Finding};
 const LITTLE: u64 = 2 << 30;
 /// Less than this, and not even the records of a device are safe.
 const TOO_LITTLE: u64 = 64 << 20;
+/// The part of a disk, as one in so many, below which the device counts as short of it: the default of `nodefs.available`.
+const PRESSED: u64 = 10;
 /// Inodes that an image of a Linux distribution takes, twice.
 const FEW_INODES: u64 = 100_000;
 /// A sync that takes longer is that of a worn or very slow card.
@@ -30,6 +32,7 @@ pub(super) struct Disk {
     kind: u64,
     read_only: bool,
     free: u64,
+    total: u64,
     /// Free inodes; `None` where the file system has no bound of its own.
     inodes: Option<u64>,
     /// How long a sync took, or why it could not be tried.
@@ -45,6 +48,7 @@ pub(super) fn look(data: &Path) -> Result<Disk, String> {
         kind: u64::from((kind.f_type as u64) as u32),
         read_only: stat.f_flag.contains(StatVfsMountFlags::RDONLY),
         free: stat.f_bavail * stat.f_frsize,
+        total: stat.f_blocks * stat.f_frsize,
         inodes: (stat.f_files > 0).then_some(stat.f_favail),
         sync: try_sync(&at).map_err(|error| error.to_string()),
         at,
@@ -148,6 +152,11 @@ pub(super) fn judge(disk: &Result<Disk, String>) -> Vec<Finding> {
         free if free < LITTLE => {
             Finding::poor(Area::Disk, format!("{} are free: images may not fit", size(free)), room)
         }
+        free if free < disk.total / PRESSED => Finding::poor(
+            Area::Disk,
+            format!("{} of {} are free: below a tenth, no pods are placed here (DiskPressure)", size(free), size(disk.total)),
+            "make room, or say in eviction.yaml in the data directory how much is to be free (evictionHard: {nodefs.available: 2Gi})",
+        ),
         free => Finding::fine(Area::Disk, format!("{} are free", size(free))),
     });
     if let Some(inodes) = disk.inodes.filter(|inodes| *inodes < FEW_INODES) {
@@ -183,6 +192,7 @@ mod tests {
             kind: 0xEF53,
             read_only: false,
             free: 20 << 30,
+            total: 100 << 30,
             inodes: Some(1_000_000),
             sync: Ok(Duration::from_millis(4)),
         }
@@ -190,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_disk_is_judged_by_its_worst_side() {
-        let cases: [Case; 10] = [
+        let cases: [Case; 11] = [
             ("kind ext4", |_| {}, Verdict::Fine),
             ("kind xfs", |disk| disk.kind = 0x5846_5342, Verdict::Fine),
             ("in memory", |disk| disk.kind = 0x0102_1994, Verdict::Lacks),
@@ -199,6 +209,7 @@ mod tests {
             ("read-only", |disk| disk.read_only = true, Verdict::Lacks),
             ("10.0 MiB are free", |disk| disk.free = 10 << 20, Verdict::Lacks),
             ("1.0 GiB are free", |disk| disk.free = 1 << 30, Verdict::Poor),
+            ("20.0 GiB of 201.0 GiB are free", |disk| disk.total = 201 << 30, Verdict::Poor),
             ("5000 more files", |disk| disk.inodes = Some(5_000), Verdict::Poor),
             ("takes 900 ms", |disk| disk.sync = Ok(Duration::from_millis(900)), Verdict::Poor),
         ];

@@ -337,6 +337,14 @@ impl Images {
         }
     }
 
+    /// Removes images without a name that nobody uses, and those that can be pulled again until layers of so many bytes are gone, and all
+    /// downloads that nobody is at. `None` where an import or a removal is under way. Blocks.
+    pub(crate) fn make_room(&self, bytes: u64, in_use: &HashSet<Digest>) -> Result<Option<Garbage>, ImageError> {
+        self.store.note_in_use(in_use)?;
+        self.remove_begun(Duration::ZERO);
+        self.store.make_room(bytes, in_use)
+    }
+
     /// Downloads that ended so long ago.
     fn remove_begun(&self, age: Duration) {
         let old = |path: &Path| {

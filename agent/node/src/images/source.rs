@@ -2,7 +2,6 @@
 
 use std::{
     net::IpAddr,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -10,7 +9,10 @@ use std::{
 use hearth_registry::{ConfigError, Credentials, FileError, Puller, Registries};
 use tokio::sync::Mutex;
 
-use crate::shared::blocking;
+use crate::{
+    files::{Stamp, stamp},
+    shared::blocking,
+};
 
 type IsPublic = Arc<dyn Fn(IpAddr) -> bool + Send + Sync>;
 
@@ -45,9 +47,6 @@ pub(super) struct Source {
     made: Mutex<Option<(Stamp, Arc<Origin>)>>,
 }
 
-/// Tells one version of a file from another; `None` where there is no file.
-type Stamp = Option<(u64, u64, i64, i64)>;
-
 impl Source {
     pub(super) fn new(file: PathBuf, is_public: Option<IsPublic>) -> Self {
         Self { file, is_public, made: Mutex::default() }
@@ -73,11 +72,6 @@ impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Source").field("file", &self.file).finish_non_exhaustive()
     }
-}
-
-fn stamp(file: &Path) -> Stamp {
-    let found = std::fs::metadata(file).ok()?;
-    Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
 }
 
 fn make(file: &Path, is_public: Option<IsPublic>) -> Result<Origin, SourceError> {

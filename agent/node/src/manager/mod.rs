@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use hearth_pod::Failure;
 use hearth_proto::v1;
 use hearth_runtime::{Adopted, DeadPod, GuestLimits};
 use hearth_types::{GroupKind, Incarnation, Object, ObjectKey, Uid, kinds::ACCEPT_RESTORED};
@@ -41,6 +42,7 @@ enum Request {
     RegionLostWrites(Incarnation, oneshot::Sender<()>),
     RegionRecovered(Incarnation, oneshot::Sender<()>),
     Desired(Incarnation, Box<v1::Desired>, oneshot::Sender<Result<(), Refusal>>),
+    Evict(Uid, Failure),
 }
 
 /// A handle on the manager.
@@ -78,6 +80,11 @@ impl Manager {
         let request = Request::Desired(from.clone(), Box::new(message), answer);
         self.requests.send(request).await.ok()?;
         answered.await.ok()
+    }
+
+    /// The device has too little for a pod. Does nothing where there is none of that uid, or the agent ends.
+    pub(crate) async fn evict(&self, uid: &Uid, why: Failure) {
+        let _ = self.requests.send(Request::Evict(uid.clone(), why)).await;
     }
 }
 
@@ -171,6 +178,11 @@ impl Service {
                     self.write_desired().await;
                 }
                 let _ = answer.send(());
+            }
+            Request::Evict(uid, why) => {
+                if let Some(worker) = self.workers.get(&uid) {
+                    let _ = worker.inbox.send(Input::Evicted(why)).await;
+                }
             }
             Request::Desired(from, message, answer) => {
                 let result = self.desired.accept(&from, &message);

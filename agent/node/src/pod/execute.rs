@@ -105,7 +105,8 @@ impl Site {
 
     /// What the pod's containers get; `addresses` once it has some.
     pub(super) fn configs<'a>(&'a self, objects: &'a Objects, addresses: Option<&'a Addresses>) -> Configs<'a> {
-        let myself = Myself { pod: &self.pod, addresses, machine: facts::machine() };
+        let machine = facts::machine(&self.shared.paths);
+        let myself = Myself { pod: &self.pod, addresses, machine };
         Configs { objects, namespace: self.namespace(), myself }
     }
 

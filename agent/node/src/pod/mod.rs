@@ -12,6 +12,7 @@ mod record;
 mod uses;
 mod worker;
 
+pub(crate) use measure::REST;
 pub(crate) use orphan::remove_unknown;
 pub(crate) use record::{StoredPod, load_all};
 pub(crate) use uses::{claims_of, uses_any, uses_claim};

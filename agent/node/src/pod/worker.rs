@@ -12,7 +12,7 @@ use std::{
 
 use hearth_image::{Hold, Image};
 use hearth_network::PodNetwork;
-use hearth_pod::{Command, Event, PodMachine, PodView, Record};
+use hearth_pod::{Command, Event, Failure, PodMachine, PodView, Record};
 use hearth_runtime::{ContainerStatus, PodEvent};
 use hearth_types::{Object, ObjectKey, Uid, kinds::Pod};
 use tokio::{
@@ -60,6 +60,8 @@ pub(crate) enum Input {
     ImagesChanged,
     /// ConfigMaps, Secrets or claims changed that the pod may use.
     ConfigChanged,
+    /// The device has too little for it.
+    Evicted(Failure),
 }
 
 /// A worker that runs.
@@ -219,6 +221,7 @@ impl Worker {
                 let grace = self.machine.spec().grace;
                 self.step(Event::Vanished(grace));
             }
+            Input::Evicted(why) => self.step(Event::Evicted(why)),
             Input::ImagesChanged => {
                 // Other images come and go: a pull that failed waits its time all the same.
                 let images = Arc::clone(&self.site.shared.images);
@@ -254,8 +257,13 @@ impl Worker {
     /// Looks whether the pod's claims are there, and how much of the disk the pod takes.
     fn measure(&mut self) {
         let (limits, site) = (self.gauge.begin(), self.site.clone());
+        let running = self.machine.record().containers.iter().filter(|(_, one)| one.running_since().is_some());
+        let running: Vec<String> = running.map(|(name, _)| name.clone()).collect();
         self.tasks.spawn(async move {
-            let looked = blocking(move || (site.lost_claim(), measure(&site.shared.volumes, site.uid(), &limits)));
+            let looked = blocking(move || {
+                let measured = measure(&site.shared.volumes, &site.places, &limits, &running);
+                (site.lost_claim(), measured)
+            });
             let (lost, measured) = looked.await;
             Outcome::Measured(lost, measured)
         });

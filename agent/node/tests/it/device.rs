@@ -13,7 +13,7 @@ use hearth_image::{
 };
 use hearth_types::{Clock, InstanceId, Timestamp};
 
-use crate::region::Region;
+use crate::{pressure::Disk, region::Region};
 
 /// Where the data directory stands in the environment of an agent.
 pub const DRIVER: &str = "HEARTH_AGENT_TEST_DIR";
@@ -74,8 +74,10 @@ pub fn drive(dir: &Path) {
 pub struct Device {
     pub dir: PathBuf,
     pub instance: InstanceId,
-    _temp: tempfile::TempDir,
     agent: Option<Child>,
+    // After the agent and its pods, and before the directory that it is mounted at.
+    disk: Option<Disk>,
+    _temp: tempfile::TempDir,
 }
 
 impl Device {
@@ -91,9 +93,24 @@ impl Device {
         let dir = temp.path().canonicalize().unwrap();
         // No registry of the internet is asked by a test.
         std::fs::write(Paths::new(&dir).registries(), "allow: []\n").unwrap();
-        let device = Self { instance: InstanceId::of_data_dir(&dir), dir, _temp: temp, agent: None };
+        let device = Self { instance: InstanceId::of_data_dir(&dir), dir, agent: None, disk: None, _temp: temp };
         device.join(region).await.unwrap();
         device
+    }
+
+    /// A device on a disk of its own of this size, without an image.
+    pub async fn on_disk(region: &Region, mib: u64) -> Self {
+        let mut device = Self::without_image(region).await;
+        device.disk = Some(Disk::at(&device.dir, mib));
+        std::fs::write(device.paths().registries(), "allow: []\n").unwrap();
+        device.join(region).await.unwrap();
+        device
+    }
+
+    /// Bytes that are left where its data is.
+    pub fn left(&self) -> u64 {
+        let stat = rustix::fs::statvfs(&self.dir).unwrap();
+        stat.f_bavail * stat.f_frsize
     }
 
     pub async fn join(&self, region: &Region) -> Result<hearth_agent::Joined, hearth_agent::IdentityError> {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_stream::StreamExt as _;
 
-use crate::{device::Device, region::Region};
+use crate::{device::Device, pressure::what_no_pod_misses_goes_before_any_pod_does, region::Region};
 
 type Body = fn() -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -33,9 +33,10 @@ list!(
     a_missing_image_is_waited_for_and_a_missing_secret_named,
     a_deleted_pod_stops_gracefully_and_its_claim_goes_when_marked,
     a_device_follows_the_leader_and_knows_the_servers_after_a_restart,
+    what_no_pod_misses_goes_before_any_pod_does,
 );
 
-fn pod(name: &str, script: &str) -> Value {
+pub fn pod(name: &str, script: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "namespace": "alice", "uid": format!("uid-{name}"), "labels": {"app": name}},
         "spec": {"nodeName": "nas", "restartPolicy": "Always", "terminationGracePeriodSeconds": 5,
@@ -58,7 +59,7 @@ async fn start() -> (Region, Device) {
     (region, device)
 }
 
-async fn exec(region: &Region, pod: &str, command: &[&str], stdin: Option<&[u8]>) -> (String, i32) {
+pub async fn exec(region: &Region, pod: &str, command: &[&str], stdin: Option<&[u8]>) -> (String, i32) {
     let start = v1::ExecStart {
         namespace: "alice".into(),
         pod: pod.into(),
@@ -106,7 +107,7 @@ fn pid_of(seconds: &str) -> Option<u32> {
     })
 }
 
-async fn eventually<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T {
     let found = async {
         loop {
             if let Some(found) = find() {

@@ -278,7 +278,7 @@ fn however_often_the_power_is_cut_a_container_starts_at_once() {
 fn a_pod_that_takes_too_much_is_evicted_for_good() {
     let mut device = Device::new(view("Always", &["web"]));
     device.run(Event::Tick, T0);
-    let why = Failure::new("Evicted", "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\".");
+    let why = Failure::new("Evicted", "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\". ");
     let commands = device.run(Event::Evicted(why.clone()), at(5));
     let told = Command::Event { kind: EventType::Warning, reason: "Evicted".into(), message: why.message.clone() };
     assert!(
@@ -293,7 +293,7 @@ fn a_pod_that_takes_too_much_is_evicted_for_good() {
     assert!(commands.contains(&Command::TearDown) && starts(&commands).is_empty(), "{commands:?}");
     let status = device.status();
     assert_eq!((&status["phase"], &status["reason"]), (&json!("Failed"), &json!("Evicted")));
-    assert_eq!(status["message"], "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\".");
+    assert_eq!(status["message"], "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\". ");
     assert!(device.pod.is_finished());
     // Nor does an agent that starts again begin it anew.
     let again = PodMachine::new(view("Always", &["web"]), Some(device.pod.record().clone()), Found::Nothing, at(9));

@@ -15,6 +15,9 @@ const RESERVE_PERCENT: u64 = 10;
 /// Part of the tasks that the kernel can have (`kernel.pid_max`, `kernel.threads-max`) which pods may have, in percent.
 const PIDS_PERCENT: u64 = 75;
 
+/// What version 1 of cgroups says where there is no limit: all of 63 bits but a page.
+const UNLIMITED: u64 = (i64::MAX as u64) & !0xffff;
+
 /// What an instance may take together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ceiling {
@@ -47,6 +50,14 @@ fn total_memory(text: &str) -> Option<u64> {
 }
 
 impl Cgroups {
+    /// The limit of memory of `rel` in bytes, where it has one. Version 1 says a number of 63 bits where it has none.
+    pub(crate) fn memory_limit(&self, rel: &Path) -> Option<u64> {
+        let h = self.with("memory")?;
+        let file = if h.v2 { "memory.max" } else { "memory.limit_in_bytes" };
+        let limit = fs::read_to_string(h.mount.join(rel).join(file)).ok()?.trim().parse().ok()?;
+        Some(limit).filter(|limit| *limit < UNLIMITED)
+    }
+
     /// Limits an instance as a whole. A controller that the kernel has not, or does not give to this cgroup, limits
     /// nothing, as with containers that ask for no limit.
     pub(crate) fn limit_instance(&self, rel: &Path, ceiling: Ceiling) -> io::Result<()> {
@@ -100,7 +111,12 @@ mod tests {
             for file in [memory, "pids.max"] {
                 fs::write(dir.join(file), "max").expect("writes");
             }
+            assert_eq!(cgroups.memory_limit(Path::new("hearth-x")), None, "max");
             cgroups.limit_instance(Path::new("hearth-x"), ceiling).expect("writes");
+            assert_eq!(cgroups.memory_limit(Path::new("hearth-x")), Some(1 << 30));
+            fs::write(dir.join(memory), "9223372036854771712\n").expect("writes");
+            assert_eq!(cgroups.memory_limit(Path::new("hearth-x")), None);
+            fs::write(dir.join(memory), "1073741824").expect("writes");
             let read = |file: &str| fs::read_to_string(dir.join(file)).expect("reads");
             assert_eq!((read(memory).as_str(), read("pids.max").as_str()), ("1073741824", "4000"));
         }

@@ -45,6 +45,9 @@ pub(super) struct ExecContext {
     pub(super) cwd: String,
     pub(super) ids: Ids,
     pub(super) caps: caps::CapSet,
+    /// Of a container that a shim of an older release made, what all had then.
+    #[serde(default = "crate::model::older_oom_score_adj")]
+    pub(super) oom_score_adj: i32,
 }
 
 fn isolation<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StartError {
@@ -125,7 +128,8 @@ fn make(sandbox: &Sandbox, spec: &ContainerSpec, channel: &OwnedFd, ends: TheirE
 
     let dir = Path::new("/c").join(&id);
     let env = environment(spec, &ids, &sandbox.config.hostname);
-    let context = ExecContext { env: env.clone(), cwd: spec.cwd.clone(), ids: ids.clone(), caps };
+    let oom_score_adj = spec.oom_score_adj.clamp(0, 1000);
+    let context = ExecContext { env: env.clone(), cwd: spec.cwd.clone(), ids: ids.clone(), caps, oom_score_adj };
     let context = serde_json::to_vec(&context).map_err(isolation("describe the container for execs"))?;
     fs::write(dir.join("exec.json"), context).map_err(isolation("describe the container for execs"))?;
 

@@ -15,7 +15,6 @@ use super::{
     caps,
     create::ExecContext,
     launch::Launch,
-    oci::OOM_SCORE_ADJ,
     user::{self, Ids},
 };
 use crate::{
@@ -60,7 +59,7 @@ fn join(
     let pidfd = sys::pidfd_open(pid).map_err(not_running)?;
     sandbox.cgroups.enter(&sandbox.cgroup.join(id)).map_err(|e| StartError::Cgroup { reason: e.to_string() })?;
     // The shim's own is so low that the kernel would spare the command and kill the app for it.
-    fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ.to_string())
+    fs::write("/proc/self/oom_score_adj", context.oom_score_adj.to_string())
         .map_err(isolation("let the kernel kill the command for want of memory"))?;
     // Processes of the container may look at this one once it is among them.
     sys::prctl(libc::PR_SET_DUMPABLE, 0).map_err(isolation("hide from the container"))?;

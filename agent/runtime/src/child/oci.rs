@@ -24,9 +24,6 @@ use crate::{
     unprotected::{Protection, lacks},
 };
 
-/// Containers, and commands in them, go before shims when memory is short.
-pub(super) const OOM_SCORE_ADJ: i32 = 100;
-
 /// What the specification is made of, as it is found in the helper's small root.
 pub(super) struct Parts<'a> {
     pub(super) spec: &'a ContainerSpec,
@@ -182,7 +179,8 @@ pub(super) fn build(parts: &Parts<'_>) -> Result<Spec, OciSpecError> {
         .capabilities(capabilities)
         .rlimits(Vec::new())
         .no_new_privileges(!lacks(parts.spec, Protection::NoNewPrivileges))
-        .oom_score_adj(OOM_SCORE_ADJ)
+        // Never as low as the shim's own, which must outlive it.
+        .oom_score_adj(parts.spec.oom_score_adj.clamp(0, 1000))
         .build()?;
     let paths = |list: &[&str], protection| {
         let kept = list.iter().filter(|_| !lacks(parts.spec, protection));

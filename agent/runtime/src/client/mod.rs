@@ -126,6 +126,11 @@ impl Runtime {
         cgroups.map_or_else(|_| Usage::default(), |cgroups| cgroups.usage(&instance_cgroup(&self.0.config.instance)))
     }
 
+    /// Bytes of memory that all pods of this instance may take together; none where that is not limited.
+    pub fn memory_limit(&self) -> Option<u64> {
+        Cgroups::find().ok()?.memory_limit(&instance_cgroup(&self.0.config.instance))
+    }
+
     /// Pid of the zygote.
     pub fn zygote_pid(&self) -> u32 {
         self.0.pid as u32

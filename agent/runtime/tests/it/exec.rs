@@ -185,6 +185,6 @@ async fn a_command_goes_as_soon_as_its_container_when_memory_is_short(ctx: Ctx) 
     let ContainerState::Running { pid, .. } = status.state else { panic!("runs") };
     let container = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("lives");
     let (_, command, err) = exec(&pod.pod, exec_spec("c", "cat /proc/self/oom_score_adj")).await;
-    assert_eq!((command.as_str(), container.as_str()), ("100\n", "100\n"), "{err}");
+    assert_eq!((command.as_str(), container.as_str()), ("750\n", "750\n"), "{err}");
     pod.destroy().await;
 }

@@ -177,6 +177,7 @@ pub fn spec(dir: &Path, layer: &Path, name: &str, script: &str) -> ContainerSpec
         groups: Vec::new(),
         mounts: Vec::new(),
         limits: Limits::default(),
+        oom_score_adj: 750,
         capabilities: Vec::new(),
         read_only_root: false,
         log_path: dir.join("log").join(name).join("0.log"),

@@ -229,11 +229,28 @@ fn a_group_gets_what_the_kubelet_gives_it() {
 }
 
 #[test]
+fn what_was_deleted_and_is_not_removed_yet_is_seen() {
+    let (directory, store) = store();
+    store.empty_dir("p-1", "scratch", None).unwrap();
+    assert!(!store.has_trash().unwrap());
+    store.remove_pod("p-1").unwrap();
+    assert!(store.has_trash().unwrap());
+    // Somebody else has the turn: this call leaves it to them.
+    let turn = fs::File::create(directory.path().join("volumes/trash.lock")).unwrap();
+    rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    store.empty_trash().unwrap();
+    assert!(store.has_trash().unwrap());
+    drop(turn);
+    store.empty_trash().unwrap();
+    assert!(!store.has_trash().unwrap());
+}
+
+#[test]
 fn usage_is_what_is_on_the_disk_of_the_volume_alone() {
     let (_directory, store) = store();
-    assert_eq!(store.usage("p-1", "scratch", u64::MAX).unwrap(), None);
+    assert_eq!(store.usage("p-1", "scratch", u64::MAX).unwrap(), hearth_volume::Taken::default(), "not made yet");
     let volume = store.empty_dir("p-1", "scratch", None).unwrap();
-    let measured = || store.usage("p-1", "scratch", u64::MAX).unwrap().unwrap();
+    let measured = || store.usage("p-1", "scratch", u64::MAX).unwrap().bytes;
     let empty = measured();
     let outside = volume.parent().unwrap().join("outside");
     fs::create_dir(&outside).unwrap();
@@ -245,6 +262,8 @@ fn usage_is_what_is_on_the_disk_of_the_volume_alone() {
     sparse.set_len(1 << 40).unwrap();
     let near = |found: u64, mib: u64| found >= empty + (mib << 20) && found < empty + (mib << 20) + (64 << 10);
     assert!(near(measured(), 1), "{}", measured());
+    // Itself, three directories, two files and a link.
+    assert_eq!(store.usage("p-1", "scratch", u64::MAX).unwrap().inodes, 7);
     // One file by several names.
     for name in ["one", "two", "three"] {
         fs::hard_link(volume.join("a/b/c/file"), volume.join(name)).unwrap();
@@ -254,7 +273,7 @@ fn usage_is_what_is_on_the_disk_of_the_volume_alone() {
     for n in 0..50 {
         fs::write(volume.join(format!("file-{n}")), vec![b'x'; 1 << 20]).unwrap();
     }
-    let stopped = store.usage("p-1", "scratch", 5 << 20).unwrap().unwrap();
+    let stopped = store.usage("p-1", "scratch", 5 << 20).unwrap().bytes;
     assert!(stopped > 5 << 20 && stopped < 8 << 20, "{stopped}");
     // Deeper than is counted.
     let mut deep = volume.clone();

@@ -52,7 +52,7 @@ pub struct DeviceStatus {
     /// What the machine is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub info: Option<DeviceInfo>,
-    /// `Connected`: True while it has a session, Unknown when it is silent.
+    /// `Connected`: True while it has a session, Unknown when it is silent. `MemoryPressure` and `DiskPressure`: True while it runs short.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }
@@ -75,6 +75,12 @@ pub struct DeviceInfo {
     pub memory_bytes: u64,
     /// The most pods it takes.
     pub pods: u32,
+    /// The size of the file system that pods write to, in bytes; an older agent does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_bytes: Option<u64>,
+    /// What of it pods may count on, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_allocatable_bytes: Option<u64>,
     /// What the machine lacks that isolation or limits want, in words; empty on a fit machine.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,

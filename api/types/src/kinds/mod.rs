@@ -61,6 +61,13 @@ pub const NAMESPACE_FINALIZER: &str = "hearth.dev/contents";
 /// The pod annotation that says whether its containers may reach the internet: `"false"` cuts it off.
 pub const INTERNET_ANNOTATION: &str = "hearth.dev/internet";
 
+/// The conditions by which a device tells that it runs short of something, and the taint of its Node that goes with each, as in Kubernetes.
+pub const PRESSURES: [(&str, &str); 2] =
+    [("MemoryPressure", MEMORY_PRESSURE_TAINT), ("DiskPressure", "node.kubernetes.io/disk-pressure")];
+
+/// The taint of a Node that is short of memory: what asks for memory is placed there all the same, as in Kubernetes.
+pub const MEMORY_PRESSURE_TAINT: &str = "node.kubernetes.io/memory-pressure";
+
 /// The annotation of a Device by which a person says that what its region lost need not be kept on it any longer. Its value is the
 /// revision that the device has seen, as its condition `RegionRestored` names it, so that it says nothing about another time.
 pub const ACCEPT_RESTORED: &str = "hearth.dev/accept-restored-region";

@@ -320,8 +320,8 @@ fn resources(container: &Value, at: &str, report: &mut Report) {
             let Some(amount) = value.as_str().and_then(|text| quantity::millis(text).ok()) else {
                 continue;
             };
-            if !matches!(name.as_str(), "cpu" | "memory") {
-                report.wrong(path, "not supported by this version of Hearth; cpu and memory are");
+            if !matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") {
+                report.wrong(path, "not supported by this version of Hearth; cpu, memory and ephemeral-storage are");
             } else if amount < 0 {
                 report.wrong(path, "must not be negative");
             } else if part == "requests"
@@ -449,6 +449,25 @@ mod tests {
             "tolerations": [{"effect": "NoExecute", "key": "node.kubernetes.io/not-ready", "operator": "Exists"}],
         });
         assert_eq!(checked(&spec), (vec![], vec![]));
+    }
+
+    #[test]
+    fn amounts_of_what_containers_share_are_checked() {
+        for (resources, expected) in [
+            (json!({"limits": {"ephemeral-storage": "1Gi"}, "requests": {"ephemeral-storage": "1Gi"}}), None),
+            (json!({"requests": {"ephemeral-storage": "1Gi", "cpu": "1"}}), None),
+            (
+                json!({"limits": {"ephemeral-storage": "1Gi"}, "requests": {"ephemeral-storage": "2Gi"}}),
+                Some("requests.ephemeral-storage: must not exceed the limit, 1Gi"),
+            ),
+            (json!({"limits": {"ephemeral-storage": "-1"}}), Some("limits.ephemeral-storage: must not be negative")),
+            (json!({"limits": {"hugepages-2Mi": "2Mi"}}), Some("limits.hugepages-2Mi: not supported")),
+        ] {
+            let (causes, _) = checked(&json!({"containers": [{"name": "a", "image": "x", "resources": resources}]}));
+            let found = causes.first().map(|cause| cause.trim_start_matches("spec.containers[0].resources."));
+            assert_eq!(causes.len(), usize::from(expected.is_some()), "{causes:?}");
+            assert!(found.zip(expected).is_none_or(|(found, expected)| found.starts_with(expected)), "{causes:?}");
+        }
     }
 
     #[test]

@@ -9,7 +9,9 @@ use std::{
 use hearth_controllers::{Action, claim::DATA_DELETED};
 use hearth_proto::v1::{ObjectStatus, StatusAck, StatusReport, region_message::Message};
 use hearth_types::{
-    GroupKind, Object, ObjectKey, Status, Uid,
+    GroupKind, Object, ObjectKey, Status, Timestamp, Uid,
+    condition::{self, Condition},
+    kinds::PRESSURES,
     store::{Consistency, Expect, MAX_OPS, Op},
 };
 use serde_json::{Value, json};
@@ -22,6 +24,9 @@ use crate::{
 
 /// The largest status in bytes: a pod of sixteen containers with long messages fits.
 const MAX_STATUS: usize = 256 << 10;
+/// Bytes of a reason and characters of a message of a device's condition: those that the kubelet has are far shorter.
+const MAX_REASON: usize = 128;
+const MAX_MESSAGE: usize = 1024;
 /// Statuses of one report at most; an agent sends far fewer.
 const MAX_ITEMS: usize = 4096;
 /// Tries of a status against others that write the same object.
@@ -227,8 +232,10 @@ async fn plan(hub: &Arc<Hub>, item: &Item, fresh: bool) -> Result<Option<Op>, St
         pod(item, &entry.object, entry.deleting)
     } else if item.key.kind == GroupKind::PERSISTENT_VOLUME_CLAIM {
         Some(claim(item, &entry.object, entry.deleting))
+    } else if item.key.kind == GroupKind::DEVICE {
+        Some(device(item, &entry.object, hub.now()))
     } else {
-        return Err(format!("a device reports on pods and claims, not on {}", item.key.kind));
+        return Err(format!("a device reports on itself, pods and claims, not on {}", item.key.kind));
     };
     match action {
         None => Ok(Some(Op::Delete { key: item.key.clone(), expect: Expect::same(&entry.object) })),
@@ -258,6 +265,20 @@ fn pod(item: &Item, base: &Object, deleting: bool) -> Option<Action> {
 
 fn conditions(value: &Value) -> impl Iterator<Item = &Value> {
     value.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten()
+}
+
+/// What a device runs short of, in the conditions that are its own to tell; all else of it is the region's.
+fn device(item: &Item, base: &Object, now: Timestamp) -> Action {
+    let mut value = base.value();
+    let told = item.status.clone().unwrap_or_default();
+    for (name, _) in PRESSURES {
+        let Some(said) = condition::get(&json!({"status": told}), name) else { continue };
+        let is_word = !said.reason.is_empty() && said.reason.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let reason = if is_word && said.reason.len() <= MAX_REASON { said.reason.as_str() } else { "Unknown" };
+        let message: String = said.message.chars().take(MAX_MESSAGE).collect();
+        condition::set(&mut value, &Condition::new(name, said.status, reason, message), now);
+    }
+    Action::Update { base: base.clone(), value }
 }
 
 /// A claim's status; and once its data is deleted, the mark by which its controller lets it go.

@@ -103,3 +103,36 @@ async fn what_a_controller_is_refused_is_told_where_people_look() {
     rig.until_list(GroupKind::POD, "a pod", |pods| pods.len() == 1).await;
     rig.until(GroupKind::DEPLOYMENT, "alice", "web", "taken back", |one| failure(one).is_none()).await;
 }
+
+#[tokio::test]
+async fn a_device_that_says_it_runs_short_of_disk_gets_no_pod_until_it_says_otherwise() {
+    let rig = Rig::start().await;
+    let mut device = rig.connected("nas").await;
+    let says = |truth: &str, reason: &str| {
+        json!({"info": {"cpuMillis": 1}, "conditions": [
+            {"type": "DiskPressure", "status": truth, "reason": reason, "message": "m"},
+            {"type": "Connected", "status": "False", "reason": "Lie", "message": "it is not its own to tell"}]})
+    };
+    let own = rig.get(GroupKind::DEVICE, "", "nas").await.unwrap();
+    device.report(&own, &says("True", "KubeletHasDiskPressure"), false).await;
+    let node = rig.until(GroupKind::NODE, "", "nas", "told", |node| condition::is_true(node, "DiskPressure")).await;
+    assert_eq!(condition::get(&node, "DiskPressure").unwrap().reason, "KubeletHasDiskPressure");
+    let kept = rig.get(GroupKind::DEVICE, "", "nas").await.unwrap();
+    assert!(condition::is_true(&kept, "DiskPressure") && condition::is_true(&kept, "Connected"), "{kept}");
+    assert_eq!(kept["status"]["info"], own["status"]["info"]);
+    rig.create(deployment(1)).await;
+    let pods = rig.until_list(GroupKind::POD, "a pod", |pods| pods.len() == 1).await;
+    let name = pods[0].name().to_owned();
+    let pod =
+        rig.until(GroupKind::POD, "alice", &name, "told", |pod| condition::get(pod, "PodScheduled").is_some()).await;
+    assert_eq!(
+        condition::get(&pod, "PodScheduled").unwrap().message,
+        "0/1 devices can take it: 1 has the taint node.kubernetes.io/disk-pressure:NoSchedule, which it does not tolerate (nas has the \
+         taint node.kubernetes.io/disk-pressure:NoSchedule, which it does not tolerate)"
+    );
+    device.report(&own, &says("False", "not a word!"), false).await;
+    rig.until(GroupKind::POD, "alice", &name, "bound", |pod| pod["spec"]["nodeName"] == "nas").await;
+    let node = rig.get(GroupKind::NODE, "", "nas").await.unwrap();
+    assert_eq!(condition::get(&node, "DiskPressure").unwrap().reason, "Unknown");
+    assert_eq!(node["spec"].get("taints"), None);
+}
