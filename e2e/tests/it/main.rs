@@ -4,6 +4,7 @@
 
 mod backup;
 mod bad_input;
+mod bombs;
 mod cli;
 mod contract;
 mod crash;

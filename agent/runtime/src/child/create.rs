@@ -96,6 +96,7 @@ fn make(sandbox: &Sandbox, spec: &ContainerSpec, channel: &OwnedFd, ends: TheirE
         unsafe { sys::close_all_but(&keep) }.map_err(isolation("close descriptors of the shim"))?;
     }
 
+    super::limit_files()?;
     let id = container_id(&spec.name, spec.attempt);
     let cgroup = sandbox.cgroup.join(&id);
     let no_cgroup = |e: std::io::Error| StartError::Cgroup { reason: e.to_string() };

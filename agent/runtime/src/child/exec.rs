@@ -67,6 +67,7 @@ fn join(
     keep.extend([channel.as_raw_fd(), pidfd.as_raw_fd()]);
     // SAFETY: this process was just forked for one command; the shim's other descriptors are never touched in it.
     unsafe { sys::close_all_but(&keep) }.map_err(isolation("close descriptors of the shim"))?;
+    super::limit_files()?;
     // The network namespace is the shim's own; its owner is the host, so it could not be entered from inside.
     let namespaces = libc::CLONE_NEWUSER
         | libc::CLONE_NEWNS

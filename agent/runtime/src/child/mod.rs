@@ -32,6 +32,17 @@ const MAX_GROUPS: usize = 256;
 /// Most mounts of a container.
 const MAX_MOUNTS: usize = 256;
 
+/// Open files of a process of a container: what it may have at once, and up to where it may raise that itself. As systemd has it for services,
+/// and Docker and containerd with it: a program that closes all it could have open begins at once, and one that needs many asks for them.
+const FILES: (u64, u64) = (1024, 524_288);
+
+/// Limits the open files of this process, which was forked for a container or a command, whatever the agent's own limit is.
+fn limit_files() -> Result<(), StartError> {
+    let (soft, hard) = FILES;
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, soft, hard)
+        .map_err(|e| StartError::Isolation { reason: crate::error::because("limit its open files", e) })
+}
+
 fn invalid(field: &str, reason: impl Into<String>) -> StartError {
     StartError::Invalid { field: field.to_owned(), reason: reason.into() }
 }

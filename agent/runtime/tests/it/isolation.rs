@@ -4,11 +4,12 @@ use std::{fs, os::unix::fs::MetadataExt};
 
 use hearth_runtime::{ContainerState, GuestLimits, Limits};
 
-use crate::support::{Ctx, TestPod};
+use crate::support::{Ctx, TestPod, exec, exec_spec};
 
 crate::tests![
     a_container_has_no_privileges,
     what_is_a_programs_own_is_left_to_it,
+    open_files_are_limited_whatever_the_agent_may_have,
     capabilities_are_those_asked_for,
     every_pod_has_its_own_ids,
     no_supplementary_group_of_the_agent_is_kept,
@@ -57,6 +58,17 @@ async fn what_is_a_programs_own_is_left_to_it(ctx: Ctx) {
     let script = "mkdir /tmp/a /tmp/b && echo kept > /tmp/a/f && ln /tmp/a/f /tmp/b/f && mkfifo /tmp/p && cat /tmp/b/f; \
                   sleep 100 & head -c 0 /proc/$!/environ && ls -d /proc/$!/root/etc/hosts > /dev/null && echo seen; kill $!";
     assert_eq!(pod.output(pod.spec("c", script)).await, "kept\nseen\n");
+    pod.destroy().await;
+}
+
+async fn open_files_are_limited_whatever_the_agent_may_have(ctx: Ctx) {
+    let pod = ctx.pod().await;
+    let script = "ulimit -n; ulimit -Hn; ulimit -n 524288 && ulimit -n; ulimit -Hn 524289 2> /dev/null || echo no more";
+    let expected = "1024\n524288\n524288\nno more\n";
+    assert_eq!(pod.output(pod.spec("c", script)).await, expected);
+    pod.pod.start_container(pod.spec("d", "exec sleep 1000")).await.expect("starts");
+    let (code, out, err) = exec(&pod.pod, exec_spec("d", script)).await;
+    assert_eq!((code, out.as_str()), (0, expected), "{err}");
     pod.destroy().await;
 }
 
