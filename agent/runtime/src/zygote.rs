@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 
 use crate::{
     cgroup::{Ceiling, Cgroups},
+    child,
     error::{RuntimeError, because},
     features, seccomp, shim, sys, title,
     wire::{self, ForkOutcome, ForkReply, ForkShim},
@@ -185,6 +186,7 @@ fn settle(config: &ZygoteConfig, socket: std::os::fd::BorrowedFd<'_>) -> io::Res
     // A program that crashes writes no image of its memory onto the owner's flash, unless it raises its limit.
     let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_CORE)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, hard)?;
+    child::limit_most_files().map_err(step("limit open files"))?;
     title::set(&format!("hearth zygote --data-dir {}", config.data_dir.display()), c"hearth zygote");
     // Own cgroups: a service manager that stops the agent must not take the pods along, and `down` finds everybody.
     let cgroups = Cgroups::find().map_err(step("find cgroups"))?;

@@ -13,10 +13,15 @@ mod user;
 mod verify;
 
 pub(crate) use self::exec::become_root_inside;
-use std::path::{Component, Path};
+use std::{
+    io,
+    path::{Component, Path},
+};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{
-    error::StartError,
+    error::{StartError, because},
     model::{ContainerSpec, ExecSpec, IDS_PER_POD, IdMap, MemoryVolume, MountKind},
     wire::PodConfig,
 };
@@ -32,15 +37,29 @@ const MAX_GROUPS: usize = 256;
 /// Most mounts of a container.
 const MAX_MOUNTS: usize = 256;
 
-/// Open files of a process of a container: what it may have at once, and up to where it may raise that itself. As systemd has it for services,
-/// and Docker and containerd with it: a program that closes all it could have open begins at once, and one that needs many asks for them.
-const FILES: (u64, u64) = (1024, 524_288);
+/// Open files of a process of a container, and up to where it may raise that itself. As systemd has it for services, and Docker and containerd
+/// with it: a program that closes all it could have open begins at once, and one that needs many asks for them.
+const FILES: u64 = 1024;
+const MOST_FILES: u64 = 524_288;
 
-/// Limits the open files of this process, which was forked for a container or a command, whatever the agent's own limit is.
+/// Lets this process and all that come of it raise their limit of open files so far and no further, whatever the agent's own is.
+pub(crate) fn limit_most_files() -> io::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    match setrlimit(Resource::RLIMIT_NOFILE, soft.min(MOST_FILES), MOST_FILES) {
+        // It cannot be raised here: what the agent may have is less, and a bound.
+        Err(nix::errno::Errno::EPERM) if hard < MOST_FILES => Ok(()),
+        done => Ok(done?),
+    }
+}
+
+/// Limits the open files of this process, which was forked for a container or a command.
 fn limit_files() -> Result<(), StartError> {
-    let (soft, hard) = FILES;
-    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, soft, hard)
-        .map_err(|e| StartError::Isolation { reason: crate::error::because("limit its open files", e) })
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(no_limit)?;
+    setrlimit(Resource::RLIMIT_NOFILE, FILES.min(hard), hard).map_err(no_limit)
+}
+
+fn no_limit(e: nix::errno::Errno) -> StartError {
+    StartError::Isolation { reason: because("limit its open files", e) }
 }
 
 fn invalid(field: &str, reason: impl Into<String>) -> StartError {
