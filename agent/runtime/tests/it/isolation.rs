@@ -74,7 +74,7 @@ async fn open_files_are_limited_whatever_the_agent_may_have(ctx: Ctx) {
     assert_eq!(out, expected);
     pod.pod.start_container(pod.spec("d", "exec sleep 1000")).await.expect("starts");
     let (code, out, err) = exec(&pod.pod, exec_spec("d", script)).await;
-    assert_eq!((code, out.as_str()), (0, expected), "{err}");
+    assert_eq!((code, out), (0, expected), "{err}");
     pod.destroy().await;
 }
 
