@@ -136,6 +136,8 @@ pub enum Event {
     },
     /// What it has mounted went away: it is stopped, and waits until its volumes are there again.
     VolumesLost(Failure),
+    /// Its network cannot be made as it is asked for now: it is stopped, and waits until it can.
+    NetworkLost(Failure),
     /// It takes more of the device than it may, and ends for good.
     Evicted(Failure),
     /// Result of [`EnsureVolumes`](crate::Command::EnsureVolumes).

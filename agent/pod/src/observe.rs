@@ -35,6 +35,7 @@ impl PodMachine {
             }
             Event::Image { container, result } => self.image(&container, result, now, out),
             Event::VolumesLost(why) => self.volumes_lost(why, now, out),
+            Event::NetworkLost(why) => self.network_lost(why, now, out),
             Event::Evicted(why) => self.evict(why, now, out),
             Event::Volumes(result) => {
                 let news = settle(&mut self.actions.volumes, result, now);
@@ -222,7 +223,21 @@ impl PodMachine {
             return;
         }
         tell(settle(&mut self.actions.volumes, Err(why), now), out);
-        // Not its own doing: what ran is started at once when they are back.
+        self.stop_blameless(now);
+        self.lost(now, out);
+    }
+
+    fn network_lost(&mut self, why: Failure, now: Timestamp, out: &mut Vec<Command>) {
+        if self.intent != Intent::Run || !self.has_sandbox() {
+            return;
+        }
+        event(out, EventType::Warning, &why.reason, why.message);
+        self.stop_blameless(now);
+        self.lost(now, out);
+    }
+
+    /// What ran has ended, and not by its own doing: it is started at once when it can be.
+    fn stop_blameless(&mut self, now: Timestamp) {
         for (name, record) in &mut self.record.containers {
             if let Some(started_at) = record.running_since() {
                 record.lost(Exit::unknown(Some(started_at), now));
@@ -231,7 +246,6 @@ impl PodMachine {
                 }
             }
         }
-        self.lost(now, out);
     }
 
     /// What ran has ended, and nobody saw how.

@@ -172,7 +172,8 @@ fn creating(pod: &PodMachine) -> &'static str {
 fn is_waiting_to_restart(pod: &PodMachine, view: &ContainerView) -> bool {
     let record = &pod.record.containers[&view.name];
     let wanted = record.is_exited() && !pod.is_stopping() && pod.record.ended.is_none() && pod.wants_start(view);
-    wanted && (record.waits || pod.actions.volumes.failure.is_some())
+    let actions = &pod.actions;
+    wanted && (record.waits || actions.volumes.failure.is_some() || actions.network.failure.is_some())
 }
 
 fn waiting(pod: &PodMachine, name: &str, reason: &str) -> Value {

@@ -2,7 +2,7 @@
 //! workers. It also sees to claims and to what was left behind by an agent before.
 
 mod claims;
-mod lend;
+pub(crate) mod lend;
 mod take_over;
 
 use std::{
@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use hearth_network::SharedBandwidth;
 use hearth_proto::v1;
 use hearth_runtime::{Adopted, DeadPod, GuestLimits};
 use hearth_types::{GroupKind, Incarnation, Object, ObjectKey, Uid, kinds::ACCEPT_RESTORED};
@@ -99,6 +100,8 @@ pub(crate) struct Service {
     deleted: HashSet<Uid>,
     /// What is lent, and whether that is enforced.
     lent: Option<Result<GuestLimits, GuestLimits>>,
+    /// What pods share of the home's line, and whether that is enforced.
+    shares: Option<Result<SharedBandwidth, SharedBandwidth>>,
 }
 
 /// Makes the manager of what is on the disk.
@@ -118,6 +121,7 @@ pub(crate) fn new(shared: Arc<Shared>, ingress: Ingress, desired: Desired) -> (M
         write_failed: false,
         deleted: HashSet::new(),
         lent: None,
+        shares: None,
     };
     (Manager { requests: sender }, service)
 }
@@ -200,6 +204,7 @@ impl Service {
         self.publish();
         // Before anybody's pod is started under the old ones.
         self.limit_guests().await;
+        self.limit_bandwidth().await;
         for gone in &change.vanished {
             if let Some(worker) = self.workers.get_mut(gone.uid()) {
                 worker.vanished = true;
@@ -356,6 +361,7 @@ impl Service {
         }
         self.delete_claims().await;
         self.limit_guests().await;
+        self.limit_bandwidth().await;
         if self.write_failed {
             self.apply(Change { matters: true, ..Change::default() }).await;
         }

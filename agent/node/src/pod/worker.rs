@@ -28,6 +28,7 @@ use super::{
     image::any_here,
     measure::{Gauge, measure},
     message::LastWords,
+    policy,
     record::{self, StoredPod},
     uses::tells_itself,
 };
@@ -236,11 +237,15 @@ impl Worker {
         }
     }
 
-    /// Labels and annotations change, and files follow in which the pod is told of them.
+    /// Labels and annotations change: files follow in which the pod is told of them, and the limits of its network.
     fn tell_itself(&mut self, object: &Object) {
         match object.view::<Pod>() {
             Ok(pod) if pod.metadata != self.site.pod.metadata => {
-                self.site.pod = Arc::new(pod);
+                let before = std::mem::replace(&mut self.site.pod, Arc::new(pod));
+                if policy::bandwidth(&before) != policy::bandwidth(&self.site.pod) && self.machine.has_sandbox() {
+                    let (site, sandbox) = (self.site.clone(), self.sandbox.clone());
+                    self.tasks.spawn(async move { Outcome::Limited(site.limit(sandbox).await) });
+                }
                 if tells_itself(&self.site.pod) && self.machine.has_sandbox() {
                     let site = self.site.clone();
                     self.tasks.spawn(async move { Outcome::Refreshed(site.refresh().await) });

@@ -321,3 +321,20 @@ fn a_pod_whose_volumes_go_away_is_stopped_and_runs_again_when_they_are_back() {
     assert!(device.container()["state"]["running"].is_object(), "{}", device.container());
     assert_eq!(device.container()["restartCount"], 1);
 }
+
+#[test]
+fn a_pod_whose_network_cannot_be_as_asked_for_is_stopped_and_says_why() {
+    let mut device = Device::new(view("Always", &["web"]));
+    device.run(Event::Tick, T0);
+    let why = Failure::new("FailedCreatePodSandBox", "the kernel cannot limit bandwidth");
+    let commands = device.pod.step(Event::NetworkLost(why.clone()), at(5));
+    let told = Command::Event { kind: EventType::Warning, reason: why.reason.clone(), message: why.message.clone() };
+    assert!(commands.contains(&told) && commands.contains(&Command::DestroySandbox), "{commands:?}");
+    let commands = device.pod.step(Event::SandboxDestroyed(Ok(())), at(5));
+    assert!(commands.contains(&Command::AttachNetwork) && starts(&commands).is_empty(), "{commands:?}");
+    device.pod.step(Event::Network(Err(why.clone())), at(5));
+    let waiting = &device.container()["state"]["waiting"];
+    assert_eq!((&waiting["reason"], &waiting["message"]), (&json!(why.reason), &json!(why.message)));
+    device.run(Event::Tick, at(60));
+    assert!(device.container()["state"]["running"].is_object(), "{}", device.container());
+}

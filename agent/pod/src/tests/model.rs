@@ -17,6 +17,7 @@ enum Chance {
     Config,
     Delete { grace: u64 },
     Unmount,
+    Unlink,
     Evict,
     Vanish,
     Wait { seconds: u64 },
@@ -33,6 +34,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         1 => Just(Chance::Config),
         1 => (0_u64..40).prop_map(|grace| Chance::Delete { grace }),
         1 => Just(Chance::Unmount),
+        1 => Just(Chance::Unlink),
         1 => Just(Chance::Evict),
         1 => Just(Chance::Vanish),
         4 => (0_u64..400).prop_map(|seconds| Chance::Wait { seconds }),
@@ -228,6 +230,14 @@ impl Model {
                     let before = self.pod.record().clone();
                     self.step(Event::VolumesLost(Failure::new("FailedMount", "gone")));
                     if *self.pod.record() != before || !self.pod.has_sandbox() {
+                        self.running.clear();
+                    }
+                }
+            }
+            Chance::Unlink => {
+                if self.pod.has_sandbox() {
+                    self.step(Event::NetworkLost(Failure::new("FailedCreatePodSandBox", "no limit")));
+                    if !self.pod.has_sandbox() {
                         self.running.clear();
                     }
                 }

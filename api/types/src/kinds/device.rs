@@ -4,7 +4,7 @@ use kube_derive::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Quantity;
+use super::{Bandwidth, Quantity};
 use crate::condition::Condition;
 
 /// A machine of an owner. It proves itself by one of its keys; removing a key revokes it. Tools see it
@@ -28,6 +28,9 @@ pub struct DeviceSpec {
     /// What it lends to other owners; nothing unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lend: Option<Lend>,
+    /// What all apps on it send and receive together, so that they do not fill the home's line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
 }
 
 /// What a device lends to other owners' apps, all of them together.
@@ -43,6 +46,9 @@ pub struct Lend {
     /// How many pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods: Option<u32>,
+    /// What they send and receive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
 }
 
 /// What is seen of a Device.

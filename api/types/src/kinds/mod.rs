@@ -2,11 +2,13 @@
 //! `hearth.dev/v1alpha1` by kube-derive.
 
 mod app;
+mod bandwidth;
 mod device;
 mod install;
 mod route;
 
 pub use app::{App, AppIngress, AppSpec, AppVolume, Permissions};
+pub use bandwidth::{BANDWIDTH_ANNOTATIONS, BadBandwidth, Bandwidth, bits as bandwidth_bits};
 pub use device::{Device, DeviceInfo, DeviceSpec, DeviceStatus, Lend};
 pub use install::{Grants, Install, InstallSpec, InstallStatus, Placement};
 pub use k8s_openapi::{

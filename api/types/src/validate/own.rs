@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{Report, each, immutable, pod, text, volume};
+use super::{Report, bandwidth, each, immutable, pod, text, volume};
 use crate::{DeviceKey, kinds::ON_RETURN, names, quantity};
 
 /// Keys of one device at most: the one in use, and one that it is rotated to, with room to spare.
@@ -110,6 +110,7 @@ pub(super) fn install(object: &Value, old: Option<&Value>, zone: &str, report: &
         report.name("spec.placement.device", device, names::dns_label);
     }
     disconnect(&object["spec"]["placement"], report);
+    bandwidth::field(&object["spec"], "spec", report);
     let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
     if name.len() + namespace.len() + zone.len() + 2 > names::MAX_SUBDOMAIN {
         report.wrong(
@@ -147,6 +148,8 @@ fn owner(path: &str, name: &str, report: &mut Report) {
 pub(super) fn device(object: &Value, old: Option<&Value>, report: &mut Report) {
     owner("spec.owner", object.pointer("/spec/owner").and_then(Value::as_str).unwrap_or_default(), report);
     immutable(old, object, "/spec/owner", "remove the device and let it join its new owner", report);
+    bandwidth::field(&object["spec"], "spec", report);
+    bandwidth::field(&object["spec"]["lend"], "spec.lend", report);
     let keys = each(&object["spec"], "keys", "spec").collect::<Vec<_>>();
     if keys.len() > MAX_KEYS {
         report.wrong("spec.keys", format!("at most {MAX_KEYS}"));
