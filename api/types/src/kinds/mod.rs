@@ -9,7 +9,7 @@ mod route;
 
 pub use app::{App, AppIngress, AppSpec, AppVolume, Permissions};
 pub use bandwidth::{BANDWIDTH_ANNOTATIONS, BadBandwidth, Bandwidth, bits as bandwidth_bits};
-pub use device::{Device, DeviceInfo, DeviceSpec, DeviceStatus, Lend};
+pub use device::{Device, DeviceInfo, DeviceSpec, DeviceStatus, Lend, LendWindow};
 pub use install::{Grants, Install, InstallSpec, InstallStatus, Placement};
 pub use k8s_openapi::{
     api::{
