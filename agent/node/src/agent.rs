@@ -236,7 +236,8 @@ impl Agent {
         }
 
         let mut tasks = JoinSet::new();
-        let (manager, service) = manager::new(Arc::clone(&shared), ingress.clone(), desired);
+        let (state, door_in, session) = (Arc::clone(&shared), ingress.clone(), connected.subscribe());
+        let (manager, service) = blocking(move || manager::new(state, door_in, desired, session)).await;
         let (zone, stored) = (identity.zone().to_owned(), shared.paths.clone());
         let recovery = blocking(move || Recovery::open(&stored, &zone)).await;
         let door = door::Door::new(Arc::clone(&shared), config.registry);

@@ -35,6 +35,7 @@ impl PodMachine {
             }
             Event::Image { container, result } => self.image(&container, result, now, out),
             Event::VolumesLost(why) => self.volumes_lost(why, now, out),
+            Event::Held(why) => self.hold(why, now, out),
             Event::NetworkLost(why) => self.network_lost(why, now, out),
             Event::Evicted(why) => self.evict(why, now, out),
             Event::Volumes(result) => {
@@ -94,11 +95,33 @@ impl PodMachine {
         let wanted = self.record.kill_at.map_or(wanted, |before| before.min(wanted));
         self.record.kill_at = Some(wanted);
         self.intent = match self.intent {
-            Intent::Stop { deadline, grace: before } | Intent::Ended { deadline, grace: before } => {
+            Intent::Stop { deadline, grace: before }
+            | Intent::Ended { deadline, grace: before }
+            | Intent::Held { deadline, grace: before } => {
                 Intent::Stop { grace: grace.min(before), deadline: wanted.min(deadline) }
             }
             Intent::Run => Intent::Stop { grace, deadline: wanted },
         };
+    }
+
+    /// A pod that is held is stopped to its end, also where it may run again before that.
+    fn hold(&mut self, why: Option<Failure>, now: Timestamp, out: &mut Vec<Command>) {
+        if self.held == why {
+            return;
+        }
+        if let (Some(why), None) = (&why, &self.held)
+            && !self.is_finished()
+        {
+            event(out, EventType::Warning, &why.reason, why.message.clone());
+        }
+        self.held = why;
+        if self.held.is_some() && self.intent == Intent::Run {
+            let grace = self.spec.grace;
+            // What is left of a grace that an agent before began; one that is over was another stop's.
+            let deadline = self.record.kill_at.filter(|at| *at > now).unwrap_or_else(|| now.plus(grace)).min(now.plus(grace));
+            self.record.kill_at = Some(deadline);
+            self.intent = Intent::Held { grace, deadline };
+        }
     }
 
     fn image(&mut self, name: &str, result: Result<ImageFacts, Failure>, now: Timestamp, out: &mut Vec<Command>) {

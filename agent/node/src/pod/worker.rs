@@ -12,7 +12,7 @@ use std::{
 
 use hearth_image::{Hold, Image};
 use hearth_network::PodNetwork;
-use hearth_pod::{Command, Event, PodMachine, PodView, Record};
+use hearth_pod::{Command, Event, Failure, PodMachine, PodView, Record};
 use hearth_runtime::{ContainerStatus, PodEvent};
 use hearth_types::{Object, ObjectKey, Uid, kinds::Pod};
 use tokio::{
@@ -59,6 +59,8 @@ pub(crate) enum Input {
     Vanished,
     /// Images came or went on this device.
     ImagesChanged,
+    /// Its device does not run it at this time, or does again.
+    Held(Option<Failure>),
     /// ConfigMaps, Secrets or claims changed that the pod may use.
     ConfigChanged,
 }
@@ -77,6 +79,8 @@ pub(crate) struct Start {
     pub(crate) record: Option<Record>,
     pub(crate) sandbox: Option<hearth_runtime::Pod>,
     pub(crate) dead: Option<Vec<ContainerStatus>>,
+    /// Why its device does not run it at this time, where it does not.
+    pub(crate) held: Option<Failure>,
 }
 
 struct Worker {
@@ -164,15 +168,15 @@ pub(crate) async fn spawn(shared: Arc<Shared>, start: Start, tasks: &mut JoinSet
         worker.watch(sandbox);
     }
     tasks.spawn(async move {
-        worker.run().await;
+        worker.run(start.held).await;
         worker.uid
     });
     Ok(WorkerHandle { object: start.object, entry, inbox: sender, vanished: false })
 }
 
 impl Worker {
-    async fn run(&mut self) {
-        self.step(Event::Tick);
+    async fn run(&mut self, held: Option<Failure>) {
+        self.step(held.map_or(Event::Tick, |why| Event::Held(Some(why))));
         loop {
             self.settle().await;
             if self.vanished && self.machine.is_finished() && self.tasks.is_empty() {
@@ -220,6 +224,7 @@ impl Worker {
                 let grace = self.machine.spec().grace;
                 self.step(Event::Vanished(grace));
             }
+            Input::Held(why) => self.step(Event::Held(why)),
             Input::ImagesChanged => {
                 // Other images come and go: a pull that failed waits its time all the same.
                 let images = Arc::clone(&self.site.shared.images);

@@ -81,6 +81,9 @@ pub const ON_RETURN: [&str; 3] = ["KeepOriginal", "KeepReplacement", "KeepLonges
 /// `spec.architectures`. Without it, on any.
 pub const ARCHITECTURES_ANNOTATION: &str = "hearth.dev/architectures";
 
+/// Why a pod is ended on a device of another owner's, in Events and in its status: the hours are over in which that lends.
+pub const LENDING_HOURS_OVER: &str = "LendingHoursOver";
+
 /// The type of the Secrets that hold join tokens (in the namespace `kube-system`), after Kubernetes'
 /// bootstrap tokens.
 pub const JOIN_TOKEN_TYPE: &str = "hearth.dev/join-token";
