@@ -19,7 +19,7 @@ use crate::prefix::{Prefix, choose4, home_of, nth, unique_local};
 use crate::shared::SharedBandwidth;
 use crate::store::{Allocations, Forwarding, Prefixes, Store};
 use crate::watch::{self, Ears, Guard};
-use crate::{PodPolicy, NetworkConfig, NetworkError, Notice, PodAddresses, PodNetwork};
+use crate::{NetworkConfig, NetworkError, Notice, PodAddresses, PodNetwork, PodPolicy};
 
 /// Tries to claim an IPv4 prefix while another instance claims the same at the same time.
 const CLAIM_ATTEMPTS: u32 = 8;
@@ -132,12 +132,7 @@ impl Network {
     /// another than before.
     ///
     /// A pod whose allocation was lost keeps its address where it is free.
-    pub async fn adopt(
-        &self,
-        pod_uid: &str,
-        netns: OwnedFd,
-        policy: &PodPolicy,
-    ) -> Result<PodNetwork, NetworkError> {
+    pub async fn adopt(&self, pod_uid: &str, netns: OwnedFd, policy: &PodPolicy) -> Result<PodNetwork, NetworkError> {
         self.connect(pod_uid, *policy, Some(netns)).await
     }
 

@@ -72,8 +72,12 @@ mod tests {
         let egress = Bandwidth { ingress: None, egress: Some(8_000_000) };
         let guests = text(SharedBandwidth { guests: egress, ..SharedBandwidth::default() });
         assert_eq!(guests.matches("limit rate").count(), 1);
-        assert!(guests.contains("iifgroup { 1215430658, 1215430659 } limit rate over 1000000 bytes/second"), "{guests}");
-        let both = text(SharedBandwidth { all: Bandwidth { ingress: Some(1000), egress: Some(u64::MAX) }, guests: egress });
+        assert!(
+            guests.contains("iifgroup { 1215430658, 1215430659 } limit rate over 1000000 bytes/second"),
+            "{guests}"
+        );
+        let both =
+            text(SharedBandwidth { all: Bandwidth { ingress: Some(1000), egress: Some(u64::MAX) }, guests: egress });
         assert_eq!(both.matches("limit rate").count(), 2, "what no link has is not counted");
         assert!(both.contains("oifname \"p*\" limit rate over 125 bytes/second"), "{both}");
     }

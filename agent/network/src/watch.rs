@@ -12,9 +12,9 @@ use tokio::sync::Mutex;
 use crate::denied::{Denied, SharedDenied};
 use crate::firewall::{self, Firewall, Home};
 use crate::host::{Host, Survey};
-use crate::netlink::{nft, tc};
 use crate::netlink::socket::{Protocol, Socket};
 use crate::netlink::{messages, route};
+use crate::netlink::{nft, tc};
 use crate::prefix::Prefix;
 use crate::shared::SharedBandwidth;
 use crate::{NetworkError, Notice};
@@ -186,7 +186,9 @@ impl Guard {
                 // Either without works, and sharing was why, or nothing does, and the error is this one's.
                 self.put_with(home, SharedBandwidth::default())?;
                 self.shares.store(false, Ordering::Relaxed);
-                tracing::error!("the kernel does not hold pods to the bandwidth that they share; guests are not started");
+                tracing::error!(
+                    "the kernel does not hold pods to the bandwidth that they share; guests are not started"
+                );
                 Ok(())
             }
             put => {

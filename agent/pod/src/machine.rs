@@ -6,8 +6,8 @@ use hearth_types::Timestamp;
 use serde_json::Value;
 
 use crate::{
-    Command, ContainerRecord, ContainerView, Event, EventType, Exit, Failure, Found, FoundContainer, FoundState, Phase, PodView,
-    Record, RestartPolicy, Role, Stage,
+    Command, ContainerRecord, ContainerView, Event, EventType, Exit, Failure, Found, FoundContainer, FoundState, Phase,
+    PodView, Record, RestartPolicy, Role, Stage,
     action::{Actions, Attempted, ContainerActions},
 };
 

@@ -118,7 +118,8 @@ impl PodMachine {
         if self.held.is_some() && self.intent == Intent::Run {
             let grace = self.spec.grace;
             // What is left of a grace that an agent before began; one that is over was another stop's.
-            let deadline = self.record.kill_at.filter(|at| *at > now).unwrap_or_else(|| now.plus(grace)).min(now.plus(grace));
+            let deadline =
+                self.record.kill_at.filter(|at| *at > now).unwrap_or_else(|| now.plus(grace)).min(now.plus(grace));
             self.record.kill_at = Some(deadline);
             self.intent = Intent::Held { grace, deadline };
         }

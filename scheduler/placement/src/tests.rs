@@ -96,7 +96,10 @@ fn a_device_lends_in_its_hours_alone_and_is_its_owners_at_all_times() {
     };
     let night = json!([{"from": "22:00", "to": "07:00"}]);
     let nights = device(json!({"cpu": "4", "memory": "1Gi", "timeZone": "Europe/Berlin", "hours": night}));
-    let at = |device: &Device, text: &str| Snapshot { now: Timestamp::parse(text).unwrap(), ..snapshot(vec![device.clone()]) };
+    let at = |device: &Device, text: &str| Snapshot {
+        now: Timestamp::parse(text).unwrap(),
+        ..snapshot(vec![device.clone()])
+    };
     let placed = |snapshot: &Snapshot, owner: &str| run(snapshot, vec![pod("p", owner, 100, 1)]).assignments.len();
     let (noon, midnight) = (at(&nights, "2024-06-01T10:00:00Z"), at(&nights, "2024-06-01T22:00:00Z"));
     assert_eq!((placed(&noon, "alice"), placed(&noon, "bob")), (0, 1));

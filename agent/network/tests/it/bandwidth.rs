@@ -169,10 +169,13 @@ fn root_in_a_pod_cannot_take_its_limit_away() {
             let show = || sh("tc qdisc show dev eth0 root");
             let before = show();
             // Root of a user namespace of its own with all capabilities, as a pod may have at the most.
-            let tries = ["tc qdisc del dev eth0 root", "ip link del eth0", "tc qdisc replace dev eth0 root pfifo"].map(|what| {
-                let out = Command::new("unshare").args(["--user", "--map-root-user", "sh", "-c", what]).output().unwrap();
-                (what, out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
-            });
+            let tries = ["tc qdisc del dev eth0 root", "ip link del eth0", "tc qdisc replace dev eth0 root pfifo"].map(
+                |what| {
+                    let out =
+                        Command::new("unshare").args(["--user", "--map-root-user", "sh", "-c", what]).output().unwrap();
+                    (what, out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
+                },
+            );
             (before, tries, show())
         });
         for (what, done, why) in tries {

@@ -163,7 +163,12 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) fn new() -> Self {
-        let site = Self { instance: instance(), dir: tempfile::tempdir().unwrap(), zone: None, bandwidth: SharedBandwidth::default() };
+        let site = Self {
+            instance: instance(),
+            dir: tempfile::tempdir().unwrap(),
+            zone: None,
+            bandwidth: SharedBandwidth::default(),
+        };
         site.set_resolvers("");
         site
     }

@@ -56,7 +56,11 @@ pub(super) fn judge(seen: &Seen) -> Vec<Finding> {
         Ok(()) => Finding::fine(Area::Network, "it can limit the bandwidth of apps"),
         Err(why) => {
             let what = format!("apps that have a limit of bandwidth do not start: {why}");
-            Finding::poor(Area::Network, what, "run a kernel with CONFIG_NET_SCH_TBF, as Debian's, or set no such limits")
+            Finding::poor(
+                Area::Network,
+                what,
+                "run a kernel with CONFIG_NET_SCH_TBF, as Debian's, or set no such limits",
+            )
         }
     });
     findings

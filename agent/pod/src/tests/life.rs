@@ -346,17 +346,24 @@ fn a_pod_that_is_held_stops_with_its_grace_waits_and_runs_again_where_it_was() {
     let why = Failure::new("LendingHoursOver", "the device lends again from 22:00 on");
     let commands = device.pod.step(Event::Held(Some(why.clone())), at(100));
     let told = Command::Event { kind: EventType::Warning, reason: why.reason.clone(), message: why.message.clone() };
-    assert!(commands.contains(&told) && commands.contains(&Command::Signal { container: "web".into() }), "{commands:?}");
+    assert!(
+        commands.contains(&told) && commands.contains(&Command::Signal { container: "web".into() }),
+        "{commands:?}"
+    );
     assert_eq!(device.status()["phase"], "Running", "until its end");
     device.run(exited("web", 0, exit(143, 50, 110)), at(110));
     let held = device.status();
-    assert_eq!((&held["phase"], &held["reason"], &held["message"]), (&json!("Pending"), &json!(why.reason), &json!(why.message)));
+    assert_eq!(
+        (&held["phase"], &held["reason"], &held["message"]),
+        (&json!("Pending"), &json!(why.reason), &json!(why.message))
+    );
     assert_eq!(device.container()["state"]["waiting"]["reason"], "LendingHoursOver");
     assert!(!device.pod.has_sandbox() && !device.pod.is_finished() && device.pod.next_wake().is_none());
     let commands = device.run(Event::ConfigChanged, at(500));
     assert!(starts(&commands).is_empty(), "{commands:?}");
     // An agent that starts again leaves it so, and another reason or time is no news.
-    let mut again = PodMachine::new(view("Always", &["web"]), Some(device.pod.record().clone()), Found::Nothing, at(600));
+    let mut again =
+        PodMachine::new(view("Always", &["web"]), Some(device.pod.record().clone()), Found::Nothing, at(600));
     let commands = again.step(Event::Held(Some(why)), at(600));
     assert!(starts(&commands).is_empty() && !commands.contains(&Command::AttachNetwork), "{commands:?}");
     device.run(Event::Held(None), at(1000));

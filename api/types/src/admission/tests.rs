@@ -436,5 +436,8 @@ fn bandwidths_are_refused_with_the_words_of_kubernetes_and_where_they_are() {
     let before = Object::from_value(before).expect("an object");
     assert!(prepare_update(info, &before, pod("fast", "b"), Part::Main, &context()).is_ok());
     let refused = causes(prepare_update(info, &before, pod("faster", "a"), Part::Main, &context()));
-    assert!(refused[0].starts_with(&format!("metadata.annotations.{INGRESS}: \"faster\": must be a quantity")), "{refused:?}");
+    assert!(
+        refused[0].starts_with(&format!("metadata.annotations.{INGRESS}: \"faster\": must be a quantity")),
+        "{refused:?}"
+    );
 }
