@@ -58,16 +58,12 @@ fn bucket(bits: u64) -> Tbf {
 /// Limits what a link sends, or lifts its limit. `socket` is one of the link's namespace.
 pub(crate) fn limit_link(socket: &Socket, index: u32, bits: Option<u64>) -> Result<(), NetworkError> {
     let mut batch = Batch::new();
-    match bits {
-        Some(bits) => {
-            tc::set_root(&mut batch, index, bucket(bits));
-            must(socket, &batch).map_err(unshaped)
-        }
-        None => {
-            tc::remove_root(&mut batch, index);
-            host::delete(socket, &batch).map(drop)
-        }
-    }
+    let Some(bits) = bits else {
+        tc::remove_root(&mut batch, index);
+        return host::delete(socket, &batch).map(drop);
+    };
+    tc::set_root(&mut batch, index, bucket(bits));
+    must(socket, &batch).map_err(unshaped)
 }
 
 /// The kernel's word for a discipline that it does not have is "no such file".

@@ -17,6 +17,11 @@
 //! What is refused is refused audibly (a TCP reset, or ICMP "administratively prohibited"), so that programs fail at once
 //! instead of hanging; forged sources are dropped silently.
 //!
+//! # How much a pod may send
+//! Each pod has its own limit each way ([`Bandwidth`], a token bucket at each end of its link), and guests and all pods may share one
+//! ([`SharedBandwidth`]). Limits are bits of IP packets in a second; those of a pod are put back on the host's side when somebody takes them, and on the
+//! pod's side, which only the host can reach, at its next adoption.
+//!
 //! # Two firewalls
 //! The host's table `inet hearth-<instance>` knows connections, sources and neighbours. A second, small table is inside of
 //! each pod's namespace, where neither the pod nor whoever flushes the host's rules reaches it: it alone keeps a pod from all

@@ -5,7 +5,7 @@ use std::{path::Path, time::SystemTime};
 use super::{Area, Finding};
 
 /// Before this, a clock is surely wrong: 1 January 2025, in seconds since 1970.
-const SURELY_PAST: i64 = 1_735_689_600;
+pub(crate) const SURELY_PAST: i64 = 1_735_689_600;
 
 /// What was seen of the clock.
 #[derive(Clone, Debug)]

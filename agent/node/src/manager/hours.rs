@@ -20,12 +20,10 @@ use super::Service;
 use crate::{
     desired, facts,
     files::{Format, chain},
-    fitness::has_hardware_clock,
+    fitness::{SURELY_PAST, has_hardware_clock},
     pod::Input,
 };
 
-/// Before this, a clock is surely wrong: 1 January 2025.
-const SURELY_PAST: Timestamp = Timestamp(1_735_689_600_000);
 /// Names the time since the machine started.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// In which start of the machine its clock was right.
@@ -56,7 +54,7 @@ impl TrustedClock {
 
     /// Whether the time `now` may be gone by.
     fn is_right(&mut self, now: Timestamp) -> bool {
-        if now < SURELY_PAST {
+        if now < Timestamp(SURELY_PAST * 1000) {
             return false;
         }
         if !self.trusted && (hearth_runtime::clock_synchronised() || has_hardware_clock() || *self.connected.borrow()) {
