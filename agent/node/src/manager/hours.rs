@@ -126,9 +126,10 @@ impl Service {
         if held == self.held {
             return;
         }
-        match &held {
-            Some(why) => tracing::info!(why = why.message, "apps of others do not run now"),
-            None => tracing::info!("apps of others may run now"),
+        if let Some(why) = &held {
+            tracing::info!(why = why.message, "apps of others do not run now");
+        } else {
+            tracing::info!("apps of others may run now");
         }
         self.held = held;
         for worker in self.workers.values().filter(|worker| worker.object.namespace() != self.shared.owner) {

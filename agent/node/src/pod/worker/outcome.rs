@@ -59,7 +59,7 @@ impl Worker {
             }
         };
         match outcome {
-            Outcome::Nothing => {}
+            Outcome::Nothing | Outcome::Limited(Ok(())) => {}
             Outcome::Event(event) => {
                 if matches!(event, Event::SandboxDestroyed(Ok(())) | Event::TornDown(Ok(()))) {
                     self.sandbox = None;
@@ -109,7 +109,6 @@ impl Worker {
                 });
                 self.step(Event::Network(result));
             }
-            Outcome::Limited(Ok(())) => {}
             // It does not run on without what was asked for.
             Outcome::Limited(Err(why)) => self.step(Event::NetworkLost(why)),
             Outcome::Sandbox(result) => {
