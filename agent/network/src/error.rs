@@ -46,6 +46,22 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// The kernel cannot limit what a link sends.
+    #[error(
+        "the kernel cannot limit bandwidth: it has no token bucket filter (CONFIG_NET_SCH_TBF; try: modprobe sch_tbf); run \
+         another kernel, as Debian's, or take the limit away"
+    )]
+    NoShaping {
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel cannot hold pods to what they share.
+    #[error(
+        "the kernel cannot hold pods to the bandwidth that they share (CONFIG_NFT_LIMIT; try: modprobe nft_limit), so no guest is \
+         started: run another kernel, as Debian's, or take `bandwidth` out of the Device"
+    )]
+    NoSharing,
     /// A kernel parameter could not be read or set.
     #[error("cannot {verb} kernel parameter {path:?}: is /proc/sys mounted read-write and is this process root?")]
     Sysctl {

@@ -9,9 +9,10 @@ use std::net::IpAddr;
 
 use crate::NetworkError;
 use crate::denied::{DENIED4, GLOBAL6, denied6};
-use crate::names::{GROUP_INTERNET, Instance};
+use crate::names::{GROUP_GUEST_INTERNET, GROUP_INTERNET, Instance};
 use crate::prefix::Prefix;
 use crate::program;
+use crate::shared::SharedBandwidth;
 
 /// Connections that one pod may have in the host's table, whose room (65,536 on a device with 1 GiB) it shares with the host and
 /// all other pods: far more than an app needs, and a sixteenth of that.
@@ -63,7 +64,7 @@ impl Firewall {
     /// The script that puts the table in the place of any older one of this instance, in one transaction.
     ///
     /// `count` says whether connections and questions are counted: not every kernel can (`CONFIG_NFT_CONNLIMIT`, `CONFIG_NFT_LIMIT`).
-    pub(crate) fn script(&self, home: &Home, count: bool) -> String {
+    pub(crate) fn script(&self, home: &Home, count: bool, shared: SharedBandwidth) -> String {
         let table = self.instance.table();
         let mut s = format!("table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
         Self::sets(&mut s, home, count);
@@ -71,6 +72,7 @@ impl Firewall {
         self.host_chains(&mut s, count);
         self.forward_chains(&mut s, count);
         self.nat_chains(&mut s);
+        shared.chains(&mut s, &self.pod_links());
         s.push_str("}\n");
         s
     }
@@ -151,7 +153,7 @@ impl Firewall {
         for gateway in gateways() {
             for protocol in ["udp", "tcp"] {
                 let to = format!("{} daddr {gateway} {protocol} dport {port}", family(gateway));
-                let _ = writeln!(s, "    meta iifgroup {GROUP_INTERNET} {to} accept");
+                let _ = writeln!(s, "    meta iifgroup {} {to} accept", internet());
             }
         }
         s.push_str("    reject with icmpx type admin-prohibited\n  }\n");
@@ -182,14 +184,14 @@ impl Firewall {
             "  chain stranger {\n    ct state established,related return\n    ct status dnat return\n    drop\n  }\n",
         );
         s.push_str("  chain to_pod {\n");
-        let _ = writeln!(s, "    meta oifgroup != {GROUP_INTERNET} drop");
+        let _ = writeln!(s, "    meta oifgroup != {} drop", internet());
         s.push_str("    ct state established ct direction reply accept\n");
         icmp_errors(s);
         s.push_str("    drop\n  }\n");
         // Every packet is judged by its destination, not only the first: a connection does not outlive a change of the LAN.
         s.push_str("  chain from_pod {\n");
         for rule in [
-            format!("meta iifgroup != {GROUP_INTERNET}"),
+            format!("meta iifgroup != {}", internet()),
             // Somebody else's port forwarding must not lead around the rules below.
             "ct status dnat".to_owned(),
             "ip daddr @denied4".to_owned(),
@@ -244,6 +246,11 @@ fn icmp_errors(s: &mut String) {
     s.push_str(
         "    ct state related icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept\n",
     );
+}
+
+/// The groups of pods that may reach the internet.
+fn internet() -> String {
+    format!("{{ {GROUP_INTERNET}, {GROUP_GUEST_INTERNET} }}")
 }
 
 fn family(address: IpAddr) -> &'static str {
@@ -342,7 +349,7 @@ mod tests {
     }
 
     fn script(firewall: &Firewall) -> String {
-        firewall.script(&Home::default(), true)
+        firewall.script(&Home::default(), true, SharedBandwidth::default())
     }
 
     #[test]
@@ -377,7 +384,7 @@ mod tests {
         for counted in ["ct count over 4096", "limit rate over 500/second"] {
             assert!(script(&firewall(53)).contains(counted));
         }
-        let without = firewall(53).script(&Home::default(), false);
+        let without = firewall(53).script(&Home::default(), false, SharedBandwidth::default());
         assert!(!without.contains("ct count") && !without.contains("connections") && !without.contains("questions"));
     }
 

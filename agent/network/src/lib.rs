@@ -17,6 +17,11 @@
 //! What is refused is refused audibly (a TCP reset, or ICMP "administratively prohibited"), so that programs fail at once
 //! instead of hanging; forged sources are dropped silently.
 //!
+//! # How much a pod may send
+//! Each pod has its own limit each way ([`Bandwidth`], a token bucket at each end of its link), and guests and all pods may share one
+//! ([`SharedBandwidth`]). Limits are bits of IP packets in a second; those of a pod are put back on the host's side when somebody takes them, and on the
+//! pod's side, which only the host can reach, at its next adoption.
+//!
 //! # Two firewalls
 //! The host's table `inet hearth-<instance>` knows connections, sources and neighbours. A second, small table is inside of
 //! each pod's namespace, where neither the pod nor whoever flushes the host's rules reaches it: it alone keeps a pod from all
@@ -47,6 +52,7 @@
 //! An IPv6 home larger than a /56 is known by the networks that the host is on, and a NAT64 prefix of the network's own is
 //! not known. Forwarding is enabled for the whole host and stays so after a teardown.
 
+mod bandwidth;
 mod denied;
 mod dns;
 mod error;
@@ -61,6 +67,7 @@ mod pod;
 mod prefix;
 mod program;
 mod service;
+mod shared;
 mod store;
 mod teardown;
 mod watch;
@@ -69,10 +76,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+pub use bandwidth::{Bandwidth, check_shaping};
 pub use error::NetworkError;
 pub use firewall::firewall_version;
 pub use notice::Notice;
 pub use service::Network;
+pub use shared::SharedBandwidth;
 pub use teardown::{TeardownReport, teardown};
 
 /// What this instance's pod network is built from.
@@ -88,13 +97,19 @@ pub struct NetworkConfig {
     /// The zone of the region, whose names the relay answers as they are, also where it ends in a name that stays in the home
     /// (`hearth.internal`).
     pub zone: Option<String>,
+    /// What pods may send and receive together, until [`Network::limit_shared`] says otherwise.
+    pub bandwidth: SharedBandwidth,
 }
 
-/// What a pod may reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EgressPolicy {
+/// What a pod may reach, and how much it may send and receive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PodPolicy {
     /// True: the public internet and names. False: nothing but replies to connections that the host opened.
     pub internet: bool,
+    /// Whether it is of another owner than the device's: then it shares what guests may send and receive.
+    pub guest: bool,
+    /// What it alone may send and receive.
+    pub bandwidth: Bandwidth,
 }
 
 /// A pod's addresses, as seen by the host and by the pod.

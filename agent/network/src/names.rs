@@ -1,6 +1,6 @@
 //! Names and numbers that this instance's kernel objects carry, so that two instances live side by side. Pure.
 
-use crate::NetworkError;
+use crate::{NetworkError, PodPolicy};
 
 /// RFC 4648 base32, lower case: what instance ids and link names are written in.
 const BASE32: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
@@ -12,6 +12,20 @@ const PRIORITY_MARK: u32 = 0x4800_0000;
 pub(crate) const GROUP_INTERNET: u32 = 0x4872_0001;
 /// Link group of pods that may not.
 pub(crate) const GROUP_ISOLATED: u32 = 0x4872_0000;
+/// The same of guests: pods of others than the device's owner.
+pub(crate) const GROUP_GUEST_INTERNET: u32 = 0x4872_0003;
+/// See above.
+pub(crate) const GROUP_GUEST_ISOLATED: u32 = 0x4872_0002;
+
+/// The link group that says a policy.
+pub(crate) fn group(policy: PodPolicy) -> u32 {
+    match (policy.guest, policy.internet) {
+        (false, true) => GROUP_INTERNET,
+        (false, false) => GROUP_ISOLATED,
+        (true, true) => GROUP_GUEST_INTERNET,
+        (true, false) => GROUP_GUEST_ISOLATED,
+    }
+}
 
 /// The number of the host's own address in the prefix of the pods.
 pub(crate) const GATEWAY_INDEX: u16 = 1;

@@ -14,21 +14,22 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, unshare};
 use rustix::net::netdevice::name_to_index;
 
+use crate::bandwidth::{index_of, limit_link};
 use crate::denied::Denied;
 use crate::host::{self, must, set_sysctl};
 use crate::inner::{Inner, Namespace};
-use crate::names::{GROUP_INTERNET, GROUP_ISOLATED, Instance, host_mac, pod_mac};
+use crate::names::{Instance, group, host_mac, pod_mac};
 use crate::netlink::Batch;
 use crate::netlink::route::{self, AddressUse, VethPair};
 use crate::netlink::socket::{Protocol, Socket};
 use crate::prefix::Prefix;
-use crate::{EgressPolicy, NetworkError};
+use crate::{NetworkError, PodPolicy};
 
 /// Linkwatch takes microseconds, and at most a second where it limits itself (`linkwatch_schedule_work`).
 const MAX_LINK_DELAY: Duration = Duration::from_secs(2);
 const LINK_POLL: Duration = Duration::from_micros(200);
 /// The pod's side, as every image expects it.
-const POD_LINK: &str = "eth0";
+pub(crate) const POD_LINK: &str = "eth0";
 
 /// Everything there is to know to make a pod's link.
 #[derive(Clone, Debug)]
@@ -36,7 +37,7 @@ pub(crate) struct Plan {
     pub(crate) instance: Instance,
     pub(crate) uid: String,
     pub(crate) index: u16,
-    pub(crate) policy: EgressPolicy,
+    pub(crate) policy: PodPolicy,
     pub(crate) ipv4: IpAddr,
     pub(crate) gateway4: IpAddr,
     /// The pod's address and its gateway's, where the host has IPv6.
@@ -155,18 +156,21 @@ fn add_link(plan: &Plan, host: &Socket, netns: &OwnedFd) -> Result<(), NetworkEr
 /// `host` is a socket of the host's namespace, `pod` one of the pod's.
 fn configure(plan: &Plan, host: &Socket, pod: &Socket, adopted: bool) -> Result<(), NetworkError> {
     let name = plan.link();
-    let index_of = |socket: &Socket, name: &str| {
-        name_to_index(socket, name).map_err(|e| NetworkError::netlink(format!("find link {name}"), e.into()))
-    };
     let host_index = index_of(host, &name)?;
     let pod_index = index_of(pod, POD_LINK)?;
     if adopted {
         remove_other_addresses(plan, pod, pod_index)?;
     }
+    // Before it is up: no packet passes a new link without its limit.
+    let bandwidth = plan.policy.bandwidth;
+    for (socket, index, bits) in [(host, host_index, bandwidth.ingress), (pod, pod_index, bandwidth.egress)] {
+        if adopted || bits.is_some() {
+            limit_link(socket, index, bits)?;
+        }
+    }
 
     let mut batch = Batch::new();
-    let group = if plan.policy.internet { GROUP_INTERNET } else { GROUP_ISOLATED };
-    route::label_link(&mut batch, &name, group, &format!("hearth pod {}", plan.uid), plan.ipv6.is_some());
+    route::label_link(&mut batch, &name, group(plan.policy), &format!("hearth pod {}", plan.uid), plan.ipv6.is_some());
     route::set_up(&mut batch, host_index);
     must(host, &batch)?;
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinSet;
 
+use crate::bandwidth::{self, Bandwidth, Limits};
 use crate::dns::relay::Sockets;
 use crate::firewall::{Firewall, Strangers};
 use crate::host::{self, Host, Survey};
@@ -15,9 +16,10 @@ use crate::names::{GATEWAY_INDEX, Instance, check_uid};
 use crate::netlink::{Batch, route};
 use crate::pod::{self, Plan};
 use crate::prefix::{Prefix, choose4, home_of, nth, unique_local};
+use crate::shared::SharedBandwidth;
 use crate::store::{Allocations, Forwarding, Prefixes, Store};
 use crate::watch::{self, Ears, Guard};
-use crate::{EgressPolicy, NetworkConfig, NetworkError, Notice, PodAddresses, PodNetwork};
+use crate::{NetworkConfig, NetworkError, Notice, PodAddresses, PodNetwork, PodPolicy};
 
 /// Tries to claim an IPv4 prefix while another instance claims the same at the same time.
 const CLAIM_ATTEMPTS: u32 = 8;
@@ -37,6 +39,7 @@ struct Inner {
     prefixes: Prefixes,
     ipv6: bool,
     guard: Arc<Guard>,
+    limits: Arc<Limits>,
     allocations: Mutex<Allocations>,
     busy: KeyedLocks,
     /// Relay and watchers; aborted when dropped.
@@ -74,14 +77,15 @@ impl Network {
         };
         let Foundation { store, prefixes, allocations, ipv6, sockets, ears, strangers } = foundation;
 
-        let guard = Guard::new(Firewall {
+        let firewall = Firewall {
             instance: instance.clone(),
             pods4: prefixes.ipv4,
             gateway4: nth(prefixes.ipv4, GATEWAY_INDEX),
             pods6: ipv6.then(|| (prefixes.ipv6, nth(prefixes.ipv6, GATEWAY_INDEX))),
             relay_port: sockets.port,
             strangers,
-        });
+        };
+        let guard = Guard::new(firewall, config.bandwidth);
         guard.install(&host).await?;
         // Only now, with the firewall in place, may the host forward anything.
         host.run("enable forwarding", move || host::enable_forwarding(ipv6)).await?;
@@ -90,9 +94,11 @@ impl Network {
 
         let pods = [Some(prefixes.ipv4), ipv6.then_some(prefixes.ipv6)].into_iter().flatten().collect();
         let mut tasks = sockets.serve(config.resolv_conf, config.zone.as_deref(), pods, guard.denied().clone())?;
-        let (routes, tables) = watch::register(ears)?;
+        let [routes, tables, links] = watch::register(ears)?;
+        let limits = Limits::new(instance.clone());
         tasks.spawn(Arc::clone(&guard).watch_routes(host.clone(), routes));
         tasks.spawn(Arc::clone(&guard).watch_tables(host.clone(), tables));
+        tasks.spawn(Arc::clone(&limits).watch(host.clone(), links));
 
         let inner = Inner {
             instance,
@@ -101,6 +107,7 @@ impl Network {
             prefixes,
             ipv6,
             guard,
+            limits,
             allocations: Mutex::new(allocations),
             busy: KeyedLocks::default(),
             tasks: Mutex::new(tasks),
@@ -117,7 +124,7 @@ impl Network {
     ///
     /// # Errors
     /// After an error the pod has no link and, unless it had one before, no address.
-    pub async fn attach(&self, pod_uid: &str, policy: &EgressPolicy) -> Result<PodNetwork, NetworkError> {
+    pub async fn attach(&self, pod_uid: &str, policy: &PodPolicy) -> Result<PodNetwork, NetworkError> {
         self.connect(pod_uid, *policy, None).await
     }
 
@@ -125,13 +132,30 @@ impl Network {
     /// another than before.
     ///
     /// A pod whose allocation was lost keeps its address where it is free.
-    pub async fn adopt(
-        &self,
-        pod_uid: &str,
-        netns: OwnedFd,
-        policy: &EgressPolicy,
-    ) -> Result<PodNetwork, NetworkError> {
+    pub async fn adopt(&self, pod_uid: &str, netns: OwnedFd, policy: &PodPolicy) -> Result<PodNetwork, NetworkError> {
         self.connect(pod_uid, *policy, Some(netns)).await
+    }
+
+    /// Changes what a living pod may send and receive, without disturbing it; nothing for a pod that has no link.
+    ///
+    /// # Errors
+    /// [`NetworkError::NoShaping`] where the kernel cannot: then the pod goes on as it was.
+    pub async fn limit(&self, pod_uid: &str, netns: OwnedFd, bandwidth: Bandwidth) -> Result<(), NetworkError> {
+        let lock = self.inner.busy.lock(pod_uid).await;
+        let (inner, uid) = (Arc::clone(&self.inner), pod_uid.to_owned());
+        let limit = move || {
+            let _lock = lock;
+            inner.limit(&uid, &netns, bandwidth)
+        };
+        self.inner.host.run("limit a pod's bandwidth", limit).await
+    }
+
+    /// Changes what pods may send and receive together.
+    ///
+    /// # Errors
+    /// [`NetworkError::NoSharing`] where the kernel cannot: then no guest is attached any more.
+    pub async fn limit_shared(&self, bandwidth: SharedBandwidth) -> Result<(), NetworkError> {
+        self.inner.guard.share(&self.inner.host, bandwidth).await
     }
 
     /// Removes a pod's link and frees its addresses; harmless for a pod that has none.
@@ -214,10 +238,13 @@ impl Network {
     async fn connect(
         &self,
         pod_uid: &str,
-        policy: EgressPolicy,
+        policy: PodPolicy,
         netns: Option<OwnedFd>,
     ) -> Result<PodNetwork, NetworkError> {
         check_uid(pod_uid)?;
+        if policy.guest && !self.inner.guard.is_shared() {
+            return Err(NetworkError::NoSharing);
+        }
         let lock = self.inner.busy.lock(pod_uid).await;
         let (inner, uid) = (Arc::clone(&self.inner), pod_uid.to_owned());
         self.inner
@@ -256,11 +283,16 @@ impl Inner {
         if allocations.free(uid).is_some() { self.store.save_allocations(&allocations) } else { Ok(()) }
     }
 
-    fn attach(&self, uid: String, policy: EgressPolicy) -> Result<PodNetwork, NetworkError> {
+    fn attach(&self, uid: String, policy: PodPolicy) -> Result<PodNetwork, NetworkError> {
         let (index, new) = self.allocate(&uid, None)?;
         let plan = self.plan(uid, index, policy);
+        // One of the same number may be gone by itself, and its limit with it.
+        self.limits.set(index, Bandwidth::default());
         match pod::create(&plan) {
-            Ok(netns) => Ok(PodNetwork { addresses: self.addresses(index), netns }),
+            Ok(netns) => {
+                self.limits.set(index, policy.bandwidth);
+                Ok(PodNetwork { addresses: self.addresses(index), netns })
+            }
             Err(e) => {
                 if new {
                     self.free(&plan.uid)?;
@@ -270,7 +302,7 @@ impl Inner {
         }
     }
 
-    fn adopt(&self, uid: String, policy: EgressPolicy, netns: OwnedFd) -> Result<PodNetwork, NetworkError> {
+    fn adopt(&self, uid: String, policy: PodPolicy, netns: OwnedFd) -> Result<PodNetwork, NetworkError> {
         let known = self.allocations().get(&uid);
         let wanted = match known {
             Some(_) => None,
@@ -278,6 +310,8 @@ impl Inner {
         };
         let (index, _) = self.allocate(&uid, wanted)?;
         let plan = self.plan(uid, index, policy);
+        // Before: what hears of the new limit must not put back the old one.
+        self.limits.set(index, policy.bandwidth);
         let netns = pod::take_over(&plan, netns)?;
         Ok(PodNetwork { addresses: self.addresses(index), netns })
     }
@@ -291,8 +325,15 @@ impl Inner {
         })
     }
 
+    fn limit(&self, uid: &str, netns: &OwnedFd, bandwidth: Bandwidth) -> Result<(), NetworkError> {
+        let Some(index) = self.allocations().get(uid) else { return Ok(()) };
+        self.limits.set(index, bandwidth);
+        bandwidth::limit_pod(&self.instance.link(index), netns, bandwidth)
+    }
+
     fn remove(&self, uid: &str) -> Result<(), NetworkError> {
         let Some(index) = self.allocations().get(uid) else { return Ok(()) };
+        self.limits.set(index, Bandwidth::default());
         pod::remove(&host::route_socket()?, &self.instance.link(index))?;
         self.free(uid)
     }
@@ -314,7 +355,7 @@ impl Inner {
         Ok(())
     }
 
-    fn plan(&self, uid: String, index: u16, policy: EgressPolicy) -> Plan {
+    fn plan(&self, uid: String, index: u16, policy: PodPolicy) -> Plan {
         let Prefixes { ipv4, ipv6 } = self.prefixes;
         Plan {
             instance: self.instance.clone(),

@@ -12,10 +12,11 @@ use tokio::sync::Mutex;
 use crate::denied::{Denied, SharedDenied};
 use crate::firewall::{self, Firewall, Home};
 use crate::host::{Host, Survey};
-use crate::netlink::nft;
 use crate::netlink::socket::{Protocol, Socket};
 use crate::netlink::{messages, route};
+use crate::netlink::{nft, tc};
 use crate::prefix::Prefix;
+use crate::shared::SharedBandwidth;
 use crate::{NetworkError, Notice};
 
 /// Least time between two looks at the host's network: a route daemon that changes routes all the time must not keep a
@@ -42,6 +43,9 @@ pub(crate) struct Guard {
     /// Whether the kernel can count connections; found out by the first installation.
     counts: AtomicBool,
     notices: RwLock<Arc<[Notice]>>,
+    /// What pods share, and whether the kernel holds them to it; found out by the last installation.
+    shared: RwLock<SharedBandwidth>,
+    shares: AtomicBool,
 }
 
 /// Sockets that hear of changes. Opened before the first look, so that nothing is missed between.
@@ -49,6 +53,7 @@ pub(crate) struct Guard {
 pub(crate) struct Ears {
     routes: Socket,
     tables: Socket,
+    limits: Socket,
 }
 
 impl Ears {
@@ -61,12 +66,13 @@ impl Ears {
         Ok(Self {
             routes: Socket::open(Protocol::Route, route::GROUPS_ADDRESSES_AND_ROUTES).map_err(failed)?,
             tables: Socket::open(Protocol::Netfilter, GROUP_NFTABLES).map_err(failed)?,
+            limits: Socket::open(Protocol::Route, tc::GROUP_TC).map_err(failed)?,
         })
     }
 }
 
 impl Guard {
-    pub(crate) fn new(firewall: Firewall) -> Arc<Self> {
+    pub(crate) fn new(firewall: Firewall, shared: SharedBandwidth) -> Arc<Self> {
         Arc::new(Self {
             firewall,
             told: Mutex::new(None),
@@ -75,6 +81,8 @@ impl Guard {
             generation: AtomicU32::new(0),
             counts: AtomicBool::new(true),
             notices: RwLock::new(Arc::new([])),
+            shared: RwLock::new(shared),
+            shares: AtomicBool::new(true),
         })
     }
 
@@ -91,6 +99,25 @@ impl Guard {
     pub(crate) async fn request(self: &Arc<Self>, host: &Host, prefixes: BTreeSet<Prefix>) -> Result<(), NetworkError> {
         *self.requested.write().unwrap_or_else(PoisonError::into_inner) = prefixes;
         self.refresh(host).await
+    }
+
+    fn shared(&self) -> SharedBandwidth {
+        *self.shared.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether pods are held to what they share.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shares.load(Ordering::Relaxed)
+    }
+
+    /// What pods share from now on.
+    pub(crate) async fn share(self: &Arc<Self>, host: &Host, shared: SharedBandwidth) -> Result<(), NetworkError> {
+        let mut told = self.told.lock().await;
+        let before = std::mem::replace(&mut *self.shared.write().unwrap_or_else(PoisonError::into_inner), shared);
+        if before != shared || !self.is_shared() {
+            self.install_in_turn(host, &mut told).await?;
+        }
+        if self.is_shared() { Ok(()) } else { Err(NetworkError::NoSharing) }
     }
 
     /// Puts the whole table in place.
@@ -151,16 +178,34 @@ impl Guard {
         Ok(Home { denied, uplinks: survey.uplinks() })
     }
 
-    /// The whole table, without counting connections where the kernel cannot.
+    /// The whole table, without what the kernel cannot: sharing a bandwidth, or counting connections.
     fn put(&self, home: &Home) -> Result<(), NetworkError> {
+        let shared = self.shared();
+        match self.put_with(home, shared) {
+            Err(NetworkError::NftFailed { .. }) if shared.is_limited() => {
+                // Either without works, and sharing was why, or nothing does, and the error is this one's.
+                self.put_with(home, SharedBandwidth::default())?;
+                self.shares.store(false, Ordering::Relaxed);
+                tracing::error!(
+                    "the kernel does not hold pods to the bandwidth that they share; guests are not started"
+                );
+                Ok(())
+            }
+            put => {
+                self.shares.fetch_or(put.is_ok(), Ordering::Relaxed);
+                put
+            }
+        }
+    }
+
+    fn put_with(&self, home: &Home, shared: SharedBandwidth) -> Result<(), NetworkError> {
         let doing = "installing the firewall";
         if !self.counts.load(Ordering::Relaxed) {
-            return self.change(doing, &self.firewall.script(home, false));
+            return self.change(doing, &self.firewall.script(home, false, shared));
         }
-        match self.change(doing, &self.firewall.script(home, true)) {
+        match self.change(doing, &self.firewall.script(home, true, shared)) {
             Err(NetworkError::NftFailed { .. }) => {
-                // Either without works, and counting was why, or nothing does, and the error is this one's.
-                self.change(doing, &self.firewall.script(home, false))?;
+                self.change(doing, &self.firewall.script(home, false, shared))?;
                 self.counts.store(false, Ordering::Relaxed);
                 Ok(())
             }
@@ -298,20 +343,21 @@ fn is_later(generation: u16, than: u16) -> bool {
     (1..=i16::MAX as u16).contains(&generation.wrapping_sub(than))
 }
 
-/// The two sockets, registered with the runtime.
+/// The sockets, registered with the runtime.
 #[expect(
     deprecated,
     reason = "its successor is an unsafe fn, which this crate may not call; what that asks for holds: a `Socket` owns its \
               descriptor for as long as it lives and always reports the same one"
 )]
-pub(crate) fn register(ears: Ears) -> Result<(AsyncFd<Socket>, AsyncFd<Socket>), NetworkError> {
+pub(crate) fn register(ears: Ears) -> Result<[AsyncFd<Socket>; 3], NetworkError> {
     let failed = |e| NetworkError::netlink("listen to changes of the host's network", e);
-    Ok((AsyncFd::new(ears.routes).map_err(failed)?, AsyncFd::new(ears.tables).map_err(failed)?))
+    let listen = |socket| AsyncFd::new(socket).map_err(failed);
+    Ok([listen(ears.routes)?, listen(ears.tables)?, listen(ears.limits)?])
 }
 
 /// Waits until a notification is relevant, and takes all that have arrived by then. `None` is one that was lost: the kernel
 /// says so with `ENOBUFS`.
-async fn wait_for(ears: &AsyncFd<Socket>, mut relevant: impl FnMut(Option<&[u8]>) -> bool) {
+pub(crate) async fn wait_for(ears: &AsyncFd<Socket>, mut relevant: impl FnMut(Option<&[u8]>) -> bool) {
     let mut buffer = vec![0u8; NOTIFICATION_BYTES];
     let mut found = false;
     loop {

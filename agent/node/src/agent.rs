@@ -26,7 +26,7 @@ use crate::{
     identity::IdentityError,
     ids::IdRanges,
     ingress::{Ingress, IngressError},
-    manager,
+    manager::{self, lend},
     metrics::Metrics,
     pressure,
     recovery::Recovery,
@@ -206,23 +206,27 @@ impl Agent {
         let metrics = Metrics::register(&config.registry).map_err(AgentError::Metrics)?;
         let runtime = Runtime::new(config.zygote).map_err(AgentError::Runtime)?;
         Totals::register(runtime.clone(), &config.registry).map_err(AgentError::Metrics)?;
+        let incarnation = identity.incarnation().clone();
+        let known = paths.desired();
+        let desired = blocking(move || Desired::load(known, &incarnation)).await;
         let network = Network::start(NetworkConfig {
             instance: config.instance.as_str().to_owned(),
             state_dir: paths.network(),
             resolv_conf: config.resolv_conf,
             zone: Some(identity.zone().to_owned()),
+            // Those that live on are held to it from the first moment.
+            bandwidth: lend::of_device(desired.objects()).unwrap_or_default(),
         })
         .await
         .map_err(AgentError::Network)?;
         let host_paths = HostPaths::open(config.host_paths, &config.data_dir, paths.host_paths());
         let host_paths = host_paths.map_err(AgentError::HostPath)?;
-        let incarnation = identity.incarnation().clone();
         let (stores, instance) = (paths.clone(), config.instance.clone());
         let pods = Arc::new(Pods::default());
         let (served, counted) = (Arc::clone(&pods), metrics.clone());
         let reach = network.clone();
-        let opened = blocking(move || open(&stores, &instance, &incarnation, reach, served, counted)).await?;
-        let (images, volumes, ids, ingress, desired, info) = opened;
+        let opened = blocking(move || open(&stores, &instance, reach, served, counted)).await?;
+        let (images, volumes, ids, ingress, info) = opened;
         let servers = paths.servers();
         let (clock, owner) = (config.clock, identity.owner().to_owned());
         let shared =
@@ -242,7 +246,8 @@ impl Agent {
         }
 
         let mut tasks = JoinSet::new();
-        let (manager, service) = manager::new(Arc::clone(&shared), ingress.clone(), desired);
+        let (state, door_in, session) = (Arc::clone(&shared), ingress.clone(), connected.subscribe());
+        let (manager, service) = blocking(move || manager::new(state, door_in, desired, session)).await;
         let evictor = manager.clone();
         let (zone, stored) = (identity.zone().to_owned(), shared.paths.clone());
         let recovery = blocking(move || Recovery::open(&stored, &zone)).await;
@@ -283,13 +288,12 @@ impl Agent {
     }
 }
 
-type Opened = (Images, VolumeStore, IdRanges, Ingress, Desired, DeviceInfo);
+type Opened = (Images, VolumeStore, IdRanges, Ingress, DeviceInfo);
 
 /// Opens what is on the disk. Blocks.
 fn open(
     paths: &Paths,
     instance: &InstanceId,
-    incarnation: &hearth_types::Incarnation,
     network: Network,
     pods: Arc<Pods>,
     metrics: Metrics,
@@ -304,12 +308,11 @@ fn open(
     let volumes = VolumeStore::open(&paths.volumes()).map_err(AgentError::Volumes)?;
     let ids = IdRanges::open(paths.ids(), instance.as_str());
     let ingress = Ingress::open(paths.ingress(), pods, metrics)?;
-    let desired = Desired::load(paths.desired(), incarnation);
     let info = crate::facts::device_info(paths);
     if !info.missing.is_empty() {
         tracing::warn!(missing = ?info.missing, "this machine lacks what isolation or limits want");
     }
-    Ok((images, volumes, ids, ingress, desired, info))
+    Ok((images, volumes, ids, ingress, info))
 }
 
 /// Takes the streams that gateways open.

@@ -19,8 +19,9 @@
 //! # Guarantees
 //! - What was accepted from the region is on the disk before anything is done about it; an agent that starts brings its pods
 //!   up, or takes them over, without asking anybody.
-//! - A pod is stopped only where it is marked for deletion or gone from an accepted word of the region that it joined, or where it takes
-//!   more than it may, or more than the machine has; the data of a claim is deleted only where the claim is marked and no pod uses it.
+//! - A pod is stopped only where it is marked for deletion or gone from an accepted word of the region that it joined, where it takes
+//!   more than it may, or more than the machine has, or, of another owner than the device's, outside of the hours in which that lends; the
+//!   data of a claim is deleted only where the claim is marked and no pod uses it.
 //! - The end of the agent, however it comes, does not end its containers.
 
 mod agent;

@@ -25,6 +25,8 @@ paths! {
     servers = "servers.json",
     /// What the region last said should run.
     desired = "desired.json",
+    /// In which start of the machine its clock was seen to be right.
+    clock = "clock.json",
     /// The region's recovery key, and the region's CA since it was recovered.
     recovery = "recovery.json",
     /// Signed copies of the owner's objects.

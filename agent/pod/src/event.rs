@@ -136,6 +136,10 @@ pub enum Event {
     },
     /// What it has mounted went away: it is stopped, and waits until its volumes are there again.
     VolumesLost(Failure),
+    /// Its device does not run it at this time, for this reason: it is stopped with its own grace, and waits. `None`: it may run again.
+    Held(Option<Failure>),
+    /// Its network cannot be made as it is asked for now: it is stopped, and waits until it can.
+    NetworkLost(Failure),
     /// It takes more of the device than it may, and ends for good.
     Evicted(Failure),
     /// Result of [`EnsureVolumes`](crate::Command::EnsureVolumes).

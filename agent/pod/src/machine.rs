@@ -6,8 +6,8 @@ use hearth_types::Timestamp;
 use serde_json::Value;
 
 use crate::{
-    Command, ContainerRecord, ContainerView, Event, EventType, Exit, Found, FoundContainer, FoundState, Phase, PodView,
-    Record, RestartPolicy, Role, Stage,
+    Command, ContainerRecord, ContainerView, Event, EventType, Exit, Failure, Found, FoundContainer, FoundState, Phase,
+    PodView, Record, RestartPolicy, Role, Stage,
     action::{Actions, Attempted, ContainerActions},
 };
 
@@ -21,6 +21,13 @@ pub(crate) enum Intent {
     Run,
     /// All its containers ended for good, or may not go on. Sidecars are stopped as in `Stop`.
     Ended {
+        /// The pod's own grace.
+        grace: Duration,
+        /// When to kill.
+        deadline: Timestamp,
+    },
+    /// Stop as in `Stop`, and run again once the device runs it again.
+    Held {
         /// The pod's own grace.
         grace: Duration,
         /// When to kill.
@@ -44,6 +51,8 @@ pub struct PodMachine {
     pub(crate) actions: Actions,
     pub(crate) containers: BTreeMap<String, ContainerActions>,
     pub(crate) vanished: bool,
+    /// Why its device does not run it at this time, where it does not.
+    pub(crate) held: Option<Failure>,
     reported: Option<(Value, bool)>,
     /// When it was stepped last: what was due by then has been seen to.
     stepped_at: Option<Timestamp>,
@@ -75,6 +84,7 @@ impl PodMachine {
             actions: Actions::default(),
             containers,
             vanished: false,
+            held: None,
             reported: None,
             stepped_at: None,
         };
@@ -120,10 +130,12 @@ impl PodMachine {
                 }
                 wakes.extend([self.next_stop(), self.next_probe(), self.active_until()]);
             }
-            Intent::Stop { .. } | Intent::Ended { .. } if !self.actions.teardown.is_under_way() => {
+            Intent::Stop { .. } | Intent::Ended { .. } | Intent::Held { .. }
+                if !self.actions.teardown.is_under_way() =>
+            {
                 wakes.extend([self.next_stop(), self.next_probe()]);
             }
-            Intent::Stop { .. } | Intent::Ended { .. } => {}
+            Intent::Stop { .. } | Intent::Ended { .. } | Intent::Held { .. } => {}
         }
         if self.actions.teardown.is_done() {
             return None;
@@ -143,7 +155,7 @@ impl PodMachine {
 
     /// Nothing is left of the pod on the device but its logs, and nothing will be started.
     pub fn is_finished(&self) -> bool {
-        self.intent != Intent::Run && self.actions.teardown.is_done()
+        matches!(self.intent, Intent::Stop { .. } | Intent::Ended { .. }) && self.actions.teardown.is_done()
     }
 
     /// Whether the pod is being stopped, or was.
@@ -218,6 +230,9 @@ impl PodMachine {
         }
         if self.is_stopping() && !self.runs() {
             return self.outcome();
+        }
+        if self.held.is_some() && !self.runs() {
+            return Phase::Pending;
         }
         let begins = |record: &ContainerRecord| {
             record.stage == Stage::Waiting || (record.post_start_due && record.last.is_none() && !record.is_exited())

@@ -35,6 +35,8 @@ impl PodMachine {
             }
             Event::Image { container, result } => self.image(&container, result, now, out),
             Event::VolumesLost(why) => self.volumes_lost(why, now, out),
+            Event::Held(why) => self.hold(why, now, out),
+            Event::NetworkLost(why) => self.network_lost(why, now, out),
             Event::Evicted(why) => self.evict(why, now, out),
             Event::Volumes(result) => {
                 let news = settle(&mut self.actions.volumes, result, now);
@@ -93,11 +95,34 @@ impl PodMachine {
         let wanted = self.record.kill_at.map_or(wanted, |before| before.min(wanted));
         self.record.kill_at = Some(wanted);
         self.intent = match self.intent {
-            Intent::Stop { deadline, grace: before } | Intent::Ended { deadline, grace: before } => {
+            Intent::Stop { deadline, grace: before }
+            | Intent::Ended { deadline, grace: before }
+            | Intent::Held { deadline, grace: before } => {
                 Intent::Stop { grace: grace.min(before), deadline: wanted.min(deadline) }
             }
             Intent::Run => Intent::Stop { grace, deadline: wanted },
         };
+    }
+
+    /// A pod that is held is stopped to its end, also where it may run again before that.
+    fn hold(&mut self, why: Option<Failure>, now: Timestamp, out: &mut Vec<Command>) {
+        if self.held == why {
+            return;
+        }
+        if let (Some(why), None) = (&why, &self.held)
+            && !self.is_finished()
+        {
+            event(out, EventType::Warning, &why.reason, why.message.clone());
+        }
+        self.held = why;
+        if self.held.is_some() && self.intent == Intent::Run {
+            let grace = self.spec.grace;
+            // What is left of a grace that an agent before began; one that is over was another stop's.
+            let deadline =
+                self.record.kill_at.filter(|at| *at > now).unwrap_or_else(|| now.plus(grace)).min(now.plus(grace));
+            self.record.kill_at = Some(deadline);
+            self.intent = Intent::Held { grace, deadline };
+        }
     }
 
     fn image(&mut self, name: &str, result: Result<ImageFacts, Failure>, now: Timestamp, out: &mut Vec<Command>) {
@@ -222,7 +247,21 @@ impl PodMachine {
             return;
         }
         tell(settle(&mut self.actions.volumes, Err(why), now), out);
-        // Not its own doing: what ran is started at once when they are back.
+        self.stop_blameless(now);
+        self.lost(now, out);
+    }
+
+    fn network_lost(&mut self, why: Failure, now: Timestamp, out: &mut Vec<Command>) {
+        if self.intent != Intent::Run || !self.has_sandbox() {
+            return;
+        }
+        event(out, EventType::Warning, &why.reason, why.message);
+        self.stop_blameless(now);
+        self.lost(now, out);
+    }
+
+    /// What ran has ended, and not by its own doing: it is started at once when it can be.
+    fn stop_blameless(&mut self, now: Timestamp) {
         for (name, record) in &mut self.record.containers {
             if let Some(started_at) = record.running_since() {
                 record.lost(Exit::unknown(Some(started_at), now));
@@ -231,7 +270,6 @@ impl PodMachine {
                 }
             }
         }
-        self.lost(now, out);
     }
 
     /// What ran has ended, and nobody saw how.

@@ -6,6 +6,7 @@ use hearth_types::Timestamp;
 
 use crate::{
     Command, ContainerRecord, EventType, Failure, Phase, PodMachine, Role, Stage,
+    action::Actions,
     backoff::CONTAINER_BACKOFF_MAX,
     machine::{Intent, KILL_WAIT, event},
 };
@@ -20,6 +21,7 @@ impl PodMachine {
         {
             self.stop(grace, now);
         }
+        self.release_if_free(now);
         if self.intent == Intent::Run {
             self.note_sidecars();
             self.end_if_over(now, out);
@@ -30,7 +32,7 @@ impl PodMachine {
                 self.post_start(out);
                 self.advance_stops(None, now, out);
             }
-            Intent::Ended { grace, deadline } | Intent::Stop { grace, deadline } => {
+            Intent::Ended { grace, deadline } | Intent::Stop { grace, deadline } | Intent::Held { grace, deadline } => {
                 // A clock that was set back must not make a short grace a long one.
                 *deadline = (*deadline).min(now.plus(*grace));
                 let (grace, deadline) = (*grace, *deadline);
@@ -38,6 +40,22 @@ impl PodMachine {
             }
         }
         self.probe(now, out);
+    }
+
+    /// What was held runs again once it may, and nothing is left of what ran before.
+    fn release_if_free(&mut self, now: Timestamp) {
+        if !matches!(self.intent, Intent::Held { .. }) || self.held.is_some() || !self.actions.teardown.is_done() {
+            return;
+        }
+        self.intent = Intent::Run;
+        self.record.kill_at = None;
+        self.actions = Actions::default();
+        for (name, record) in &mut self.record.containers {
+            record.forgive(now);
+            if let Some(one) = self.containers.get_mut(name) {
+                one.forget_attempt();
+            }
+        }
     }
 
     /// A sidecar has done its part of initialising the pod once it has started.

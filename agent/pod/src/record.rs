@@ -219,6 +219,14 @@ impl ContainerRecord {
         self.stage = Stage::Exited(exit);
     }
 
+    /// Notes that its end was not its own doing: the next attempt waits for nothing.
+    pub(crate) fn forgive(&mut self, now: Timestamp) {
+        if self.is_exited() {
+            self.restart_at = now;
+            self.waits = false;
+        }
+    }
+
     /// Notes that this attempt ended.
     pub(crate) fn ended(&mut self, exit: Exit) {
         let ran = exit.started_at.map_or_else(Default::default, |started| exit.finished_at.since(started));

@@ -3,7 +3,7 @@
 use hearth_types::Timestamp;
 use serde_json::{Map, Value, json};
 
-use crate::{ContainerRecord, ContainerView, Exit, Phase, PodMachine, Role, Stage};
+use crate::{ContainerRecord, ContainerView, Exit, Phase, PodMachine, Role, Stage, machine::Intent};
 
 /// The conditions that the device decides; `PodScheduled` is placement's.
 const CONDITIONS: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
@@ -19,7 +19,7 @@ pub(crate) fn of(pod: &PodMachine) -> Value {
     status.insert("phase".into(), json!(phase));
     status.insert("startTime".into(), time(pod.record.start_time));
     status.insert("conditions".into(), conditions(pod, phase));
-    if let Some(cause) = &pod.record.ended_by {
+    if let Some(cause) = pod.record.ended_by.as_ref().or(pod.held.as_ref()) {
         status.insert("reason".into(), json!(cause.reason));
         status.insert("message".into(), json!(cause.message));
     }
@@ -172,7 +172,9 @@ fn creating(pod: &PodMachine) -> &'static str {
 fn is_waiting_to_restart(pod: &PodMachine, view: &ContainerView) -> bool {
     let record = &pod.record.containers[&view.name];
     let wanted = record.is_exited() && !pod.is_stopping() && pod.record.ended.is_none() && pod.wants_start(view);
-    wanted && (record.waits || pod.actions.volumes.failure.is_some())
+    let actions = &pod.actions;
+    let held = matches!(pod.intent, Intent::Held { .. });
+    wanted && (held || record.waits || actions.volumes.failure.is_some() || actions.network.failure.is_some())
 }
 
 fn waiting(pod: &PodMachine, name: &str, reason: &str) -> Value {
@@ -185,6 +187,9 @@ fn waiting(pod: &PodMachine, name: &str, reason: &str) -> Value {
 /// What keeps a container from being started.
 fn obstacle(pod: &PodMachine, name: &str) -> Option<Value> {
     let one = pod.containers.get(name)?;
+    if let Some(why) = pod.held.as_ref().filter(|_| matches!(pod.intent, Intent::Held { .. })) {
+        return Some(json!({"reason": why.reason, "message": why.message}));
+    }
     if one.progress.is_some() {
         // It is being seen to.
         return None;

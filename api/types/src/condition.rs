@@ -101,6 +101,16 @@ pub fn get(object: &Value, r#type: &str) -> Option<Condition> {
     })
 }
 
+/// Takes a condition out of an object's JSON; whether it was there.
+pub fn remove(object: &mut Value, r#type: &str) -> bool {
+    let list = object.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+    list.is_some_and(|list| {
+        let before = list.len();
+        list.retain(|one| one.get("type").and_then(Value::as_str) != Some(r#type));
+        list.len() < before
+    })
+}
+
 /// Whether a condition is there and true.
 pub fn is_true(object: &Value, r#type: &str) -> bool {
     get(object, r#type).is_some_and(|condition| condition.status == Truth::True)
@@ -122,5 +132,6 @@ mod tests {
         assert_eq!(get(&object, "Ready").and_then(|c| c.last_transition_time), Some("1970-01-01T00:00:09Z".into()));
         assert!(is_true(&object, "Ready"));
         assert!(!is_true(&object, "Other"));
+        assert!(!remove(&mut object, "Other") && remove(&mut object, "Ready") && !is_true(&object, "Ready"));
     }
 }

@@ -12,6 +12,7 @@
 //! | [`validate`] | names, specs and fields, with the path of what is wrong |
 //! | [`patch`] | merge patch and three-way apply |
 //! | [`group`] | the servers of a region: who belongs, who leads, how they call each other |
+//! | [`hours`] | hours of a week in the time of a place |
 //! | [`identity`] | who makes a request; who signs certificates |
 //! | [`recovery`] | how a region that lost everything comes back from its devices |
 //! | [`restores`] | which revisions a region does not have since it was restored |
@@ -27,6 +28,7 @@ pub mod admission;
 pub mod condition;
 pub mod downward;
 pub mod group;
+pub mod hours;
 pub mod id;
 pub mod identity;
 pub mod kinds;

@@ -18,6 +18,7 @@ mod images;
 mod inside;
 mod isolation;
 mod kinds;
+mod lending;
 mod life;
 mod load;
 mod nat;

@@ -5,7 +5,7 @@ mod status;
 
 use hearth_types::{
     Object, Timestamp,
-    kinds::{MOVE_AFTER_ANNOTATION, ON_RETURN_ANNOTATION, labels},
+    kinds::{BANDWIDTH_ANNOTATIONS, MOVE_AFTER_ANNOTATION, ON_RETURN_ANNOTATION, labels},
     object::canonical,
 };
 use serde_json::{Value, json};
@@ -179,9 +179,10 @@ fn new_set(deployment: &Object, value: &Value, replicas: i64, revision: i64) -> 
     set
 }
 
-/// What a Deployment says of silent devices holds for each of its ReplicaSets. It is no part of the template: nothing is rolled out for it.
+/// What a Deployment says of silent devices and of bandwidth holds for each of its ReplicaSets. It is no part of the template: nothing is rolled out
+/// for it.
 fn pass_on(deployment: &Value, set: &mut Value) {
-    for key in [MOVE_AFTER_ANNOTATION, ON_RETURN_ANNOTATION] {
+    for key in [MOVE_AFTER_ANNOTATION, ON_RETURN_ANNOTATION].into_iter().chain(BANDWIDTH_ANNOTATIONS) {
         match meta::annotation(deployment, key) {
             Some(text) => meta::set_in(set, "annotations", key, text),
             None => meta::unset_in(set, "annotations", key),

@@ -1,9 +1,12 @@
 //! Node: a Device as tools know it, Ready while its session lives.
 
+use std::time::Duration;
+
 use hearth_types::{
     Object, Timestamp,
     condition::{self, Condition, Truth},
-    kinds::labels,
+    hours::Hours,
+    kinds::{LENDING_HOURS_OVER, Lend, labels},
     quantity,
 };
 use serde_json::{Value, json};
@@ -13,6 +16,9 @@ use crate::{
     meta::{self, number, text},
     pressure,
 };
+
+/// How long a device's hours are not looked at at the most: the clock may be set.
+const LOOK_AGAIN: Duration = Duration::from_hours(1);
 
 /// What is known of a device's session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +80,7 @@ pub fn reconcile(inputs: Inputs<'_>, now: Timestamp) -> Reconciled {
     };
     condition::set(&mut node_value, &Condition::new("Ready", truth, node_reason, message.clone()), now);
     condition::set(&mut device_value, &Condition::new("Connected", truth, reason, message), now);
+    out.again = lending(&mut device_value, now);
     match inputs.node {
         None => out.actions.push(Action::Create { object: node_value }),
         Some(node) => {
@@ -96,6 +103,38 @@ pub fn reconcile(inputs: Inputs<'_>, now: Timestamp) -> Reconciled {
     }
     out.update(device, device_value);
     out
+}
+
+/// The condition that says whether a device lends now, where it lends in some hours; when that changes.
+const LENDING: &str = "Lending";
+
+/// Keeps the condition `Lending` of a Device; answers when to look again. What places pods, and what ends them, looks when it changes.
+fn lending(device: &mut Value, now: Timestamp) -> Option<Duration> {
+    let lend: Option<Lend> = serde_json::from_value(device["spec"]["lend"].clone()).unwrap_or_default();
+    let (condition, change) = match Hours::read(&lend.unwrap_or_default()) {
+        Ok(None) => {
+            condition::remove(device, LENDING);
+            return None;
+        }
+        Ok(Some(hours)) => {
+            let (open, change) = hours.is_open(now);
+            let until = change.map(|at| format!(" until {at}")).unwrap_or_default();
+            let condition = if open {
+                Condition::new(LENDING, Truth::True, "LendingHours", format!("apps of others may run here{until}"))
+            } else {
+                let message = format!("no apps of others run here{until}");
+                Condition::new(LENDING, Truth::False, LENDING_HOURS_OVER, message)
+            };
+            (condition, change)
+        }
+        Err(bad) => {
+            let message = bad.iter().map(|one| format!("spec.lend.{one}")).collect::<Vec<_>>().join("; ");
+            (Condition::new(LENDING, Truth::False, "HoursUnreadable", message), None)
+        }
+    };
+    condition::set(device, &condition, now);
+    // A change of the summer time's rules or of the clock may bring it forward.
+    Some(change.map_or(LOOK_AGAIN, |at| at.since(now)).min(LOOK_AGAIN))
 }
 
 /// The reasons that this controller itself writes; another is from an older version and is renamed.
@@ -224,6 +263,34 @@ mod tests {
             condition::get(&node, "Ready").map(|one| (one.status, one.reason)),
             Some((Truth::Unknown, "DeviceSilent".into()))
         );
+    }
+
+    #[test]
+    fn a_device_says_whether_it_lends_now_and_is_looked_at_when_that_changes() {
+        let mut world = World::default();
+        let mut value = device().value();
+        value["spec"]["lend"] = json!({"pods": 2, "timeZone": "UTC", "hours": [{"from": "22:00", "to": "07:00"}]});
+        world.put(&Object::from_value(value).expect("an object"));
+        let look = |world: &World, text: &str| {
+            let (device, node) = (world.find("Device", "nas"), world.find("Node", "nas"));
+            let inputs = Inputs { device: device.as_ref(), node: node.as_ref(), contact: Contact::Connected };
+            reconcile(inputs, Timestamp::parse(text).expect("a time"))
+        };
+        for (text, truth, message, again) in [
+            ("2024-01-01T06:30:00Z", Truth::True, "apps of others may run here until 2024-01-01T07:00:00Z", 1800),
+            ("2024-01-01T07:00:00Z", Truth::False, "no apps of others run here until 2024-01-01T22:00:00Z", 3600),
+            ("2024-01-01T21:59:59Z", Truth::False, "no apps of others run here until 2024-01-01T22:00:00Z", 1),
+        ] {
+            let out = look(&world, text);
+            assert_eq!(out.again, Some(Duration::from_secs(again)), "{text}");
+            world.apply(&out);
+            let found = condition::get(&world.find("Device", "nas").expect("kept").value(), LENDING).expect("said");
+            assert_eq!((found.status, found.message.as_str()), (truth, message), "{text}");
+        }
+        world.edit("Device", "nas", |device| device["spec"]["lend"] = json!({"pods": 2}));
+        let out = look(&world, "2024-01-01T21:59:59Z");
+        world.apply(&out);
+        assert_eq!(condition::get(&world.find("Device", "nas").expect("kept").value(), LENDING), None);
     }
 
     #[test]

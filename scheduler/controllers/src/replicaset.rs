@@ -1,5 +1,6 @@
 //! ReplicaSet: as many pods as asked for.
 
+mod bandwidth;
 mod disconnect;
 
 use std::{cmp::Reverse, time::Duration};
@@ -56,6 +57,7 @@ pub fn reconcile(inputs: Inputs<'_>, now: Timestamp) -> Reconciled {
     let active: Vec<&SeenPod> = mine.iter().copied().filter(|seen| seen.pod.is_active()).collect();
     let sorted = disconnect::sort(disconnect::Policy::of(&value), &active, now);
     scale(inputs.replica_set, &value, wanted, &mine, &sorted, now, &mut out);
+    bandwidth::keep(&value, &active, &mut out);
     status(inputs.replica_set, value, &sorted.counted, now, &mut out);
     out
 }
@@ -201,6 +203,7 @@ fn new_pod(set: &Object, value: &Value, replaces: u32) -> Value {
         },
         "spec": template["spec"],
     });
+    bandwidth::set(value, &mut pod);
     if replaces > 0 {
         meta::set_in(&mut pod, "annotations", REPLACES, &replaces.to_string());
     }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hearth_types::{Object, Timestamp, Uid};
+use hearth_types::{Object, Timestamp, Uid, kinds::BANDWIDTH_ANNOTATIONS};
 use serde_json::Value;
 
 use crate::{
@@ -57,6 +57,8 @@ pub struct PodView {
     pub secrets: Vec<Box<str>>,
     /// How many failed pods in a row it replaces.
     pub replaces: u32,
+    /// What its annotations say of its bandwidth, in the order of [`BANDWIDTH_ANNOTATIONS`].
+    pub bandwidth: [Option<Box<str>>; 2],
     /// The pod on a silent device that it was made for, where it was.
     pub stands_for: Option<Uid>,
 }
@@ -115,6 +117,7 @@ impl PodView {
             config_maps: sources(value, "/configMap/name", "configMap"),
             secrets: sources(value, "/secret/secretName", "secret"),
             replaces: meta::annotation(value, replicaset::REPLACES).and_then(|text| text.parse().ok()).unwrap_or(0),
+            bandwidth: BANDWIDTH_ANNOTATIONS.map(|key| meta::annotation(value, key).map(Into::into)),
             stands_for: meta::annotation(value, replicaset::STANDS_FOR).map(Uid::from),
         }
     }

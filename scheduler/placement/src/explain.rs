@@ -142,6 +142,10 @@ fn phrase(cause: &Cause, shape: &Shape, count: usize) -> String {
         Cause::HostPath => {
             format!("{} none of its directories (hostPath) to other owners' pods", pick("lends", "lend"))
         }
+        Cause::Hours(opens) => {
+            let again = opens.filter(|_| one).map(|at| format!(" (again from {at})")).unwrap_or_default();
+            format!("{} in other hours{again}", pick("lends", "lend"))
+        }
         Cause::OwnAway(own) => {
             format!("{}, but its data would stay there while {own} is only away", pick("lends room", "lend room"))
         }

@@ -1,6 +1,9 @@
 //! Why a device cannot take a pod.
 
-use hearth_types::kinds::{PRESSURES, labels};
+use hearth_types::{
+    Timestamp,
+    kinds::{PRESSURES, labels},
+};
 
 use crate::model::{Device, Resources, Shape, Taint, Unlimited};
 
@@ -27,6 +30,8 @@ pub enum Filter {
     Storage,
     /// It has as many pods as it takes.
     Pods,
+    /// It lends, and not now.
+    LendHours,
     /// It lends too little processor time.
     LendCpu,
     /// It lends too little memory.
@@ -52,10 +57,19 @@ pub(crate) enum Cause {
     Taint(Taint),
     Selector,
     Architecture(Option<Box<str>>),
-    Volume { claim: Box<str>, device: Box<str> },
-    Amount { filter: Filter, needs: u64, free: u64 },
+    Volume {
+        claim: Box<str>,
+        device: Box<str>,
+    },
+    Amount {
+        filter: Filter,
+        needs: u64,
+        free: u64,
+    },
     Limits(Unlimited),
     HostPath,
+    /// Until when, where that ends.
+    Hours(Option<Timestamp>),
     OwnAway(Box<str>),
     Ready,
     Owner,
@@ -71,6 +85,7 @@ impl Cause {
             Self::Volume { .. } => Filter::Volume,
             Self::Amount { filter, .. } => *filter,
             Self::Limits(_) => Filter::LendLimits,
+            Self::Hours(_) => Filter::LendHours,
             Self::OwnAway(_) => Filter::OwnAway,
             Self::Ready => Filter::Ready,
             Self::Owner => Filter::Owner,
@@ -80,7 +95,7 @@ impl Cause {
 }
 
 /// The filters that assignments of the same plan do not change.
-pub(crate) fn fixed(device: &Device, shape: &Shape) -> Result<(), Cause> {
+pub(crate) fn fixed(device: &Device, shape: &Shape, now: Timestamp) -> Result<(), Cause> {
     let own = *device.owner == *shape.owner;
     if !own && device.lends.is_none_or(|lends| lends.pods == 0) {
         return Err(Cause::Owner);
@@ -97,6 +112,9 @@ pub(crate) fn fixed(device: &Device, shape: &Shape) -> Result<(), Cause> {
     lasting(device, shape)?;
     if !own && shape.host_path {
         return Err(Cause::HostPath);
+    }
+    if let (false, Some(opens)) = (own, device.closed(now)) {
+        return Err(Cause::Hours(opens));
     }
     // What is lent is a bound only for what is bounded itself: requests hold nothing back.
     if !own && shape.unlimited != Unlimited::default() {

@@ -7,7 +7,8 @@ use std::{
 
 use hearth_types::{
     Object, ObjectKey, Revision, Timestamp, Uid, condition,
-    kinds::{ARCHITECTURES_ANNOTATION, MEMORY_PRESSURE_TAINT, labels},
+    hours::Hours,
+    kinds::{ARCHITECTURES_ANNOTATION, Lend, MEMORY_PRESSURE_TAINT, labels},
     qos::QosClass,
     quantity::{self, Beside},
 };
@@ -109,6 +110,8 @@ pub struct Device {
     pub allocatable: Resources,
     /// What pods of other owners may use of it, all together.
     pub lends: Option<Resources>,
+    /// When it lends them, where not always.
+    pub hours: Option<Hours>,
     /// How far its users are, where known.
     pub latency_millis: Option<u32>,
 }
@@ -126,6 +129,8 @@ impl Device {
             effect: text(taint, "/effect").into(),
         });
         let latency = node.pointer("/metadata/annotations").and_then(|all| all.get(LATENCY_ANNOTATION));
+        let lend: Result<Option<Lend>, _> = serde_json::from_value(device["spec"]["lend"].clone());
+        let hours = lend.map_err(drop).and_then(|lend| Hours::read(&lend.unwrap_or_default()).map_err(drop));
         Self {
             name: text(device, "/metadata/name").into(),
             owner: text(device, "/spec/owner").into(),
@@ -136,10 +141,14 @@ impl Device {
             labels: map(node, "/metadata/labels"),
             allocatable: amounts(&node["status"]["allocatable"], UNSAID),
             lends: device.pointer("/spec/lend").map(|lend| {
+                if hours.is_err() {
+                    return Resources::default();
+                }
                 let lent = amounts(lend, Resources { pods: u64::MAX, ..UNSAID });
                 // Nothing said is nothing lent; where something is, pods are bounded by it.
                 if lend.as_object().is_some_and(serde_json::Map::is_empty) { Resources::default() } else { lent }
             }),
+            hours: hours.ok().flatten(),
             latency_millis: latency.and_then(Value::as_str).and_then(|text| text.parse().ok()),
         }
     }
@@ -359,6 +368,12 @@ fn amounts(value: &Value, unsaid: Resources) -> Resources {
 }
 
 impl Device {
+    /// Whether it lends nothing at this time for its hours' sake; then also until when, where that ends.
+    pub fn closed(&self, now: Timestamp) -> Option<Option<Timestamp>> {
+        let (open, change) = self.hours.as_ref()?.is_open(now);
+        (!open).then_some(change)
+    }
+
     /// The label by which selectors name one device.
     pub(crate) fn hostname(&self) -> Option<&str> {
         self.labels.get(labels::HOSTNAME).map(AsRef::as_ref)

@@ -254,7 +254,7 @@ impl<'a> Planner<'a> {
 
     fn check(&self, index: usize, shape: &'a Shape) -> Result<(), Cause> {
         let device = self.devices[index];
-        filter::fixed(device, shape)?;
+        filter::fixed(device, shape, self.snapshot.now)?;
         for claim in &shape.claims {
             if let Some(holder) = self.holder(&shape.owner, claim)
                 && holder != &*device.name

@@ -21,6 +21,7 @@ fn device(name: &str, owner: &str) -> Device {
         labels: [("kubernetes.io/hostname".into(), name.into()), ("kubernetes.io/arch".into(), "amd64".into())].into(),
         allocatable: Resources { cpu_millis: 1000, memory_bytes: 1024 * MI, pods: 10, storage_bytes: 100 * MI },
         lends: None,
+        hours: None,
         latency_millis: None,
     }
 }
@@ -90,6 +91,32 @@ fn objects_are_read_once_into_plain_structs() {
     );
     let nothing = Device::read(&json!({"spec": {"lend": {}}}), &Value::Null);
     assert_eq!(nothing.lends, Some(Resources::default()));
+}
+
+#[test]
+fn a_device_lends_in_its_hours_alone_and_is_its_owners_at_all_times() {
+    let device = |lend: Value| {
+        let device = json!({"metadata": {"name": "nas"}, "spec": {"owner": "bob", "lend": lend}});
+        let node = json!({"status": {"allocatable": {"cpu": "4", "memory": "1Gi"}, "conditions": [{"type": "Ready", "status": "True"}]}});
+        Device::read(&device, &node)
+    };
+    let night = json!([{"from": "22:00", "to": "07:00"}]);
+    let nights = device(json!({"cpu": "4", "memory": "1Gi", "timeZone": "Europe/Berlin", "hours": night}));
+    let at = |device: &Device, text: &str| Snapshot {
+        now: Timestamp::parse(text).unwrap(),
+        ..snapshot(vec![device.clone()])
+    };
+    let placed = |snapshot: &Snapshot, owner: &str| run(snapshot, vec![pod("p", owner, 100, 1)]).assignments.len();
+    let (noon, midnight) = (at(&nights, "2024-06-01T10:00:00Z"), at(&nights, "2024-06-01T22:00:00Z"));
+    assert_eq!((placed(&noon, "alice"), placed(&noon, "bob")), (0, 1));
+    assert_eq!((placed(&midnight, "alice"), placed(&midnight, "bob")), (1, 1));
+    assert_eq!(
+        reason(&noon, pod("p", "alice", 100, 1)),
+        "0/1 devices can take it: 1 lends in other hours (again from 2024-06-01T20:00:00Z)"
+    );
+    // Hours of a version that knows more lend nothing, rather than always.
+    let odd = device(json!({"cpu": "4", "memory": "1Gi", "hours": night}));
+    assert_eq!((odd.lends, placed(&at(&odd, "2024-06-01T22:00:00Z"), "alice")), (Some(Resources::default()), 0));
 }
 
 #[test]

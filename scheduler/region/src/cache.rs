@@ -260,6 +260,11 @@ impl Cache {
         self.object(GroupKind::DEVICE, "", device).map(|entry| device_keys(&entry.object.value())).unwrap_or_default()
     }
 
+    /// A device as placement sees it.
+    pub(crate) fn device(&self, name: &str) -> Option<&placement::Device> {
+        self.devices.get(name).map(AsRef::as_ref)
+    }
+
     /// The devices as placement sees them.
     pub(crate) fn devices(&self) -> impl Iterator<Item = &Arc<placement::Device>> {
         self.devices.values()

@@ -201,10 +201,16 @@ fn controller(hub: &Hub, key: &Key, absent: &Absent) -> Reconciled {
             replicaset::reconcile(replicaset::Inputs { replica_set: &object, pods: &pods }, now)
         }
         Controller::Pod => {
-            let Some(view) = hub.cache().get(&key.object).and_then(Entry::pod).cloned() else {
+            let cache = hub.cache();
+            let Some(view) = cache.get(&key.object).and_then(Entry::pod).cloned() else {
                 return Reconciled::default();
             };
-            pod::reconcile(pod::Inputs { pod: &view, device_exists: !absent.device })
+            // What a silent device runs is its own affair: it ends guests by itself.
+            let device = cache.device(&view.device).filter(|device| device.ready);
+            let guest = device.filter(|device| *device.owner != *view.object.namespace());
+            let lending_over = guest.is_some_and(|device| device.closed(now).is_some());
+            drop(cache);
+            pod::reconcile(pod::Inputs { pod: &view, device_exists: !absent.device, lending_over })
         }
         Controller::Node => {
             let (device, node) = {
@@ -217,7 +223,7 @@ fn controller(hub: &Hub, key: &Key, absent: &Absent) -> Reconciled {
             }
             let (contact, again) = hub.sessions.contact(&key.object.name);
             let mut out = node::reconcile(node::Inputs { device: device.as_ref(), node: node.as_ref(), contact }, now);
-            out.again = again;
+            out.again = out.again.into_iter().chain(again).min();
             out
         }
         Controller::Claim => {

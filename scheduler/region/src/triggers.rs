@@ -100,7 +100,8 @@ pub(crate) fn of(cache: &Cache, change: &Change) -> Effects {
                 effects.owners_of(cache, pod);
                 effects.install_of(pod);
                 routes_of(cache, pod, &mut effects);
-                if change.now.is_none() {
+                // One that is back in contact may have hours, which were over meanwhile.
+                if change.now.is_none() || cache.device(&key.name).is_some_and(|device| device.hours.is_some()) {
                     effects.key(Controller::Pod, pod.object.key().clone());
                 }
             }
@@ -113,8 +114,11 @@ pub(crate) fn of(cache: &Cache, change: &Change) -> Effects {
             effects.key(Controller::Node, ObjectKey::new(GroupKind::NODE, "", &key.name));
             effects.devices.insert(key.name.clone());
             effects.placement = true;
-            if change.now.is_none() {
+            // What it lends may end with its hours.
+            if change.now.is_none() || cache.device(&key.name).is_some_and(|device| device.hours.is_some()) {
                 cache.pods_on(&key.name).for_each(|pod| effects.key(Controller::Pod, pod.object.key().clone()));
+            }
+            if change.now.is_none() {
                 cache.claims_on(&key.name).for_each(|claim| effects.key(Controller::Claim, claim.object.key().clone()));
             }
         }

@@ -6,6 +6,7 @@
 pub(crate) mod nft;
 pub(crate) mod route;
 pub(crate) mod socket;
+pub(crate) mod tc;
 
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
@@ -242,9 +243,11 @@ mod tests {
         for Message { kind, payload, .. } in messages(bytes) {
             let _ = (route::parse_link(payload), route::parse_address(payload), route::parse_route(payload));
             let _ = (route::changed_prefix(kind, payload), nft::change(kind, payload), error_code(payload));
+            let _ = tc::parse_root(payload);
         }
         let _ = (route::parse_link(bytes), route::parse_address(bytes), route::parse_route(bytes));
         let _ = (route::changed_prefix(20, bytes), route::changed_prefix(24, bytes), route::is_local_route(bytes));
+        let _ = (tc::parse_root(bytes), tc::is_change(36));
         let _ = (nft::change(0xa05, bytes), nft::parse_generation(bytes), error_code(bytes));
     }
 

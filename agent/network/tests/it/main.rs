@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod bandwidth;
 mod lifecycle;
 mod names;
 mod packets;

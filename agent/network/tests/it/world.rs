@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use hearth_network::{EgressPolicy, Network, NetworkConfig};
+use hearth_network::{Bandwidth, Network, NetworkConfig, PodPolicy, SharedBandwidth};
 
 pub(crate) const ECHO: u16 = 7000;
 pub(crate) const UDP_SINK: u16 = 7001;
@@ -19,8 +19,9 @@ pub(crate) const UDP_SINK: u16 = 7001;
 const SINK_DATAGRAMS: usize = 1000;
 /// A refused connection fails at once, a dropped one after this; an allowed one takes a millisecond.
 const PROBE: Duration = Duration::from_millis(400);
-pub(crate) const INTERNET: EgressPolicy = EgressPolicy { internet: true };
-pub(crate) const ISOLATED: EgressPolicy = EgressPolicy { internet: false };
+const UNLIMITED: Bandwidth = Bandwidth { ingress: None, egress: None };
+pub(crate) const INTERNET: PodPolicy = PodPolicy { internet: true, guest: false, bandwidth: UNLIMITED };
+pub(crate) const ISOLATED: PodPolicy = PodPolicy { internet: false, guest: false, bandwidth: UNLIMITED };
 
 /// A network namespace that is deleted with this value, also after a panic.
 pub(crate) struct Netns {
@@ -157,11 +158,17 @@ pub(crate) struct Site {
     pub(crate) instance: String,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) zone: Option<String>,
+    pub(crate) bandwidth: SharedBandwidth,
 }
 
 impl Site {
     pub(crate) fn new() -> Self {
-        let site = Self { instance: instance(), dir: tempfile::tempdir().unwrap(), zone: None };
+        let site = Self {
+            instance: instance(),
+            dir: tempfile::tempdir().unwrap(),
+            zone: None,
+            bandwidth: SharedBandwidth::default(),
+        };
         site.set_resolvers("");
         site
     }
@@ -172,6 +179,7 @@ impl Site {
             state_dir: self.dir.path().join("network"),
             resolv_conf: self.resolv_conf(),
             zone: self.zone.clone(),
+            bandwidth: self.bandwidth,
         }
     }
 

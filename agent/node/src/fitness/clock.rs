@@ -5,7 +5,7 @@ use std::{path::Path, time::SystemTime};
 use super::{Area, Finding};
 
 /// Before this, a clock is surely wrong: 1 January 2025, in seconds since 1970.
-const SURELY_PAST: i64 = 1_735_689_600;
+pub(crate) const SURELY_PAST: i64 = 1_735_689_600;
 
 /// What was seen of the clock.
 #[derive(Clone, Debug)]
@@ -21,8 +21,12 @@ pub(super) struct Seen {
 pub(super) fn look() -> Seen {
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now = since_1970.map_or(0, |since| since.as_secs() as i64);
-    let hardware = Path::new("/sys/class/rtc").read_dir().is_ok_and(|mut clocks| clocks.next().is_some());
-    Seen { now, synchronised: hearth_runtime::clock_synchronised(), hardware }
+    Seen { now, synchronised: hearth_runtime::clock_synchronised(), hardware: has_hardware() }
+}
+
+/// Whether there is a clock that runs on a battery.
+pub(crate) fn has_hardware() -> bool {
+    Path::new("/sys/class/rtc").read_dir().is_ok_and(|mut clocks| clocks.next().is_some())
 }
 
 pub(super) fn judge(seen: &Seen) -> Vec<Finding> {
@@ -39,7 +43,8 @@ pub(super) fn judge(seen: &Seen) -> Vec<Finding> {
     });
     if !seen.hardware {
         let what = "it has no clock that runs on while it is off: after a power cut it has a wrong time until a time service is reached";
-        findings.push(Finding::poor(Area::Clock, what, "nothing, where a time service runs: apps start all the same"));
+        let advice = "nothing, where a time service runs: apps start all the same, but for those of others where it lends in some hours only";
+        findings.push(Finding::poor(Area::Clock, what, advice));
     }
     findings
 }

@@ -10,7 +10,10 @@ mod network;
 
 use std::{fmt, path::Path};
 
-pub(crate) use self::kernel::lacks as kernel_lacks;
+pub(crate) use self::{
+    clock::{SURELY_PAST, has_hardware as has_hardware_clock},
+    kernel::lacks as kernel_lacks,
+};
 
 /// What part of a machine a finding is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

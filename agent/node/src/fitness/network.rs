@@ -14,6 +14,8 @@ pub(super) struct Seen {
     resolver: bool,
     /// The firewall's program, or why it does not run.
     firewall: Result<String, String>,
+    /// Whether apps can be held to a bandwidth, or why not.
+    shaping: Result<(), String>,
 }
 
 pub(super) fn look() -> Seen {
@@ -21,6 +23,7 @@ pub(super) fn look() -> Seen {
         addresses: facts::host_ips(),
         resolver: facts::read("/etc/resolv.conf").lines().any(|line| line.trim_start().starts_with("nameserver")),
         firewall: hearth_network::firewall_version().map_err(|error| crate::files::chain(&error)),
+        shaping: hearth_network::check_shaping().map_err(|error| crate::files::chain(&error)),
     }
 }
 
@@ -49,6 +52,17 @@ pub(super) fn judge(seen: &Seen) -> Vec<Finding> {
             Finding::lacks(Area::Network, what, "install the package nftables")
         }
     });
+    findings.push(match &seen.shaping {
+        Ok(()) => Finding::fine(Area::Network, "it can limit the bandwidth of apps"),
+        Err(why) => {
+            let what = format!("apps that have a limit of bandwidth do not start: {why}");
+            Finding::poor(
+                Area::Network,
+                what,
+                "run a kernel with CONFIG_NET_SCH_TBF, as Debian's, or set no such limits",
+            )
+        }
+    });
     findings
 }
 
@@ -58,12 +72,18 @@ mod tests {
 
     #[test]
     fn a_machine_without_a_firewall_runs_no_apps_and_one_without_a_way_out_does() {
-        let good =
-            Seen { addresses: vec![[192, 0, 2, 7].into()], resolver: true, firewall: Ok("nftables v1.0.6".into()) };
+        let good = Seen {
+            addresses: vec![[192, 0, 2, 7].into()],
+            resolver: true,
+            firewall: Ok("nftables v1.0.6".into()),
+            shaping: Ok(()),
+        };
         let worst = |seen: &Seen| judge(seen).into_iter().max_by_key(|finding| finding.verdict).expect("findings");
         assert_eq!(worst(&good).verdict, Verdict::Fine);
         assert_eq!(worst(&Seen { addresses: Vec::new(), ..good.clone() }).verdict, Verdict::Poor);
         assert_eq!(worst(&Seen { resolver: false, ..good.clone() }).verdict, Verdict::Poor);
+        let unshaped = worst(&Seen { shaping: Err("no token bucket".into()), ..good.clone() });
+        assert!(unshaped.verdict == Verdict::Poor && unshaped.what.contains("no token bucket"), "{unshaped:?}");
         let worst = worst(&Seen { firewall: Err("no such file".into()), ..good });
         assert!(worst.verdict == Verdict::Lacks && worst.what.contains("no such file"), "{worst:?}");
     }

@@ -2,7 +2,8 @@
 //! workers. It also sees to claims and to what was left behind by an agent before.
 
 mod claims;
-mod lend;
+mod hours;
+pub(crate) mod lend;
 mod take_over;
 
 use std::{
@@ -11,13 +12,14 @@ use std::{
     time::Duration,
 };
 
+use hearth_network::SharedBandwidth;
 use hearth_pod::Failure;
 use hearth_proto::v1;
 use hearth_runtime::{Adopted, DeadPod, GuestLimits};
 use hearth_types::{GroupKind, Incarnation, Object, ObjectKey, Uid, kinds::ACCEPT_RESTORED};
 use serde_json::json;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
 };
 
@@ -106,10 +108,22 @@ pub(crate) struct Service {
     deleted: HashSet<Uid>,
     /// What is lent, and whether that is enforced.
     lent: Option<Result<GuestLimits, GuestLimits>>,
+    /// What pods share of the home's line, and whether that is enforced.
+    shares: Option<Result<SharedBandwidth, SharedBandwidth>>,
+    lending: hours::Lending,
+    clock: hours::TrustedClock,
+    /// Why guests do not run at this time, where they do not.
+    held: Option<Failure>,
 }
 
-/// Makes the manager of what is on the disk.
-pub(crate) fn new(shared: Arc<Shared>, ingress: Ingress, desired: Desired) -> (Manager, Service) {
+/// Makes the manager of what is on the disk. `connected` says whether there is a session. Blocks.
+pub(crate) fn new(
+    shared: Arc<Shared>,
+    ingress: Ingress,
+    desired: Desired,
+    connected: watch::Receiver<bool>,
+) -> (Manager, Service) {
+    let clock = hours::TrustedClock::load(shared.paths.clock(), connected);
     let (sender, requests) = mpsc::channel(INBOX);
     let service = Service {
         shared,
@@ -125,6 +139,10 @@ pub(crate) fn new(shared: Arc<Shared>, ingress: Ingress, desired: Desired) -> (M
         write_failed: false,
         deleted: HashSet::new(),
         lent: None,
+        shares: None,
+        lending: hours::Lending::default(),
+        clock,
+        held: None,
     };
     (Manager { requests: sender }, service)
 }
@@ -212,6 +230,8 @@ impl Service {
         self.publish();
         // Before anybody's pod is started under the old ones.
         self.limit_guests().await;
+        self.limit_bandwidth().await;
+        self.hold_guests().await;
         for gone in &change.vanished {
             if let Some(worker) = self.workers.get_mut(gone.uid()) {
                 worker.vanished = true;
@@ -289,7 +309,8 @@ impl Service {
         let dead = self.dead.remove(uid.as_str()).map(|pod| pod.containers);
         let key = object.key().clone();
         let deleting = object.is_deleting();
-        let start = Start { object, record, sandbox, dead };
+        let held = self.held_in(object.namespace());
+        let start = Start { object, record, sandbox, dead, held };
         match spawn(Arc::clone(&self.shared), start, &mut self.tasks).await {
             Ok(worker) => drop(self.workers.insert(uid, worker)),
             Err(error) => {
@@ -368,6 +389,8 @@ impl Service {
         }
         self.delete_claims().await;
         self.limit_guests().await;
+        self.limit_bandwidth().await;
+        self.hold_guests().await;
         if self.write_failed {
             self.apply(Change { matters: true, ..Change::default() }).await;
         }

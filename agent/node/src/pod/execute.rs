@@ -3,12 +3,12 @@
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use hearth_image::Image;
-use hearth_network::{EgressPolicy, PodAddresses, PodNetwork};
+use hearth_network::{PodAddresses, PodNetwork};
 use hearth_pod::{Addresses, Failure, StartFailure};
 use hearth_runtime::{ContainerStatus, PodSandbox, RuntimeError, StartError};
 use hearth_types::{
     GroupKind, ObjectKey,
-    kinds::{INTERNET_ANNOTATION, PersistentVolumeClaim, Pod, Volume},
+    kinds::{PersistentVolumeClaim, Pod, Volume},
     quantity,
 };
 use hearth_volume::{ClaimId, ClaimSpec, VolumeError};
@@ -196,14 +196,8 @@ impl Site {
         Ok((id, ClaimSpec { size_bytes: size, mode: CLAIM_MODE }, status))
     }
 
-    fn policy(&self) -> EgressPolicy {
-        let annotations = self.pod.metadata.annotations.as_ref();
-        let said = annotations.and_then(|map| map.get(INTERNET_ANNOTATION)).map(String::as_str);
-        EgressPolicy { internet: said != Some("false") }
-    }
-
     pub(crate) async fn network(&self, sandbox: Option<&hearth_runtime::Pod>) -> Result<PodNetwork, Failure> {
-        let policy = self.policy();
+        let policy = self.policy()?;
         let network = &self.shared.network;
         let made = match sandbox {
             None => network.attach(self.uid(), &policy).await,
@@ -236,7 +230,7 @@ impl Site {
             hosts: container::hosts(&hostname, &addresses),
             hostname,
             limits,
-            guest: self.namespace() != self.shared.owner,
+            guest: self.is_guest(),
             memory: mounts::memory_volumes(&self.pod, limits.memory_bytes, group),
             share_processes: self.pod.spec.as_ref().and_then(|spec| spec.share_process_namespace) == Some(true),
         };

@@ -7,6 +7,7 @@ mod image;
 mod measure;
 mod message;
 mod orphan;
+mod policy;
 mod probe;
 mod record;
 mod uses;

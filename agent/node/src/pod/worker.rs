@@ -28,6 +28,7 @@ use super::{
     image::any_here,
     measure::{Gauge, measure},
     message::LastWords,
+    policy,
     record::{self, StoredPod},
     uses::tells_itself,
 };
@@ -58,6 +59,8 @@ pub(crate) enum Input {
     Vanished,
     /// Images came or went on this device.
     ImagesChanged,
+    /// Its device does not run it at this time, or does again.
+    Held(Option<Failure>),
     /// ConfigMaps, Secrets or claims changed that the pod may use.
     ConfigChanged,
     /// The device has too little for it.
@@ -78,6 +81,8 @@ pub(crate) struct Start {
     pub(crate) record: Option<Record>,
     pub(crate) sandbox: Option<hearth_runtime::Pod>,
     pub(crate) dead: Option<Vec<ContainerStatus>>,
+    /// Why its device does not run it at this time, where it does not.
+    pub(crate) held: Option<Failure>,
 }
 
 struct Worker {
@@ -165,15 +170,15 @@ pub(crate) async fn spawn(shared: Arc<Shared>, start: Start, tasks: &mut JoinSet
         worker.watch(sandbox);
     }
     tasks.spawn(async move {
-        worker.run().await;
+        worker.run(start.held).await;
         worker.uid
     });
     Ok(WorkerHandle { object: start.object, entry, inbox: sender, vanished: false })
 }
 
 impl Worker {
-    async fn run(&mut self) {
-        self.step(Event::Tick);
+    async fn run(&mut self, held: Option<Failure>) {
+        self.step(held.map_or(Event::Tick, |why| Event::Held(Some(why))));
         loop {
             self.settle().await;
             if self.vanished && self.machine.is_finished() && self.tasks.is_empty() {
@@ -222,6 +227,7 @@ impl Worker {
                 self.step(Event::Vanished(grace));
             }
             Input::Evicted(why) => self.step(Event::Evicted(why)),
+            Input::Held(why) => self.step(Event::Held(why)),
             Input::ImagesChanged => {
                 // Other images come and go: a pull that failed waits its time all the same.
                 let images = Arc::clone(&self.site.shared.images);
@@ -239,11 +245,15 @@ impl Worker {
         }
     }
 
-    /// Labels and annotations change, and files follow in which the pod is told of them.
+    /// Labels and annotations change: files follow in which the pod is told of them, and the limits of its network.
     fn tell_itself(&mut self, object: &Object) {
         match object.view::<Pod>() {
             Ok(pod) if pod.metadata != self.site.pod.metadata => {
-                self.site.pod = Arc::new(pod);
+                let before = std::mem::replace(&mut self.site.pod, Arc::new(pod));
+                if policy::bandwidth(&before) != policy::bandwidth(&self.site.pod) && self.machine.has_sandbox() {
+                    let (site, sandbox) = (self.site.clone(), self.sandbox.clone());
+                    self.tasks.spawn(async move { Outcome::Limited(site.limit(sandbox).await) });
+                }
                 if tells_itself(&self.site.pod) && self.machine.has_sandbox() {
                     let site = self.site.clone();
                     self.tasks.spawn(async move { Outcome::Refreshed(site.refresh().await) });

@@ -321,3 +321,69 @@ fn a_pod_whose_volumes_go_away_is_stopped_and_runs_again_when_they_are_back() {
     assert!(device.container()["state"]["running"].is_object(), "{}", device.container());
     assert_eq!(device.container()["restartCount"], 1);
 }
+
+#[test]
+fn a_pod_whose_network_cannot_be_as_asked_for_is_stopped_and_says_why() {
+    let mut device = Device::new(view("Always", &["web"]));
+    device.run(Event::Tick, T0);
+    let why = Failure::new("FailedCreatePodSandBox", "the kernel cannot limit bandwidth");
+    let commands = device.pod.step(Event::NetworkLost(why.clone()), at(5));
+    let told = Command::Event { kind: EventType::Warning, reason: why.reason.clone(), message: why.message.clone() };
+    assert!(commands.contains(&told) && commands.contains(&Command::DestroySandbox), "{commands:?}");
+    let commands = device.pod.step(Event::SandboxDestroyed(Ok(())), at(5));
+    assert!(commands.contains(&Command::AttachNetwork) && starts(&commands).is_empty(), "{commands:?}");
+    device.pod.step(Event::Network(Err(why.clone())), at(5));
+    let waiting = &device.container()["state"]["waiting"];
+    assert_eq!((&waiting["reason"], &waiting["message"]), (&json!(why.reason), &json!(why.message)));
+    device.run(Event::Tick, at(60));
+    assert!(device.container()["state"]["running"].is_object(), "{}", device.container());
+}
+
+#[test]
+fn a_pod_that_is_held_stops_with_its_grace_waits_and_runs_again_where_it_was() {
+    let mut device = Device::new(view("Always", &["web"]));
+    device.run(Event::Tick, T0);
+    let why = Failure::new("LendingHoursOver", "the device lends again from 22:00 on");
+    let commands = device.pod.step(Event::Held(Some(why.clone())), at(100));
+    let told = Command::Event { kind: EventType::Warning, reason: why.reason.clone(), message: why.message.clone() };
+    assert!(
+        commands.contains(&told) && commands.contains(&Command::Signal { container: "web".into() }),
+        "{commands:?}"
+    );
+    assert_eq!(device.status()["phase"], "Running", "until its end");
+    device.run(exited("web", 0, exit(143, 50, 110)), at(110));
+    let held = device.status();
+    assert_eq!(
+        (&held["phase"], &held["reason"], &held["message"]),
+        (&json!("Pending"), &json!(why.reason), &json!(why.message))
+    );
+    assert_eq!(device.container()["state"]["waiting"]["reason"], "LendingHoursOver");
+    assert!(!device.pod.has_sandbox() && !device.pod.is_finished() && device.pod.next_wake().is_none());
+    let commands = device.run(Event::ConfigChanged, at(500));
+    assert!(starts(&commands).is_empty(), "{commands:?}");
+    // An agent that starts again leaves it so, and another reason or time is no news.
+    let mut again =
+        PodMachine::new(view("Always", &["web"]), Some(device.pod.record().clone()), Found::Nothing, at(600));
+    let commands = again.step(Event::Held(Some(why)), at(600));
+    assert!(starts(&commands).is_empty() && !commands.contains(&Command::AttachNetwork), "{commands:?}");
+    device.run(Event::Held(None), at(1000));
+    assert!(device.container()["state"]["running"].is_object(), "{}", device.container());
+    assert_eq!((device.status()["reason"].as_str(), device.container()["restartCount"].as_i64()), (None, Some(1)));
+}
+
+#[test]
+fn a_held_pod_that_is_deleted_is_gone_at_once_and_one_released_while_it_stops_is_stopped_first() {
+    let held = || Event::Held(Some(Failure::new("LendingHoursOver", "later")));
+    let mut device = Device::new(view("Always", &["web"]));
+    device.run(Event::Tick, T0);
+    device.pod.step(held(), at(100));
+    let commands = device.pod.step(Event::Held(None), at(101));
+    assert!(starts(&commands).is_empty(), "it was asked to end: {commands:?}");
+    device.run(exited("web", 0, exit(0, 50, 102)), at(102));
+    assert!(device.container()["state"]["running"].is_object(), "{}", device.container());
+    device.run(held(), at(200));
+    device.run(exited("web", 1, exit(143, 110, 201)), at(201));
+    assert!(!device.pod.is_finished());
+    device.run(deleted(view("Always", &["web"]), 30), at(300));
+    assert!(device.pod.is_finished(), "{:?}", device.pod);
+}

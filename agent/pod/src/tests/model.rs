@@ -17,6 +17,8 @@ enum Chance {
     Config,
     Delete { grace: u64 },
     Unmount,
+    Unlink,
+    Hold { held: bool },
     Evict,
     Vanish,
     Wait { seconds: u64 },
@@ -33,11 +35,18 @@ fn chance() -> impl Strategy<Value = Chance> {
         1 => Just(Chance::Config),
         1 => (0_u64..40).prop_map(|grace| Chance::Delete { grace }),
         1 => Just(Chance::Unmount),
+        1 => Just(Chance::Unlink),
+        2 => any::<bool>().prop_map(|held| Chance::Hold { held }),
         1 => Just(Chance::Evict),
         1 => Just(Chance::Vanish),
         4 => (0_u64..400).prop_map(|seconds| Chance::Wait { seconds }),
         1 => any::<bool>().prop_map(|alive| Chance::Restart { alive }),
     ]
+}
+
+/// Why a pod is held.
+fn hold(held: bool) -> Option<Failure> {
+    held.then(|| Failure::new("LendingHoursOver", "not at this time"))
 }
 
 /// A device that does as chance has it, and watches over the machine.
@@ -49,6 +58,7 @@ struct Model {
     running: BTreeMap<String, (u32, Timestamp)>,
     newest: BTreeMap<String, u32>,
     stopping: bool,
+    held: bool,
     /// Of those that initialise the pod: who ended well, or has started as a sidecar, in this sandbox.
     passed: BTreeSet<String>,
 }
@@ -63,6 +73,7 @@ impl Model {
             running: BTreeMap::new(),
             newest: BTreeMap::new(),
             stopping: false,
+            held: false,
             passed: BTreeSet::new(),
         };
         model.step(Event::Tick);
@@ -76,6 +87,7 @@ impl Model {
             match &command {
                 Command::StartContainer { container, attempt } => {
                     assert!(!self.stopping, "a pod that is being stopped starts {container}");
+                    assert!(!self.held, "a pod that is held starts {container}");
                     assert!(self.pod.record().ended.is_none(), "a pod that ended starts {container}");
                     assert!(!self.running.contains_key(container), "{container} runs already");
                     let before = self.spec.containers.iter().take_while(|view| view.name != *container);
@@ -232,6 +244,18 @@ impl Model {
                     }
                 }
             }
+            Chance::Hold { held } => {
+                self.held = held;
+                self.step(Event::Held(hold(held)));
+            }
+            Chance::Unlink => {
+                if self.pod.has_sandbox() {
+                    self.step(Event::NetworkLost(Failure::new("FailedCreatePodSandBox", "no limit")));
+                    if !self.pod.has_sandbox() {
+                        self.running.clear();
+                    }
+                }
+            }
             Chance::Evict => self.step(Event::Evicted(Failure::new("Evicted", "too much"))),
             Chance::Vanish => self.step(Event::Vanished(Duration::from_secs(1))),
             Chance::Wait { seconds } => {
@@ -259,11 +283,13 @@ impl Model {
         let mut spec = self.spec.clone();
         spec.deletion = self.stopping.then_some(Duration::from_secs(3));
         self.pod = PodMachine::new(spec, Some(record), found, self.now);
-        self.step(Event::Tick);
+        self.step(if self.held { Event::Held(hold(true)) } else { Event::Tick });
     }
 
     /// From here on everything works.
     fn heal(&mut self) {
+        self.held = false;
+        self.step(Event::Held(None));
         for _ in 0..10_000 {
             if !self.open.is_empty() {
                 self.answer(0, true);

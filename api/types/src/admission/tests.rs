@@ -403,3 +403,41 @@ fn plain_data_of_a_secret_becomes_data_unless_it_is_malformed() {
         assert_eq!(secret, before);
     }
 }
+
+#[test]
+fn bandwidths_are_refused_with_the_words_of_kubernetes_and_where_they_are() {
+    const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
+    let small = "resource is unreasonably small (< 1kbit)";
+    let mut object = deployment();
+    object["metadata"]["annotations"] = json!({INGRESS: "2P"});
+    object["spec"]["template"]["metadata"]["annotations"] = json!({"kubernetes.io/egress-bandwidth": "1"});
+    assert_eq!(
+        causes(create(object)),
+        [
+            format!("metadata.annotations.{INGRESS}: \"2P\": resource is unreasonably large (> 1Pbit)"),
+            format!("spec.template.metadata.annotations.kubernetes.io/egress-bandwidth: \"1\": {small}"),
+        ]
+    );
+    let device = json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Device", "metadata": {"name": "nas"}, "spec": {
+        "owner": "alice", "bandwidth": {"ingress": "0"}, "lend": {"pods": 1, "bandwidth": {"egress": "10"}}}});
+    let expected = [("spec.bandwidth.ingress", "0"), ("spec.lend.bandwidth.egress", "10")];
+    assert_eq!(causes(create(device)), expected.map(|(path, text)| format!("{path}: \"{text}\": {small}")));
+    let install = json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Install",
+        "metadata": {"name": "a", "namespace": "alice"}, "spec": {"app": "a", "bandwidth": {"ingress": "1M", "egress": "9"}}});
+    assert_eq!(causes(create(install)), [format!("spec.bandwidth.egress: \"9\": {small}")]);
+    // One of before, when nobody looked, can still be changed in other ways.
+    let info = registry::of_kind(&GroupKind::POD).expect("a kind");
+    let pod = |annotation: &str, label: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "alice", "labels": {"l": label},
+            "annotations": {INGRESS: annotation}}, "spec": {"containers": [{"name": "c", "image": "x"}]}})
+    };
+    let mut before = create(pod("1M", "a")).expect("admitted").object.value();
+    before["metadata"]["annotations"][INGRESS] = json!("fast");
+    let before = Object::from_value(before).expect("an object");
+    assert!(prepare_update(info, &before, pod("fast", "b"), Part::Main, &context()).is_ok());
+    let refused = causes(prepare_update(info, &before, pod("faster", "a"), Part::Main, &context()));
+    assert!(
+        refused[0].starts_with(&format!("metadata.annotations.{INGRESS}: \"faster\": must be a quantity")),
+        "{refused:?}"
+    );
+}

@@ -4,7 +4,7 @@ use kube_derive::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Quantity;
+use super::{Bandwidth, Quantity};
 use crate::condition::Condition;
 
 /// A machine of an owner. It proves itself by one of its keys; removing a key revokes it. Tools see it
@@ -28,6 +28,9 @@ pub struct DeviceSpec {
     /// What it lends to other owners; nothing unless set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lend: Option<Lend>,
+    /// What all apps on it send and receive together, so that they do not fill the home's line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
 }
 
 /// What a device lends to other owners' apps, all of them together.
@@ -43,6 +46,29 @@ pub struct Lend {
     /// How many pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods: Option<u32>,
+    /// When it lends; always unless something is said. Outside of these hours it gets no apps of others, and those that it has are stopped; what
+    /// they keep stays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hours: Vec<LendWindow>,
+    /// Where the clock is that `hours` are of: an IANA name, as `Europe/Berlin`. Required with them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_zone: Option<String>,
+    /// What they send and receive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
+}
+
+/// Some hours of some days.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LendWindow {
+    /// The days that they begin on: `Mon`, `Tue`, `Wed`, `Thu`, `Fri`, `Sat`, `Sun`; every day unless said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub days: Vec<String>,
+    /// When they begin: `22:00`.
+    pub from: String,
+    /// When they end: `07:00`, of the next day where that is not after `from`; `24:00` is midnight.
+    pub to: String,
 }
 
 /// What is seen of a Device.
@@ -53,6 +79,7 @@ pub struct DeviceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub info: Option<DeviceInfo>,
     /// `Connected`: True while it has a session, Unknown when it is silent. `MemoryPressure` and `DiskPressure`: True while it runs short.
+    /// `Lending`, where it lends in some hours: whether it does now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

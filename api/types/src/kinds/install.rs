@@ -4,7 +4,7 @@ use kube_derive::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{EnvVar, LocalObjectReference};
+use super::{Bandwidth, EnvVar, LocalObjectReference};
 use crate::condition::Condition;
 
 /// One owner's App: which one, where it may run, what it is granted. Its name is the first label of its
@@ -48,6 +48,9 @@ pub struct InstallSpec {
     /// Where it may run.
     #[serde(default)]
     pub placement: Placement,
+    /// What each of its pods may send and receive. Changing it restarts nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
 }
 
 /// What an owner grants to an Install.

@@ -2,12 +2,14 @@
 //! `hearth.dev/v1alpha1` by kube-derive.
 
 mod app;
+mod bandwidth;
 mod device;
 mod install;
 mod route;
 
 pub use app::{App, AppIngress, AppSpec, AppVolume, Permissions};
-pub use device::{Device, DeviceInfo, DeviceSpec, DeviceStatus, Lend};
+pub use bandwidth::{BANDWIDTH_ANNOTATIONS, BadBandwidth, Bandwidth, bits as bandwidth_bits};
+pub use device::{Device, DeviceInfo, DeviceSpec, DeviceStatus, Lend, LendWindow};
 pub use install::{Grants, Install, InstallSpec, InstallStatus, Placement};
 pub use k8s_openapi::{
     api::{
@@ -85,6 +87,9 @@ pub const ON_RETURN: [&str; 3] = ["KeepOriginal", "KeepReplacement", "KeepLonges
 /// The annotation of a pod that says on which architectures its images run: Go's names, separated by commas, as in an App's
 /// `spec.architectures`. Without it, on any.
 pub const ARCHITECTURES_ANNOTATION: &str = "hearth.dev/architectures";
+
+/// Why a pod is ended on a device of another owner's, in Events and in its status: the hours are over in which that lends.
+pub const LENDING_HOURS_OVER: &str = "LendingHoursOver";
 
 /// The type of the Secrets that hold join tokens (in the namespace `kube-system`), after Kubernetes'
 /// bootstrap tokens.

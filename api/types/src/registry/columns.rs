@@ -300,6 +300,9 @@ pub(super) static DEVICE: &[Column] = &[
     column("CONNECTED", |object, _| condition_text(object, "Connected")),
     column("VERSION", |object, _| text_at(object, "status.info.agentVersion")),
     AGE,
+    wide("LENDING", |object, _| {
+        or_none(condition::get(object, "Lending").map(|found| format!("{:?}", found.status)).unwrap_or_default())
+    }),
     wide("ARCH", |object, _| text_at(object, "status.info.architecture")),
     wide("KERNEL-VERSION", |object, _| text_at(object, "status.info.kernelVersion")),
     wide("OS-IMAGE", |object, _| text_at(object, "status.info.osImage")),

@@ -1,5 +1,6 @@
 //! Validation beyond the schema. Every mistake is reported at once, each with its field's path.
 
+mod bandwidth;
 mod life;
 mod own;
 mod pod;
@@ -100,6 +101,7 @@ fn labels(map: &Value, path: &str, report: &mut Report) {
 pub fn body(info: &KindInfo, object: &Value, old: Option<&Value>, zone: &str, report: &mut Report) {
     match info.kind {
         "Pod" => {
+            bandwidth::annotations(object, old, "/metadata", report);
             if let Some(old) = old {
                 // What is unchanged was accepted once, maybe by an earlier version: the rest of the pod must still be changeable.
                 pod::unchanged(&old["spec"], &object["spec"], report);

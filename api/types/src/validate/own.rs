@@ -4,8 +4,13 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{Report, each, immutable, pod, text, volume};
-use crate::{DeviceKey, kinds::ON_RETURN, names, quantity};
+use super::{Report, bandwidth, each, immutable, pod, text, volume};
+use crate::{
+    DeviceKey,
+    hours::Hours,
+    kinds::{Lend, ON_RETURN},
+    names, quantity,
+};
 
 /// Keys of one device at most: the one in use, and one that it is rotated to, with room to spare.
 const MAX_KEYS: usize = 8;
@@ -121,6 +126,7 @@ pub(super) fn install(object: &Value, old: Option<&Value>, zone: &str, report: &
         report.name("spec.placement.device", device, names::dns_label);
     }
     disconnect(&object["spec"]["placement"], report);
+    bandwidth::field(&object["spec"], "spec", report);
     let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
     if name.len() + namespace.len() + zone.len() + 2 > names::MAX_SUBDOMAIN {
         report.wrong(
@@ -158,6 +164,9 @@ fn owner(path: &str, name: &str, report: &mut Report) {
 pub(super) fn device(object: &Value, old: Option<&Value>, report: &mut Report) {
     owner("spec.owner", object.pointer("/spec/owner").and_then(Value::as_str).unwrap_or_default(), report);
     immutable(old, object, "/spec/owner", "remove the device and let it join its new owner", report);
+    bandwidth::field(&object["spec"], "spec", report);
+    bandwidth::field(&object["spec"]["lend"], "spec.lend", report);
+    hours(&object["spec"]["lend"], report);
     let keys = each(&object["spec"], "keys", "spec").collect::<Vec<_>>();
     if keys.len() > MAX_KEYS {
         report.wrong("spec.keys", format!("at most {MAX_KEYS}"));
@@ -166,6 +175,14 @@ pub(super) fn device(object: &Value, old: Option<&Value>, report: &mut Report) {
         if let Err(why) = key.as_str().unwrap_or_default().parse::<DeviceKey>() {
             report.wrong(path, why.to_string());
         }
+    }
+}
+
+fn hours(lend: &Value, report: &mut Report) {
+    // What does not read is the schema's to say.
+    let Ok(lend) = serde_json::from_value::<Lend>(lend.clone()) else { return };
+    for bad in Hours::read(&lend).err().into_iter().flatten() {
+        report.wrong(format!("spec.lend.{}", bad.field), bad.why);
     }
 }
 

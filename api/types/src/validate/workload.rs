@@ -43,6 +43,9 @@ fn workload(object: &Value, old: Option<&Value>, report: &mut Report) {
         super::labels(labels, "spec.selector.matchLabels", report);
     }
     super::labels_and_annotations(&spec["template"]["metadata"], "spec.template.metadata", report);
+    for pointer in ["/metadata", "/spec/template/metadata"] {
+        super::bandwidth::annotations(object, old, pointer, report);
+    }
     match LabelSelector::from_json(&spec["selector"]) {
         Err(why) => report.wrong("spec.selector", why),
         Ok(selector) if selector.is_empty() => {

@@ -234,6 +234,24 @@ fn pods_that_keep_data_are_updated_one_after_the_other() {
     assert_eq!((all(&world, "x:1"), all(&world, "x:2")), ((0, 0), (0, 1)));
 }
 
+#[test]
+fn what_is_said_of_bandwidth_is_passed_on_to_all_sets_and_rolls_out_nothing() {
+    const EGRESS: &str = "kubernetes.io/egress-bandwidth";
+    let mut world = world(2, &json!({"type": "RollingUpdate"}));
+    finish(&mut world);
+    update(&mut world, "x:2");
+    finish(&mut world);
+    for said in [json!("5M"), Value::Null] {
+        world.edit("Deployment", "web", |one| one["metadata"]["annotations"][EGRESS] = said.clone());
+        settle(&mut world);
+        let sets = world.all("ReplicaSet");
+        assert_eq!(sets.len(), 2, "none is made for it");
+        for set in sets {
+            assert_eq!(set.value()["metadata"]["annotations"][EGRESS], said, "{}", set.name());
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 

@@ -3,8 +3,8 @@
 use hearth_types::{
     Object,
     kinds::{
-        API_VERSION, ARCHITECTURES_ANNOTATION, CLAIM_FINALIZER, INTERNET_ANNOTATION, MOVE_AFTER_ANNOTATION,
-        ON_RETURN_ANNOTATION, labels,
+        API_VERSION, ARCHITECTURES_ANNOTATION, BANDWIDTH_ANNOTATIONS, CLAIM_FINALIZER, INTERNET_ANNOTATION,
+        MOVE_AFTER_ANNOTATION, ON_RETURN_ANNOTATION, labels,
     },
     quantity,
 };
@@ -80,6 +80,7 @@ pub(super) fn deployment(install: &Object, value: &Value, app: &Value, stored: O
     deployment["metadata"]["ownerReferences"] = json!([meta::owner_reference(install)]);
     let keeps_data = keeps_data(app);
     disconnect(&mut deployment, value, keeps_data);
+    bandwidth(&mut deployment, value);
     let spec = &mut deployment["spec"];
     spec["replicas"] = json!(replicas(value));
     // Two pods must never write the same data, not even for the moment of an update.
@@ -104,6 +105,16 @@ fn disconnect(deployment: &mut Value, install: &Value, keeps_data: bool) {
     for (key, text) in [(MOVE_AFTER_ANNOTATION, after), (ON_RETURN_ANNOTATION, on_return)] {
         match text {
             Some(text) => meta::set_in(deployment, "annotations", key, &text),
+            None => meta::unset_in(deployment, "annotations", key),
+        }
+    }
+}
+
+/// What its pods may send and receive. It is no part of the template, so that changing it restarts nothing.
+fn bandwidth(deployment: &mut Value, install: &Value) {
+    for (key, way) in BANDWIDTH_ANNOTATIONS.into_iter().zip(["ingress", "egress"]) {
+        match install.pointer("/spec/bandwidth").and_then(|both| both[way].as_str()) {
+            Some(text) => meta::set_in(deployment, "annotations", key, text),
             None => meta::unset_in(deployment, "annotations", key),
         }
     }

@@ -154,6 +154,23 @@ fn what_becomes_of_it_on_a_silent_device_is_passed_on_without_a_rollout() {
 }
 
 #[test]
+fn its_bandwidth_is_passed_on_without_a_rollout() {
+    let mut world = world(Some(app()), install());
+    let before = template(&world);
+    let mut said_so = |bandwidth: Value| {
+        world.edit("Install", "mynotes", |install| install["spec"]["bandwidth"] = bandwidth);
+        settle(&mut world, &[]);
+        assert_eq!(template(&world), before);
+        world.find("Deployment", "mynotes").unwrap().value()["metadata"]["annotations"].clone()
+    };
+    let annotations = said_so(json!({"ingress": "20M", "egress": "5M"}));
+    let both = json!({"kubernetes.io/ingress-bandwidth": "20M", "kubernetes.io/egress-bandwidth": "5M"});
+    assert_eq!(annotations, both);
+    assert_eq!(said_so(json!({"egress": "1M"})), json!({"kubernetes.io/egress-bandwidth": "1M"}));
+    assert_eq!(said_so(Value::Null), Value::Null);
+}
+
+#[test]
 fn an_app_that_keeps_data_stays_with_it_and_says_so() {
     let mut wanted = install();
     wanted["spec"]["placement"] = json!({"disconnect": {"moveAfterSeconds": 60}});

@@ -249,3 +249,36 @@ proptest! {
         prop_assert_eq!(active, more);
     }
 }
+
+#[test]
+fn living_pods_follow_what_is_said_of_bandwidth_and_none_is_replaced() {
+    const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
+    const EGRESS: &str = "kubernetes.io/egress-bandwidth";
+    let mut world = world(2, false);
+    settle(&mut world, &[]);
+    let before = names(&world);
+    let said = |world: &World| {
+        let pods = world.all("Pod").into_iter().map(|pod| pod.value()["metadata"]["annotations"].clone());
+        let all: std::collections::BTreeSet<String> = pods.map(|one| one.to_string()).collect();
+        assert_eq!(all.len(), 1, "{all:?}");
+        all.into_iter().next().unwrap()
+    };
+    for (annotations, expected) in [
+        (json!({INGRESS: "10M", EGRESS: "1M"}), json!({EGRESS: "1M", INGRESS: "10M"}).to_string()),
+        (json!({INGRESS: "20M", "other": "x"}), json!({INGRESS: "20M"}).to_string()),
+        (json!({}), "null".to_owned()),
+    ] {
+        world.edit("ReplicaSet", "web", |set| set["metadata"]["annotations"] = annotations);
+        settle(&mut world, &[]);
+        assert_eq!(said(&world), expected);
+        assert_eq!(names(&world), before, "none is replaced");
+    }
+    // The template's is what holds where the ReplicaSet itself says nothing, and new pods have what all have.
+    world.edit("ReplicaSet", "web", |set| {
+        set["spec"]["template"]["metadata"]["annotations"] = json!({INGRESS: "5M", EGRESS: "2M"});
+        set["metadata"]["annotations"] = json!({EGRESS: "3M"});
+        set["spec"]["replicas"] = json!(3);
+    });
+    settle(&mut world, &[]);
+    assert_eq!((world.all("Pod").len(), said(&world)), (3, json!({EGRESS: "3M", INGRESS: "5M"}).to_string()));
+}

@@ -29,6 +29,7 @@ pub(super) enum Outcome {
     Refreshed(Result<VolumePaths, Failure>),
     Measured(Option<Failure>, Measured),
     Network(Result<PodNetwork, Failure>),
+    Limited(Result<(), Failure>),
     Sandbox(Result<hearth_runtime::Pod, Failure>),
     Started(String, u32, Result<ContainerStatus, StartFailure>),
     Status(Vec<ContainerStatus>),
@@ -58,7 +59,7 @@ impl Worker {
             }
         };
         match outcome {
-            Outcome::Nothing => {}
+            Outcome::Nothing | Outcome::Limited(Ok(())) => {}
             Outcome::Event(event) => {
                 if matches!(event, Event::SandboxDestroyed(Ok(())) | Event::TornDown(Ok(()))) {
                     self.sandbox = None;
@@ -108,6 +109,8 @@ impl Worker {
                 });
                 self.step(Event::Network(result));
             }
+            // It does not run on without what was asked for.
+            Outcome::Limited(Err(why)) => self.step(Event::NetworkLost(why)),
             Outcome::Sandbox(result) => {
                 let result = result.map(|sandbox| self.watch(sandbox));
                 self.step(Event::Sandbox(result));
