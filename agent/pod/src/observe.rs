@@ -181,6 +181,10 @@ impl PodMachine {
                     }
                     one.forget_attempt();
                     event(out, EventType::Normal, "Started", format!("Started container {name}"));
+                    for view in self.spec.containers.iter().filter(|view| view.target.as_deref() == Some(name)) {
+                        // It came too early for one that had ended.
+                        self.containers.get_mut(&view.name).into_iter().for_each(|one| one.start.hurry());
+                    }
                 }
             }
         }

@@ -272,7 +272,7 @@ impl Site {
         let objects = self.shared.objects();
         container::spec(&Ingredients {
             pod: &self.pod,
-            container,
+            container: &container,
             attempt,
             image,
             volumes: &given.volumes,
@@ -338,6 +338,10 @@ fn start_failure(error: RuntimeError) -> StartFailure {
         RuntimeError::Start(StartError::OutOfMemory) => "OOMKilled",
         // As the kubelet has it: what is in the volume may change, and nothing was started.
         RuntimeError::Start(StartError::SubPath { .. }) => {
+            return StartFailure::Config(Failure::new("CreateContainerConfigError", chain(&error)));
+        }
+        // The container whose processes this one is to see has just ended; the pod may start it again.
+        RuntimeError::Start(StartError::NotRunning { .. }) => {
             return StartFailure::Config(Failure::new("CreateContainerConfigError", chain(&error)));
         }
         RuntimeError::Start(_) => "StartError",
