@@ -81,12 +81,19 @@ mod tests {
     #[test]
     fn what_is_known_stays() {
         let pod = |list: serde_json::Value| -> Pod {
-            serde_json::from_value(json!({"spec": {"containers": [{"name": "app"}], "ephemeralContainers": list}})).expect("a pod")
+            serde_json::from_value(json!({"spec": {"containers": [{"name": "app"}], "ephemeralContainers": list}}))
+                .expect("a pod")
         };
         let known = pod(json!([{"name": "one", "image": "a"}]));
         for (new, expected) in [
-            (json!([{"name": "one", "image": "a"}, {"name": "two"}]), json!([{"name": "one", "image": "a"}, {"name": "two"}])),
-            (json!([{"name": "two"}, {"name": "one", "image": "b"}]), json!([{"name": "one", "image": "a"}, {"name": "two"}])),
+            (
+                json!([{"name": "one", "image": "a"}, {"name": "two"}]),
+                json!([{"name": "one", "image": "a"}, {"name": "two"}]),
+            ),
+            (
+                json!([{"name": "two"}, {"name": "one", "image": "b"}]),
+                json!([{"name": "one", "image": "a"}, {"name": "two"}]),
+            ),
             (json!([]), json!([{"name": "one", "image": "a"}])),
         ] {
             let mut new = pod(new);

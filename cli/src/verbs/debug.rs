@@ -172,7 +172,8 @@ async fn started(context: &Context, pod: &ObjectKey, name: &str, quiet: bool) ->
         if !state["running"].is_null() || !state["terminated"].is_null() {
             return Ok(state["terminated"].is_null());
         }
-        if let Some(phase) = value["status"]["phase"].as_str().filter(|phase| matches!(*phase, "Succeeded" | "Failed")) {
+        if let Some(phase) = value["status"]["phase"].as_str().filter(|phase| matches!(*phase, "Succeeded" | "Failed"))
+        {
             bail!("pod {} has ended ({phase}), so that nothing is started in it any more", pod.name);
         }
         let message = state["waiting"]["message"].as_str().unwrap_or_default();
@@ -245,7 +246,10 @@ mod tests {
         let pod = json!({"spec": {"containers": [{"name": "app"}]}});
         let generated = name(&pod, &args("-q"));
         let rest = generated.strip_prefix("debugger-").expect("the prefix");
-        assert!(rest.len() == 5 && rest.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()), "{generated}");
+        assert!(
+            rest.len() == 5 && rest.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()),
+            "{generated}"
+        );
         assert_eq!(name(&pod, &args("-c mine")), "mine");
     }
 

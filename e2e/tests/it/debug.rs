@@ -55,7 +55,8 @@ fn a_pod_without_a_shell_is_looked_into_and_does_not_notice() -> Result<()> {
     let pids = instance.container_pids(&id, "/sleep");
     ensure!(pids.len() == 1, "{pids:?}");
 
-    let mut session = Session::begin(&instance, "debug bare -n alice --image busybox --target app -it --env A=b -- sh")?;
+    let mut session =
+        Session::begin(&instance, "debug bare -n alice --image busybox --target app -it --env A=b -- sh")?;
     let line = session.until("Defaulting debug container name to debugger-")?;
     let name = line.trim_start_matches("Defaulting debug container name to ").trim_end_matches('.').to_owned();
     session.until("Targeting container \"app\". If you don't see processes from this container")?;
@@ -65,7 +66,9 @@ fn a_pod_without_a_shell_is_looked_into_and_does_not_notice() -> Result<()> {
     ensure!(line.split_whitespace().next() == Some("1"), "in the list of processes: {line}");
     session.until("A-b size-42 /dev/pts/0")?;
     // As any container of the pod: no rights beyond those, and the target's files by its process.
-    session.say("ls /proc/1/root; grep -E 'Cap(Eff|Bnd)|NoNewPrivs|Seccomp:' /proc/self/status; cat /proc/self/uid_map\n")?;
+    session.say(
+        "ls /proc/1/root; grep -E 'Cap(Eff|Bnd)|NoNewPrivs|Seccomp:' /proc/self/status; cat /proc/self/uid_map\n",
+    )?;
     session.until("sleep")?;
     for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
         session.until(line).with_context(|| line.to_owned())?;
@@ -96,7 +99,7 @@ fn a_pod_without_a_shell_is_looked_into_and_does_not_notice() -> Result<()> {
     ensure!(log.contains("still-kept"), "{log}");
 
     // No agent starts it again: another one that comes later runs, and this one has not changed.
-    instance.run("debug bare -n alice --image busybox -c later -- sleep 1000")?;
+    instance.run("debug bare -n alice --image busybox -c later -- /bin/busybox sleep 1000")?;
     next_agent(&instance, "exec bare -n alice -c later -- /bin/busybox true")?;
     ensure!(debugger(&instance, "bare", "later")?["state"]["running"].is_object());
     ensure!(debugger(&instance, "bare", &name)? == ended);
@@ -105,8 +108,11 @@ fn a_pod_without_a_shell_is_looked_into_and_does_not_notice() -> Result<()> {
     let alone = instance.run("exec bare -n alice -c later -- /bin/busybox ps")?;
     ensure!(!alone.contains("123456"), "without a target it has processes of its own: {alone}");
     instance.run("delete pod bare -n alice")?;
-    ensure!(instance.container_pids(&id, "sleep").is_empty(), "it ends with its pod");
-    Ok(())
+    instance.eventually("it ends with its pod", || {
+        let left = instance.container_pids(&id, "sleep");
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
 }
 
 #[test]
@@ -124,7 +130,14 @@ fn an_installs_pod_is_debugged_and_kept_and_what_cannot_be_is_refused() -> Resul
         command.args(more);
         command
     };
-    let said = command::succeed(&mut debug(&["-c", "one", "--", "sh", "-c", "echo out; echo word > /dev/termination-log; exit 3"]))?;
+    let said = command::succeed(&mut debug(&[
+        "-c",
+        "one",
+        "--",
+        "sh",
+        "-c",
+        "echo out; echo word > /dev/termination-log; exit 3",
+    ]))?;
     ensure!(said.is_empty(), "the name was given, and nobody waits: {said}");
     let ended = instance.eventually("it has ended", || {
         let ended = debugger(&instance, &pod, "one")?["state"]["terminated"].clone();
@@ -147,7 +160,10 @@ fn an_installs_pod_is_debugged_and_kept_and_what_cannot_be_is_refused() -> Resul
     for (more, why) in [
         (&["-c", "one"][..], "spec.ephemeralContainers[2].name: \"one\" is there twice"),
         (&["-c", "app"], "spec.ephemeralContainers[2].name: \"app\" is there twice"),
-        (&["--target", "other"], "spec.ephemeralContainers[2].targetContainerName: there is no container \"other\" in this pod"),
+        (
+            &["--target", "other"],
+            "spec.ephemeralContainers[2].targetContainerName: there is no container \"other\" in this pod",
+        ),
         (&["-t"], "-i/--stdin is required for containers with -t/--tty=true"),
         (&["--env", "A"], "invalid env: A: must be NAME=VALUE"),
     ] {
@@ -156,7 +172,10 @@ fn an_installs_pod_is_debugged_and_kept_and_what_cannot_be_is_refused() -> Resul
     }
     let list = "{\"spec\":{\"ephemeralContainers\":null}}";
     let refused = command::fail(&mut instance.hearth(["patch", "pod", &pod, "-n", "alice", "-p", list]))?;
-    ensure!(refused.contains("a pod's spec cannot be changed; ephemeral containers are added by `hearth debug`"), "{refused}");
+    ensure!(
+        refused.contains("a pod's spec cannot be changed; ephemeral containers are added by `hearth debug`"),
+        "{refused}"
+    );
     let made = "apiVersion: v1\nkind: Pod\nmetadata: {name: made, namespace: alice}\nspec:\n  containers: [{name: app, image: bare}]\n  \
                 ephemeralContainers: [{name: debug, image: busybox}]\n";
     ensure!(instance.apply_refused(made)?.contains("spec.ephemeralContainers: cannot be set on create"));

@@ -4,7 +4,8 @@ use super::*;
 
 /// A pod with these ephemeral containers, each with its target.
 fn debugged(spec: Value, ephemeral: &[(&str, Option<&str>)]) -> PodView {
-    let list = ephemeral.iter().map(|(name, target)| json!({"name": name, "image": "debug:1", "targetContainerName": target}));
+    let list =
+        ephemeral.iter().map(|(name, target)| json!({"name": name, "image": "debug:1", "targetContainerName": target}));
     let mut spec = spec;
     spec["ephemeralContainers"] = list.collect::<Vec<Value>>().into();
     PodView::from_json(&json!({"metadata": {"name": "p", "namespace": "alice", "uid": "u-1"}, "spec": spec})).unwrap()

@@ -140,9 +140,8 @@ impl Shim {
             reason: e.to_string(),
         })?;
         let sandbox = &self.sandbox;
-        let helper = fork_helper(id, Task::Start { conn }, |channel| {
-            child::create::run(sandbox, &spec, channel, ends, joined)
-        });
+        let helper =
+            fork_helper(id, Task::Start { conn }, |channel| child::create::run(sandbox, &spec, channel, ends, joined));
         self.helpers.push(helper?);
         self.containers.push(container);
         self.wait_for(conn, id);

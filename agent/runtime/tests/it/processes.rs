@@ -202,6 +202,9 @@ async fn who_does_not_run_cannot_be_joined_and_nothing_is_spent(ctx: Ctx) {
     let mut again = pod.spec("app", "exec sleep 1111");
     (again.attempt, again.scratch) = (1, pod.dir().join("scratch-app-1"));
     pod.pod.start_container(again).await.expect("starts");
-    pod.pod.start_container(beside(&pod, "debug", "app", "exec sleep 2222")).await.expect("the same attempt starts now");
+    pod.pod
+        .start_container(beside(&pod, "debug", "app", "exec sleep 2222"))
+        .await
+        .expect("the same attempt starts now");
     pod.destroy().await;
 }

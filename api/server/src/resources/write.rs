@@ -114,11 +114,7 @@ impl ResourceService {
     }
 
     /// Replaces `spec.ephemeralContainers` of a Pod alone. `metadata.resourceVersion`, where set, must be the stored one.
-    pub async fn update_ephemeral_containers(
-        &self,
-        object: Value,
-        options: &WriteOptions,
-    ) -> Result<Written, Status> {
+    pub async fn update_ephemeral_containers(&self, object: Value, options: &WriteOptions) -> Result<Written, Status> {
         self.replace(object, Part::EphemeralContainers, options).await
     }
 

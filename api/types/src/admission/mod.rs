@@ -177,7 +177,8 @@ pub fn prepare_update(
 fn add_ephemeral_containers(key: &ObjectKey, before: &Value, new: &Value) -> Result<Admitted, Status> {
     let mut object = before.clone();
     if let Some(spec) = object["spec"].as_object_mut() {
-        match new.pointer("/spec/ephemeralContainers").filter(|list| list.as_array().is_some_and(|all| !all.is_empty())) {
+        match new.pointer("/spec/ephemeralContainers").filter(|list| list.as_array().is_some_and(|all| !all.is_empty()))
+        {
             Some(list) => spec.insert("ephemeralContainers".into(), list.clone()),
             None => spec.remove("ephemeralContainers"),
         };

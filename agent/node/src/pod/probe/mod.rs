@@ -64,7 +64,9 @@ impl Subject {
     /// No ephemeral container is asked anything.
     fn spec(&self) -> Result<&Container, String> {
         let name = &self.container;
-        container::lasting(&self.site.pod).find(|one| one.name == *name).ok_or_else(|| format!("there is no container {name}"))
+        container::lasting(&self.site.pod)
+            .find(|one| one.name == *name)
+            .ok_or_else(|| format!("there is no container {name}"))
     }
 
     fn running(&self) -> Result<&hearth_runtime::Pod, String> {
