@@ -162,16 +162,21 @@ fn one_with_a_target_starts_when_that_runs() {
 #[test]
 fn one_neither_makes_a_sandbox_nor_waits_for_what_initialises_the_pod() {
     let spec = json!({"initContainers": [{"name": "first", "image": "app:1"}], "containers": [{"name": "web", "image": "app:1"}]});
-    let mut device = Device::new(debugged(spec, &[("debug", Some("first"))]));
+    let mut device = Device::new(debugged(spec, &[("debug", Some("first")), ("free", None)]));
     // Its image is here before that of the container that the pod begins with.
     device.pod.step(Event::Tick, T0);
     device.pod.step(Event::Volumes(Ok(())), T0);
-    let commands = device.pod.step(Event::Image { container: "debug".into(), result: Ok(facts()) }, T0);
-    assert!(!commands.contains(&Command::AttachNetwork), "{commands:?}");
+    for container in ["debug", "free"] {
+        let commands = device.pod.step(Event::Image { container: container.into(), result: Ok(facts()) }, T0);
+        assert!(!commands.contains(&Command::AttachNetwork), "{commands:?}");
+    }
     device.run(Event::Image { container: "first".into(), result: Ok(facts()) }, T0);
-    let running = |device: &Device, list: &str| device.status()[list][0]["state"]["running"].is_object();
-    assert!(running(&device, "initContainerStatuses") && running(&device, "ephemeralContainerStatuses"));
     let status = device.status();
+    for (list, index) in
+        [("initContainerStatuses", 0), ("ephemeralContainerStatuses", 0), ("ephemeralContainerStatuses", 1)]
+    {
+        assert!(status[list][index]["state"]["running"].is_object(), "{status}");
+    }
     assert_eq!((status["phase"].clone(), condition(&status, "Initialized")), (json!("Pending"), "False".into()));
     assert_eq!(device.container()["state"]["waiting"]["reason"], "PodInitializing");
     device.run(exited("first", 0, exit(0, 0, 1)), at(1));
