@@ -13,7 +13,7 @@ pub(crate) use change::{
     Annotate, Apply, Cascade, Cordon, Create, Delete, DryRun, Edit, Files, Label, Marks, Patch, PatchType, Replace,
     Scale, Taint,
 };
-pub(crate) use live::{Attach, PortForward, Resource, Top, TopNode, TopPod};
+pub(crate) use live::{Attach, Debug, PortForward, Resource, Top, TopNode, TopPod};
 pub(crate) use region::{
     Region, RegionBackup, RegionInspect, RegionMembers, RegionRecover, RegionRecoveryKey, RegionRemove, RegionRestore,
     RegionTransfer,
@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Exec(Exec),
     /// Read and write what a container's first process does, from now on.
     Attach(Attach),
+    /// Put a container beside those of a running pod, to look into it.
+    Debug(Debug),
     /// Have ports of this machine lead to ports of a pod.
     PortForward(PortForward),
     /// Show what pods or nodes use now.

@@ -93,6 +93,7 @@ async fn client_verb(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Logs(args) => verbs::logs::run(context, &args).await?,
         Command::Exec(args) => return verbs::exec::run(context, &args).await,
         Command::Attach(args) => return verbs::attach::run(context, &args).await,
+        Command::Debug(args) => return verbs::debug::run(context, &args).await,
         Command::PortForward(args) => verbs::port_forward::run(context, &args).await?,
         Command::Top(Top::Pod(args)) => verbs::top::pods(context, &args).await?,
         Command::Top(Top::Node(args)) => verbs::top::nodes(context, &args).await?,

@@ -1,6 +1,7 @@
 //! From a pod's spec to what the runtime is told. Pure.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     net::IpAddr,
     path::PathBuf,
@@ -18,6 +19,7 @@ use hearth_types::{
 use crate::{
     Paths,
     config::{Configs, Environment, wrong},
+    ephemeral,
     host_paths::HostPaths,
     mounts, oom,
 };
@@ -128,6 +130,7 @@ pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
         terminal: container.tty.unwrap_or(false),
+        processes_of: ephemeral::target(from.pod, &container.name).map(str::to_owned),
     })
 }
 
@@ -208,13 +211,18 @@ fn limits(container: &Container) -> Result<Limits, Failure> {
     })
 }
 
-/// All containers of a pod, those that initialise it first.
-pub(crate) fn all(pod: &Pod) -> impl Iterator<Item = &Container> {
+/// The containers that a pod's life depends on, those that initialise it first.
+pub(crate) fn lasting(pod: &Pod) -> impl Iterator<Item = &Container> {
     pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
 }
 
+/// All containers of a pod, the ephemeral ones last.
+pub(crate) fn all(pod: &Pod) -> impl Iterator<Item = Cow<'_, Container>> {
+    lasting(pod).map(Cow::Borrowed).chain(ephemeral::of(pod).map(|one| Cow::Owned(ephemeral::as_container(one))))
+}
+
 /// A container by its name.
-pub(crate) fn named<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+pub(crate) fn named<'a>(pod: &'a Pod, name: &str) -> Option<Cow<'a, Container>> {
     all(pod).find(|one| one.name == name)
 }
 

@@ -105,7 +105,8 @@ fn find_pod(shared: &Shared, namespace: &str, pod: &str) -> Result<Arc<PodEntry>
 /// The pod, and the container that is meant, with kubectl's words where there is none.
 fn find(shared: &Shared, namespace: &str, pod: &str, container: &str) -> Result<(Arc<PodEntry>, String), Status> {
     let entry = find_pod(shared, namespace, pod)?;
-    let containers = entry.pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
+    let found = entry.pod();
+    let containers = found.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
     let names: Vec<&str> = containers.iter().map(|one| one.name.as_str()).collect();
     let name = match (container, names.as_slice()) {
         ("", [only]) => (*only).to_owned(),
@@ -114,7 +115,7 @@ fn find(shared: &Shared, namespace: &str, pod: &str, container: &str) -> Result<
                 format!("a container name must be specified for pod {pod}, choose one of: [{}]", names.join(" "));
             return Err(refuse(Reason::BadRequest, text));
         }
-        (name, _) if container::named(&entry.pod, name).is_some() => name.to_owned(),
+        (name, _) if container::named(&found, name).is_some() => name.to_owned(),
         (name, _) => return Err(refuse(Reason::BadRequest, format!("container {name} is not valid for pod {pod}"))),
     };
     Ok((entry, name))

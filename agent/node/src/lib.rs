@@ -30,6 +30,7 @@ mod config;
 mod container;
 mod desired;
 mod door;
+mod ephemeral;
 mod facts;
 mod files;
 mod fitness;

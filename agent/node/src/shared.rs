@@ -118,6 +118,8 @@ pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
 /// What others may know of a pod: ingress, logs, exec.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
+    /// As it is asked for now: ephemeral containers come, and labels change.
+    pub(crate) pod: Arc<Pod>,
     pub(crate) phase: Phase,
     pub(crate) ready: bool,
     pub(crate) stopping: bool,
@@ -127,10 +129,18 @@ pub(crate) struct Snapshot {
     pub(crate) sandbox: Option<hearth_runtime::Pod>,
 }
 
-/// What a pod's status says of its containers, those that initialise it first.
+/// What a pod's status says of the containers that its life depends on, those that initialise it first.
+pub(crate) fn lasting_statuses(status: &Value) -> impl Iterator<Item = &Value> {
+    statuses(status, &["initContainerStatuses", "containerStatuses"])
+}
+
+/// The same of all, the ephemeral ones last.
 pub(crate) fn container_statuses(status: &Value) -> impl Iterator<Item = &Value> {
-    let lists = ["initContainerStatuses", "containerStatuses"].into_iter();
-    lists.filter_map(|list| status.get(list)?.as_array()).flatten()
+    lasting_statuses(status).chain(statuses(status, &["ephemeralContainerStatuses"]))
+}
+
+fn statuses<'a>(status: &'a Value, lists: &'static [&str]) -> impl Iterator<Item = &'a Value> {
+    lists.iter().filter_map(|list| status.get(list)?.as_array()).flatten()
 }
 
 /// The containers that run, by a pod's status, and the attempt of each.
@@ -148,12 +158,16 @@ pub(crate) fn running(status: &Value) -> Vec<(String, u32)> {
 pub(crate) struct PodEntry {
     pub(crate) key: ObjectKey,
     pub(crate) uid: Uid,
-    pub(crate) pod: Arc<Pod>,
     pub(crate) places: Places,
     pub(crate) snapshot: watch::Receiver<Snapshot>,
 }
 
 impl PodEntry {
+    /// The pod as it is asked for now.
+    pub(crate) fn pod(&self) -> Arc<Pod> {
+        Arc::clone(&self.snapshot.borrow().pod)
+    }
+
     /// The status of one container, as it was reported last.
     pub(crate) fn container_status(&self, name: &str) -> Option<Value> {
         let snapshot = self.snapshot.borrow();

@@ -112,7 +112,7 @@ pub enum Found {
 /// What happened to a pod. A result ends the command of the same name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Its object changed. Of a spec only the mark for deletion can change.
+    /// Its object changed: of a spec only the mark for deletion can change, and ephemeral containers can be added.
     Desired(Box<PodView>),
     /// It is no longer desired: it is stopped with this grace, and nobody needs its status.
     Vanished(Duration),

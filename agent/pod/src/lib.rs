@@ -13,6 +13,7 @@
 //! - Of one container, at most one attempt exists at a time; attempts are numbered from 0 without reuse.
 //! - A pod that is being stopped, or has run to its end, starts nothing.
 //! - Nothing of `containers` starts before each of `initContainers` ended well or, as a sidecar, has started.
+//! - An ephemeral container is started once in the life of its pod, and changes neither its phase nor its readiness.
 //! - What an older attempt answered or did changes nothing.
 //! - What runs when the agent starts again is not restarted; what was lost meanwhile is `Unknown`, never a success.
 //! - Where every command succeeds in the end, a stopped pod is torn down and reported finished.

@@ -186,13 +186,13 @@ impl PodMachine {
 
     /// Whether all containers that are to run can serve.
     pub fn is_ready(&self) -> bool {
-        let mut lasting = self.spec.containers.iter().filter(|view| view.role != Role::Init);
+        let mut lasting = self.spec.containers.iter().filter(|view| view.role.serves());
         lasting.all(|view| self.record.containers[&view.name].is_ready())
     }
 
     /// Whether what initialises the pod has done its part.
     pub(crate) fn is_initialized(&self) -> bool {
-        let mut first = self.spec.containers.iter().filter(|view| view.role != Role::Main);
+        let mut first = self.spec.containers.iter().filter(|view| view.role.initialises());
         first.all(|view| self.record.containers[&view.name].passed)
     }
 
@@ -295,17 +295,34 @@ impl PodMachine {
         match (view.role, self.spec.restart_policy) {
             (Role::Sidecar, _) | (Role::Main, RestartPolicy::Always) => true,
             (Role::Main, RestartPolicy::OnFailure) => !exit.is_success() || record.restart,
-            (Role::Main, RestartPolicy::Never) => false,
+            (Role::Main, RestartPolicy::Never) | (Role::Ephemeral, _) => false,
             // After a success only where its sandbox was lost.
             (Role::Init, policy) => !record.passed && (exit.is_success() || policy != RestartPolicy::Never),
         }
     }
 
-    /// Whether it is a container's turn: what initialises the pod before it has done its part.
+    /// Whether it is a container's turn: what initialises the pod before it has done its part. An ephemeral one has none to wait for, so
+    /// that it can be looked why a pod is not initialised.
     pub(crate) fn may_start(&self, view: &ContainerView) -> bool {
+        if view.role == Role::Ephemeral {
+            return self.wants_start(view);
+        }
         let before = self.spec.containers.iter().take_while(|one| one.name != view.name);
-        let mut before = before.filter(|one| one.role != Role::Main);
+        let mut before = before.filter(|one| one.role.initialises());
         self.wants_start(view) && before.all(|one| self.record.containers[&one.name].passed)
+    }
+
+    /// The container that one is to see the processes of, where that does not run.
+    pub(crate) fn missing_target<'a>(&self, view: &'a ContainerView) -> Option<&'a str> {
+        let target = view.target.as_deref()?;
+        let runs = self.record.containers.get(target).is_some_and(|record| record.running_since().is_some());
+        (!runs).then_some(target)
+    }
+
+    /// How many ephemeral containers have had their only start.
+    pub fn spent(&self) -> usize {
+        let ephemeral = self.spec.containers.iter().filter(|view| view.role == Role::Ephemeral);
+        ephemeral.filter(|view| self.record.containers[&view.name].stage != Stage::Waiting).count()
     }
 
     /// How the pod has ended, where it has.

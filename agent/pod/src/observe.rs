@@ -5,8 +5,9 @@ use std::time::Duration;
 use hearth_types::Timestamp;
 
 use crate::{
-    Addresses, Command, Event, EventType, Exit, Failure, ImageFacts, PodMachine, PodView, Role, Stage, StartFailure,
-    action::{Actions, Attempted, State},
+    Addresses, Command, ContainerView, Event, EventType, Exit, Failure, ImageFacts, PodMachine, PodView, Role, Stage,
+    StartFailure,
+    action::{Actions, Attempted, ContainerActions, State},
     machine::{Intent, event},
 };
 
@@ -84,8 +85,20 @@ impl PodMachine {
         assert_eq!(spec.uid, self.spec.uid, "a machine lives and dies with one pod");
         self.spec.scheduled_at = spec.scheduled_at.or(self.spec.scheduled_at.take());
         self.spec.deletion = spec.deletion;
+        for view in spec.containers.into_iter().filter(|view| view.role == Role::Ephemeral) {
+            self.add(view);
+        }
         if let Some(grace) = spec.deletion {
             self.stop(grace, now);
+        }
+    }
+
+    /// Takes a container in that was put beside the others. None is ever changed or taken away, whatever the region says.
+    fn add(&mut self, view: ContainerView) {
+        if self.spec.container(&view.name).is_none() {
+            self.record.containers.entry(view.name.clone()).or_default();
+            self.containers.insert(view.name.clone(), ContainerActions::default());
+            self.spec.containers.push(view);
         }
     }
 
@@ -193,6 +206,10 @@ impl PodMachine {
                     }
                     one.forget_attempt();
                     event(out, EventType::Normal, "Started", format!("Started container {name}"));
+                    for view in self.spec.containers.iter().filter(|view| view.target.as_deref() == Some(name)) {
+                        // It came too early for one that had ended.
+                        self.containers.get_mut(&view.name).into_iter().for_each(|one| one.start.hurry());
+                    }
                 }
             }
         }

@@ -120,23 +120,26 @@ impl PodMachine {
             self.actions.volumes.begin();
             out.push(Command::EnsureVolumes);
         }
-        let mut startable = Vec::new();
+        let (mut startable, mut makes_sandbox) = (Vec::new(), false);
         for view in &self.spec.containers {
             let record = &self.record.containers[&view.name];
             if !self.may_start(view) {
                 continue;
             }
+            let has_target = self.missing_target(view).is_none();
             let Some(one) = self.containers.get_mut(&view.name) else { continue };
             if one.image.is_due(now) {
                 one.image.begin();
                 out.push(Command::EnsureImage { container: view.name.clone() });
             }
-            if one.image.is_done() && is_restart_due(record, now) {
+            if one.image.is_done() && is_restart_due(record, now) && has_target {
                 startable.push(view.name.clone());
+                // Of no use alone.
+                makes_sandbox |= view.role != Role::Ephemeral;
             }
         }
         let sandbox = self.actions.sandbox.is_done();
-        let wanted = sandbox || (self.actions.volumes.is_done() && !startable.is_empty());
+        let wanted = sandbox || (self.actions.volumes.is_done() && makes_sandbox);
         let needed = sandbox || self.actions.sandbox.is_due(now);
         if wanted && needed && self.actions.network.is_due(now) {
             self.actions.network.begin();

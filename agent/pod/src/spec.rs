@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hearth_types::kinds::{Container, Pod, Probe};
+use hearth_types::kinds::{Container, EphemeralContainer, Pod, Probe};
 use serde_json::Value;
 
 /// The grace that Kubernetes gives where nothing is said, in seconds (`terminationGracePeriodSeconds`).
@@ -34,6 +34,20 @@ pub enum Role {
     Sidecar,
     /// It is what the pod is for (`containers`).
     Main,
+    /// It was put beside the others to look into the pod, is started once, and counts for nothing (`ephemeralContainers`, KEP-277).
+    Ephemeral,
+}
+
+impl Role {
+    /// Whether it is one of `initContainers`.
+    pub fn initialises(self) -> bool {
+        matches!(self, Self::Init | Self::Sidecar)
+    }
+
+    /// Whether the pod is ready only while it is.
+    pub fn serves(self) -> bool {
+        matches!(self, Self::Sidecar | Self::Main)
+    }
 }
 
 /// What a container is asked.
@@ -85,6 +99,8 @@ pub struct ContainerView {
     pub image: String,
     /// What it is for.
     pub role: Role,
+    /// The container whose processes it sees, so that it starts while that one runs only (`targetContainerName`).
+    pub target: Option<String>,
     /// `startupProbe`.
     pub startup: Option<ProbeView>,
     /// `livenessProbe`.
@@ -115,11 +131,29 @@ impl ContainerView {
             name: one.name.clone(),
             image: one.image.clone().unwrap_or_default(),
             role,
+            target: None,
             startup: probe(&one.startup_probe),
             liveness: probe(&one.liveness_probe),
             readiness: probe(&one.readiness_probe),
             post_start: role != Role::Init && hooks.is_some_and(|hooks| hooks.post_start.is_some()),
             pre_stop: role != Role::Init && hooks.is_some_and(|hooks| hooks.pre_stop.is_some()),
+        }
+    }
+}
+
+impl From<&EphemeralContainer> for ContainerView {
+    /// Nothing is asked of it, as validation has it.
+    fn from(one: &EphemeralContainer) -> Self {
+        Self {
+            name: one.name.clone(),
+            image: one.image.clone().unwrap_or_default(),
+            role: Role::Ephemeral,
+            target: one.target_container_name.clone().filter(|name| !name.is_empty()),
+            startup: None,
+            liveness: None,
+            readiness: None,
+            post_start: false,
+            pre_stop: false,
         }
     }
 }
@@ -155,7 +189,7 @@ pub struct PodView {
     pub grace: Duration,
     /// Marked for deletion, with this grace (`metadata.deletionGracePeriodSeconds`).
     pub deletion: Option<Duration>,
-    /// Its containers in the order of their start: first those that initialise it.
+    /// Its containers in the order of their start: first those that initialise it, last the ephemeral ones.
     pub containers: Vec<ContainerView>,
     /// How long it may be active on its device (`activeDeadlineSeconds`).
     pub active_deadline: Option<Duration>,
@@ -196,6 +230,7 @@ impl PodView {
             ContainerView::of(one, if sidecar { Role::Sidecar } else { Role::Init })
         });
         let main = spec.containers.iter().map(|one| ContainerView::of(one, Role::Main));
+        let ephemeral = spec.ephemeral_containers.iter().flatten().map(ContainerView::from);
         let grace = spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_SECONDS);
         let deletion =
             meta.deletion_timestamp.as_ref().map(|_| seconds(meta.deletion_grace_period_seconds.unwrap_or(grace)));
@@ -212,7 +247,7 @@ impl PodView {
             },
             grace: seconds(grace),
             deletion,
-            containers: init.chain(main).collect(),
+            containers: init.chain(main).chain(ephemeral).collect(),
             active_deadline: spec
                 .active_deadline_seconds
                 .map(|value| Duration::from_secs(u64::try_from(value).unwrap_or_default())),

@@ -23,15 +23,17 @@ pub(crate) fn of(pod: &PodMachine) -> Value {
         status.insert("reason".into(), json!(cause.reason));
         status.insert("message".into(), json!(cause.message));
     }
-    let of = |main: bool| {
-        let views = pod.spec.containers.iter().filter(move |view| (view.role == Role::Main) == main);
+    let of = |which: fn(Role) -> bool| {
+        let views = pod.spec.containers.iter().filter(move |view| which(view.role));
         views.map(|view| container(pod, view)).collect::<Vec<Value>>()
     };
-    let init = of(false);
-    if !init.is_empty() {
-        status.insert("initContainerStatuses".into(), Value::Array(init));
+    let (init, ephemeral) = (of(Role::initialises), of(|role| role == Role::Ephemeral));
+    status.insert("containerStatuses".into(), Value::Array(of(|role| role == Role::Main)));
+    for (field, list) in [("initContainerStatuses", init), ("ephemeralContainerStatuses", ephemeral)] {
+        if !list.is_empty() {
+            status.insert(field.into(), Value::Array(list));
+        }
     }
-    status.insert("containerStatuses".into(), Value::Array(of(true)));
     if let Some(addresses) = &pod.record.addresses {
         for (first, all, list) in [("podIP", "podIPs", &addresses.pod), ("hostIP", "hostIPs", &addresses.host)] {
             if let Some(one) = list.first() {
@@ -81,13 +83,13 @@ fn conditions(pod: &PodMachine, phase: Phase) -> Value {
                 condition["reason"] = json!("PodCompleted");
             } else {
                 condition["reason"] = json!("ContainersNotReady");
-                let unready = those(&|view, record| view.role != Role::Init && !record.is_ready());
+                let unready = those(&|view, record| view.role.serves() && !record.is_ready());
                 condition["message"] = json!(format!("containers with unready status: [{unready}]"));
             }
         }
         if !holds && name == "Initialized" {
             condition["reason"] = json!("ContainersNotInitialized");
-            let incomplete = those(&|view, record| view.role != Role::Main && !record.passed);
+            let incomplete = those(&|view, record| view.role.initialises() && !record.passed);
             condition["message"] = json!(format!("containers with incomplete status: [{incomplete}]"));
         }
         list.push(condition);
@@ -103,6 +105,8 @@ fn container(pod: &PodMachine, view: &ContainerView) -> Value {
     let ready = match view.role {
         Role::Init => matches!(&record.stage, Stage::Exited(exit) if exit.is_success()),
         Role::Sidecar | Role::Main => record.is_ready(),
+        // Nobody waits for it, and the kubelet says so.
+        Role::Ephemeral => false,
     };
     let facts = record.image.as_ref().or(pod.containers.get(name).and_then(|one| one.facts.as_ref()));
     let mut status = json!({
@@ -110,11 +114,13 @@ fn container(pod: &PodMachine, view: &ContainerView) -> Value {
         "image": facts.map_or(image, |facts| facts.reference.as_str()),
         "imageID": facts.map_or("", |facts| facts.id.as_str()),
         "ready": ready,
-        "started": record.has_started(),
         "restartCount": record.attempt,
         "state": state(pod, view, record),
         "lastState": {},
     });
+    if view.role != Role::Ephemeral {
+        status["started"] = json!(record.has_started());
+    }
     if record.stage != Stage::Waiting {
         status["containerID"] = container_id(pod, name, record.attempt);
     }
@@ -156,7 +162,7 @@ fn state(pod: &PodMachine, view: &ContainerView, record: &ContainerRecord) -> Va
         }
         Stage::Waiting => {
             let reason = if pod.record.ended.is_some() || pod.is_stopping() { "PodStopped" } else { creating(pod) };
-            let obstacle = obstacle(pod, name).filter(|_| pod.may_start(view));
+            let obstacle = obstacle(pod, name).or_else(|| without_target(pod, view)).filter(|_| pod.may_start(view));
             json!({"waiting": obstacle.unwrap_or_else(|| waiting(pod, name, reason))})
         }
     }
@@ -164,7 +170,7 @@ fn state(pod: &PodMachine, view: &ContainerView, record: &ContainerRecord) -> Va
 
 /// What Kubernetes says of a container that is on its way.
 fn creating(pod: &PodMachine) -> &'static str {
-    let has_init = pod.spec.containers.iter().any(|view| view.role != Role::Main);
+    let has_init = pod.spec.containers.iter().any(|view| view.role.initialises());
     if has_init { "PodInitializing" } else { "ContainerCreating" }
 }
 
@@ -204,6 +210,13 @@ fn obstacle(pod: &PodMachine, name: &str) -> Option<Value> {
     let steps = [&one.image, &actions.volumes, &actions.network, &actions.sandbox, &one.removal, &one.start];
     let failure = steps.iter().find_map(|step| step.failure.as_ref())?;
     Some(json!({"reason": failure.reason, "message": failure.message}))
+}
+
+/// What keeps a container from being started that is to see the processes of another.
+fn without_target(pod: &PodMachine, view: &ContainerView) -> Option<Value> {
+    let target = pod.missing_target(view).filter(|_| pod.has_sandbox() && !pod.is_stopping())?;
+    let message = format!("unable to find target container {target}: it is not running");
+    Some(json!({"reason": "CreateContainerConfigError", "message": message}))
 }
 
 fn terminated(pod: &PodMachine, name: &str, attempt: u32, exit: &Exit) -> Value {

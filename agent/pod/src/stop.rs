@@ -113,7 +113,12 @@ impl PodMachine {
         let goes_before = |(at, other): (usize, &ContainerView)| {
             let goes = self.record.containers[&other.name].running_since().is_some()
                 || self.containers[&other.name].start.is_under_way();
-            goes && (other.role != Role::Sidecar || at > index)
+            match other.role {
+                Role::Sidecar => goes && at > index,
+                // Nobody who looks on keeps others waiting.
+                Role::Ephemeral => false,
+                Role::Init | Role::Main => goes,
+            }
         };
         view.role != Role::Sidecar || !self.spec.containers.iter().enumerate().any(goes_before)
     }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod ephemeral;
 mod life;
 mod model;
 

@@ -212,6 +212,10 @@ pub struct ContainerSpec {
     /// Its first process has a terminal, and one output.
     #[serde(default)]
     pub terminal: bool,
+    /// The container of the pod whose PID namespace it joins, which has to run, and with which all that runs in it ends; none is one of its
+    /// own, or the pod's where its containers share one. A shim of an older release refuses it.
+    #[serde(default)]
+    pub processes_of: Option<String>,
     /// What the container is to do without; in builds for tests only.
     #[cfg(feature = "unprotected")]
     #[serde(default)]

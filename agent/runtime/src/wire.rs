@@ -70,6 +70,9 @@ pub(crate) enum Request {
     /// On that connection too: the pod is wanted. If it ends without this, the shim removes the pod again.
     Keep,
     Start(Box<ContainerSpec>),
+    /// The same of one that joins the PID namespace of another: a kind of its own, so that a shim of an older release refuses it and does
+    /// not start it in another place.
+    StartBeside(Box<ContainerSpec>),
     Status,
     Subscribe,
     Signal {

@@ -266,6 +266,12 @@ impl Client {
         answered(self.servers.call(Again::Safe, write(object, options)?, update_status).await?)
     }
 
+    /// Replaces `spec.ephemeralContainers` of a Pod alone, which can only grow; `metadata.resourceVersion`, where set, must be the stored one.
+    pub async fn update_ephemeral_containers(&self, pod: &Value, options: &WriteOptions) -> Result<Written, Status> {
+        let update = async |channel, request| resources(channel).update_ephemeral_containers(request).await;
+        answered(self.servers.call(Again::Safe, write(pod, options)?, update).await?)
+    }
+
     /// Three-way merge with what was applied last; creates where there is none.
     pub async fn apply(&self, object: &Value, options: &WriteOptions) -> Result<Written, Status> {
         let apply = async |channel, request| resources(channel).apply(request).await;

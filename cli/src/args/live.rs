@@ -1,4 +1,4 @@
-//! The command lines of the verbs that reach into what runs: `attach`, `port-forward`, `top`.
+//! The command lines of the verbs that reach into what runs: `attach`, `debug`, `port-forward`, `top`.
 
 use clap::{Args, Subcommand};
 
@@ -29,6 +29,49 @@ pub(crate) struct Attach {
     /// With a terminal; the container must have `tty: true`.
     #[arg(short = 't', long)]
     pub(crate) tty: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Debug {
+    /// A pod, `deployment/NAME` or `install/NAME`.
+    #[arg(value_name = "POD | KIND/NAME")]
+    pub(crate) pod: String,
+    /// The image of the container.
+    #[arg(long)]
+    pub(crate) image: String,
+    /// When its image is pulled.
+    #[arg(long, value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
+    pub(crate) image_pull_policy: Option<String>,
+    /// The name of the container [default: debugger-xxxxx].
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) container: Option<String>,
+    /// See the processes of this container of the pod.
+    #[arg(long, value_name = "CONTAINER")]
+    pub(crate) target: Option<String>,
+    /// An environment variable.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// With an input, which is standard input while this is attached.
+    #[arg(short = 'i', long)]
+    pub(crate) stdin: bool,
+    /// With a terminal.
+    #[arg(short = 't', long)]
+    pub(crate) tty: bool,
+    /// Wait until it runs, and attach to it [default: with -i].
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) attach: Option<bool>,
+    /// How long to wait until it runs; its image may have to be pulled.
+    #[arg(long, default_value = "5m", value_parser = super::timeout)]
+    pub(crate) timeout: std::time::Duration,
+    /// What follows `--` are arguments of the image's own command.
+    #[arg(long)]
+    pub(crate) arguments_only: bool,
+    /// Say nothing of what is done.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// The command, after `--` [default: the image's own].
+    #[arg(last = true)]
+    pub(crate) command: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]

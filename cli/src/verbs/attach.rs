@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use hearth_proto::v1::ExecStart;
+use hearth_client::Answers;
+use hearth_proto::v1::{ExecOutput, ExecStart};
+use hearth_types::ObjectKey;
 use serde_json::Value;
 
 use super::{
@@ -21,7 +23,7 @@ pub(crate) async fn run(context: &Context, args: &Attach) -> Result<ExitCode> {
     let pod = pod_of(context, &args.pod).await?;
     let container = container_of(&pod, args.container.as_deref())?;
     let value = pod.value();
-    let lists = [&value["spec"]["containers"], &value["spec"]["initContainers"]];
+    let lists = ["containers", "initContainers", "ephemeralContainers"].map(|list| &value["spec"][list]);
     let spec = lists.into_iter().filter_map(Value::as_array).flatten().find(|one| one["name"] == container.as_str());
     let has = |field: &str| spec.is_some_and(|spec| spec[field] == true);
     let told = |asked: bool, field: &str, what: &str| {
@@ -33,9 +35,21 @@ pub(crate) async fn run(context: &Context, args: &Attach) -> Result<ExitCode> {
     };
     let stdin = told(args.stdin, "stdin", "an input");
     let tty = told(args.tty, "tty", "a TTY") && session::has_terminal(true);
+    let (ours, outputs) = open(context, pod.key(), container, stdin, tty).await?;
+    ours.converse(outputs).await
+}
+
+/// Attaches to a container, which has what is asked for.
+pub(super) async fn open(
+    context: &Context,
+    pod: &ObjectKey,
+    container: String,
+    stdin: bool,
+    tty: bool,
+) -> Result<(session::Ours, Answers<ExecOutput>)> {
     let start = ExecStart {
-        namespace: pod.namespace().to_owned(),
-        pod: pod.name().to_owned(),
+        namespace: pod.namespace.to_string(),
+        pod: pod.name.to_string(),
         container,
         command: Vec::new(),
         stdin,
@@ -47,5 +61,5 @@ pub(crate) async fn run(context: &Context, args: &Attach) -> Result<ExitCode> {
     if stdin && tty {
         output::note("If you don't see a command prompt, try pressing enter.");
     }
-    ours.converse(outputs).await
+    Ok((ours, outputs))
 }

@@ -55,6 +55,11 @@ pub(crate) async fn run(context: &Context, args: &Logs) -> Result<()> {
     print(select_all(streams)).await
 }
 
+/// Prints one log as it is.
+pub(super) async fn show(context: &Context, request: LogsRequest) -> Result<()> {
+    print(open(context, Log { request, prefix: String::new() }, false).await?).await
+}
+
 async fn print(mut chunks: impl Stream<Item = Result<Vec<u8>>> + Unpin) -> Result<()> {
     use std::io::Write as _;
     while let Some(chunk) = chunks.next().await {

@@ -7,6 +7,7 @@ pub(crate) mod attach;
 pub(crate) mod completion;
 pub(crate) mod cordon;
 pub(crate) mod create;
+pub(crate) mod debug;
 pub(crate) mod delete;
 pub(crate) mod describe;
 pub(crate) mod edit;

@@ -1,4 +1,4 @@
-//! Which pod and container `logs` and `exec` mean: a pod, or one of those behind a Deployment or Install.
+//! Which pod and container `logs`, `exec` and the like mean: a pod, or one of those behind a Deployment or Install.
 
 use anyhow::{Result, bail};
 use hearth_types::{Object, kinds::labels, selector::LabelSelector};
@@ -63,8 +63,9 @@ pub(crate) fn container_of(pod: &Object, wanted: Option<&str>) -> Result<String>
     let value = pod.value();
     let names = containers(&value);
     if let Some(wanted) = wanted {
-        let mut first = value["spec"]["initContainers"].as_array().into_iter().flatten();
-        if !names.iter().any(|name| name == wanted) && !first.any(|one| one["name"] == wanted) {
+        let others = ["initContainers", "ephemeralContainers"].map(|list| value["spec"][list].as_array());
+        let mut others = others.into_iter().flatten().flatten();
+        if !names.iter().any(|name| name == wanted) && !others.any(|one| one["name"] == wanted) {
             bail!("container {wanted} is not valid for pod {}; it has: {}", pod.name(), names.join(", "));
         }
         return Ok(wanted.to_owned());

@@ -221,7 +221,7 @@ fn forwarded_ports_reach_what_listens_for_itself_alone() -> Result<()> {
 }
 
 /// A process of an interactive verb behind a terminal of its own.
-struct Session {
+pub(crate) struct Session {
     child: Running,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
@@ -229,7 +229,7 @@ struct Session {
 
 impl Session {
     /// Through `script`, which gives it a terminal.
-    fn begin(instance: &Instance, arguments: &str) -> Result<Self> {
+    pub(crate) fn begin(instance: &Instance, arguments: &str) -> Result<Self> {
         let binary = hearth_e2e::instance::binary();
         let mut command = Command::new("script");
         command.args(["-qec", &format!("{} {arguments}", binary.display()), "/dev/null"]);
@@ -239,13 +239,13 @@ impl Session {
         Ok(Self { child: Running(child), stdin, stdout: BufReader::new(stdout) })
     }
 
-    fn say(&mut self, text: &str) -> Result<()> {
+    pub(crate) fn say(&mut self, text: &str) -> Result<()> {
         self.stdin.write_all(text.as_bytes())?;
         Ok(self.stdin.flush()?)
     }
 
     /// Reads lines until one has this text; a test has a bound of its own.
-    fn until(&mut self, text: &str) -> Result<String> {
+    pub(crate) fn until(&mut self, text: &str) -> Result<String> {
         loop {
             let mut line = String::new();
             ensure!(self.stdout.read_line(&mut line)? > 0, "it ended before {text:?}");

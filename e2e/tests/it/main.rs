@@ -9,6 +9,7 @@ mod cli;
 mod contract;
 mod crash;
 mod debian;
+mod debug;
 mod disconnect;
 mod faults;
 mod fitness;

@@ -153,7 +153,8 @@ fn sources(value: &Value, pointer: &str, reference: &str) -> Vec<Box<str>> {
             names.extend(list(volume, "/projected/sources").map(|source| Box::from(text(source, &joined))));
         }
         let (all, one) = (format!("/{reference}Ref/name"), format!("/valueFrom/{reference}KeyRef/name"));
-        for container in list(value, "/spec/initContainers").chain(list(value, "/spec/containers")) {
+        let lists = ["/spec/initContainers", "/spec/containers", "/spec/ephemeralContainers"];
+        for container in lists.into_iter().flat_map(|field| list(value, field)) {
             names.extend(list(container, "/envFrom").map(|from| Box::from(text(from, &all))));
             names.extend(list(container, "/env").map(|variable| Box::from(text(variable, &one))));
         }

@@ -59,7 +59,7 @@ impl Myself<'_> {
         selector: &ResourceFieldSelector,
     ) -> Result<String, Failure> {
         let named = selector.container_name.as_deref().filter(|name| !name.is_empty());
-        let container = named.map_or(own, |name| container::named(self.pod, name));
+        let container = named.map_or(own, |name| container::lasting(self.pod).find(|one| one.name == name));
         let missing = || wrong(format!("container {:?} not found", named.unwrap_or_default()));
         let resources = container.ok_or_else(missing)?.resources.as_ref();
         let limit = |name: &str| resources.and_then(|all| all.limits.as_ref()).and_then(|all| all.get(name));
@@ -182,6 +182,6 @@ mod tests {
         }
         assert!(asked("other", "limits.cpu", "1").expect_err("refused").message.contains("not found"));
         let own = ResourceFieldSelector { resource: "limits.cpu".into(), ..ResourceFieldSelector::default() };
-        assert_eq!(myself.resource(container::named(&pod, "c"), &own).expect("its own"), "2");
+        assert_eq!(myself.resource(container::lasting(&pod).next(), &own).expect("its own"), "2");
     }
 }

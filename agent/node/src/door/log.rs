@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use hearth_pod::Phase;
 use hearth_proto::v1;
-use hearth_types::{Reason, Timestamp};
+use hearth_types::{Reason, Timestamp, kinds::Pod};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -12,6 +12,7 @@ use tonic::Status;
 
 use super::{Answers, QUEUE, find, refuse};
 use crate::{
+    ephemeral,
     logs::{LogReader, Wanted},
     shared::{PodEntry, Shared, blocking},
 };
@@ -137,14 +138,17 @@ fn next(entry: &PodEntry, container: &str, attempt: u32) -> Next {
         return Next::Attempt(newest);
     }
     let terminated = status.pointer("/state/terminated").is_some();
-    if ended || gone || (!running && (stopping || (terminated && !may_restart(entry, &status)))) {
+    if ended || gone || (!running && (stopping || (terminated && !may_restart(&entry.pod(), container, &status)))) {
         return Next::End;
     }
     Next::Wait
 }
 
-fn may_restart(entry: &PodEntry, status: &Value) -> bool {
-    let policy = entry.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
+fn may_restart(pod: &Pod, container: &str, status: &Value) -> bool {
+    if ephemeral::has(pod, container) {
+        return false;
+    }
+    let policy = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
     let code = status.pointer("/state/terminated/exitCode").and_then(Value::as_i64);
     match policy {
         Some("Never") => false,

@@ -7,7 +7,7 @@ use hearth_types::kinds::Pod;
 use serde_json::Value;
 
 use super::{Port, RouteView};
-use crate::shared::{PodEntry, Pods, container_statuses};
+use crate::shared::{PodEntry, Pods, lasting_statuses};
 
 /// What is going on with an app that does not answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub(super) fn choose(route: &RouteView, pods: &Pods) -> Result<SocketAddr, Outag
     let mut outage = Outage::Absent;
     let mut best = 0;
     for entry in pods.all() {
-        if &*entry.key.namespace != route.namespace.as_str() || !selected(&entry.pod, route) {
+        if &*entry.key.namespace != route.namespace.as_str() || !selected(&entry.pod(), route) {
             continue;
         }
         match address(&entry, &route.port) {
@@ -85,7 +85,7 @@ fn address(entry: &PodEntry, port: &Port) -> Result<SocketAddr, Outage> {
     if !snapshot.ready {
         return Err(reason(&snapshot.status));
     }
-    let port = number(&entry.pod, port)?;
+    let port = number(&snapshot.pod, port)?;
     let ip = snapshot.addresses.iter().find(|ip| IpAddr::is_ipv4(ip)).or(snapshot.addresses.first());
     ip.map(|ip| SocketAddr::new(*ip, port)).ok_or(Outage::Starting(None))
 }
@@ -107,7 +107,7 @@ fn number(pod: &Pod, port: &Port) -> Result<u16, Outage> {
 
 /// What a status says of an app that is not ready.
 fn reason(status: &Value) -> Outage {
-    for container in container_statuses(status) {
+    for container in lasting_statuses(status) {
         if container.get("ready") == Some(&Value::Bool(true)) {
             continue;
         }

@@ -76,6 +76,7 @@ impl House {
             "spec": {"containers": [{"name": "c"}]}}))
         .unwrap();
         let snapshot = Snapshot {
+            pod: Arc::new(pod),
             phase: Phase::Running,
             ready,
             stopping: false,
@@ -90,7 +91,6 @@ impl House {
         self.pods.insert(Arc::new(PodEntry {
             key: ObjectKey::new(GroupKind::POD, "alice", "p"),
             uid: "u".into(),
-            pod: Arc::new(pod),
             places: Places {
                 paths: Paths::new(std::path::Path::new("/nowhere")),
                 namespace: "alice".into(),

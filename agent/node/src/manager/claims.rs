@@ -15,7 +15,7 @@ impl Service {
     /// Who waits for a claim looks again at once.
     pub(super) async fn claims_released(&mut self) {
         for worker in self.workers.values().filter(|worker| !worker.vanished) {
-            if claims_of(&worker.entry.pod).next().is_some() {
+            if claims_of(&worker.entry.pod()).next().is_some() {
                 let _ = worker.inbox.send(Input::ConfigChanged).await;
             }
         }
@@ -37,7 +37,7 @@ impl Service {
                 continue;
             }
             let in_use = self.workers.values().any(|worker| {
-                worker.object.namespace() == claim.namespace() && uses_claim(&worker.entry.pod, claim.name())
+                worker.object.namespace() == claim.namespace() && uses_claim(&worker.entry.pod(), claim.name())
                     // A pod that is torn down has let go of it, even where its object is still there.
                     && !is_gone(worker)
             });

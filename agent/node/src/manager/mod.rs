@@ -250,7 +250,7 @@ impl Service {
         }
         configs.extend(change.vanished.iter().map(|object| object.key().clone()));
         for worker in self.workers.values() {
-            if !worker.vanished && uses_any(&worker.entry.pod, worker.object.namespace(), &configs) {
+            if !worker.vanished && uses_any(&worker.entry.pod(), worker.object.namespace(), &configs) {
                 let _ = worker.inbox.send(Input::ConfigChanged).await;
             }
         }

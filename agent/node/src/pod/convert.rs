@@ -1,10 +1,13 @@
 //! Between the runtime's words and the machine's. Pure.
 
+use std::sync::Arc;
+
 use hearth_pod::{
     Answer, Command, ContainerRecord, Event, Exit, Failure, FoundContainer, FoundState, PodMachine, Record, Stage,
     StartFailure,
 };
 use hearth_runtime::{ContainerState, ContainerStatus};
+use hearth_types::kinds::Pod;
 
 use crate::shared::{Snapshot, timestamp};
 
@@ -36,9 +39,10 @@ pub(super) fn presumed(record: &Record) -> Vec<FoundContainer> {
     record.containers.iter().filter_map(running).collect()
 }
 
-pub(super) fn snapshot_of(machine: &PodMachine, sandbox: Option<&hearth_runtime::Pod>) -> Snapshot {
+pub(super) fn snapshot_of(machine: &PodMachine, sandbox: Option<&hearth_runtime::Pod>, pod: &Arc<Pod>) -> Snapshot {
     let addresses = machine.record().addresses.as_ref().map(|all| all.pod.as_slice()).unwrap_or_default();
     Snapshot {
+        pod: Arc::clone(pod),
         phase: machine.phase(),
         ready: machine.is_ready() && machine.record().ended.is_none() && machine.has_sandbox(),
         stopping: machine.is_stopping(),

@@ -277,7 +277,7 @@ impl Site {
         let objects = self.shared.objects();
         container::spec(&Ingredients {
             pod: &self.pod,
-            container,
+            container: &container,
             attempt,
             image,
             volumes: &given.volumes,
@@ -342,8 +342,9 @@ fn start_failure(error: RuntimeError) -> StartFailure {
         RuntimeError::Version { .. } => return StartFailure::Config(Failure::new("ShimVersion", chain(&error))),
         RuntimeError::Start(StartError::NoSuchFile { .. } | StartError::NotExecutable { .. }) => "ContainerCannotRun",
         RuntimeError::Start(StartError::OutOfMemory) => "OOMKilled",
-        // As the kubelet has it: what is in the volume may change, and nothing was started.
-        RuntimeError::Start(StartError::SubPath { .. }) => {
+        // As the kubelet has it: nothing was started, what is in the volume may change, and the container whose processes this one is to see
+        // has just ended and may run again.
+        RuntimeError::Start(StartError::SubPath { .. } | StartError::NotRunning { .. }) => {
             return StartFailure::Config(Failure::new("CreateContainerConfigError", chain(&error)));
         }
         RuntimeError::Start(_) => "StartError",

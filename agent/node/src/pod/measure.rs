@@ -66,7 +66,7 @@ impl Limits {
         }
         Self {
             volumes: empty_dirs(pod).map(volume).collect(),
-            containers: container::all(pod).map(part).collect(),
+            containers: container::all(pod).map(|one| part(&one)).collect(),
             pod: together.peak().filter(|bytes| *bytes > 0),
         }
     }

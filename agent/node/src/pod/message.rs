@@ -64,8 +64,8 @@ impl LastWords {
     }
 
     fn with_message(&self, name: &str, attempt: u32, exit: Exit) -> Exit {
-        let policy = container::named(&self.pod, name).and_then(|one| one.termination_message_policy.as_deref());
-        let falls_back = policy == Some("FallbackToLogsOnError") && !exit.is_success();
+        let policy = container::named(&self.pod, name).and_then(|one| one.termination_message_policy.clone());
+        let falls_back = policy.as_deref() == Some("FallbackToLogsOnError") && !exit.is_success();
         let said = match read(&self.places.layer(name, attempt).join(TERMINATION_LOG)) {
             Ok(said) if said.is_empty() && falls_back => self.end_of_log(name, attempt),
             Ok(said) => text(&said),

@@ -36,16 +36,18 @@ pub(crate) fn uses_any(pod: &Pod, namespace: &str, keys: &HashSet<ObjectKey>) ->
     });
     let pulls = spec.image_pull_secrets.iter().flatten().any(|one| secret(&one.name));
     let claims = claims_of(pod).any(|claim| has(GroupKind::PERSISTENT_VOLUME_CLAIM, claim));
-    let from = container::all(pod).flat_map(|one| one.env_from.iter().flatten()).any(|from| {
-        from.config_map_ref.as_ref().is_some_and(|one| config(&one.name))
-            || from.secret_ref.as_ref().is_some_and(|one| secret(&one.name))
+    let environment = container::all(pod).any(|container| {
+        let from = container.env_from.iter().flatten().any(|from| {
+            from.config_map_ref.as_ref().is_some_and(|one| config(&one.name))
+                || from.secret_ref.as_ref().is_some_and(|one| secret(&one.name))
+        });
+        let mut env = container.env.iter().flatten().filter_map(|env| env.value_from.as_ref());
+        from || env.any(|from| {
+            from.config_map_key_ref.as_ref().is_some_and(|one| config(&one.name))
+                || from.secret_key_ref.as_ref().is_some_and(|one| secret(&one.name))
+        })
     });
-    let env = container::all(pod).flat_map(|one| one.env.iter().flatten()).filter_map(|env| env.value_from.as_ref());
-    let mut env = env.map(|from| {
-        from.config_map_key_ref.as_ref().is_some_and(|one| config(&one.name))
-            || from.secret_key_ref.as_ref().is_some_and(|one| secret(&one.name))
-    });
-    volumes || pulls || claims || from || env.any(|uses| uses)
+    volumes || pulls || claims || environment
 }
 
 /// Whether a pod has files in which it is told of itself, which change with its labels and annotations.
@@ -72,6 +74,7 @@ mod tests {
             "initContainers": [{"name": "i", "envFrom": [{"configMapRef": {"name": "first"}}]}],
             "containers": [{"name": "c", "envFrom": [{"secretRef": {"name": "from"}}],
                 "env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "key", "key": "k"}}}]}],
+            "ephemeralContainers": [{"name": "e", "envFrom": [{"configMapRef": {"name": "debug"}}]}],
         }}))
         .expect("a pod");
         let uses = |kind: GroupKind, namespace: &str, name: &str| {
@@ -82,6 +85,7 @@ mod tests {
         assert!(uses(GroupKind::SECRET, "n", "joined") && !uses(GroupKind::CONFIG_MAP, "n", "joined"));
         assert!(uses(GroupKind::SECRET, "n", "from") && uses(GroupKind::SECRET, "n", "login"));
         assert!(uses(GroupKind::PERSISTENT_VOLUME_CLAIM, "n", "data"));
+        assert!(uses(GroupKind::CONFIG_MAP, "n", "debug"));
         assert!(!uses(GroupKind::SECRET, "n", "files"));
         assert!(!uses(GroupKind::CONFIG_MAP, "other", "files"));
         assert!(uses_claim(&pod, "data") && !uses_claim(&pod, "other"));

@@ -34,6 +34,7 @@ use super::{
 };
 use crate::{
     container::Places,
+    ephemeral,
     files::chain,
     shared::{PodEntry, Shared, Snapshot, blocking},
 };
@@ -110,6 +111,8 @@ struct Worker {
     gauge: Gauge,
     snapshot: watch::Sender<Snapshot>,
     written: Option<Record>,
+    /// How many containers that are started once had been, when it was written.
+    spent: usize,
     vanished: bool,
 }
 
@@ -133,11 +136,10 @@ pub(crate) async fn spawn(shared: Arc<Shared>, start: Start, tasks: &mut JoinSet
     if was_dead {
         bury(&shared, &start.object, &machine).await;
     }
-    let (snapshot, watched) = watch::channel(snapshot_of(&machine, sandbox.as_ref()));
+    let (snapshot, watched) = watch::channel(snapshot_of(&machine, sandbox.as_ref(), &pod));
     let entry = Arc::new(PodEntry {
         key: start.object.key().clone(),
         uid: start.object.uid().clone(),
-        pod: Arc::clone(&pod),
         places: places.clone(),
         snapshot: watched,
     });
@@ -164,6 +166,7 @@ pub(crate) async fn spawn(shared: Arc<Shared>, start: Start, tasks: &mut JoinSet
         volumes: VolumePaths::new(),
         snapshot,
         written: None,
+        spent: 0,
         vanished: false,
     };
     if let Some(sandbox) = sandbox {
@@ -214,7 +217,7 @@ impl Worker {
         match input {
             Input::Desired(object) => match PodView::from_json(&object.value()) {
                 Ok(view) => {
-                    self.tell_itself(&object);
+                    self.take(&object);
                     self.object = object;
                     self.step(Event::Desired(Box::new(view)));
                 }
@@ -245,16 +248,19 @@ impl Worker {
         }
     }
 
-    /// Labels and annotations change: files follow in which the pod is told of them, and the limits of its network.
-    fn tell_itself(&mut self, object: &Object) {
+    /// Ephemeral containers come; labels and annotations change, and with them files in which the pod is told of them, and the limits of its
+    /// network.
+    fn take(&mut self, object: &Object) {
         match object.view::<Pod>() {
-            Ok(pod) if pod.metadata != self.site.pod.metadata => {
+            Ok(mut pod) if pod.metadata != self.site.pod.metadata || pod.spec != self.site.pod.spec => {
+                let renamed = pod.metadata != self.site.pod.metadata;
+                ephemeral::keep(&self.site.pod, &mut pod);
                 let before = std::mem::replace(&mut self.site.pod, Arc::new(pod));
                 if policy::bandwidth(&before) != policy::bandwidth(&self.site.pod) && self.machine.has_sandbox() {
                     let (site, sandbox) = (self.site.clone(), self.sandbox.clone());
                     self.tasks.spawn(async move { Outcome::Limited(site.limit(sandbox).await) });
                 }
-                if tells_itself(&self.site.pod) && self.machine.has_sandbox() {
+                if renamed && tells_itself(&self.site.pod) && self.machine.has_sandbox() {
                     let site = self.site.clone();
                     self.tasks.spawn(async move { Outcome::Refreshed(site.refresh().await) });
                 }
@@ -328,7 +334,7 @@ impl Worker {
 
     /// Publishes and writes down what the last steps changed.
     async fn settle(&mut self) {
-        let snapshot = snapshot_of(&self.machine, self.sandbox.as_ref());
+        let snapshot = snapshot_of(&self.machine, self.sandbox.as_ref(), &self.site.pod);
         self.snapshot.send_if_modified(|old| {
             let changed = old.status != snapshot.status
                 || old.ready != snapshot.ready
@@ -341,8 +347,10 @@ impl Worker {
             return;
         }
         let record = self.machine.record().clone();
-        // A pod that ran to its end must not run again after a power cut; all else is found out anew.
-        let durable = record.ended.is_some() && self.written.as_ref().is_none_or(|old| old.ended.is_none());
+        // A pod that ran to its end must not run again after a power cut, nor what is started once; all else is found out anew.
+        let ended = record.ended.is_some() && self.written.as_ref().is_none_or(|old| old.ended.is_none());
+        let durable = ended || self.machine.spent() > self.spent;
+        self.spent = self.machine.spent();
         let stored = StoredPod { object: self.object.value(), record: record.clone() };
         let (dir, uid) = (self.site.shared.paths.pods(), self.site.places.uid.clone());
         match blocking(move || stored.write(&dir, &uid, durable)).await {

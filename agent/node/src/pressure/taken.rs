@@ -83,8 +83,9 @@ pub(super) fn is_gone(pod: &PodEntry) -> bool {
 fn candidate(pod: &PodEntry, owner: &str, resource: Resource, shared: u64, used: Vec<(String, u64)>) -> Candidate {
     let snapshot = pod.snapshot.borrow();
     let ended = matches!(snapshot.phase, Phase::Succeeded | Phase::Failed);
+    let of = Arc::clone(&snapshot.pod);
     let part = |(name, used): (String, u64)| {
-        let request = container::named(&pod.pod, &name).map_or(0, |one| request(one, resource));
+        let request = container::named(&of, &name).map_or(0, |one| request(&one, resource));
         Part { name, used, request }
     };
     let containers: Vec<Part> = used.into_iter().map(part).collect();
@@ -95,7 +96,7 @@ fn candidate(pod: &PodEntry, owner: &str, resource: Resource, shared: u64, used:
         // Where something ends it, its status says why from the first moment on.
         ending: ended || snapshot.stopping || snapshot.status.get("reason").is_some(),
         used: containers.iter().fold(shared, |sum, one| sum.saturating_add(one.used)),
-        request: request_of(&pod.pod, resource),
+        request: request_of(&of, resource),
         containers,
     }
 }
@@ -138,7 +139,7 @@ fn walk(shared: &Shared, pod: &PodEntry) -> OfPod {
         })
     };
     let mut found = OfPod::default();
-    for volume in empty_dirs(&pod.pod) {
+    for volume in empty_dirs(&pod.pod()) {
         found.volumes += told(shared.volumes.usage(uid, &volume.name, u64::MAX));
     }
     let status = pod.snapshot.borrow().status.clone();

@@ -20,6 +20,7 @@ enum Chance {
     Unlink,
     Hold { held: bool },
     Evict,
+    Debug { target: bool },
     Vanish,
     Wait { seconds: u64 },
     Restart { alive: bool },
@@ -38,6 +39,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         1 => Just(Chance::Unlink),
         2 => any::<bool>().prop_map(|held| Chance::Hold { held }),
         1 => Just(Chance::Evict),
+        3 => any::<bool>().prop_map(|target| Chance::Debug { target }),
         1 => Just(Chance::Vanish),
         4 => (0_u64..400).prop_map(|seconds| Chance::Wait { seconds }),
         1 => any::<bool>().prop_map(|alive| Chance::Restart { alive }),
@@ -91,7 +93,9 @@ impl Model {
                     assert!(self.pod.record().ended.is_none(), "a pod that ended starts {container}");
                     assert!(!self.running.contains_key(container), "{container} runs already");
                     let before = self.spec.containers.iter().take_while(|view| view.name != *container);
-                    let mut before = before.filter(|view| view.role != Role::Main);
+                    let is_ephemeral = self.spec.container(container).is_some_and(|view| view.role == Role::Ephemeral);
+                    assert!(!is_ephemeral || *attempt == 0, "{container} is started twice");
+                    let mut before = before.filter(|view| view.role.initialises() && !is_ephemeral);
                     assert!(before.all(|view| self.passed.contains(&view.name)), "{container} comes before its turn");
                     let open =
                         |c: &Command| matches!(c, Command::StartContainer { container: c, .. } if c == container);
@@ -257,6 +261,16 @@ impl Model {
                 }
             }
             Chance::Evict => self.step(Event::Evicted(Failure::new("Evicted", "too much"))),
+            Chance::Debug { target } => {
+                let mut view = self.spec.containers[0].clone();
+                view.name = format!("debug{}", self.spec.containers.len());
+                (view.role, view.post_start, view.pre_stop) = (Role::Ephemeral, false, false);
+                view.target = target.then(|| self.spec.containers[0].name.clone());
+                self.spec.containers.push(view);
+                let mut spec = self.spec.clone();
+                spec.deletion = self.pod.spec().deletion;
+                self.step(Event::Desired(Box::new(spec)));
+            }
             Chance::Vanish => self.step(Event::Vanished(Duration::from_secs(1))),
             Chance::Wait { seconds } => {
                 self.now = self.now.plus(Duration::from_secs(seconds));
@@ -335,7 +349,8 @@ proptest! {
         }
         model.heal();
         if !model.stopping {
-            let running = model.running.len() == containers;
+            let lasts = |name: &String| model.spec.container(name).is_some_and(|view| view.role != Role::Ephemeral);
+            let running = model.running.keys().filter(|name| lasts(name)).count() == containers;
             prop_assert!(running || model.pod.record().ended.is_some() || policy != "Always", "{:?}", model.pod);
             let evicted = chances.iter().any(|chance| matches!(chance, Chance::Evict));
             prop_assert!(running || evicted || policy == "OnFailure" || policy == "Never");

@@ -73,9 +73,15 @@ fn chain(error: &dyn std::error::Error) -> String {
     text.chars().take(MAX_REASON).collect()
 }
 
-/// The helper's life.
-pub(crate) fn run(sandbox: &Sandbox, spec: &ContainerSpec, channel: OwnedFd, ends: TheirEnds) -> i32 {
-    let made = make(sandbox, &with_termination_log(spec), &channel, ends);
+/// The helper's life. `joined` is the PID namespace of another container, where it is to be in that.
+pub(crate) fn run(
+    sandbox: &Sandbox,
+    spec: &ContainerSpec,
+    channel: OwnedFd,
+    ends: TheirEnds,
+    joined: Option<OwnedFd>,
+) -> i32 {
+    let made = make(sandbox, &with_termination_log(spec), &channel, ends, joined.as_ref());
     let (message, code) = match made {
         Ok(()) => return 0,
         Err(e) => (HelperMsg::Failed(e), 1),
@@ -84,10 +90,16 @@ pub(crate) fn run(sandbox: &Sandbox, spec: &ContainerSpec, channel: OwnedFd, end
     code
 }
 
-fn make(sandbox: &Sandbox, spec: &ContainerSpec, channel: &OwnedFd, ends: TheirEnds) -> Result<(), StartError> {
+fn make(
+    sandbox: &Sandbox,
+    spec: &ContainerSpec,
+    channel: &OwnedFd,
+    ends: TheirEnds,
+    joined: Option<&OwnedFd>,
+) -> Result<(), StartError> {
     let namespaces = [&sandbox.userns, &sandbox.ipcns, &sandbox.utsns];
     let mut keep: Vec<_> = namespaces.iter().map(|fd| fd.as_raw_fd()).collect();
-    let pidns = sandbox.pause.as_ref().map(|pause| &pause.pidns);
+    let pidns = joined.or(sandbox.pause.as_ref().map(|pause| &pause.pidns));
     keep.extend(pidns.map(AsRawFd::as_raw_fd));
     keep.extend([channel.as_raw_fd(), ends.stdout.as_raw_fd(), ends.stderr.as_raw_fd()]);
     keep.extend(ends.stdin.iter().map(AsRawFd::as_raw_fd));

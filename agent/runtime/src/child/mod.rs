@@ -145,6 +145,9 @@ pub(crate) fn check_container(spec: &ContainerSpec, pod: &PodConfig) -> Result<(
     for layer in &spec.layers {
         check_absolute("layers", layer)?;
     }
+    if let Some(target) = &spec.processes_of {
+        check_name(target).map_err(|e| invalid("processes_of", e))?;
+    }
     check_absolute("scratch", &spec.scratch)?;
     check_absolute("log_path", &spec.log_path)?;
     if !spec.cwd.is_empty() {

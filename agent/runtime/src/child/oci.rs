@@ -35,7 +35,7 @@ pub(super) struct Parts<'a> {
     pub(super) cgroup: PathBuf,
     /// Paths of the pod's namespaces: user, ipc, uts.
     pub(super) namespaces: [PathBuf; 3],
-    /// That of the pod's PID namespace, where its containers share one.
+    /// That of the PID namespace of another container, or of the pod, where its containers share one.
     pub(super) pidns: Option<PathBuf>,
     /// `<dir>/cgroup` shows the container's own cgroup (version 2 only).
     pub(super) cgroup_view: bool,

@@ -140,7 +140,10 @@ impl Pod {
     /// [`RuntimeError::Start`] says why not.
     pub async fn start_container(&self, spec: ContainerSpec) -> Result<ContainerStatus, RuntimeError> {
         let name = spec.name.clone();
-        match self.ask(&Request::Start(Box::new(spec)), WORK_BOUND).await? {
+        let beside = spec.processes_of.is_some();
+        let spec = Box::new(spec);
+        let request = if beside { Request::StartBeside(spec) } else { Request::Start(spec) };
+        match self.ask(&request, WORK_BOUND).await? {
             Reply::Started(status) => Ok(status),
             reply => Err(self.other(reply, &name)),
         }

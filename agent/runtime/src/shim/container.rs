@@ -47,6 +47,8 @@ pub(super) struct Container {
     pub(super) scratch: PathBuf,
     pub(super) phase: Phase,
     pub(super) pid: Option<i32>,
+    /// It is in the PID namespace of another container.
+    pub(super) joined: bool,
     /// Its first process was reaped.
     pub(super) exit: Option<Exit>,
     log: LogWriter,
@@ -101,6 +103,7 @@ impl Container {
             scratch: spec.scratch.clone(),
             phase: Phase::Starting(helper),
             pid: None,
+            joined: spec.processes_of.is_some(),
             exit: None,
             log,
             budget: Budget::new(Instant::now()),

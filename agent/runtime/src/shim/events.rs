@@ -89,7 +89,7 @@ impl Shim {
             Request::Setup(_) | Request::Keep => {
                 self.answer(conn, &Reply::Refused { reason: "the pod is set up already".to_owned() })
             }
-            Request::Start(spec) => {
+            Request::Start(spec) | Request::StartBeside(spec) => {
                 if let Err(e) = self.start(conn, *spec) {
                     self.answer(conn, &Reply::StartFailed(e));
                 }
@@ -133,17 +133,28 @@ impl Shim {
             let reason = format!("{} is that of container {}", spec.scratch.display(), other.id());
             return Err(StartError::Invalid { field: "scratch".to_owned(), reason });
         }
+        let joined = spec.processes_of.as_deref().map(|target| self.processes_of(target)).transpose()?;
         let id = self.id();
         let (container, ends) = Container::new(&spec, id).map_err(|e| StartError::Invalid {
             field: format!("log {}", spec.log_path.display()),
             reason: e.to_string(),
         })?;
         let sandbox = &self.sandbox;
-        let helper = fork_helper(id, Task::Start { conn }, |channel| child::create::run(sandbox, &spec, channel, ends));
+        let helper =
+            fork_helper(id, Task::Start { conn }, |channel| child::create::run(sandbox, &spec, channel, ends, joined));
         self.helpers.push(helper?);
         self.containers.push(container);
         self.wait_for(conn, id);
         Ok(())
+    }
+
+    /// The PID namespace of a container that runs.
+    fn processes_of(&self, target: &str) -> Result<OwnedFd, StartError> {
+        let not_running = || StartError::NotRunning { name: target.to_owned() };
+        let running = |c: &&Container| c.name == target && matches!(c.phase, Phase::Running { .. });
+        let pid = self.containers.iter().find(running).and_then(Container::alive).ok_or_else(not_running)?;
+        // Opened here, where the pid is that of an unreaped child of ours, so it is nobody else's: a helper would look when it may be.
+        Ok(std::fs::File::open(format!("/proc/{pid}/ns/pid")).map_err(|_| not_running())?.into())
     }
 
     fn check_going_on(&self) -> Result<(), StartError> {
@@ -343,15 +354,18 @@ impl Shim {
         let container = &mut self.containers[n];
         let (Phase::Running { started_at }, Some(exit)) = (container.phase, container.exit) else { return };
         let cgroup = self.sandbox.cgroup.join(container.id());
+        let shares = container.joined || self.sandbox.pause.is_some();
         let status = container.finish(&self.sandbox, started_at, exit);
-        self.sweep(&cgroup);
+        if shares {
+            self.sweep(&cgroup);
+        }
         self.end_attached(n);
         self.publish(&status);
     }
 
     /// Has a helper kill what a container left running. The kernel does so where its first process was that of a PID namespace.
     fn sweep(&mut self, cgroup: &Path) {
-        if self.sandbox.pause.is_none() || self.ending {
+        if self.ending {
             return;
         }
         let (id, cgroups) = (self.id(), self.sandbox.cgroups.clone());

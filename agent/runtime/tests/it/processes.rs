@@ -13,6 +13,9 @@ crate::tests![
     what_is_left_behind_is_reaped,
     the_pod_ends_with_its_first_process,
     a_sharing_pod_that_is_destroyed_or_killed_leaves_nothing,
+    one_container_joins_anothers_processes_and_is_kept_in_as_that,
+    who_joined_another_leaves_nothing_behind_in_it,
+    who_does_not_run_cannot_be_joined_and_nothing_is_spent,
 ];
 
 async fn run(pod: &TestPod, container: &str, script: &str) -> String {
@@ -137,4 +140,73 @@ async fn a_sharing_pod_that_is_destroyed_or_killed_leaves_nothing(ctx: Ctx) {
         let left = ctx.instance.cgroup_dirs().into_iter().filter(|dir| Path::new(dir).join(&uid).exists());
         assert_eq!(left.count(), 0, "no cgroup is left");
     }
+}
+
+fn beside(pod: &TestPod, name: &str, target: &str, script: &str) -> hearth_runtime::ContainerSpec {
+    let mut spec = pod.spec(name, script);
+    spec.processes_of = Some(target.to_owned());
+    spec
+}
+
+async fn one_container_joins_anothers_processes_and_is_kept_in_as_that(ctx: Ctx) {
+    let pod = ctx.pod().await;
+    pod.pod.start_container(pod.spec("app", "exec sleep 1111")).await.expect("starts");
+    pod.pod.start_container(pod.spec("other", "exec sleep 2222")).await.expect("starts");
+    pod.pod.start_container(beside(&pod, "debug", "app", "exec sleep 3333")).await.expect("starts");
+    let script = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done";
+    let seen = run(&pod, "debug", script).await;
+    assert!(seen.contains("sleep 1111") && seen.contains("sleep 3333") && !seen.contains("sleep 2222"), "{seen}");
+    assert!(run(&pod, "app", script).await.contains("sleep 3333"), "it is among them");
+    // What is the other's first process is reached by its files, as under Kubernetes.
+    run(&pod, "debug", "tr -d '\\0' < /proc/1/cmdline | grep -q sleep1111 && ls /proc/1/root/bin/busybox").await;
+    let namespaces = "for n in user mnt pid ipc uts net cgroup; do readlink /proc/self/ns/$n; done";
+    let (of_app, of_debug) = (run(&pod, "app", namespaces).await, run(&pod, "debug", namespaces).await);
+    let same: Vec<bool> = of_app.lines().zip(of_debug.lines()).map(|(app, debug)| app == debug).collect();
+    assert_eq!(same, [true, false, true, true, true, true, false], "{of_app}{of_debug}");
+    let status = run(&pod, "debug", "cat /proc/self/status").await;
+    for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+    run(&pod, "debug", "! unshare -m true 2>/dev/null && ! mount -t tmpfs x /tmp 2>/dev/null").await;
+    // All of it ends with the other's first process.
+    pod.pod.signal("app", libc::SIGKILL).await.expect("signals");
+    pod.ended("app").await;
+    assert!(matches!(pod.ended("debug").await.state, ContainerState::Exited { signal: Some(9), .. }));
+    until("the other is alone", || pod.lines() == ["sleep 2222 "]).await;
+    pod.destroy().await;
+}
+
+async fn who_joined_another_leaves_nothing_behind_in_it(ctx: Ctx) {
+    let pod = ctx.pod().await;
+    pod.pod.start_container(pod.spec("app", "exec sleep 1111")).await.expect("starts");
+    let script = "setsid sleep 4444 & sleep 5555 & exec sleep 6666";
+    pod.pod.start_container(beside(&pod, "debug", "app", script)).await.expect("starts");
+    until("its processes run", || pod.lines().len() == 4).await;
+    pod.pod.signal("debug", libc::SIGKILL).await.expect("signals");
+    pod.ended("debug").await;
+    until("they went with it", || pod.lines() == ["sleep 1111 "]).await;
+    pod.destroy().await;
+}
+
+async fn who_does_not_run_cannot_be_joined_and_nothing_is_spent(ctx: Ctx) {
+    let pod = ctx.pod().await;
+    let refused = |error: hearth_runtime::RuntimeError| {
+        let name = match error {
+            hearth_runtime::RuntimeError::Start(hearth_runtime::StartError::NotRunning { name }) => name,
+            other => panic!("{other}"),
+        };
+        assert_eq!(name, "app");
+    };
+    refused(pod.pod.start_container(beside(&pod, "debug", "app", "true")).await.expect_err("is not there"));
+    pod.pod.start_container(pod.spec("app", "true")).await.expect("starts");
+    pod.ended("app").await;
+    refused(pod.pod.start_container(beside(&pod, "debug", "app", "true")).await.expect_err("has ended"));
+    let mut again = pod.spec("app", "exec sleep 1111");
+    (again.attempt, again.scratch) = (1, pod.dir().join("scratch-app-1"));
+    pod.pod.start_container(again).await.expect("starts");
+    pod.pod
+        .start_container(beside(&pod, "debug", "app", "exec sleep 2222"))
+        .await
+        .expect("the same attempt starts now");
+    pod.destroy().await;
 }

@@ -186,6 +186,7 @@ pub fn spec(dir: &Path, layer: &Path, name: &str, script: &str) -> ContainerSpec
         stdin: false,
         stdin_once: false,
         terminal: false,
+        processes_of: None,
         #[cfg(feature = "unprotected")]
         without: Vec::new(),
     }

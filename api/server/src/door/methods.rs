@@ -27,13 +27,14 @@ const fn method(service: &'static str, name: &'static str, allowed: Allowed) -> 
     Method { service, name, allowed }
 }
 
-static METHODS: [Method; 35] = [
+static METHODS: [Method; 36] = [
     method("hearth.v1.Resources", "Get", Allowed::Admins),
     method("hearth.v1.Resources", "List", Allowed::Admins),
     method("hearth.v1.Resources", "Watch", Allowed::Admins),
     method("hearth.v1.Resources", "Create", Allowed::Admins),
     method("hearth.v1.Resources", "Update", Allowed::Admins),
     method("hearth.v1.Resources", "UpdateStatus", Allowed::Admins),
+    method("hearth.v1.Resources", "UpdateEphemeralContainers", Allowed::Admins),
     method("hearth.v1.Resources", "Apply", Allowed::Admins),
     method("hearth.v1.Resources", "ApplyAll", Allowed::Admins),
     method("hearth.v1.Resources", "Patch", Allowed::Admins),

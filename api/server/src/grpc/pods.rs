@@ -140,8 +140,9 @@ fn container_of(pod: &Object, wanted: &str) -> Result<String, Status> {
     let value = pod.value();
     let containers = value.pointer("/spec/containers").and_then(Value::as_array).into_iter().flatten();
     let names: Vec<&str> = containers.filter_map(|container| container.get("name").and_then(Value::as_str)).collect();
-    let first = value.pointer("/spec/initContainers").and_then(Value::as_array).into_iter().flatten();
-    let mut first = first.filter_map(|container| container.get("name").and_then(Value::as_str));
+    let lists = ["/spec/initContainers", "/spec/ephemeralContainers"].into_iter();
+    let others = lists.filter_map(|list| value.pointer(list)?.as_array()).flatten();
+    let mut others = others.filter_map(|container| container.get("name").and_then(Value::as_str));
     let list = names.join(" ");
     match (wanted, names.as_slice()) {
         ("", [only]) => Ok((*only).to_owned()),
@@ -149,7 +150,7 @@ fn container_of(pod: &Object, wanted: &str) -> Result<String, Status> {
             let text = format!("a container name must be specified for pod {}, choose one of: [{list}]", pod.name());
             Err(about(pod.key(), Reason::BadRequest, text))
         }
-        (wanted, names) if names.contains(&wanted) || first.any(|name| name == wanted) => Ok(wanted.to_owned()),
+        (wanted, names) if names.contains(&wanted) || others.any(|name| name == wanted) => Ok(wanted.to_owned()),
         (wanted, _) => {
             let text = format!("container {} is not valid for pod {}; it has [{list}]", shown(wanted), pod.name());
             Err(about(pod.key(), Reason::BadRequest, text))

@@ -94,6 +94,16 @@ impl v1::resources_server::Resources for ResourcesDoor {
         Ok(Response::new(convert::written(&written)))
     }
 
+    async fn update_ephemeral_containers(
+        &self,
+        request: Request<v1::WriteRequest>,
+    ) -> Result<Response<v1::WriteResponse>, tonic::Status> {
+        let request = request.into_inner();
+        let object = convert::json(&request.json).map_err(grpc)?;
+        let written = self.0.update_ephemeral_containers(object, &options(&request)).await.map_err(grpc)?;
+        Ok(Response::new(convert::written(&written)))
+    }
+
     async fn apply(&self, request: Request<v1::WriteRequest>) -> Result<Response<v1::WriteResponse>, tonic::Status> {
         let request = request.into_inner();
         let object = convert::json(&request.json).map_err(grpc)?;

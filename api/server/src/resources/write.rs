@@ -1,7 +1,7 @@
 //! Create, update, update of the status, patch.
 
 use hearth_types::{
-    Object, ObjectKey, Reason, RequestId, Revision, Status,
+    GroupKind, Object, ObjectKey, Reason, RequestId, Revision, Status,
     admission::{self, Admitted, Part, plan_removal, prepare_create, prepare_update},
     object::canonical,
     patch,
@@ -113,12 +113,21 @@ impl ResourceService {
         self.replace(object, Part::Status, options).await
     }
 
+    /// Replaces `spec.ephemeralContainers` of a Pod alone. `metadata.resourceVersion`, where set, must be the stored one.
+    pub async fn update_ephemeral_containers(&self, object: Value, options: &WriteOptions) -> Result<Written, Status> {
+        self.replace(object, Part::EphemeralContainers, options).await
+    }
+
     async fn replace(&self, mut object: Value, part: Part, options: &WriteOptions) -> Result<Written, Status> {
         let (info, key) = sent_key(&mut object)?;
         has_part(info, &key, part)?;
         let revision = sent_revision(&object)?;
         let change = Change { info, key: &key, part, revision, dry_run: options.dry_run };
-        let verb = if part == Part::Status { "update status" } else { "update" };
+        let verb = match part {
+            Part::Status => "update status",
+            Part::EphemeralContainers => "update ephemeralcontainers",
+            Part::Main | Part::Region => "update",
+        };
         let mut attempts = Attempts::new(&options.request_id, verb, &[&canonical(&object)])?;
         self.change(&change, &mut attempts, |_| Ok(object.clone())).await
     }
@@ -246,6 +255,10 @@ pub(super) fn modified(key: &ObjectKey) -> Status {
 fn has_part(info: &KindInfo, key: &ObjectKey, part: Part) -> Result<(), Status> {
     if part == Part::Status && !info.has_status {
         return Err(Status::invalid(key, vec![Cause::new("status", format!("{} have no status", info.resource()))]));
+    }
+    if part == Part::EphemeralContainers && info.group_kind() != GroupKind::POD {
+        let why = format!("{} have no ephemeral containers; pods have", info.resource());
+        return Err(Status::invalid(key, vec![Cause::new("spec.ephemeralContainers", why)]));
     }
     Ok(())
 }

@@ -51,6 +51,9 @@ pub enum Part {
     Region,
     /// `status` alone.
     Status,
+    /// `spec.ephemeralContainers` of a Pod alone, the rest of what was sent being passed over (Kubernetes' subresource
+    /// `ephemeralcontainers`).
+    EphemeralContainers,
 }
 
 /// The registry entry of an object that somebody sent.
@@ -140,6 +143,9 @@ pub fn prepare_update(
         object["status"] = new.get("status").cloned().unwrap_or_else(|| json!({}));
         return finish(key, object).map(|object| Admitted { object, warnings: Vec::new() });
     }
+    if part == Part::EphemeralContainers {
+        return add_ephemeral_containers(key, &before, &new);
+    }
     let meta = new["metadata"]
         .as_object_mut()
         .ok_or_else(|| Status::invalid(key, vec![Cause::new("metadata", "required")]))?;
@@ -162,12 +168,33 @@ pub fn prepare_update(
         }
     }
     defaults::fill(info, &mut new);
-    if desired(&before) != desired(&new) {
+    count_generation(&before, &mut new);
+    let warnings = validated(info, key, &new, Some(&before), context)?;
+    finish(key, new).map(|object| Admitted { object, warnings })
+}
+
+/// The stored pod with the ephemeral containers of the sent one. No default is added: devices take what is absent for Kubernetes' default.
+fn add_ephemeral_containers(key: &ObjectKey, before: &Value, new: &Value) -> Result<Admitted, Status> {
+    let mut object = before.clone();
+    if let Some(spec) = object["spec"].as_object_mut() {
+        match new.pointer("/spec/ephemeralContainers").filter(|list| list.as_array().is_some_and(|all| !all.is_empty()))
+        {
+            Some(list) => spec.insert("ephemeralContainers".into(), list.clone()),
+            None => spec.remove("ephemeralContainers"),
+        };
+    }
+    let mut report = validate::Report::default();
+    validate::ephemeral_containers(before, &object, &mut report);
+    reject(key, report.causes)?;
+    count_generation(before, &mut object);
+    finish(key, object).map(|object| Admitted { object, warnings: report.warnings })
+}
+
+fn count_generation(before: &Value, new: &mut Value) {
+    if desired(before) != desired(new) {
         let generation = before.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or(1);
         new["metadata"]["generation"] = json!(generation + 1);
     }
-    let warnings = validated(info, key, &new, Some(&before), context)?;
-    finish(key, new).map(|object| Admitted { object, warnings })
 }
 
 /// Keeps what only the region changes as it is stored.

@@ -16,8 +16,8 @@ pub use k8s_openapi::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStatus, ReplicaSet, ReplicaSetSpec, ReplicaSetStatus},
         core::v1::{
             ConfigMap, Container, ContainerPort, ContainerState, ContainerStateRunning, ContainerStateTerminated,
-            ContainerStateWaiting, ContainerStatus, EnvVar, Event, HTTPGetAction, Lifecycle, LifecycleHandler,
-            LocalObjectReference, Namespace, Node, NodeSpec, NodeStatus, PersistentVolumeClaim,
+            ContainerStateWaiting, ContainerStatus, EnvVar, EphemeralContainer, Event, HTTPGetAction, Lifecycle,
+            LifecycleHandler, LocalObjectReference, Namespace, Node, NodeSpec, NodeStatus, PersistentVolumeClaim,
             PersistentVolumeClaimSpec, Pod, PodCondition, PodSpec, PodStatus, PodTemplateSpec, Probe,
             ResourceRequirements, Secret, Taint, Toleration, Volume, VolumeMount,
         },

@@ -1,6 +1,7 @@
 //! Validation beyond the schema. Every mistake is reported at once, each with its field's path.
 
 mod bandwidth;
+mod ephemeral;
 mod life;
 mod own;
 mod pod;
@@ -119,6 +120,11 @@ pub fn body(info: &KindInfo, object: &Value, old: Option<&Value>, zone: &str, re
         "Route" => own::route(object, zone, report),
         _ => {}
     }
+}
+
+/// Validates the ephemeral containers of a pod whose `spec.ephemeralContainers` alone is changed.
+pub fn ephemeral_containers(old: &Value, new: &Value, report: &mut Report) {
+    ephemeral::update(&old["spec"], &new["spec"], report);
 }
 
 /// The items of a list at a pointer, with their paths.

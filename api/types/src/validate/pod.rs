@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{Report, each, life, process, text, volume};
+use super::{Report, each, ephemeral, life, process, text, volume};
 use crate::{names, quantity};
 
 /// The longest grace in seconds: a day.
@@ -34,7 +34,7 @@ pub(super) const ALLOWED_CAPABILITIES: &[&str] = &[
 
 /// What becomes of a field that says something.
 #[derive(Clone, Copy, Debug)]
-enum Use {
+pub(super) enum Use {
     /// It is acted on, and checked elsewhere.
     Acted,
     /// Accepted with these values, since they say what is so anyway: what Kubernetes fills in, as a rule.
@@ -80,7 +80,7 @@ const POD_FIELDS: &[(&str, Use)] = &[
     ("affinity", Use::Refused(UNSUPPORTED)),
     ("automountServiceAccountToken", Use::Refused("not supported: there are no service accounts")),
     ("dnsConfig", Use::Refused(UNSUPPORTED)),
-    ("ephemeralContainers", Use::Refused(UNSUPPORTED)),
+    ("ephemeralContainers", Use::Acted),
     ("hostAliases", Use::Refused(UNSUPPORTED)),
     ("hostnameOverride", Use::Refused(UNSUPPORTED)),
     ("overhead", Use::Refused(UNSUPPORTED)),
@@ -168,6 +168,11 @@ pub(super) fn spec(spec: &Value, path: &str, report: &mut Report) {
     );
     let volumes = volume::volumes(spec, path, report);
     containers(spec, path, &volumes, report);
+    if set(spec, "ephemeralContainers") {
+        let why =
+            if path == "spec" { "cannot be set on create" } else { "ephemeral containers not allowed in pod template" };
+        report.wrong(format!("{path}.ephemeralContainers"), why);
+    }
 }
 
 pub(super) fn pull_secrets(spec: &Value, path: &str, report: &mut Report) {
@@ -177,7 +182,7 @@ pub(super) fn pull_secrets(spec: &Value, path: &str, report: &mut Report) {
 }
 
 /// Holds what is set against what is known of each field.
-fn classify(owner: &Value, fields: &[(&str, Use)], path: &str, report: &mut Report) {
+pub(super) fn classify(owner: &Value, fields: &[(&str, Use)], path: &str, report: &mut Report) {
     for (field, value) in owner.as_object().into_iter().flatten().filter(|(field, _)| set(owner, field)) {
         let at = format!("{path}.{field}");
         let known = fields.iter().find(|(name, _)| name == field).map(|(_, used)| *used);
@@ -199,16 +204,17 @@ fn classify(owner: &Value, fields: &[(&str, Use)], path: &str, report: &mut Repo
 pub(super) fn unchanged(old: &Value, new: &Value, report: &mut Report) {
     for (field, value) in new.as_object().into_iter().flatten() {
         if old.get(field) != Some(value) {
-            let hint = if field == "nodeName" {
-                "placement sets it"
-            } else {
-                "change the Deployment or Install behind it, or delete the pod and create it anew"
+            let hint = match field.as_str() {
+                "nodeName" => "placement sets it",
+                "ephemeralContainers" => ephemeral::HOW,
+                _ => "change the Deployment or Install behind it, or delete the pod and create it anew",
             };
             report.wrong(format!("spec.{field}"), format!("a pod's spec cannot be changed; {hint}"));
         }
     }
     for (field, _) in old.as_object().into_iter().flatten().filter(|(field, _)| new.get(field.as_str()).is_none()) {
-        report.wrong(format!("spec.{field}"), "a pod's spec cannot be changed");
+        let hint = if field == "ephemeralContainers" { format!("; {}", ephemeral::HOW) } else { String::new() };
+        report.wrong(format!("spec.{field}"), format!("a pod's spec cannot be changed{hint}"));
     }
 }
 
@@ -234,18 +240,23 @@ pub(super) fn containers(spec: &Value, path: &str, volumes: &BTreeSet<&str>, rep
 }
 
 fn container(container: &Value, at: &str, volumes: &BTreeSet<&str>, report: &mut Report) {
+    classify(container, CONTAINER_FIELDS, at, report);
+    ports(container, at, report);
+    resources(container, at, report);
+    common(container, at, volumes, report);
+}
+
+/// Validates what every container has, also an ephemeral one.
+pub(super) fn common(container: &Value, at: &str, volumes: &BTreeSet<&str>, report: &mut Report) {
     if text(container, "image").trim().is_empty() {
         report.wrong(format!("{at}.image"), "required");
     }
-    classify(container, CONTAINER_FIELDS, at, report);
     one_of(container, "imagePullPolicy", &["IfNotPresent", "Never", "Always"], at, report);
     if !text(container, "workingDir").is_empty() && !text(container, "workingDir").starts_with('/') {
         report.wrong(format!("{at}.workingDir"), "must be an absolute path");
     }
-    ports(container, at, report);
     env(container, at, report);
     volume::mounts(container, at, volumes, report);
-    resources(container, at, report);
     security(
         container,
         at,
@@ -421,6 +432,7 @@ mod tests {
         for (fields, schema) in [
             (POD_FIELDS, of(schemars::schema_for!(kinds::PodSpec))),
             (CONTAINER_FIELDS, of(schemars::schema_for!(kinds::Container))),
+            (ephemeral::FIELDS, of(schemars::schema_for!(kinds::EphemeralContainer))),
         ] {
             let known: BTreeSet<String> = fields.iter().map(|(name, _)| (*name).to_owned()).collect();
             assert_eq!(known.len(), fields.len(), "a field is there twice");
@@ -477,6 +489,11 @@ mod tests {
             ("resources", json!({"limits": {"cpu": "1"}}), "spec.resources: not supported"),
             ("hostnameOverride", json!("x"), "spec.hostnameOverride: not supported"),
             ("subdomain", json!("x"), "spec.subdomain: not supported"),
+            (
+                "ephemeralContainers",
+                json!([{"name": "d", "image": "x"}]),
+                "spec.ephemeralContainers: cannot be set on create",
+            ),
             (
                 "schedulerName",
                 json!("mine"),

@@ -25,15 +25,16 @@ pub(super) fn pod(page: &mut Page, info: &KindInfo, object: &Value) {
 
 /// The spec of a pod or template, with the state of its containers where there is one.
 pub(super) fn spec(page: &mut Page, view: Option<SchemaView>, spec: &Value, status: &Value) {
-    let container_view = view.and_then(|view| view.field("containers")).and_then(SchemaView::item);
     for (heading, field, statuses) in [
         ("Init Containers", "initContainers", "initContainerStatuses"),
         ("Containers", "containers", "containerStatuses"),
+        ("Ephemeral Containers", "ephemeralContainers", "ephemeralContainerStatuses"),
     ] {
         if spec[field].is_null() {
             continue;
         }
         page.line(&format!("{heading}:"));
+        let container_view = view.and_then(|view| view.field(field)).and_then(SchemaView::item);
         for one in list(&spec[field]) {
             let name = text_at(one, "name");
             let state = list(&status[statuses]).find(|state| state["name"] == name.as_str());
@@ -44,7 +45,7 @@ pub(super) fn spec(page: &mut Page, view: Option<SchemaView>, spec: &Value, stat
         }
     }
     volumes(page, view, spec);
-    let shown = ["containers", "initContainers", "volumes", "nodeName", "tolerations"];
+    let shown = ["containers", "initContainers", "ephemeralContainers", "volumes", "nodeName", "tolerations"];
     let rest = without(spec, &shown);
     for (key, value) in rest.as_object().into_iter().flatten() {
         page.tree(&super::page::title(key), value, view.and_then(|view| view.field(key)));

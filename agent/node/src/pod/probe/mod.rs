@@ -61,9 +61,12 @@ impl Subject {
         Err("the probe says not what to ask".into())
     }
 
+    /// No ephemeral container is asked anything.
     fn spec(&self) -> Result<&Container, String> {
         let name = &self.container;
-        container::named(&self.site.pod, name).ok_or_else(|| format!("there is no container {name}"))
+        container::lasting(&self.site.pod)
+            .find(|one| one.name == *name)
+            .ok_or_else(|| format!("there is no container {name}"))
     }
 
     fn running(&self) -> Result<&hearth_runtime::Pod, String> {
