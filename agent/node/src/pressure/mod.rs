@@ -38,8 +38,9 @@ const RECLAIM: Duration = Duration::from_mins(1);
 
 /// Bytes of a data directory's file system that pods can count on. Blocks for a moment.
 pub(crate) fn allocatable(paths: &Paths, capacity: u64) -> u64 {
-    let mut source = Source::new(paths.eviction());
-    capacity - source.get().threshold(Signal::NodefsAvailable, capacity).min(capacity)
+    // What is wrong with the file is told by who watches.
+    let settings = settings::read(&paths.eviction()).unwrap_or_default();
+    capacity - settings.threshold(Signal::NodefsAvailable, capacity).min(capacity)
 }
 
 /// Watches for as long as the agent runs.
@@ -97,10 +98,11 @@ impl Keeper {
             self.stuck = false;
             return;
         }
-        // What the last one left may be large, and takes its time to be deleted.
-        if !busy {
-            self.evict(&outlook).await;
+        if busy {
+            // What the last one left may be large, and takes its time to be deleted.
+            outlook.short.retain(|short| short.signal.pressure() != Pressure::Disk);
         }
+        self.evict(&outlook).await;
     }
 
     async fn look(&mut self, settings: &Settings) -> Outlook {
@@ -165,7 +167,7 @@ impl Keeper {
             self.stuck = false;
             return;
         }
-        if !self.stuck {
+        if !self.stuck && !outlook.short.is_empty() {
             self.stuck = true;
             let short: Vec<_> = outlook.short.iter().map(|short| short.signal.as_str()).collect();
             tracing::warn!(

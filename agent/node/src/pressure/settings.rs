@@ -27,7 +27,7 @@ const MAX_BYTES: u64 = 64 << 10;
 
 /// Why what the owner says cannot be used.
 #[derive(Debug, thiserror::Error)]
-enum SettingsError {
+pub(super) enum SettingsError {
     #[error(transparent)]
     File(#[from] FileError),
     #[error("{path:?} is not valid: {reason}")]
@@ -81,7 +81,8 @@ impl Source {
     }
 }
 
-fn read(path: &Path) -> Result<Settings, SettingsError> {
+/// What a file says; where there is none, the kubelet's own. Blocks for a moment.
+pub(super) fn read(path: &Path) -> Result<Settings, SettingsError> {
     let Some(bytes) = files::read_bounded(path, MAX_BYTES)? else { return Ok(Settings::default()) };
     let malformed =
         |error: serde_yaml_ng::Error| SettingsError::Malformed { path: path.to_owned(), reason: error.to_string() };
