@@ -18,7 +18,7 @@ const LEAST: Duration = Duration::from_millis(1200);
 const MINUTES_A_DAY: u64 = 24 * 60;
 
 /// An App that serves a file of `SIZE` bytes, within limits as guests have them.
-const APP: &str = r#"
+const APP: &str = r"
 apiVersion: hearth.dev/v1alpha1
 kind: App
 metadata: {name: files}
@@ -30,7 +30,7 @@ spec:
     ports: [{name: http, containerPort: 8080}]
     resources: {limits: {memory: 32Mi, cpu: 500m}}
   ingress: {port: http}
-"#;
+";
 
 fn patch(instance: &Instance, what: &[&str], text: &Value) -> Result<()> {
     let mut patch = instance.hearth(["patch"]);
