@@ -22,6 +22,10 @@ pub fn binary() -> PathBuf {
     found.expect("the hearth binary stands beside the tests: run `make test`, or `cargo build -p hearth` first")
 }
 
+/// No test depends on how full the disk is of the machine that runs it.
+const ANY_DISK: &str =
+    "evictionHard: {nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%}\n";
+
 /// An instance with a data directory of its own. Dropping it stops everything and removes the directory.
 pub struct Instance {
     dir: TempDir,
@@ -41,6 +45,7 @@ impl Instance {
             .tempdir_in("/tmp")
             .context("cannot make a directory")?;
         let instance = Self { dir, netns: None, mounted: false, keep_down: false };
+        instance.say_evictions(ANY_DISK)?;
         instance.allow_registries("allow: []")?;
         Ok(instance)
     }
@@ -64,12 +69,17 @@ impl Instance {
     pub fn live_on(&mut self, mount: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         mount(self.path())?;
         self.mounted = true;
-        Ok(())
+        self.say_evictions(ANY_DISK)
     }
 
     /// What its owner says of registries; none is asked until this is said.
     pub fn allow_registries(&self, yaml: &str) -> Result<()> {
         std::fs::write(self.path().join("registries.yaml"), yaml).context("cannot write registries.yaml")
+    }
+
+    /// What its owner says of when it counts as short of something.
+    pub fn say_evictions(&self, yaml: &str) -> Result<()> {
+        std::fs::write(self.path().join("eviction.yaml"), yaml).context("cannot write eviction.yaml")
     }
 
     /// Everything of it runs in a network namespace.

@@ -73,7 +73,7 @@ fn on_a_disk_that_fills_up_guests_go_first_then_who_takes_most_and_neighbours_go
     // Longer than it takes until the evicted pod's place is filled again, so that this is seen to wait.
     let settings =
         format!("evictionHard: {{nodefs.available: {THRESHOLD}Mi}}\nevictionPressureTransitionPeriod: 30s\n");
-    std::fs::write(instance.path().join("eviction.yaml"), settings)?;
+    instance.say_evictions(&settings)?;
     instance.start("none")?;
     instance.import_busybox()?;
     instance.run(r#"patch device nas --type merge -p {"spec":{"lend":{"cpu":"2","memory":"1Gi","pods":2}}}"#)?;
@@ -209,8 +209,9 @@ fn where_memory_is_short_who_takes_it_goes_and_nobody_comes_who_asks_for_none() 
     let instance = Instance::up("none")?;
     instance.import_busybox()?;
     let say = |threshold: &str| {
-        let text = format!("evictionHard: {{memory.available: {threshold}}}\nevictionPressureTransitionPeriod: 15s\n");
-        std::fs::write(instance.path().join("eviction.yaml"), text)
+        let disk = "nodefs.available: 0%, nodefs.inodesFree: 0%";
+        let hard = format!("evictionHard: {{memory.available: {threshold}, {disk}}}");
+        instance.say_evictions(&format!("{hard}\nevictionPressureTransitionPeriod: 15s\n"))
     };
     let pod = |name: &str, resources: &str| {
         format!(

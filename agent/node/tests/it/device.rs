@@ -93,6 +93,9 @@ impl Device {
         let dir = temp.path().canonicalize().unwrap();
         // No registry of the internet is asked by a test.
         std::fs::write(Paths::new(&dir).registries(), "allow: []\n").unwrap();
+        // None depends on how full the disk is of the machine that runs it.
+        let evictions = "evictionHard: {nodefs.available: 0%, nodefs.inodesFree: 0%}\n";
+        std::fs::write(Paths::new(&dir).eviction(), evictions).unwrap();
         let device = Self { instance: InstanceId::of_data_dir(&dir), dir, agent: None, disk: None, _temp: temp };
         device.join(region).await.unwrap();
         device
