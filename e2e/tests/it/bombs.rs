@@ -50,6 +50,8 @@ fn heartbeats(instance: &Instance) -> Result<(u64, u64)> {
 #[test]
 fn apps_that_take_all_they_get_keep_no_device_silent_and_no_neighbour_from_serving() -> Result<()> {
     let instance = Instance::on_disk(1024)?;
+    // A device as it is by default.
+    instance.say_evictions("")?;
     instance.start("notes")?;
     instance.wait_ready("notes", "alice")?;
     instance.import_busybox()?;

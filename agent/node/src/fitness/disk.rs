@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hearth_pod::pressure::ENOUGH;
 use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
 
 use super::{Area, Finding};
@@ -15,7 +16,7 @@ use super::{Area, Finding};
 const LITTLE: u64 = 2 << 30;
 /// Less than this, and not even the records of a device are safe.
 const TOO_LITTLE: u64 = 64 << 20;
-/// The part of a disk, as one in so many, below which the device counts as short of it: the default of `nodefs.available`.
+/// The part of a disk, as one in so many, below which the device counts as short of it, unless [`ENOUGH`] is free: the default of `nodefs.available`.
 const PRESSED: u64 = 10;
 /// Inodes that an image of a Linux distribution takes, twice.
 const FEW_INODES: u64 = 100_000;
@@ -152,9 +153,9 @@ pub(super) fn judge(disk: &Result<Disk, String>) -> Vec<Finding> {
         free if free < LITTLE => {
             Finding::poor(Area::Disk, format!("{} are free: images may not fit", size(free)), room)
         }
-        free if free < disk.total / PRESSED => Finding::poor(
+        free if free < (disk.total / PRESSED).min(ENOUGH) => Finding::poor(
             Area::Disk,
-            format!("{} of {} are free: below a tenth, no pods are placed here (DiskPressure)", size(free), size(disk.total)),
+            format!("{} of {} are free: so short of room, no pods are placed here (DiskPressure)", size(free), size(disk.total)),
             "make room, or say in eviction.yaml in the data directory how much is to be free (evictionHard: {nodefs.available: 2Gi})",
         ),
         free => Finding::fine(Area::Disk, format!("{} are free", size(free))),
@@ -209,7 +210,8 @@ mod tests {
             ("read-only", |disk| disk.read_only = true, Verdict::Lacks),
             ("10.0 MiB are free", |disk| disk.free = 10 << 20, Verdict::Lacks),
             ("1.0 GiB are free", |disk| disk.free = 1 << 30, Verdict::Poor),
-            ("20.0 GiB of 201.0 GiB are free", |disk| disk.total = 201 << 30, Verdict::Poor),
+            ("4.0 GiB of 100.0 GiB are free", |disk| disk.free = 4 << 30, Verdict::Poor),
+            ("20.0 GiB are free", |disk| disk.total = 1 << 40, Verdict::Fine),
             ("5000 more files", |disk| disk.inodes = Some(5_000), Verdict::Poor),
             ("takes 900 ms", |disk| disk.sync = Ok(Duration::from_millis(900)), Verdict::Poor),
         ];

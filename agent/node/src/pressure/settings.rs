@@ -1,7 +1,7 @@
 //! What the owner says of when their device counts as short, read anew when the file changes.
 //!
 //! `<data-dir>/eviction.yaml`, in the words of the kubelet's own configuration (`KubeletConfiguration`); what is not said is as the kubelet
-//! has it, and `0%` is no threshold:
+//! has it, with 5 GiB for the most that is to be free of a disk, and `0%` is no threshold:
 //!
 //! ```yaml
 //! evictionHard: {memory.available: 100Mi, nodefs.available: 10%, nodefs.inodesFree: 5%, imagefs.available: 15%, imagefs.inodesFree: 5%}

@@ -17,7 +17,7 @@ use std::{
 use hearth_types::{Timestamp, quantity};
 
 pub use rank::{Candidate, Part};
-pub use settings::{Amount, BadSetting, Settings};
+pub use settings::{Amount, BadSetting, ENOUGH, Settings};
 
 /// How long the next one is left alone while one that was evicted is still being torn down: the kubelet's `podCleanupTimeout`.
 const CLEANUP: Duration = Duration::from_secs(30);

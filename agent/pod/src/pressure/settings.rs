@@ -9,6 +9,9 @@ use super::{Observation, Shortage, Signal};
 /// Thousandths of a percent in the whole.
 const WHOLE: u128 = 100_000;
 
+/// Room on a disk, in bytes, with which none counts as short however large it is.
+pub const ENOUGH: u64 = 5 << 30;
+
 /// An amount, of itself or as a part of what there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Amount {
@@ -16,6 +19,8 @@ pub enum Amount {
     Quantity(u64),
     /// So many thousandths of a percent.
     Percent(u32),
+    /// So many thousandths of a percent, and at most so much.
+    AtMost(u32, u64),
 }
 
 /// Why a setting cannot be used.
@@ -41,15 +46,15 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// The kubelet's own.
+    /// The kubelet's own, but for large disks: a tenth of one would stop everything with room for years.
     fn default() -> Self {
         let percent = |percent: u32| Amount::Percent(percent * 1000);
         Self {
             thresholds: BTreeMap::from([
                 (Signal::MemoryAvailable, Amount::Quantity(100 << 20)),
-                (Signal::NodefsAvailable, percent(10)),
+                (Signal::NodefsAvailable, Amount::AtMost(10_000, ENOUGH)),
                 (Signal::NodefsInodesFree, percent(5)),
-                (Signal::ImagefsAvailable, percent(15)),
+                (Signal::ImagefsAvailable, Amount::AtMost(15_000, ENOUGH)),
                 (Signal::ImagefsInodesFree, percent(5)),
             ]),
             minimum_reclaim: BTreeMap::new(),
@@ -72,6 +77,7 @@ impl Amount {
         match self {
             Self::Quantity(amount) => amount,
             // No more than the capacity, so it fits.
+            Self::AtMost(part, most) => Self::Percent(part).of(capacity).min(most),
             Self::Percent(part) => u64::try_from(u128::from(capacity) * u128::from(part) / WHOLE).unwrap_or(capacity),
         }
     }
@@ -111,7 +117,7 @@ fn duration(text: &str) -> Option<Duration> {
 }
 
 impl Settings {
-    /// The kubelet's own, with what is said in their place (`evictionHard`, `evictionMinimumReclaim`,
+    /// [`Settings::default`], with what is said in their place (`evictionHard`, `evictionMinimumReclaim`,
     /// `evictionPressureTransitionPeriod`). A threshold of nothing is none.
     pub fn with(
         mut self,

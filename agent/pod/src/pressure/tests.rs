@@ -42,7 +42,10 @@ fn settings_are_the_kubelets_unless_something_else_is_said() {
         (Signal::NodefsInodesFree, 1000, 50),
         (Signal::ImagefsAvailable, 1000, 150),
         (Signal::ImagefsInodesFree, 1000, 50),
-        (Signal::NodefsAvailable, u64::MAX, u64::MAX / 10),
+        (Signal::NodefsAvailable, 32 << 30, (32 << 30) / 10),
+        (Signal::NodefsAvailable, 1 << 40, 5 << 30),
+        (Signal::NodefsAvailable, u64::MAX, 5 << 30),
+        (Signal::NodefsInodesFree, u64::MAX, u64::MAX / 20),
     ] {
         assert_eq!(default.threshold(signal, capacity), expected, "{signal:?}");
     }
