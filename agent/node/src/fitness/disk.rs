@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_disk_is_judged_by_its_worst_side() {
-        let cases: [Case; 11] = [
+        let cases: [Case; 12] = [
             ("kind ext4", |_| {}, Verdict::Fine),
             ("kind xfs", |disk| disk.kind = 0x5846_5342, Verdict::Fine),
             ("in memory", |disk| disk.kind = 0x0102_1994, Verdict::Lacks),
