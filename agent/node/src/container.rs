@@ -240,9 +240,14 @@ pub(crate) fn pod_limits(pod: &Pod) -> PodLimits {
         }
         beside.peak().filter(|most| *most > 0)
     };
+    let mut asked = Beside::default();
+    for (limits, stays) in &all {
+        asked.add(limits.as_ref().and_then(|one| one.cpu_request_millis).unwrap_or(0), *stays);
+    }
     PodLimits {
         memory_bytes: most(|one| one.memory_bytes),
         cpu_millis: most(|one| one.cpu_millis),
+        cpu_request_millis: asked.peak().filter(|millis| *millis > 0),
         pids: Some(POD_PIDS),
     }
 }
@@ -375,7 +380,8 @@ mod tests {
             (json!({"sidecars": [{"memory": "16Mi"}], "main": [{"memory": "64Mi"}]}), Some(80 << 20), None),
             (json!({"init": [{}], "main": [{"memory": "64Mi"}]}), None, None),
         ] {
-            let expected = PodLimits { memory_bytes, cpu_millis, pids: Some(POD_PIDS) };
+            let expected =
+                PodLimits { memory_bytes, cpu_millis, cpu_request_millis: None, pids: Some(POD_PIDS) };
             assert_eq!(of(limits.clone()), expected, "{limits}");
         }
     }

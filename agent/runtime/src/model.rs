@@ -27,6 +27,9 @@ pub struct PodLimits {
     pub memory_bytes: Option<u64>,
     /// Thousandths of a CPU.
     pub cpu_millis: Option<u64>,
+    /// Share of CPU among pods under contention, in thousandths of a CPU; none is the least.
+    #[serde(default)]
+    pub cpu_request_millis: Option<u64>,
     /// Number of tasks (processes and threads).
     pub pids: Option<u64>,
 }

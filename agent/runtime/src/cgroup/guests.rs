@@ -2,7 +2,7 @@
 
 use std::{io, path::Path};
 
-use super::{Cgroups, set_cpu, write};
+use super::{Cgroups, set_cpu, set_share, write};
 use crate::model::GuestLimits;
 
 impl Cgroups {
@@ -15,6 +15,8 @@ impl Cgroups {
         self.create(rel)?;
         if let Some(h) = self.with("cpu") {
             set_cpu(h, rel, limits.cpu_millis)?;
+            // All of them together are as one pod of the owner's that asks for nothing.
+            set_share(h, rel, None)?;
         }
         if let Some(h) = self.with("memory") {
             let (file, none) = if h.v2 { ("memory.max", "max") } else { ("memory.limit_in_bytes", "-1") };

@@ -174,24 +174,11 @@ impl Cgroups {
 
     /// Limits of a container.
     pub(crate) fn limit_container(&self, rel: &Path, limits: &Limits) -> io::Result<()> {
-        let pod =
-            PodLimits { memory_bytes: limits.memory_bytes, cpu_millis: limits.cpu_millis, pids: Some(limits.pids) };
-        self.limit(rel, &pod)?;
-        if let Some(h) = self.with("cpu") {
-            let dir = h.mount.join(rel);
-            let shares = (limits.cpu_request_millis.unwrap_or(0) * SHARES_PER_CPU / 1000).clamp(MIN_SHARES, 262_144);
-            if h.v2 {
-                // The kernel's documented conversion from shares (2 to 262144) to weight (1 to 10000).
-                let weight = 1 + (shares - 2) * 9999 / 262_142;
-                write(&dir.join("cpu.weight"), &weight.to_string())?;
-            } else {
-                write(&dir.join("cpu.shares"), &shares.to_string())?;
-            }
-        }
-        Ok(())
+        let Limits { memory_bytes, cpu_millis, cpu_request_millis, pids } = *limits;
+        self.limit(rel, &PodLimits { memory_bytes, cpu_millis, cpu_request_millis, pids: Some(pids) })
     }
 
-    /// Limits of a pod, or the hard ones of a container.
+    /// Limits of a pod or a container.
     pub(crate) fn limit(&self, rel: &Path, limits: &PodLimits) -> io::Result<()> {
         if let Some(bytes) = limits.memory_bytes {
             let h = self.need("memory")?;
@@ -208,6 +195,9 @@ impl Cgroups {
         }
         if let Some(millis) = limits.cpu_millis {
             set_cpu(self.need("cpu")?, rel, Some(millis))?;
+        }
+        if let Some(h) = self.with("cpu") {
+            set_share(h, rel, limits.cpu_request_millis)?;
         }
         if let Some(pids) = limits.pids {
             let h = self.need("pids")?;
@@ -292,6 +282,19 @@ impl OpenDevices {
     pub(crate) fn deny(&self) -> io::Result<()> {
         let dir = PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd()));
         if self.v2 { devices::deny_v2(&dir) } else { devices::deny_v1(&dir) }
+    }
+}
+
+/// Sets the share of CPU that `rel` gets beside its siblings where there is too little, as the kubelet does.
+fn set_share(h: &Hierarchy, rel: &Path, millis: Option<u64>) -> io::Result<()> {
+    let shares = (millis.unwrap_or(0).saturating_mul(SHARES_PER_CPU) / 1000).clamp(MIN_SHARES, 262_144);
+    let dir = h.mount.join(rel);
+    if h.v2 {
+        // The kernel's documented conversion from shares (2 to 262144) to weight (1 to 10000).
+        let weight = 1 + (shares - 2) * 9999 / 262_142;
+        write(&dir.join("cpu.weight"), &weight.to_string())
+    } else {
+        write(&dir.join("cpu.shares"), &shares.to_string())
     }
 }
 

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::MetadataExt};
 
 use hearth_runtime::{ContainerState, GuestLimits, Limits};
 
-use crate::support::{Ctx, TestPod, exec, exec_spec};
+use crate::support::{Ctx, TestPod, exec, exec_spec, until};
 
 crate::tests![
     a_container_has_no_privileges,
@@ -18,6 +18,7 @@ crate::tests![
     devices_are_the_standard_ones,
     processes_are_in_the_cgroups_of_their_container,
     an_instance_as_a_whole_leaves_the_host_a_part,
+    a_pod_that_asks_for_processor_time_comes_before_those_that_do_not,
     pods_of_other_owners_share_what_is_lent,
     the_network_is_the_pods_and_cannot_be_changed,
     the_network_namespace_can_be_had_from_the_pod,
@@ -216,6 +217,28 @@ async fn processes_are_in_the_cgroups_of_their_container(ctx: Ctx) {
         assert_eq!(found.trim(), value, "{v1}");
     }
     pod.destroy().await;
+}
+
+async fn a_pod_that_asks_for_processor_time_comes_before_those_that_do_not(ctx: Ctx) {
+    let asks = ctx.pod_with(|made| made.limits.cpu_request_millis = Some(500)).await;
+    let (asks_nothing, guest) = (ctx.pod().await, ctx.guest().await);
+    ctx.runtime.limit_guests(GuestLimits::default()).await.expect("limits");
+    let pods = [&asks, &asks_nothing, &guest];
+    for pod in pods {
+        // All on one processor, several to each that asks for nothing.
+        let script = "for i in 1 2 3; do taskset 1 sh -c 'while :; do :; done' & done; wait";
+        pod.pod.start_container(pod.spec("c", script)).await.expect("starts");
+    }
+    let used = |pod: &TestPod| pod.pod.usage("c", 0).cpu_nanos.unwrap_or_default();
+    // Counted from when all run.
+    until("all run", || pods.iter().all(|pod| used(pod) > 1_000_000)).await;
+    let before = pods.map(used);
+    until("some time is used", || used(&asks) > before[0] + 1_500_000_000).await;
+    let [first, second, third] = [0, 1, 2].map(|at| used(pods[at]) - before[at]);
+    assert!(second * 5 < first && third * 5 < first, "{first} {second} {third}");
+    for pod in [asks, asks_nothing, guest] {
+        pod.destroy().await;
+    }
 }
 
 async fn pods_of_other_owners_share_what_is_lent(ctx: Ctx) {
