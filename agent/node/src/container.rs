@@ -380,10 +380,17 @@ mod tests {
             (json!({"sidecars": [{"memory": "16Mi"}], "main": [{"memory": "64Mi"}]}), Some(80 << 20), None),
             (json!({"init": [{}], "main": [{"memory": "64Mi"}]}), None, None),
         ] {
-            let expected =
-                PodLimits { memory_bytes, cpu_millis, cpu_request_millis: None, pids: Some(POD_PIDS) };
+            let expected = PodLimits { memory_bytes, cpu_millis, cpu_request_millis: None, pids: Some(POD_PIDS) };
             assert_eq!(of(limits.clone()), expected, "{limits}");
         }
+        let asks = |cpu: &str| json!({"name": "c", "resources": {"requests": {"cpu": cpu}}});
+        let pod = json!({"spec": {"containers": [asks("100m"), {"name": "d"}, asks("50m")], "initContainers": [asks("120m")]}});
+        let limits = pod_limits(&serde_json::from_value(pod).expect("a pod"));
+        assert_eq!(
+            (limits.cpu_millis, limits.cpu_request_millis),
+            (None, Some(150)),
+            "what is asked for counts where others ask nothing"
+        );
     }
 
     fn build(container: Value, volumes: &Value) -> Result<ContainerSpec, Failure> {
