@@ -6,6 +6,7 @@
 
 #![allow(clippy::print_stdout)] // a benchmark prints its figures
 
+mod bombs;
 mod device;
 mod flash;
 mod memory;
@@ -21,9 +22,10 @@ use anyhow::{Result, bail};
 type Bench = fn(&mut report::Report) -> Result<()>;
 
 /// The benchmarks by name.
-const BENCHES: [(&str, Bench); 7] = [
+const BENCHES: [(&str, Bench); 8] = [
     ("up", up::run),
     ("device", device::run),
+    ("bombs", bombs::run),
     ("pull", pull::run),
     ("flash", flash::run),
     ("reach", reach::run),

@@ -42,6 +42,12 @@ fn load(address: &str, arguments: &[String]) -> Result<f64> {
     Ok(rate.parse()?)
 }
 
+/// One round over connections that are kept, to the example at a gateway; requests per second.
+pub(crate) fn load_of_notes(gateway: &str) -> Result<f64> {
+    let (requests, connections) = (REQUESTS.to_string(), CONNECTIONS.to_string());
+    load(gateway, &["-n", &requests, "-c", &connections, "-m", "4", "-t", "1"].map(str::to_owned))
+}
+
 /// The program: of this machine, or as `scripts/deps.sh bench` unpacks it, so that no web server is started here.
 fn nginx() -> Option<String> {
     let unpacked = hearth_e2e::instance::binary().parent()?.parent()?.join("debian/nginx/usr/sbin/nginx");
