@@ -25,6 +25,7 @@
 
 pub mod admission;
 pub mod condition;
+pub mod dns;
 pub mod downward;
 pub mod group;
 pub mod id;
