@@ -36,10 +36,16 @@
 pub mod limits;
 
 mod config;
+mod cookie;
+mod dnssec;
+mod edns;
 mod error;
+mod gateways;
+mod location;
 mod message;
 mod metrics;
 mod rate;
+mod rrset;
 mod server;
 mod slots;
 mod tcp;
@@ -47,7 +53,10 @@ mod udp;
 mod zone;
 
 pub use config::DnsConfig;
+pub use dnssec::{KeyError, Keys};
 pub use error::DnsError;
-pub use message::{Outcome, Rcode, Silence, Transport, respond, respond_truncated};
+pub use gateways::{Candidate, Gateway, watch_health};
+pub use location::{Locate, Located, LocationError, Nowhere, PrefixTable};
+pub use message::{Answerer, Asking, Outcome, Rcode, Silence, Transport};
 pub use server::DnsServer;
 pub use zone::Zone;

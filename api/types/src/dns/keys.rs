@@ -405,7 +405,8 @@ mod tests {
     fn tag_and_ds_are_those_of_the_rfc() {
         let public = "GojIhhXUN/u4v54ZQqGSnyhWJwaubCvTmeexv7bR6edbkrSqQpF64cYbcB7wNcP+e+MAnLr+Wi9xMWyQLc8NAA==";
         let (created, active) = (Timestamp(0), None);
-        let key = ZoneKey { role: Role::Ksk, public: public.into(), sealed: String::new(), created, active, retired: None };
+        let key =
+            ZoneKey { role: Role::Ksk, public: public.into(), sealed: String::new(), created, active, retired: None };
         assert_eq!(key.tag(), Some(55_648));
         assert_eq!(
             key.ds_line("example.net").expect("a key"),

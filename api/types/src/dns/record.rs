@@ -121,7 +121,9 @@ fn public(ip: IpAddr) -> Result<(), String> {
         }
     };
     if inside {
-        return Err(format!("{ip} is no address of the internet, and a public name must not lead into a home's network"));
+        return Err(format!(
+            "{ip} is no address of the internet, and a public name must not lead into a home's network"
+        ));
     }
     Ok(())
 }
@@ -302,7 +304,9 @@ fn parameter(word: &str) -> Result<(u16, Vec<u8>), String> {
             keys.into_iter().flat_map(u16::to_be_bytes).collect()
         }
         "alpn" => items()
-            .map(|id| Ok([&[u8::try_from(id.len()).map_err(|_| wrong("at most 255 bytes each"))?], id.as_bytes()].concat()))
+            .map(|id| {
+                Ok([&[u8::try_from(id.len()).map_err(|_| wrong("at most 255 bytes each"))?], id.as_bytes()].concat())
+            })
             .collect::<Result<Vec<_>, String>>()?
             .concat(),
         "no-default-alpn" if value.is_empty() => return Ok((key, Vec::new())),
@@ -352,7 +356,11 @@ mod tests {
             ("CAA", r#"128 Issue "ca.example""#, "8005697373756563612e6578616d706c65"),
             ("HTTPS", "0 a.b", "00000161016200"),
             ("HTTPS", "1 . port=8443 alpn=h2,h3", "00010000010006026832026833000300022 0fb".trim()),
-            ("HTTPS", "1 . mandatory=port port=1 no-default-alpn alpn=h2", "00010000000002000300010003026832000200000003000 20001"),
+            (
+                "HTTPS",
+                "1 . mandatory=port port=1 no-default-alpn alpn=h2",
+                "00010000000002000300010003026832000200000003000 20001",
+            ),
             ("HTTPS", "1 . ipv4hint=192.0.2.1,192.0.2.2", "000100000400 08c0000201c0000202"),
         ];
         for (kind, text, expected) in cases {
