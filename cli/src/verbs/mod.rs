@@ -9,6 +9,7 @@ pub(crate) mod cordon;
 pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod describe;
+pub(crate) mod dnssec;
 pub(crate) mod edit;
 pub(crate) mod events;
 pub(crate) mod exec;

@@ -19,6 +19,7 @@ mod isolation;
 mod kinds;
 mod life;
 mod load;
+mod names;
 mod nat;
 mod offline;
 mod partitions;

@@ -27,7 +27,7 @@ const fn method(service: &'static str, name: &'static str, allowed: Allowed) -> 
     Method { service, name, allowed }
 }
 
-static METHODS: [Method; 35] = [
+static METHODS: [Method; 36] = [
     method("hearth.v1.Resources", "Get", Allowed::Admins),
     method("hearth.v1.Resources", "List", Allowed::Admins),
     method("hearth.v1.Resources", "Watch", Allowed::Admins),
@@ -48,6 +48,7 @@ static METHODS: [Method; 35] = [
     method("hearth.v1.Region", "ListTokens", Allowed::Admins),
     method("hearth.v1.Region", "DeleteToken", Allowed::Admins),
     method("hearth.v1.Region", "Backup", Allowed::Admins),
+    method("hearth.v1.Region", "Dnssec", Allowed::Admins),
     method("hearth.v1.Enrollment", "Join", Allowed::Anyone),
     method("hearth.v1.Devices", "Session", Allowed::Devices),
     method("hearth.v1.Dials", "Dial", Allowed::Servers),

@@ -3,11 +3,13 @@
 
 mod app;
 mod device;
+mod dns_endpoint;
 mod install;
 mod route;
 
 pub use app::{App, AppIngress, AppSpec, AppVolume, Permissions};
 pub use device::{Device, DeviceInfo, DeviceSpec, DeviceStatus, Lend};
+pub use dns_endpoint::{DNSEndpoint, DNSEndpointSpec, DNSEndpointStatus, Endpoint};
 pub use install::{Grants, Install, InstallSpec, InstallStatus, Placement};
 pub use k8s_openapi::{
     api::{

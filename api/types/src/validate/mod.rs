@@ -1,5 +1,6 @@
 //! Validation beyond the schema. Every mistake is reported at once, each with its field's path.
 
+mod dns;
 mod life;
 mod own;
 mod pod;
@@ -115,6 +116,7 @@ pub fn body(info: &KindInfo, object: &Value, old: Option<&Value>, zone: &str, re
         "Install" => own::install(object, old, zone, report),
         "Device" => own::device(object, old, report),
         "Route" => own::route(object, zone, report),
+        "DNSEndpoint" => dns::endpoint(object, zone, report),
         _ => {}
     }
 }
