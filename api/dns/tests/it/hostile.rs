@@ -267,3 +267,51 @@ async fn a_query_that_makes_the_server_panic_costs_only_its_own_answer() {
     shutdown.cancel();
     running.await.expect("no panic").expect("a clean end");
 }
+
+/// Bytes of memory that this process has.
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// nextest runs each test in a process of its own, so that its memory is what this took.
+#[test]
+fn a_flood_of_forged_sources_and_made_up_names_takes_no_memory_and_gets_little() {
+    let answerer = answerer();
+    let mut state = 0x9e37_79b9_u32;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state
+    };
+    let mut flood = |queries: u64, steady: u64| {
+        let (mut asked, mut got) = (0_u64, 0_u64);
+        for at in 0..queries {
+            let (name, kind) = match at % 3 {
+                0 => ("hearth.internal.".to_owned(), RecordType::ANY),
+                1 => (format!("n{}.hearth.internal.", next()), RecordType::A),
+                _ => (format!("n{}.wild.alice.hearth.internal.", next()), RecordType::A),
+            };
+            let mut message = with_edns(question(&name, kind), 4096);
+            message.edns.as_mut().unwrap().set_dnssec_ok(true);
+            let bytes = message.to_vec().unwrap();
+            // Forged: any source at all, but every second one is the victim's.
+            asked += if at % 2 == 0 { bytes.len() as u64 } else { 0 };
+            let ip = if at % 2 == 0 { [198, 51, 100, 7].into() } else { std::net::Ipv4Addr::from(next()).into() };
+            let asking = Asking { ip, transport: Transport::Udp, now: Timestamp(1_800_000_000_000), steady };
+            if let Outcome::Answer { bytes, .. } = answerer.respond(&bytes, asking)
+                && at % 2 == 0
+            {
+                got += bytes.len() as u64;
+            }
+        }
+        (asked, got)
+    };
+    flood(10_000, 0);
+    let before = resident();
+    let (asked, got) = flood(30_000, 1000);
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 8 << 20, "{grown} bytes more");
+    assert!(got < asked / 2, "the victim got {got} bytes for {asked} that were sent");
+}
