@@ -43,6 +43,8 @@ for what in "$@"; do
         need tcpdump tcpdump
         need kdig knot-dnsutils
         need dig bind9-dnsutils
+        need delv bind9-dnsutils
+        need unbound-host unbound-host
         need /bin/busybox busybox-static
         need ping iputils-ping
         need mkfs.ext4 e2fsprogs

@@ -15,8 +15,8 @@ pub(crate) use change::{
 };
 pub(crate) use live::{Attach, Debug, PortForward, Resource, Top, TopNode, TopPod};
 pub(crate) use region::{
-    Region, RegionBackup, RegionInspect, RegionMembers, RegionRecover, RegionRecoveryKey, RegionRemove, RegionRestore,
-    RegionTransfer,
+    Region, RegionBackup, RegionDnssec, RegionInspect, RegionMembers, RegionRecover, RegionRecoveryKey, RegionRemove,
+    RegionRestore, RegionTransfer, Roll,
 };
 pub(crate) use view::{
     ApiResources, Completion, Describe, Events, Exec, Explain, Get, Logs, Rollout, RolloutStatus, Shell, Version, Wait,
@@ -149,7 +149,6 @@ pub(crate) enum Output {
 
 /// Where a server listens. Port 0 picks one anew at each start.
 #[derive(Args, Clone, Debug)]
-#[allow(clippy::struct_field_names)] // clap makes the flags of the names
 pub(crate) struct Listen {
     /// gRPC API for clients and devices.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7443")]
@@ -169,6 +168,9 @@ pub(crate) struct Listen {
     /// The address at which others reach this server, where it listens on all (0.0.0.0 or ::). The first one is where the other servers do.
     #[arg(long, value_name = "IP")]
     pub(crate) advertise: Vec<std::net::IpAddr>,
+    /// A file that says where gateways are and which are nearest to whom: lines `gateway ADDRESS LOCATION` and `clients PREFIX LOCATION...`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dns_locations: Option<PathBuf>,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -398,6 +398,14 @@ impl Client {
         Ok(Box::pin(chunks.map(|chunk| chunk.map(|chunk| chunk.data).map_err(|error| convert::status(&error)))))
     }
 
+    /// The keys by which the zone is signed, after a step of their rollover. `parent_ds_ttl` is that of `DsSeen`; zero: a day.
+    pub async fn dnssec(&self, step: v1::DnssecStep, parent_ds_ttl: Duration) -> Result<v1::DnssecResponse, Status> {
+        let again = if step == v1::DnssecStep::Unspecified { Again::Safe } else { Again::Never };
+        let request = v1::DnssecRequest { step: step.into(), parent_ds_ttl_seconds: parent_ds_ttl.as_secs() };
+        let dnssec = async |channel, request| region(channel).dnssec(request).await;
+        self.servers.call(again, request, dnssec).await
+    }
+
     /// Makes a one-time token by which a device of `owner` joins. `valid` zero: the region's default.
     pub async fn create_token(&self, owner: &str, valid: Duration) -> Result<v1::CreateTokenResponse, Status> {
         self.make_token(owner, false, valid).await

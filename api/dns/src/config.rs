@@ -8,7 +8,7 @@ use std::{
 use crate::limits;
 
 /// The configuration of a [`crate::DnsServer`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct DnsConfig {
     /// Where to listen, one port for UDP and TCP. Port 0 picks one that both can have.
     pub listen: SocketAddr,
@@ -24,6 +24,12 @@ pub struct DnsConfig {
     pub udp_answers_per_second: u64,
     /// Answers over UDP that such a network may get at once.
     pub udp_burst: u64,
+    /// Answers a second over UDP to such a network for one name.
+    pub udp_answers_per_name: u64,
+    /// Answers over UDP for one name that such a network may get at once.
+    pub udp_name_burst: u64,
+    /// Makes the cookies (RFC 7873) by which clients show that they are where they say. Servers of one zone have the same.
+    pub cookie_secret: [u8; 32],
     /// Whether answers over UDP are limited by rate for loopback too. Nobody outside can forge such a source; tests do.
     pub limit_loopback: bool,
     /// Open TCP connections at most.
@@ -38,7 +44,7 @@ pub struct DnsConfig {
 
 impl DnsConfig {
     /// The configuration with every limit as in [`limits`].
-    pub fn new(listen: SocketAddr, zone: &str, gateway: Vec<IpAddr>) -> Self {
+    pub fn new(listen: SocketAddr, zone: &str, gateway: Vec<IpAddr>, cookie_secret: [u8; 32]) -> Self {
         Self {
             listen,
             zone: zone.to_owned(),
@@ -47,11 +53,21 @@ impl DnsConfig {
             negative_ttl: limits::NEGATIVE_TTL,
             udp_answers_per_second: limits::UDP_ANSWERS_PER_SECOND,
             udp_burst: limits::UDP_BURST,
+            udp_answers_per_name: limits::UDP_ANSWERS_PER_NAME,
+            udp_name_burst: limits::UDP_NAME_BURST,
+            cookie_secret,
             limit_loopback: false,
             tcp_connections: limits::TCP_CONNECTIONS,
             tcp_connections_per_client: limits::TCP_CONNECTIONS_PER_CLIENT,
             tcp_idle: limits::TCP_IDLE,
             tcp_transfer: limits::TCP_TRANSFER,
         }
+    }
+}
+
+/// Without the secret.
+impl std::fmt::Debug for DnsConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DnsConfig").field("listen", &self.listen).field("zone", &self.zone).finish_non_exhaustive()
     }
 }

@@ -28,8 +28,54 @@ pub const UDP_BURST: u64 = 1000;
 /// still gets through (BIND's `slip`).
 pub const UDP_SLIP: u32 = 2;
 
+/// The same answers a second to one network: with every answer cached for [`TTL`], nobody needs one name so often, and everybody who is named in
+/// forged queries gets it no more often either.
+pub const UDP_ANSWERS_PER_NAME: u64 = 20;
+
+/// The same answers that a network may get at once: many machines behind one address, each of which asks by itself.
+pub const UDP_NAME_BURST: u64 = 100;
+
 /// Networks whose answers are counted at once: 40 bytes each.
 pub const UDP_NETWORKS: usize = 4096;
+
+/// Networks with a name whose answers are counted at once: 40 bytes each.
+pub const UDP_NAMES: usize = 16_384;
+
+/// Names that one answer follows by CNAME (RFC 1034 section 3.6.2 asks servers to follow).
+pub const CNAMES: usize = 8;
+
+/// Signatures of sets that there are, kept at once: some 200 bytes each.
+pub const SIGNATURES: usize = 4096;
+
+/// Signatures that something does not exist, kept at once: some 200 bytes each. Few, since whoever asks for random names fills any number.
+pub const DENIAL_SIGNATURES: usize = 512;
+
+/// Seconds before now at which signatures begin to be valid, for validators whose clock is slow.
+pub const INCEPTION_BACK: u32 = 3600;
+
+/// Seconds after now for which signatures are valid at least: as long as a signature is used, and two days for clocks and caches.
+pub const SIGNATURE_VALIDITY: u32 = 3 * 86_400;
+
+/// Seconds more for which they are valid, by what is signed: so that not all of a cache's content ends at once.
+pub const SIGNATURE_JITTER: u32 = 86_400;
+
+/// Seconds for which a signature is used again.
+pub const SIGNATURE_REUSE: u32 = 86_400;
+
+/// Steps of a table of locations at most, 12 bytes each: some 300,000 prefixes of a routing table.
+pub const LOCATION_NODES: usize = 4 << 20;
+
+/// Gateways at most, of which an answer has all that are nearest: 1,232 bytes have room for 40 of each family.
+pub const GATEWAYS: usize = 32;
+
+/// How often gateways are asked whether they answer.
+pub const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// How long a gateway may take to answer.
+pub const PROBE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// After how many tries without an answer a gateway is left out: one lost packet is no failure.
+pub const PROBE_FAILURES: u32 = 2;
 
 /// Open TCP connections at most: each holds a socket and at most [`MAX_QUERY`] bytes, so 2 MiB in all.
 pub const TCP_CONNECTIONS: usize = 512;
@@ -54,6 +100,9 @@ pub const PORT_ATTEMPTS: usize = 64;
 /// How long an answer may be cached. Every name has the gateway's addresses, which change when a gateway is replaced.
 pub const TTL: Duration = Duration::from_mins(1);
 
+/// How long owners may have their own records cached at least and at most, in seconds; at most as long as a rollover of keys waits.
+pub const RECORD_TTL: (u32, u32) = (1, 3600);
+
 /// How long "there is no such name" may be cached (RFC 2308 section 5). Short, since people open a name in the same
 /// minute in which they install its app.
 pub const NEGATIVE_TTL: Duration = Duration::from_secs(5);
@@ -63,8 +112,8 @@ pub const MAX_TTL: Duration = Duration::from_secs((1 << 31) - 1);
 
 /// Seconds of the SOA for secondary servers, which nothing here has yet (RIPE-203): look for changes after an hour,
 /// again after ten minutes, and give up after a week.
-pub(crate) const SOA_REFRESH: i32 = 3600;
+pub(crate) const SOA_REFRESH: u32 = 3600;
 /// See [`SOA_REFRESH`].
-pub(crate) const SOA_RETRY: i32 = 600;
+pub(crate) const SOA_RETRY: u32 = 600;
 /// See [`SOA_REFRESH`].
-pub(crate) const SOA_EXPIRE: i32 = 604_800;
+pub(crate) const SOA_EXPIRE: u32 = 604_800;

@@ -1,5 +1,5 @@
-//! How many answers over UDP a network gets: sources of datagrams are easily forged, and whoever is named as one must not be flooded with
-//! answers it never asked for (response rate limiting, as other authoritative servers have it). Pure: time is an input.
+//! How many answers over UDP a network gets, in all and for one name: sources of datagrams are easily forged, and whoever is named as one must not
+//! be flooded with answers it never asked for (response rate limiting, as other authoritative servers have it). Pure: time is an input.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -22,7 +22,8 @@ pub(crate) enum Verdict {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
-    network: u64,
+    /// Whose it is; 0 is nobody's.
+    of: u64,
     /// Answers left, in thousandths.
     left: u64,
     /// When that was so, in milliseconds.
@@ -31,12 +32,10 @@ struct Slot {
     limited: u32,
 }
 
-/// A bucket of answers per network, in a table of fixed size. Two networks that share a place take it from each other with a full bucket:
-/// a flood of many sources is bounded less well, and nobody is limited for what another did.
+/// Buckets of answers, in a table of fixed size. Two that share a place take it from each other with a full bucket: a flood of many sources is
+/// bounded less well, and nobody is limited for what another did.
 #[derive(Debug)]
-pub(crate) struct Limiter {
-    /// Keyed anew at each start, so that nobody can choose who shares a place.
-    hasher: RandomState,
+struct Buckets {
     /// Answers a second.
     rate: u64,
     /// A full bucket, in thousandths.
@@ -44,23 +43,17 @@ pub(crate) struct Limiter {
     slots: Box<[Mutex<Slot>]>,
 }
 
-impl Limiter {
-    pub(crate) fn new(rate: u64, burst: u64) -> Self {
-        Self {
-            hasher: RandomState::new(),
-            rate,
-            full: burst.saturating_mul(1000),
-            slots: (0..limits::UDP_NETWORKS).map(|_| Mutex::default()).collect(),
-        }
+impl Buckets {
+    fn new(rate: u64, burst: u64, slots: usize) -> Self {
+        Self { rate, full: burst.saturating_mul(1000), slots: (0..slots).map(|_| Mutex::default()).collect() }
     }
 
-    /// What becomes of a query from an address at a time in milliseconds.
-    pub(crate) fn check(&self, ip: IpAddr, now: u64) -> Verdict {
-        let network = network(ip);
-        let place = self.hasher.hash_one(network) % self.slots.len() as u64;
-        let mut slot = self.slots[place as usize].lock().unwrap_or_else(PoisonError::into_inner);
-        if slot.network != network {
-            *slot = Slot { network, left: self.full, at: now, limited: 0 };
+    fn check(&self, of: u64, now: u64) -> Verdict {
+        let of = of.max(1);
+        let mut slot =
+            self.slots[(of % self.slots.len() as u64) as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.of != of {
+            *slot = Slot { of, left: self.full, at: now, limited: 0 };
         }
         let earned = now.saturating_sub(slot.at).saturating_mul(self.rate);
         slot.left = slot.left.saturating_add(earned).min(self.full);
@@ -75,7 +68,45 @@ impl Limiter {
     }
 }
 
-/// The network that counts as one: an IPv4 /24 or an IPv6 /56. Never 0, which an empty place has.
+/// The rates of a name server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rates {
+    pub(crate) network: u64,
+    pub(crate) network_burst: u64,
+    pub(crate) name: u64,
+    pub(crate) name_burst: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Limiter {
+    /// Keyed anew at each start, so that nobody can choose who shares a place.
+    hasher: RandomState,
+    networks: Buckets,
+    names: Buckets,
+}
+
+impl Limiter {
+    pub(crate) fn new(rates: Rates) -> Self {
+        Self {
+            hasher: RandomState::new(),
+            networks: Buckets::new(rates.network, rates.network_burst, limits::UDP_NETWORKS),
+            names: Buckets::new(rates.name, rates.name_burst, limits::UDP_NAMES),
+        }
+    }
+
+    /// What becomes of a query from an address at a time in milliseconds, before anything was done for it.
+    pub(crate) fn check(&self, ip: IpAddr, now: u64) -> Verdict {
+        self.networks.check(self.hasher.hash_one(network(ip)), now)
+    }
+
+    /// What becomes of an answer about a name, in lower case, before it was signed. Answers that a name does not exist are about the name above.
+    pub(crate) fn check_name(&self, ip: IpAddr, name: &[u8], denied: bool, now: u64) -> Verdict {
+        self.names.check(self.hasher.hash_one((network(ip), name, denied)), now)
+    }
+}
+
+/// The network that counts as one: an IPv4 /24 or an IPv6 /56.
 fn network(ip: IpAddr) -> u64 {
     match ip.to_canonical() {
         IpAddr::V4(ip) => (1 << 63) | u64::from(ip.to_bits() >> 8),
@@ -93,9 +124,18 @@ mod tests {
         text.parse().expect("an address")
     }
 
+    fn limiter() -> Limiter {
+        Limiter::new(Rates {
+            network: limits::UDP_ANSWERS_PER_SECOND,
+            network_burst: limits::UDP_BURST,
+            name: limits::UDP_ANSWERS_PER_NAME,
+            name_burst: limits::UDP_NAME_BURST,
+        })
+    }
+
     #[test]
     fn a_network_gets_a_burst_then_a_rate_and_now_and_then_a_hint() {
-        let limiter = Limiter::new(limits::UDP_ANSWERS_PER_SECOND, limits::UDP_BURST);
+        let limiter = limiter();
         let burst = usize::try_from(limits::UDP_BURST).expect("small");
         let all: Vec<_> = (0..burst + 10).map(|_| limiter.check(ip("192.0.2.1"), 5)).collect();
         assert!(all[..burst].iter().all(|one| *one == Verdict::Answer));
@@ -108,10 +148,23 @@ mod tests {
         assert_eq!(network(ip("::ffff:192.0.2.1")), network(ip("192.0.2.9")));
     }
 
+    #[test]
+    fn one_name_is_limited_and_other_names_and_networks_are_not() {
+        let limiter = limiter();
+        let ask = |from: &str, name: &[u8], denied| limiter.check_name(ip(from), name, denied, 5);
+        let burst = limits::UDP_NAME_BURST;
+        assert!((0..burst).all(|_| ask("192.0.2.1", b"a", false) == Verdict::Answer));
+        assert_ne!(ask("192.0.2.200", b"a", false), Verdict::Answer);
+        assert_eq!(ask("192.0.2.1", b"b", false), Verdict::Answer);
+        assert_eq!(ask("192.0.2.1", b"a", true), Verdict::Answer);
+        assert_eq!(ask("192.0.3.1", b"a", false), Verdict::Answer);
+        assert_eq!(limiter.check_name(ip("192.0.2.1"), b"a", false, 5 + 1000), Verdict::Answer, "a second later");
+    }
+
     proptest! {
         #[test]
         fn no_network_gets_more_than_its_burst_and_rate(steps in proptest::collection::vec(0..30_u64, 1..2000)) {
-            let limiter = Limiter::new(limits::UDP_ANSWERS_PER_SECOND, limits::UDP_BURST);
+            let limiter = limiter();
             let (mut now, mut answered) = (0, 0);
             for step in steps {
                 now += step;

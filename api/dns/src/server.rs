@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use hearth_types::routes::RouteLookup;
+use hearth_types::{Clock, routes::RouteLookup};
 use prometheus::Registry;
 use tokio::{
     net::{TcpListener, UdpSocket},
@@ -16,12 +16,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    DnsConfig, DnsError, Outcome, Silence, Transport, Zone, limits,
-    message::{respond, respond_truncated},
-    metrics::Metrics,
-    rate::{Limiter, Verdict},
-    slots::Slots,
-    tcp, udp,
+    Answerer, Asking, DnsConfig, DnsError, Outcome, Silence, Transport, limits, metrics::Metrics, slots::Slots, tcp,
+    udp,
 };
 
 /// A name server that has its sockets; [`DnsServer::run`] makes it serve.
@@ -45,19 +41,36 @@ impl DnsServer {
     /// # Errors
     ///
     /// [`DnsError`]; the sockets' own error is its source, and is what `io::Error::from` gives.
-    pub async fn bind(config: DnsConfig, routes: Arc<dyn RouteLookup>, registry: &Registry) -> Result<Self, DnsError> {
-        let zone = Zone::new(&config)?;
+    pub async fn bind(
+        config: DnsConfig,
+        routes: Arc<dyn RouteLookup>,
+        clock: Arc<dyn Clock>,
+        registry: &Registry,
+    ) -> Result<Self, DnsError> {
+        let answerer = Answerer::new(&config, routes)?;
+        Self::bind_with(config, answerer, clock, registry).await
+    }
+
+    /// As [`DnsServer::bind`], with an answerer of its own.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn bind_with(
+        config: DnsConfig,
+        answerer: Answerer,
+        clock: Arc<dyn Clock>,
+        registry: &Registry,
+    ) -> Result<Self, DnsError> {
         let (udp, tcp) = take_port(config.listen).await?;
         let source_of = |source| DnsError::BindTcp { listen: config.listen, source };
         let address = tcp.local_addr().map_err(source_of)?;
         let metrics = Metrics::register(registry)?;
         let slots = Slots::new(config.tcp_connections, config.tcp_connections_per_client);
         let responder = Responder {
-            zone,
-            routes,
+            answerer,
+            clock,
             metrics,
-            limiter: Limiter::new(config.udp_answers_per_second, config.udp_burst),
-            limit_loopback: config.limit_loopback,
             started: Instant::now(),
             tcp_idle: config.tcp_idle,
             tcp_transfer: config.tcp_transfer,
@@ -120,40 +133,23 @@ async fn take_port(listen: SocketAddr) -> Result<(UdpSocket, TcpListener), DnsEr
 
 /// What every task that serves needs.
 pub(crate) struct Responder {
-    zone: Zone,
-    routes: Arc<dyn RouteLookup>,
+    answerer: Answerer,
+    clock: Arc<dyn Clock>,
     pub(crate) metrics: Metrics,
-    limiter: Limiter,
-    limit_loopback: bool,
     started: Instant,
     pub(crate) tcp_idle: std::time::Duration,
     pub(crate) tcp_transfer: std::time::Duration,
 }
 
 impl Responder {
-    /// The answer to a datagram, if its source may have one.
-    pub(crate) fn respond_udp(&self, message: &[u8], source: IpAddr) -> Option<Vec<u8>> {
-        let exempt = source.to_canonical().is_loopback() && !self.limit_loopback;
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        match if exempt { Verdict::Answer } else { self.limiter.check(source, now) } {
-            Verdict::Answer => self.respond(message, Transport::Udp),
-            Verdict::Slip => self.counted(message, Transport::Udp, || respond_truncated(message)),
-            Verdict::Drop => {
-                self.metrics.silent(Transport::Udp, Silence::Limited);
-                None
-            }
-        }
-    }
-
     /// The answer to a message, counted. A panic costs this message its answer, and no other message anything: else
     /// one datagram that finds a defect would be enough to take a zone down for as long as it is repeated.
-    pub(crate) fn respond(&self, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        self.counted(message, transport, || respond(message, transport, &self.zone, self.routes.as_ref()))
-    }
-
-    fn counted(&self, message: &[u8], transport: Transport, respond: impl FnOnce() -> Outcome) -> Option<Vec<u8>> {
+    pub(crate) fn respond(&self, message: &[u8], transport: Transport, ip: IpAddr) -> Option<Vec<u8>> {
+        let steady = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let asking = Asking { ip, transport, now: self.clock.now(), steady };
         // Nothing that a panic could leave half changed is changed by answering.
-        let outcome = catch_unwind(AssertUnwindSafe(respond)).unwrap_or(Outcome::Silent(Silence::Defect));
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.answerer.respond(message, asking)))
+            .unwrap_or(Outcome::Silent(Silence::Defect));
         match outcome {
             Outcome::Answer { bytes, rcode } => {
                 self.metrics.answered(transport, rcode);

@@ -1,6 +1,6 @@
 //! Queries over connections (RFC 7766): many on one, answered in their order.
 
-use std::{io, sync::Arc};
+use std::{io, net::IpAddr, sync::Arc};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -49,7 +49,7 @@ pub(crate) async fn serve(listener: &TcpListener, slots: &Slots, responder: &Arc
         responder.metrics.tcp_open.inc();
         let open = Open { responder: Arc::clone(responder), _slot: slot };
         connections.spawn(async move {
-            if let Err(error) = converse(&mut stream, &open.responder).await {
+            if let Err(error) = converse(&mut stream, client.ip(), &open.responder).await {
                 tracing::debug!(%error, %client, "a DNS connection ended early");
             }
         });
@@ -69,7 +69,7 @@ impl Drop for Open {
 }
 
 /// Answers until the client closes, is silent for too long, or sends what is no DNS.
-async fn converse(stream: &mut TcpStream, responder: &Responder) -> io::Result<()> {
+async fn converse(stream: &mut TcpStream, client: IpAddr, responder: &Responder) -> io::Result<()> {
     // An answer is one small write; waiting for more to put into the packet only delays it.
     stream.set_nodelay(true)?;
     let mut message = Vec::new();
@@ -90,7 +90,7 @@ async fn converse(stream: &mut TcpStream, responder: &Responder) -> io::Result<(
             stream.read_exact(&mut message).await
         })
         .await??;
-        let Some(answer) = responder.respond(&message, Transport::Tcp) else {
+        let Some(answer) = responder.respond(&message, Transport::Tcp, client) else {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a message that is no query"));
         };
         // One write, so that the length does not travel alone (RFC 7766 section 8).

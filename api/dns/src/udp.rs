@@ -2,7 +2,7 @@
 
 use tokio::net::UdpSocket;
 
-use crate::{limits, server::Responder};
+use crate::{Transport, limits, server::Responder};
 
 /// Answers datagrams for ever. Several tasks may read one socket.
 pub(crate) async fn serve(socket: &UdpSocket, responder: &Responder) {
@@ -20,7 +20,7 @@ pub(crate) async fn serve(socket: &UdpSocket, responder: &Responder) {
         if source.port() == 0 {
             continue;
         }
-        let Some(answer) = responder.respond_udp(&buffer[..length], source.ip()) else { continue };
+        let Some(answer) = responder.respond(&buffer[..length], Transport::Udp, source.ip()) else { continue };
         if let Err(error) = socket.send_to(&answer, source).await {
             // Whoever forges addresses that have no route makes these, so they are no news.
             tracing::debug!(%error, %source, "cannot send a DNS answer over UDP");

@@ -251,6 +251,11 @@ impl CertificateAuthority {
         self.issuer.key().serialize_pem()
     }
 
+    /// 32 bytes that only who has the CA's key comes to, the same for one `info` always: HKDF-SHA256 (RFC 5869).
+    pub(crate) fn derive(&self, info: &[u8]) -> Result<[u8; 32], CaError> {
+        derive(self.issuer.key().serialized_der(), info)
+    }
+
     /// The key by which the region signs the copies of objects that devices keep. It is derived from the CA's own, so that every server and every
     /// backup that has the one has the other.
     pub fn signing_key(&self) -> &Arc<SigningKey> {
@@ -407,14 +412,18 @@ fn constrained_zone(certificate: &X509Certificate<'_>) -> Option<String> {
 /// Says what a derived key is for, so that no other use comes to the same (RFC 5869, `info`).
 const SIGNING_INFO: &[u8] = b"hearth copies signing key v1";
 
-/// The signing key of a CA's key (PKCS #8, as it is on the disk): HKDF-SHA256 (RFC 5869).
+/// The signing key of a CA's key (PKCS #8, as it is on the disk).
 fn signing_key(ca_key: &[u8]) -> Result<SigningKey, CaError> {
-    let mut seed = [0; 32];
+    derive(ca_key, SIGNING_INFO).map(|seed| SigningKey::from_seed(&seed))
+}
+
+fn derive(ca_key: &[u8], info: &[u8]) -> Result<[u8; 32], CaError> {
+    let mut out = [0; 32];
     let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(ca_key);
-    let info = [SIGNING_INFO];
-    let filled = derived.expand(&info, hkdf::HKDF_SHA256).and_then(|okm| okm.fill(&mut seed));
+    let info = [info];
+    let filled = derived.expand(&info, hkdf::HKDF_SHA256).and_then(|okm| okm.fill(&mut out));
     filled.map_err(|_| CaError::Random)?;
-    Ok(SigningKey::from_seed(&seed))
+    Ok(out)
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {

@@ -14,6 +14,7 @@ pub mod ca;
 mod certificate;
 mod clock;
 mod devices;
+mod dnssec;
 mod door;
 mod grpc;
 mod metrics;
@@ -25,6 +26,7 @@ mod tokens;
 
 pub use ca::CertificateAuthority;
 pub use clock::SystemClock;
+pub use dnssec::{Step as DnssecStep, ZoneSigning};
 pub use grpc::{BackupSource, DeviceDoorConnector, Frozen, NoDevices, TunnelConnector};
 pub use peers::{PeerChannels, PeerError, peer_name};
 pub use resources::ResourceService;

@@ -17,6 +17,7 @@ use tonic::{
 use crate::{
     BackupSource,
     ca::{CaError, CertificateAuthority},
+    dnssec::ZoneSigning,
     door::{Door, GuardLayer, Room},
     grpc::{
         Backups, DeviceDoorConnector, EnrollmentDoor, NoBackups, NoDevices, PeersDoor, PodsDoor, RegionDoor,
@@ -99,6 +100,7 @@ pub struct ApiServerBuilder {
     connector: Arc<dyn DeviceDoorConnector>,
     backups: Arc<dyn BackupSource>,
     group: Option<(Arc<dyn Group>, Arc<dyn PeerService>)>,
+    signing: Option<Arc<ZoneSigning>>,
     registry: Registry,
     more: RoutesBuilder,
 }
@@ -118,7 +120,7 @@ impl ApiServer {
     ) -> ApiServerBuilder {
         let (connector, backups) = (Arc::new(NoDevices), Arc::new(NoBackups));
         let (registry, more) = (Registry::new(), Routes::builder());
-        ApiServerBuilder { config, resources, ca, connector, backups, group: None, registry, more }
+        ApiServerBuilder { config, resources, ca, connector, backups, group: None, signing: None, registry, more }
     }
 
     /// The names in its certificate: the one that all servers of the region have, and its own as one of them.
@@ -200,6 +202,13 @@ pub fn server_name(zone: &str) -> String {
 }
 
 impl ApiServerBuilder {
+    /// The keys by which the zone is signed, for whoever looks at them or has them replaced.
+    #[must_use]
+    pub fn signing(mut self, signing: Arc<ZoneSigning>) -> Self {
+        self.signing = Some(signing);
+        self
+    }
+
     /// How devices are reached for logs and exec; without it every device is away.
     #[must_use]
     pub fn connector(mut self, connector: Arc<dyn DeviceDoorConnector>) -> Self {
@@ -271,6 +280,7 @@ impl ApiServerBuilder {
             version: self.config.version.clone(),
             backups: Backups::new(self.backups),
             group: servers.as_ref().map(|servers| Arc::clone(servers.group())),
+            signing: self.signing,
         };
         let pods = PodsDoor { resources: resources.clone(), connector: self.connector };
         self.more

@@ -26,6 +26,7 @@
 
 pub mod admission;
 pub mod condition;
+pub mod dns;
 pub mod downward;
 pub mod group;
 pub mod hours;

@@ -47,6 +47,7 @@ group_kinds! {
     INSTALL = "hearth.dev" "Install",
     DEVICE = "hearth.dev" "Device",
     ROUTE = "hearth.dev" "Route",
+    DNS_ENDPOINT = "externaldns.k8s.io" "DNSEndpoint",
 }
 
 impl GroupKind {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::{InDataDir, Output};
 
@@ -22,6 +22,10 @@ pub(crate) enum Region {
     Inspect(RegionInspect),
     /// Show the servers of the region.
     Members(RegionMembers),
+    /// Show the keys by which the zone is signed (DNSSEC) and the DS records for the parent zone, or replace a key.
+    ///
+    /// Answers are signed from the first day; others check the signatures once the parent zone has a DS record.
+    Dnssec(RegionDnssec),
     /// Remove a server from the region, for good; its number is never given again.
     ///
     /// Refused where the servers that would be left, and that answer, are no majority: the region could not be written to. A server that is
@@ -45,6 +49,31 @@ pub(crate) struct RegionMembers {
     /// The form of the answer: json or yaml.
     #[arg(short, long)]
     pub(crate) output: Option<Output>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RegionDnssec {
+    /// Begin to replace a key. The ZSK is replaced within hours by itself; the KSK waits until its DS is in the parent zone.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) roll: Option<Roll>,
+    /// The parent zone has the new KSK's DS beside the old one's, at all of its servers.
+    #[arg(long, conflicts_with = "roll")]
+    pub(crate) ds_seen: bool,
+    /// For how many seconds the parent's DS records may be cached [default: a day].
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, hide_default_value = true, requires = "ds_seen")]
+    pub(crate) parent_ttl: u64,
+    /// The form of the answer: json or yaml.
+    #[arg(short, long)]
+    pub(crate) output: Option<Output>,
+}
+
+/// A key of the zone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Roll {
+    /// The one that signs the keys, and that the parent's DS names.
+    Ksk,
+    /// The one that signs everything else.
+    Zsk,
 }
 
 #[derive(Args, Debug)]

@@ -11,10 +11,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use hearth_api::{
     ApiConfig, ApiServer, BackupSource, CertificateAuthority, Frozen, PeerChannels, ResourceService, TunnelConnector,
-    server_name,
+    ZoneSigning, server_name,
 };
 use hearth_client::Config;
-use hearth_dns::{DnsConfig, DnsServer};
+use hearth_dns::{Answerer, DnsConfig, DnsServer, Keys};
 use hearth_gateway::{Gateway, GatewayConfig};
 use hearth_raft::{Owner, RaftConfig, RaftStore, Start, Tuning, disk::RealDisk};
 use hearth_region::{Region, ServerChannels, Timing};
@@ -34,6 +34,7 @@ use super::{
     membership::{self, Wanted},
     metrics,
     server::{address, advertised, bind},
+    zone,
 };
 use crate::{
     args::Server,
@@ -133,8 +134,19 @@ pub(super) async fn run_server(
         .map_err(|error| super::server::cannot_listen("--listen-gateway", "the gateway", gateway_listen, &error))?;
     let gateway_address = gateway.local_addr();
     let dns_listen = address("--listen-dns", &args.listen.listen_dns)?;
-    let gateway_ips = advertised(gateway_address, &args.listen.advertise)?.iter().map(SocketAddr::ip).collect();
-    let dns = DnsServer::bind(DnsConfig::new(dns_listen, &zone, gateway_ips), handle.routes(), &registry)
+    let gateways = advertised(gateway_address, &args.listen.advertise)?;
+    let signing = ZoneSigning::new(Arc::clone(&resources), &ca)?;
+    let gateway_ips = gateways.iter().map(SocketAddr::ip).collect();
+    let config = DnsConfig::new(dns_listen, &zone, gateway_ips, signing.cookie_secret());
+    let signing = Arc::new(signing);
+    let locations = zone::locations(args.listen.dns_locations.as_deref())?;
+    let (keys, fed_keys) = watch::channel(Arc::new(Keys::none()));
+    let (healthy, fed_gateways) = watch::channel(Arc::from([]));
+    let answerer = Answerer::new(&config, handle.routes())?
+        .with_keys(fed_keys)
+        .with_gateways(fed_gateways)
+        .with_locations(zone::locator(locations.as_ref()));
+    let dns = DnsServer::bind_with(config, answerer, Arc::clone(&clock), &registry)
         .await
         .map_err(|error| super::server::cannot_listen("--listen-dns", "DNS", dns_listen, &error))?;
     let dns_address = dns.local_addr();
@@ -152,6 +164,7 @@ pub(super) async fn run_server(
             clock: Arc::clone(&clock),
         }))
         .group(Arc::clone(&group), raft.peers())
+        .signing(Arc::clone(&signing))
         .metrics(&registry)
         .add_service(handle.devices_service())
         .add_service(handle.dials_service())
@@ -173,6 +186,8 @@ pub(super) async fn run_server(
     parts.spawn("store", watch_store(Arc::clone(&raft), data.server(), stop()));
     parts.spawn("metrics", metrics::serve(metrics_listener, registry, stop()));
     parts.spawn("heap", trim_heap(stop()));
+    parts.spawn("zone keys", zone::feed_keys(Arc::clone(&signing), keys, stop()));
+    parts.spawn("zone gateways", zone::feed_gateways(gateways, locations, handle.servers(), healthy, stop()));
     let renewal = (data.clone(), Arc::clone(&ca), zone.clone(), region_name.clone());
     parts.spawn("client-config", renew_client_config(renewal, api_address, (client_address, handle.servers()), stop()));
 
@@ -189,6 +204,7 @@ pub(super) async fn run_server(
     let starting = async {
         raft.ready().await?;
         first_objects(&resources).await;
+        zone::first_keys(&signing).await;
         handle.ready().await;
         Ok(())
     };

@@ -14,5 +14,6 @@ mod signals;
 pub(crate) mod status;
 mod supervisor;
 pub(crate) mod up;
+mod zone;
 
 pub(crate) use hearth_api::SystemClock;

@@ -10,6 +10,7 @@ pub(crate) mod create;
 pub(crate) mod debug;
 pub(crate) mod delete;
 pub(crate) mod describe;
+pub(crate) mod dnssec;
 pub(crate) mod edit;
 pub(crate) mod events;
 pub(crate) mod exec;

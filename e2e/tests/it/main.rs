@@ -22,6 +22,7 @@ mod kinds;
 mod lending;
 mod life;
 mod load;
+mod names;
 mod nat;
 mod offline;
 mod partitions;

@@ -122,8 +122,8 @@ impl Hub {
     /// A kind is this now.
     pub(crate) fn observe_list(&self, kind: &GroupKind, objects: Vec<Object>, revision: Revision) {
         self.take_in(|cache| cache.replace(kind, objects, revision));
-        if *kind == GroupKind::ROUTE {
-            self.routes.set_primed();
+        if *kind == GroupKind::ROUTE || *kind == GroupKind::DNS_ENDPOINT {
+            self.routes.set_primed(kind);
         }
     }
 
@@ -149,9 +149,13 @@ impl Hub {
         let changes = take(&mut cache);
         let revision = cache.revision();
         for change in &changes {
-            // Under the lock, so that two changes of one Route cannot overtake each other.
-            if let Some(entry) = change.either().filter(|entry| *entry.object.kind() == GroupKind::ROUTE) {
-                self.routes.set(entry.object.key(), change.now.as_ref().map(|now| &now.object), revision);
+            // Under the lock, so that two changes of one object cannot overtake each other.
+            let Some(entry) = change.either() else { continue };
+            let (key, now) = (entry.object.key(), change.now.as_ref().map(|now| &now.object));
+            if *entry.object.kind() == GroupKind::ROUTE {
+                self.routes.set(key, now, revision);
+            } else if *entry.object.kind() == GroupKind::DNS_ENDPOINT {
+                self.routes.set_records(key, now, revision);
             }
         }
         drop(cache);

@@ -4,15 +4,19 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
 };
 
 use hearth_types::{
-    DeviceName, Object, ObjectKey, Revision,
+    DeviceName, GroupKind, Object, ObjectKey, Revision,
+    dns::record::{RecordKind, ZoneRecord},
     routes::{RouteEntry, RouteLookup},
 };
 use serde_json::Value;
+
+/// Routes and DNSEndpoints are known.
+const KINDS: u32 = 3;
 
 #[derive(Default)]
 struct Table {
@@ -21,6 +25,9 @@ struct Table {
     /// How many hostnames lie below a name.
     above: HashMap<Box<str>, usize>,
     hostnames: HashMap<ObjectKey, Box<str>>,
+    /// Owners' records by name, and where several objects have some of one name, all of them.
+    records: HashMap<Box<str>, BTreeMap<ObjectKey, Vec<ZoneRecord>>>,
+    names: HashMap<ObjectKey, Vec<Box<str>>>,
 }
 
 /// Hostnames and the devices behind them.
@@ -28,13 +35,15 @@ struct Table {
 pub(crate) struct RouteTable {
     table: RwLock<Table>,
     serial: AtomicU32,
-    primed: AtomicBool,
+    /// Which of the kinds that it is fed by are known, a bit each.
+    primed: AtomicU32,
 }
 
 impl RouteTable {
-    /// All Routes that there are were set.
-    pub(crate) fn set_primed(&self) {
-        self.primed.store(true, Ordering::Release);
+    /// All objects of a kind that there are were set.
+    pub(crate) fn set_primed(&self, kind: &GroupKind) {
+        let bit = if *kind == GroupKind::ROUTE { 1 } else { 2 };
+        self.primed.fetch_or(bit, Ordering::Release);
     }
 
     /// A Route is this now, or is gone. `revision` is that of the change.
@@ -55,6 +64,30 @@ impl RouteTable {
         if let Some(entry) = entry {
             table.insert(key, entry);
         }
+        self.raise(revision);
+    }
+
+    /// The records of a DNSEndpoint are these now, or are gone. `revision` is that of the change.
+    pub(crate) fn set_records(&self, key: &ObjectKey, object: Option<&Object>, revision: Revision) {
+        let records = object.map(|object| records(&object.value())).unwrap_or_default();
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let before: BTreeMap<Box<str>, Vec<ZoneRecord>> = table
+            .names
+            .get(key)
+            .into_iter()
+            .flatten()
+            .filter_map(|name| Some((name.clone(), table.records.get(name)?.get(key)?.clone())))
+            .collect();
+        if before == records {
+            return;
+        }
+        table.remove_records(key);
+        table.insert_records(key, records);
+        self.raise(revision);
+    }
+
+    /// The zone is another.
+    fn raise(&self, revision: Revision) {
         // The revision rises with every change and is the same on every server; its low bits do for a serial (RFC 1982).
         let wanted = u32::try_from(revision.0 & u64::from(u32::MAX)).unwrap_or_default();
         let _ = self.serial.fetch_update(Ordering::Release, Ordering::Relaxed, |serial| {
@@ -76,6 +109,25 @@ fn entry(route: &Value) -> Option<RouteEntry> {
     Some(RouteEntry { hostname: hostname.to_owned(), devices })
 }
 
+/// A DNSEndpoint's records by name. What this release does not know is left out.
+fn records(object: &Value) -> BTreeMap<Box<str>, Vec<ZoneRecord>> {
+    let mut all: BTreeMap<Box<str>, Vec<ZoneRecord>> = BTreeMap::new();
+    for one in object.pointer("/spec/endpoints").and_then(Value::as_array).into_iter().flatten() {
+        let Some((name, kind)) = one["dnsName"].as_str().zip(one["recordType"].as_str().and_then(RecordKind::of_label))
+        else {
+            continue;
+        };
+        let ttl = one["recordTTL"].as_u64().and_then(|ttl| u32::try_from(ttl).ok()).filter(|ttl| *ttl > 0);
+        let targets = one["targets"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let data = targets.filter_map(|target| kind.parse(target).ok());
+        let records: Vec<_> = data.map(|data| ZoneRecord { kind, ttl, data: data.into() }).collect();
+        if !records.is_empty() {
+            all.entry(name.into()).or_default().extend(records);
+        }
+    }
+    all
+}
+
 /// The names above a hostname: `b.c` and `c` of `a.b.c`.
 fn names_above(hostname: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(hostname.split_once('.').map(|(_, rest)| rest), |name| {
@@ -91,8 +143,51 @@ impl Table {
         let first = routes.is_empty();
         routes.insert(key.clone(), Arc::new(entry));
         if first {
-            for name in names_above(&hostname) {
-                *self.above.entry(name.into()).or_default() += 1;
+            self.count_above(&hostname);
+        }
+    }
+
+    /// A name is there that was not.
+    fn count_above(&mut self, name: &str) {
+        for name in names_above(name) {
+            *self.above.entry(name.into()).or_default() += 1;
+        }
+    }
+
+    /// A name is there no longer.
+    fn discount_above(&mut self, name: &str) {
+        for name in names_above(name) {
+            if let Some(count) = self.above.get_mut(name) {
+                *count -= 1;
+                if *count == 0 {
+                    self.above.remove(name);
+                }
+            }
+        }
+    }
+
+    fn insert_records(&mut self, key: &ObjectKey, records: BTreeMap<Box<str>, Vec<ZoneRecord>>) {
+        let names: Vec<Box<str>> = records.keys().cloned().collect();
+        for (name, records) in records {
+            let there = self.records.entry(name.clone()).or_default();
+            let first = there.is_empty();
+            there.insert(key.clone(), records);
+            if first {
+                self.count_above(&name);
+            }
+        }
+        if !names.is_empty() {
+            self.names.insert(key.clone(), names);
+        }
+    }
+
+    fn remove_records(&mut self, key: &ObjectKey) {
+        for name in self.names.remove(key).into_iter().flatten() {
+            let Some(there) = self.records.get_mut(&name) else { continue };
+            there.remove(key);
+            if there.is_empty() {
+                self.records.remove(&name);
+                self.discount_above(&name);
             }
         }
     }
@@ -109,14 +204,7 @@ impl Table {
             return;
         }
         self.entries.remove(&hostname);
-        for name in names_above(&hostname) {
-            if let Some(count) = self.above.get_mut(name) {
-                *count -= 1;
-                if *count == 0 {
-                    self.above.remove(name);
-                }
-            }
-        }
+        self.discount_above(&hostname);
     }
 }
 
@@ -130,8 +218,13 @@ impl RouteLookup for RouteTable {
         self.table.read().unwrap_or_else(PoisonError::into_inner).above.contains_key(name)
     }
 
+    fn records(&self, name: &str) -> Arc<[ZoneRecord]> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.records.get(name).into_iter().flat_map(BTreeMap::values).flatten().cloned().collect()
+    }
+
     fn primed(&self) -> bool {
-        self.primed.load(Ordering::Acquire)
+        self.primed.load(Ordering::Acquire) == KINDS
     }
 
     fn serial(&self) -> u32 {
@@ -141,7 +234,6 @@ impl RouteLookup for RouteTable {
 
 #[cfg(test)]
 mod tests {
-    use hearth_types::GroupKind;
     use serde_json::json;
 
     use super::*;
@@ -177,5 +269,50 @@ mod tests {
         assert!(table.lookup("notes.alice.zone").is_none() && !table.has_names_below("alice.zone"));
         table.set(&key("other"), None, Revision(12));
         assert!(!table.has_names_below("zone"));
+    }
+
+    #[test]
+    fn records_follow_their_objects_and_those_of_several_come_together() {
+        let table = RouteTable::default();
+        let key = |name: &str| ObjectKey::new(GroupKind::DNS_ENDPOINT, "alice", name);
+        let object = |name: &str, endpoints: Value| {
+            Object::from_value(json!({"apiVersion": "externaldns.k8s.io/v1alpha1", "kind": "DNSEndpoint",
+                "metadata": {"name": name, "namespace": "alice"}, "spec": {"endpoints": endpoints}}))
+            .expect("an object")
+        };
+        let one = |name: &str, kind: &str, target: &str| json!({"dnsName": name, "recordType": kind, "targets": [target], "recordTTL": 30});
+        let set = |name: &str, endpoints: Option<Value>, revision| {
+            let object = endpoints.map(|endpoints| object(name, endpoints));
+            table.set_records(&key(name), object.as_ref(), Revision(revision));
+        };
+        let first = json!([
+            one("a.alice.zone", "TXT", "x"),
+            one("*.alice.zone", "CNAME", "b.zone"),
+            one("a.alice.zone", "MX", "0 b")
+        ]);
+        set("first", Some(first.clone()), 5);
+        assert_eq!(
+            (table.serial(), table.records("a.alice.zone").len(), table.records("*.alice.zone").len()),
+            (5, 1, 1)
+        );
+        assert_eq!(
+            table.records("a.alice.zone")[0],
+            ZoneRecord { kind: RecordKind::Txt, ttl: Some(30), data: [1, b'x'].into() }
+        );
+        assert!(table.has_names_below("alice.zone") && !table.has_names_below("a.alice.zone"));
+        set("first", Some(first), 6);
+        assert_eq!(table.serial(), 5, "nothing changed");
+        set("second", Some(json!([one("a.alice.zone", "TXT", "y")])), 7);
+        assert_eq!(table.records("a.alice.zone").len(), 2);
+        set("first", Some(json!([])), 8);
+        assert_eq!((table.records("a.alice.zone").len(), table.records("*.alice.zone").len()), (1, 0));
+        assert!(table.has_names_below("alice.zone"));
+        set("second", None, 9);
+        assert!(!table.has_names_below("alice.zone") && table.records("a.alice.zone").is_empty());
+        assert!(!table.primed());
+        table.set_primed(&GroupKind::ROUTE);
+        assert!(!table.primed(), "records are not known yet");
+        table.set_primed(&GroupKind::DNS_ENDPOINT);
+        assert!(table.primed());
     }
 }

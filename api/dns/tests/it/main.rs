@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod cookies;
+mod dnssec;
 mod hostile;
+mod nearest;
 mod questions;
+mod records;
 mod sockets;
 mod support;
 mod tools;

@@ -13,14 +13,16 @@ use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
 };
 
-use crate::support::{PATIENCE, Running, ask_tcp, ask_udp, config, loopback, question, receive_tcp, routes, send_tcp};
+use crate::support::{
+    Now, PATIENCE, Running, ask_tcp, ask_udp, config, loopback, question, receive_tcp, routes, send_tcp,
+};
 
 fn soa() -> Vec<u8> {
     question("hearth.internal.", RecordType::SOA).to_vec().unwrap()
 }
 
 async fn refused(config: DnsConfig) -> DnsError {
-    DnsServer::bind(config, routes(), &Registry::new()).await.expect_err("must not bind")
+    DnsServer::bind(config, routes(), Arc::new(Now), &Registry::new()).await.expect_err("must not bind")
 }
 
 #[tokio::test]
@@ -94,8 +96,8 @@ async fn configurations_that_cannot_work_are_refused_with_a_reason() {
     elsewhere.listen = SocketAddr::from(([192, 0, 2, 1], 0));
     assert_eq!(io::Error::from(refused(elsewhere).await).kind(), io::ErrorKind::AddrNotAvailable);
     let registry = Registry::new();
-    let _first = DnsServer::bind(config(), routes(), &registry).await.expect("the first");
-    let second = DnsServer::bind(config(), routes(), &registry).await;
+    let _first = DnsServer::bind(config(), routes(), Arc::new(Now), &registry).await.expect("the first");
+    let second = DnsServer::bind(config(), routes(), Arc::new(Now), &registry).await;
     assert!(matches!(second, Err(DnsError::Metrics(_))), "{second:?}");
 }
 
@@ -216,7 +218,9 @@ async fn shutdown_ends_run_and_frees_the_port() {
     assert!(server.metric("hearth_dns_tcp_connections_open", &[]).abs() < f64::EPSILON);
     let mut config = config();
     config.listen = server.address;
-    DnsServer::bind(config, Arc::clone(&server.routes) as _, &Registry::new()).await.expect("the port is free again");
+    DnsServer::bind(config, Arc::clone(&server.routes) as _, Arc::new(Now), &Registry::new())
+        .await
+        .expect("the port is free again");
 }
 
 #[tokio::test]

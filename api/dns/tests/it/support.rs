@@ -1,7 +1,7 @@
 //! A name server with a few routes, and a small client.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex,
@@ -10,15 +10,24 @@ use std::{
     time::Duration,
 };
 
-use hearth_dns::{DnsConfig, DnsServer};
-use hearth_types::routes::{RouteEntry, RouteLookup};
+use hearth_dns::{Answerer, DnsConfig, DnsServer, Keys};
+use hearth_types::{
+    Clock, Timestamp,
+    dns::{
+        keys::{KeySet, NewKey},
+        record::{RecordKind, ZoneRecord},
+    },
+    routes::{RouteEntry, RouteLookup},
+};
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query},
     rr::{DNSClass, Name, RecordType},
 };
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UdpSocket},
+    sync::watch,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +39,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
     names: Mutex<BTreeSet<String>>,
+    records: Mutex<BTreeMap<String, Vec<ZoneRecord>>>,
+    /// Addresses inside homes, by hostname.
+    pub(crate) lan: Mutex<BTreeMap<String, Vec<IpAddr>>>,
     serial: AtomicU32,
     /// Whether they are not known yet.
     pub(crate) unknown: AtomicBool,
@@ -49,6 +61,14 @@ impl Routes {
         self.serial.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Sets a record beside those that the name has, from its text.
+    pub(crate) fn record(&self, name: &str, kind: &str, text: &str) {
+        let kind = RecordKind::of_label(kind).unwrap();
+        let record = ZoneRecord { kind, ttl: None, data: kind.parse(text).unwrap().into() };
+        self.records.lock().unwrap().entry(name.to_owned()).or_default().push(record);
+        self.serial.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn remove(&self, name: &str) {
         self.names.lock().unwrap().remove(name);
         self.serial.fetch_add(1, Ordering::Relaxed);
@@ -63,7 +83,16 @@ impl RouteLookup for Routes {
 
     fn has_names_below(&self, name: &str) -> bool {
         let below = format!(".{name}");
-        self.names.lock().unwrap().iter().any(|one| one.ends_with(&below))
+        let (names, records) = (self.names.lock().unwrap(), self.records.lock().unwrap());
+        names.iter().chain(records.keys()).any(|one| one.ends_with(&below))
+    }
+
+    fn records(&self, name: &str) -> Arc<[ZoneRecord]> {
+        self.records.lock().unwrap().get(name).cloned().unwrap_or_default().into()
+    }
+
+    fn lan_addresses(&self, hostname: &str) -> Vec<IpAddr> {
+        self.lan.lock().unwrap().get(hostname).cloned().unwrap_or_default()
     }
 
     fn primed(&self) -> bool {
@@ -85,7 +114,18 @@ pub(crate) fn addresses(texts: &[&str]) -> Vec<IpAddr> {
 
 /// The zone of most tests: two families, routes of two owners.
 pub(crate) fn config() -> DnsConfig {
-    DnsConfig::new(loopback(), ZONE, addresses(&["192.0.2.1", "192.0.2.2", "2001:db8::1"]))
+    DnsConfig::new(loopback(), ZONE, addresses(&["192.0.2.1", "192.0.2.2", "2001:db8::1"]), [7; 32])
+}
+
+/// This machine's clock.
+#[derive(Debug)]
+pub(crate) struct Now;
+
+impl Clock for Now {
+    fn now(&self) -> Timestamp {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        Timestamp(i64::try_from(since.as_millis()).unwrap())
+    }
 }
 
 pub(crate) fn routes() -> Arc<Routes> {
@@ -103,8 +143,15 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) async fn start(config: DnsConfig) -> Self {
+        Self::start_with(config, |answerer| answerer).await
+    }
+
+    /// With more that answers are made of.
+    pub(crate) async fn start_with(config: DnsConfig, with: impl FnOnce(Answerer) -> Answerer) -> Self {
         let (routes, registry, shutdown) = (routes(), prometheus::Registry::new(), CancellationToken::new());
-        let server = DnsServer::bind(config, routes.clone(), &registry).await.expect("a port of loopback");
+        let answerer = with(Answerer::new(&config, routes.clone()).expect("a good configuration"));
+        let bound = DnsServer::bind_with(config, answerer, Arc::new(Now), &registry).await;
+        let server = bound.expect("a port of loopback");
         let address = server.local_addr();
         let ended = tokio::spawn(server.run(shutdown.clone()));
         Self { address, routes, registry, shutdown, ended }
@@ -184,4 +231,27 @@ pub(crate) async fn ask_tcp(server: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(server).await.unwrap();
     send_tcp(&mut stream, bytes).await;
     receive_tcp(&mut stream).await.unwrap()
+}
+
+/// A new key, sealed by nothing.
+pub(crate) fn new_key() -> NewKey {
+    let random = ring::rand::SystemRandom::new();
+    let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref(), &random).unwrap();
+    NewKey { public: pair.public_key().as_ref()[1..].try_into().unwrap(), sealed: pkcs8.as_ref().to_vec() }
+}
+
+/// The first keys of a zone, made at a time.
+pub(crate) fn first_keys(made: Timestamp) -> KeySet {
+    KeySet::first(&new_key(), &new_key(), made)
+}
+
+/// Feeds the keys of a set.
+pub(crate) fn keys(set: &KeySet) -> (watch::Sender<Arc<Keys>>, watch::Receiver<Arc<Keys>>) {
+    watch::channel(ready(set))
+}
+
+/// A set ready to sign.
+pub(crate) fn ready(set: &KeySet) -> Arc<Keys> {
+    Arc::new(Keys::new(set, |key| key.sealed_bytes().ok_or_else(|| "no key".to_owned())).unwrap())
 }

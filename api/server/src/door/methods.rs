@@ -49,6 +49,7 @@ static METHODS: [Method; 36] = [
     method("hearth.v1.Region", "ListTokens", Allowed::Admins),
     method("hearth.v1.Region", "DeleteToken", Allowed::Admins),
     method("hearth.v1.Region", "Backup", Allowed::Admins),
+    method("hearth.v1.Region", "Dnssec", Allowed::Admins),
     method("hearth.v1.Enrollment", "Join", Allowed::Anyone),
     method("hearth.v1.Devices", "Session", Allowed::Devices),
     method("hearth.v1.Dials", "Dial", Allowed::Servers),

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use hearth_proto::v1;
 use hearth_types::{
     GroupKind, Reason, Status,
+    dns::keys::Role,
     group::{Group, MAX_SERVERS},
     store::{Consistency, Query},
 };
@@ -15,6 +16,7 @@ use super::{
     convert::grpc,
 };
 use crate::{
+    dnssec::{Step, ZoneSigning},
     resources::ResourceService,
     tokens::{Joiner, Tokens},
 };
@@ -30,6 +32,8 @@ pub(crate) struct RegionDoor {
     pub(crate) backups: Backups,
     /// `None` where nobody says which servers there are.
     pub(crate) group: Option<Arc<dyn Group>>,
+    /// `None` where the zone is not signed.
+    pub(crate) signing: Option<Arc<ZoneSigning>>,
 }
 
 impl RegionDoor {
@@ -107,5 +111,35 @@ impl v1::region_server::Region for RegionDoor {
 
     async fn backup(&self, _: Request<v1::BackupRequest>) -> Result<Response<backup::Chunks>, tonic::Status> {
         Ok(Response::new(self.backups.begin().await.map_err(grpc)?))
+    }
+
+    async fn dnssec(&self, request: Request<v1::DnssecRequest>) -> Result<Response<v1::DnssecResponse>, tonic::Status> {
+        let request = request.into_inner();
+        let unsigned = || Status::new(Reason::BadRequest, "this server signs no zone");
+        let signing = self.signing.as_ref().ok_or_else(unsigned).map_err(grpc)?;
+        let step = match request.step() {
+            v1::DnssecStep::Unspecified if request.step == 0 => None,
+            v1::DnssecStep::Unspecified => {
+                return Err(grpc(Status::new(Reason::BadRequest, format!("step {}: there is no such", request.step))));
+            }
+            v1::DnssecStep::RollZsk => Some(Step::Roll(Role::Zsk)),
+            v1::DnssecStep::RollKsk => Some(Step::Roll(Role::Ksk)),
+            v1::DnssecStep::DsSeen => Some(Step::DsSeen(Duration::from_secs(request.parent_ds_ttl_seconds))),
+        };
+        let set = match step {
+            Some(step) => signing.step(step).await.map_err(grpc)?,
+            None => signing.ensure().await.map_err(grpc)?,
+        };
+        let (now, zone) = (signing.now(), signing.zone());
+        let keys = set.keys.iter().map(|key| v1::DnssecKey {
+            ksk: key.role == Role::Ksk,
+            tag: key.tag().unwrap_or_default().into(),
+            phase: key.phase(now).label().to_owned(),
+            created_millis: key.created.0,
+            active_millis: key.active.map_or(0, |at| at.0),
+            retired_millis: key.retired.map_or(0, |at| at.0),
+            ds: key.in_cds_set(now).then(|| key.ds_line(zone)).flatten().unwrap_or_default(),
+        });
+        Ok(Response::new(v1::DnssecResponse { zone: zone.to_owned(), keys: keys.collect() }))
     }
 }

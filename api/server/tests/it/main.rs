@@ -6,6 +6,7 @@ mod access;
 mod apply_all;
 mod authority;
 mod backups;
+mod dnssec;
 mod ephemeral;
 mod group;
 mod join;

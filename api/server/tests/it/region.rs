@@ -12,7 +12,7 @@ use std::{
 use futures_util::{Stream, StreamExt as _, stream};
 use hearth_api::{
     ApiConfig, ApiServer, CertificateAuthority, DeviceDoorConnector, PeerChannels, ResourceService, SystemClock,
-    ca::Issued, server_name,
+    ZoneSigning, ca::Issued, server_name,
 };
 use hearth_client::{Client, Config, device, device::DeviceIdentity};
 use hearth_proto::v1;
@@ -152,7 +152,9 @@ impl Region {
         let config =
             ApiConfig { region: "home".into(), version: "1.2.3".into(), token_addresses: vec![address.clone()] };
         let (registry, backups, release) = (Registry::new(), Arc::new(FakeBackups::default()), Arc::default());
+        let signing = Arc::new(ZoneSigning::new(resources.clone(), &ca).unwrap());
         let mut builder = ApiServer::builder(config, resources, ca.clone())
+            .signing(signing)
             .metrics(&registry)
             .backups(backups.clone())
             .group(group, Arc::new(Echo { id, release: Arc::clone(&release) }))

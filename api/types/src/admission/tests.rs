@@ -235,6 +235,50 @@ fn own_kinds_are_validated() {
 }
 
 #[test]
+fn owners_set_records_at_names_of_their_own_and_nowhere_else() {
+    let set = |endpoints: Value| {
+        create(
+            json!({"apiVersion": "externaldns.k8s.io/v1alpha1", "kind": "DNSEndpoint", "metadata": {"name": "a", "namespace": "alice"},
+            "spec": {"endpoints": endpoints}}),
+        )
+    };
+    let one = |name: &str, kind: &str, target: &str| json!({"dnsName": name, "recordType": kind, "targets": [target]});
+    let good = [
+        one("alice.hearth.internal", "TXT", "hello"),
+        one("*.alice.hearth.internal", "CNAME", "photos.alice.hearth.internal"),
+        one("_acme-challenge.photos.alice.hearth.internal", "TXT", "token"),
+        json!({"dnsName": "mail.alice.hearth.internal", "recordType": "A", "targets": ["198.51.100.1", "198.51.100.2"], "recordTTL": 300}),
+    ];
+    assert!(set(json!(good)).is_ok());
+    let long = json!({"dnsName": "a.alice.hearth.internal", "recordType": "A", "targets": ["198.51.100.1"], "recordTTL": 86400});
+    for (bad, part) in [
+        (json!([one("bob.hearth.internal", "TXT", "x")]), "must be alice.hearth.internal"),
+        (json!([one("malice.hearth.internal", "TXT", "x")]), "must be alice.hearth.internal"),
+        (json!([one("hearth.internal", "TXT", "x")]), "must be alice.hearth.internal"),
+        (json!([one("x.lan.alice.hearth.internal", "A", "198.51.100.1")]), "inside the home"),
+        (json!([one("*.lan.alice.hearth.internal", "TXT", "x")]), "inside the home"),
+        (json!([one("x.*.alice.hearth.internal", "TXT", "x")]), "labels"),
+        (json!([one("x.alice.hearth.internal", "A", "192.168.1.1")]), "home's network"),
+        (json!([one("x.alice.hearth.internal", "NS", "ns.example")]), "must be one of"),
+        (
+            json!([
+                one("x.alice.hearth.internal", "A", "198.51.100.1"),
+                one("x.alice.hearth.internal", "A", "198.51.100.2")
+            ]),
+            "twice",
+        ),
+        (
+            json!([one("x.alice.hearth.internal", "CNAME", "a.example"), one("x.alice.hearth.internal", "TXT", "x")]),
+            "nothing else",
+        ),
+        (json!([long]), "recordTTL"),
+    ] {
+        let found = causes(set(bad.clone()));
+        assert!(found.len() == 1 && found[0].contains(part), "{bad}: {found:?}");
+    }
+}
+
+#[test]
 fn a_running_pod_is_deleted_gracefully_and_others_at_once() {
     let pod = |extra: Value| {
         let mut value = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "a", "uid": "u"},

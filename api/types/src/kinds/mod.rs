@@ -4,12 +4,14 @@
 mod app;
 mod bandwidth;
 mod device;
+mod dns_endpoint;
 mod install;
 mod route;
 
 pub use app::{App, AppIngress, AppSpec, AppVolume, Permissions};
 pub use bandwidth::{BANDWIDTH_ANNOTATIONS, BadBandwidth, Bandwidth, bits as bandwidth_bits};
 pub use device::{Device, DeviceInfo, DeviceSpec, DeviceStatus, Lend, LendWindow};
+pub use dns_endpoint::{DNSEndpoint, DNSEndpointSpec, DNSEndpointStatus, Endpoint};
 pub use install::{Grants, Install, InstallSpec, InstallStatus, Placement};
 pub use k8s_openapi::{
     api::{

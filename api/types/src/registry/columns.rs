@@ -320,3 +320,13 @@ pub(super) static ROUTE: &[Column] = &[
     }),
     AGE,
 ];
+
+pub(super) static DNS_ENDPOINT: &[Column] = &[
+    NAME,
+    column("RECORDS", |object, _| {
+        let records = list(object, "/spec/endpoints")
+            .map(|one| format!("{} {}", text_at(one, "dnsName"), text_at(one, "recordType")));
+        or_none(records.collect::<Vec<_>>().join(","))
+    }),
+    AGE,
+];

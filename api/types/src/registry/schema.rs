@@ -77,7 +77,8 @@ impl Shapes {
                 roots.insert($name, Shape::Struct(fields));
             )*};
         }
-        own!("App" AppSpec, "Install" InstallSpec InstallStatus, "Device" DeviceSpec DeviceStatus, "Route" RouteSpec RouteStatus);
+        own!("App" AppSpec, "Install" InstallSpec InstallStatus, "Device" DeviceSpec DeviceStatus, "Route" RouteSpec RouteStatus,
+            "DNSEndpoint" DNSEndpointSpec DNSEndpointStatus);
         let named = generator
             .take_definitions(true)
             .iter()

@@ -1,6 +1,7 @@
 //! Validation beyond the schema. Every mistake is reported at once, each with its field's path.
 
 mod bandwidth;
+mod dns;
 mod ephemeral;
 mod life;
 mod own;
@@ -118,6 +119,7 @@ pub fn body(info: &KindInfo, object: &Value, old: Option<&Value>, zone: &str, re
         "Install" => own::install(object, old, zone, report),
         "Device" => own::device(object, old, report),
         "Route" => own::route(object, zone, report),
+        "DNSEndpoint" => dns::endpoint(object, zone, report),
         _ => {}
     }
 }

@@ -153,7 +153,7 @@ fn disconnect(placement: &Value, report: &mut Report) {
 }
 
 /// Checks that a name can be an owner's.
-fn owner(path: &str, name: &str, report: &mut Report) {
+pub(super) fn owner(path: &str, name: &str, report: &mut Report) {
     if names::RESERVED_OWNERS.contains(&name) {
         report.wrong(path, format!("{name:?} is reserved and no owner's namespace; give the owner with -n"));
     } else {
