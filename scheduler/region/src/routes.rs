@@ -10,7 +10,7 @@ use std::{
 
 use hearth_types::{
     DeviceName, Object, ObjectKey, Revision,
-    routes::{RouteEntry, RouteLookup},
+    routes::{PortClaim, RouteEntry, RouteLookup},
 };
 use serde_json::Value;
 
@@ -73,7 +73,9 @@ fn entry(route: &Value) -> Option<RouteEntry> {
             devices.push(device);
         }
     }
-    Some(RouteEntry { hostname: hostname.to_owned(), devices })
+    let owner = route.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
+    let port = PortClaim::of(route).map(|claim| claim.port);
+    Some(RouteEntry { hostname: hostname.to_owned(), owner: owner.to_owned(), port, devices })
 }
 
 /// The names above a hostname: `b.c` and `c` of `a.b.c`.

@@ -2,6 +2,7 @@
 //! ingress ends its TLS, and passes its requests on to the pod behind the name.
 
 mod certs;
+mod header;
 mod headers;
 mod origin;
 mod page;

@@ -1,8 +1,7 @@
 //! One connection of a user: the gateway's header, the TLS handshake, HTTP.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use hearth_types::tunnel::IngressHeader;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -13,12 +12,17 @@ use rustls::{
     server::{Acceptor, ServerSessionMemoryCache},
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    io::{AsyncRead, AsyncWrite},
     time::timeout,
 };
 use tokio_rustls::LazyConfigAcceptor;
 
-use super::{Certificates, Ingress, place::Place, proxy};
+use super::{
+    Certificates, Ingress,
+    header::{self, HeaderError},
+    place::Place,
+    proxy,
+};
 
 /// How long a user's client may take for header and handshake: some round trips on a bad line.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,10 +53,10 @@ pub(super) fn config(certificates: Certificates) -> Result<ServerConfig, rustls:
 /// Why a connection did not come as far as HTTP. Of interest while looking for faults alone.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    #[error("no header of the gateway in time")]
-    Header,
-    #[error("the gateway's header is malformed")]
-    BadHeader,
+    #[error("the gateway's header")]
+    Header(#[source] HeaderError),
+    #[error("the gateway says that it is for {said:?}, and the client asks for {asked:?}")]
+    OtherName { said: String, asked: String },
     #[error("no handshake in time")]
     Slow,
     #[error("handshake: {0}")]
@@ -80,25 +84,19 @@ where
 async fn handshake<S>(
     ingress: &Ingress,
     mut stream: S,
-) -> Result<(SocketAddr, String, tokio_rustls::server::TlsStream<S>), Refused>
+) -> Result<(std::net::SocketAddr, String, tokio_rustls::server::TlsStream<S>), Refused>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let caller = header(&mut stream).await?.caller;
+    let call = header::read(&mut stream).await.map_err(Refused::Header)?;
     let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(Refused::Tls)?;
-    let name = start.client_hello().server_name().unwrap_or_default().to_ascii_lowercase();
+    let name = start.client_hello().server_name().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
+    if let Some(said) = call.name.filter(|said| *said != name) {
+        return Err(Refused::OtherName { said, asked: name });
+    }
     wait_for_certificate(&ingress.inner.certificates, &name).await;
     let tls = start.into_stream(Arc::clone(&ingress.inner.tls)).await.map_err(Refused::Tls)?;
-    Ok((caller, name, tls))
-}
-
-async fn header<S: AsyncRead + Unpin>(stream: &mut S) -> Result<IngressHeader, Refused> {
-    let mut bytes = vec![0; 2];
-    stream.read_exact(&mut bytes).await.map_err(|_| Refused::Header)?;
-    let length = IngressHeader::length([bytes[0], bytes[1]]).map_err(|_| Refused::BadHeader)?;
-    bytes.resize(length, 0);
-    stream.read_exact(&mut bytes[2..]).await.map_err(|_| Refused::Header)?;
-    IngressHeader::decode(&bytes).map_err(|_| Refused::BadHeader)
+    Ok((call.caller, name, tls))
 }
 
 /// A name that was just installed has its certificate in a moment.
