@@ -1,6 +1,6 @@
 //! One connection of a user: the gateway's header, the TLS handshake, HTTP.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -18,10 +18,10 @@ use tokio::{
 use tokio_rustls::LazyConfigAcceptor;
 
 use super::{
-    Certificates, Ingress,
+    Certificates, Ingress, RouteView,
     header::{self, HeaderError},
     place::Place,
-    proxy,
+    proxy, relay,
 };
 
 /// How long a user's client may take for header and handshake: some round trips on a bad line.
@@ -72,23 +72,32 @@ where
         tracing::warn!("too many connections of users at once: one is refused");
         return;
     };
-    match timeout(HANDSHAKE_TIMEOUT + CERTIFICATE_WAIT, handshake(ingress, stream)).await {
-        Ok(Ok((caller, name, tls))) => {
-            serve(ingress.clone(), proxy::Connection { place: Arc::new(place), caller, name }, tls).await;
+    match timeout(HANDSHAKE_TIMEOUT + CERTIFICATE_WAIT, begin(ingress, stream)).await {
+        Ok(Ok(Begun::Https { caller, name, tls })) => {
+            serve(ingress.clone(), proxy::Connection { place: Arc::new(place), caller, name }, *tls).await;
         }
-        Ok(Err(error)) => tracing::debug!(%error, "a user's connection was refused"),
+        Ok(Ok(Begun::Port(route, stream))) => relay::connection(ingress, &route, stream, place).await,
+        Ok(Err(error)) => tracing::debug!(error = crate::files::chain(&error), "a user's connection was refused"),
         Err(_) => tracing::debug!(error = %Refused::Slow, "a user's connection was refused"),
     }
 }
 
-async fn handshake<S>(
-    ingress: &Ingress,
-    mut stream: S,
-) -> Result<(std::net::SocketAddr, String, tokio_rustls::server::TlsStream<S>), Refused>
+/// A connection whose purpose is known.
+enum Begun<S> {
+    Https { caller: SocketAddr, name: String, tls: Box<tokio_rustls::server::TlsStream<S>> },
+    Port(Arc<RouteView>, S),
+}
+
+async fn begin<S>(ingress: &Ingress, mut stream: S) -> Result<Begun<S>, Refused>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let call = header::read(&mut stream).await.map_err(Refused::Header)?;
+    if let (Some(name), Some(port)) = (&call.name, call.port)
+        && let Some(route) = ingress.port(name, port)
+    {
+        return Ok(Begun::Port(route, stream));
+    }
     let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(Refused::Tls)?;
     let name = start.client_hello().server_name().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
     if let Some(said) = call.name.filter(|said| *said != name) {
@@ -96,7 +105,7 @@ where
     }
     wait_for_certificate(&ingress.inner.certificates, &name).await;
     let tls = start.into_stream(Arc::clone(&ingress.inner.tls)).await.map_err(Refused::Tls)?;
-    Ok((call.caller, name, tls))
+    Ok(Begun::Https { caller: call.caller, name, tls: Box::new(tls) })
 }
 
 /// A name that was just installed has its certificate in a moment.

@@ -384,6 +384,51 @@ async fn a_gateway_that_says_another_name_than_the_client_is_refused() {
 }
 
 #[tokio::test]
+async fn a_port_of_a_route_carries_bytes_as_they_are_and_no_other_port_or_name_does() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                stream.write_all(b"220 ready\n").await.unwrap();
+                let (mut reads, mut writes) = stream.split();
+                tokio::io::copy(&mut reads, &mut writes).await.unwrap();
+            });
+        }
+    });
+    let mut house = House::new(port);
+    house.pod(true, json!({}));
+    let mut raw = route(HOST, port, false).value();
+    raw["metadata"]["name"] = json!("raw");
+    raw["spec"]["protocol"] = json!("TCP");
+    raw["spec"]["port"] = json!(2222);
+    house.add(&Object::from_value(raw).unwrap());
+    let dial = |name: &str, called: u16| {
+        let (user, device) = duplex(4096);
+        let ingress = house.ingress.clone();
+        tokio::spawn(async move { ingress.serve(device).await });
+        let (caller, called) = (CALLER.parse().unwrap(), SocketAddr::from(([198, 51, 100, 1], called)));
+        let header = ProxyHeader { caller, called, authority: Some(name.to_owned()) }.encode();
+        async move {
+            let mut user = user;
+            user.write_all(&header).await.unwrap();
+            user.write_all(b"EHLO\n").await.unwrap();
+            user.shutdown().await.unwrap();
+            let mut got = Vec::new();
+            let _ = timeout(BOUND, user.read_to_end(&mut got)).await.unwrap();
+            got
+        }
+    };
+    assert_eq!(dial(HOST, 2222).await, b"220 ready\nEHLO\n");
+    // What is not that port of that name is TLS, and this is none.
+    for (name, called) in [(HOST, 443), (HOST, 2223), ("other.alice.test", 2222)] {
+        assert!(!dial(name, called).await.starts_with(b"220"), "{name}:{called}");
+    }
+    // The name's HTTPS is served beside it.
+    house.connect(HOST, b"h2").await.unwrap();
+}
+
+#[tokio::test]
 async fn garbage_in_place_of_the_gateways_header_ends_the_connection() {
     let house = House::new(1);
     let (mut user, device) = duplex(1024);
