@@ -90,7 +90,9 @@ fn accepted(route: &Value, ports: &Ports) -> Option<Condition> {
     let port = own.port;
     let refused = |why: String| Some(Condition::new("Accepted", Truth::False, "PortUnavailable", why));
     match &ports.allowed {
-        None => return refused(format!("port {port} is not served: the region's operator allows no ports (--port-range)")),
+        None => {
+            return refused(format!("port {port} is not served: the region's operator allows no ports (--port-range)"));
+        }
         Some(allowed) if !allowed.contains(&port) => {
             return refused(format!(
                 "port {port} is not served: the region's operator allows {} to {} (--port-range)",
@@ -196,7 +198,10 @@ mod tests {
             let after = fix_point(&own, |route| reconcile(route, &[], &ports, Timestamp(0))).expect("kept").value();
             let conditions = after["status"]["conditions"].as_array().expect("a list").clone();
             let one = conditions.into_iter().find(|one| one["type"] == "Accepted").expect("the condition");
-            (one["status"].as_str().unwrap_or_default().to_owned(), one["message"].as_str().unwrap_or_default().to_owned())
+            (
+                one["status"].as_str().unwrap_or_default().to_owned(),
+                one["message"].as_str().unwrap_or_default().to_owned(),
+            )
         };
         let range = Some(30_000..=32_767);
         let (status, _) = state(range.clone(), claim(&own));
@@ -212,6 +217,10 @@ mod tests {
             assert!(message.contains(expected) && !message.contains("secret"), "{message}");
         }
         let plain = after(&route(json!({"conditions": [{"type": "Accepted", "status": "True"}]})), &[]);
-        assert_eq!(plain["conditions"].as_array().map(Vec::len), Some(1), "one that wants no port has no such condition");
+        assert_eq!(
+            plain["conditions"].as_array().map(Vec::len),
+            Some(1),
+            "one that wants no port has no such condition"
+        );
     }
 }

@@ -17,16 +17,25 @@ use serde_json::Value;
 /// What was parsed of an object, as far as the loops need it again and again.
 #[derive(Clone, Debug)]
 pub(crate) enum View {
-    Pod { view: Arc<PodView>, place: Arc<placement::Pod> },
-    Claim { device: Option<Box<str>> },
+    Pod {
+        view: Arc<PodView>,
+        place: Arc<placement::Pod>,
+    },
+    Claim {
+        device: Option<Box<str>>,
+    },
     Route {
         hostname: Box<str>,
         selector: BTreeMap<Box<str>, Box<str>>,
         devices: Vec<Box<str>>,
         claim: Option<PortClaim>,
     },
-    Install { app: Box<str> },
-    Device { owner: Box<str> },
+    Install {
+        app: Box<str>,
+    },
+    Device {
+        owner: Box<str>,
+    },
     Other,
 }
 

@@ -5,9 +5,7 @@ use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Durat
 use hearth_controllers::{
     Reconciled, SeenPod, claim, deployment, garbage, install, namespace, node, pod, refusal, replicaset, route,
 };
-use hearth_types::{
-    GroupKind, Object, ObjectKey, Status, Uid, kinds::labels, routes::PortClaim, store::Consistency,
-};
+use hearth_types::{GroupKind, Object, ObjectKey, Status, Uid, kinds::labels, routes::PortClaim, store::Consistency};
 use tracing::Instrument as _;
 
 use crate::{

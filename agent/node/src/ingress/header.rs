@@ -62,7 +62,8 @@ mod tests {
     use super::*;
 
     fn proxied(authority: &str) -> Vec<u8> {
-        let (caller, called) = ("[2001:db8::1]:7".parse().expect("an address"), "[::1]:2222".parse().expect("an address"));
+        let (caller, called) =
+            ("[2001:db8::1]:7".parse().expect("an address"), "[::1]:2222".parse().expect("an address"));
         ProxyHeader { caller, called, authority: Some(authority.into()) }.encode()
     }
 
@@ -74,7 +75,10 @@ mod tests {
             for split in 1..header.len() {
                 let mut stream = all[..split].chain(&all[split..]);
                 let call = read(&mut stream).await.expect("a header");
-                assert_eq!((call.caller.to_string().as_str(), call.name.as_deref(), call.port), ("[2001:db8::1]:7", name, port));
+                assert_eq!(
+                    (call.caller.to_string().as_str(), call.name.as_deref(), call.port),
+                    ("[2001:db8::1]:7", name, port)
+                );
                 let mut rest = Vec::new();
                 stream.read_to_end(&mut rest).await.expect("the rest");
                 assert_eq!(rest, b"rest");
@@ -88,7 +92,9 @@ mod tests {
         long[14] = 0xff;
         let mut bad_sum = proxied("a.b");
         *bad_sum.last_mut().expect("bytes") ^= 1;
-        for (bytes, read_at_most) in [(&b"GET / HTTP/1.1"[..], 2), (&b"PROXY TCP4 1.2.3.4 "[..], 2), (&long, 16), (&bad_sum, bad_sum.len())] {
+        for (bytes, read_at_most) in
+            [(&b"GET / HTTP/1.1"[..], 2), (&b"PROXY TCP4 1.2.3.4 "[..], 2), (&long, 16), (&bad_sum, bad_sum.len())]
+        {
             let mut stream = bytes;
             assert!(matches!(read(&mut stream).await, Err(HeaderError::Bad(_))), "{bytes:?}");
             assert_eq!(bytes.len() - stream.len(), read_at_most, "{bytes:?}");

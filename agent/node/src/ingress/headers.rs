@@ -71,8 +71,11 @@ pub(super) fn forward(headers: &mut HeaderMap, host: &str, caller: IpAddr, upgra
 
 /// The value of `Forwarded` (RFC 7239 section 4). What is no token is quoted: an IPv6 address in its brackets (section 6), a host with a port.
 fn forwarded(caller: IpAddr, host: &str) -> String {
-    let token = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte));
-    let host = if token(host) { host.to_owned() } else { format!("\"{}\"", host.replace('\\', "\\\\").replace('"', "\\\"")) };
+    let token = |text: &str| {
+        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+    };
+    let host =
+        if token(host) { host.to_owned() } else { format!("\"{}\"", host.replace('\\', "\\\\").replace('"', "\\\"")) };
     match caller {
         IpAddr::V4(ip) => format!("for={ip};host={host};proto=https"),
         IpAddr::V6(ip) => format!("for=\"[{ip}]\";host={host};proto=https"),

@@ -4,7 +4,11 @@ use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use hearth_pod::Phase;
-use hearth_types::{GroupKind, Object, ObjectKey, Timestamp, kinds::Pod, tunnel::{IngressHeader, proxy::ProxyHeader}};
+use hearth_types::{
+    GroupKind, Object, ObjectKey, Timestamp,
+    kinds::Pod,
+    tunnel::{IngressHeader, proxy::ProxyHeader},
+};
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
 use hyper::body::{Frame, Incoming};

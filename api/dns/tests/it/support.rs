@@ -58,7 +58,8 @@ impl Routes {
 impl RouteLookup for Routes {
     fn lookup(&self, hostname: &str) -> Option<Arc<RouteEntry>> {
         let names = self.names.lock().unwrap();
-        let entry = || RouteEntry { hostname: hostname.to_owned(), owner: "alice".into(), port: None, devices: Vec::new() };
+        let entry =
+            || RouteEntry { hostname: hostname.to_owned(), owner: "alice".into(), port: None, devices: Vec::new() };
         names.contains(hostname).then(|| Arc::new(entry()))
     }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use iroh::{
     Endpoint, EndpointAddr,
-    endpoint::{ConnectError, Connection, ConnectWithOptsError, QuicConnectError},
+    endpoint::{ConnectError, ConnectWithOptsError, Connection, QuicConnectError},
 };
 use tokio::{sync::Mutex, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};

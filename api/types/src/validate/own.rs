@@ -185,7 +185,8 @@ pub(super) fn route(object: &Value, zone: &str, report: &mut Report) {
     match object.pointer("/spec/protocol").and_then(Value::as_str) {
         Some("TCP") => {
             if !port.and_then(Value::as_u64).is_some_and(|port| (1..=u64::from(u16::MAX)).contains(&port)) {
-                report.wrong("spec.port", "must be a port between 1 and 65535: with protocol TCP it tells Routes apart");
+                report
+                    .wrong("spec.port", "must be a port between 1 and 65535: with protocol TCP it tells Routes apart");
             }
         }
         None | Some("HTTPS") => {
