@@ -330,7 +330,7 @@ fn every_gateway_answers_for_every_owner_and_the_others_do_when_one_dies() -> Re
     const HOST: &str = "web.alice.hearth.internal";
     let mut servers = three()?;
     let token = servers[0].instance.run("token create --owner alice")?;
-    let device = Device::start(token.trim())?;
+    let mut device = Device::start(token.trim())?;
     servers[0].instance.apply(&format!(
         "{{apiVersion: v1, kind: Pod, metadata: {{name: web, namespace: alice, labels: {{app: web}}}}, \
          spec: {{terminationGracePeriodSeconds: 1, containers: [{{name: main, image: busybox, \
@@ -362,5 +362,25 @@ fn every_gateway_answers_for_every_owner_and_the_others_do_when_one_dies() -> Re
     for at in [(dead + 1) % 3, (dead + 2) % 3] {
         eventually("the others go on", ELECTION, || reached(&servers[at])).with_context(|| logs(&servers))?;
     }
-    Ok(())
+    // The device goes away: its name looks like one that nobody has, at once.
+    let alive = &servers[(dead + 1) % 3];
+    device.agent.kill()?;
+    device.agent.wait()?;
+    let plain = |host: &str| -> Result<String> {
+        let gateway = alive.instance.address("gateway")?;
+        let text = command::run("curl", ["-sS", "-i", "-H", &format!("Host: {host}"), &format!("http://{gateway}/")])?;
+        Ok(text.lines().filter(|line| !line.starts_with("Date: ")).collect::<Vec<_>>().join("\n"))
+    };
+    eventually("it is told from nothing", PATIENCE, || {
+        let begun = Instant::now();
+        let said = [HOST, "nobody.alice.hearth.internal"]
+            .map(|host| command::fail(&mut alive.instance.curl(host, "/", &[])?).map(|said| said.replace(host, "")));
+        let [away, unknown] = said;
+        let (away, unknown) = (away?, unknown?);
+        ensure!(away == unknown && away.contains("unrecognized name"), "{away}, not {unknown}");
+        ensure!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        let (away, unknown) = (plain(HOST)?, plain("nobody.alice.hearth.internal")?);
+        ensure!(away == unknown && away.starts_with("HTTP/1.1 404 "), "{away}, not {unknown}");
+        Ok(())
+    })
 }
