@@ -171,6 +171,18 @@ pub(crate) struct Listen {
     /// A file that says where gateways are and which are nearest to whom: lines `gateway ADDRESS LOCATION` and `clients PREFIX LOCATION...`.
     #[arg(long, value_name = "FILE")]
     pub(crate) dns_locations: Option<PathBuf>,
+    /// The TCP ports that Routes may ask for, such as 30000-32767, at the gateway's host [default: none]. The same at every server.
+    #[arg(long, value_name = "FIRST-LAST", value_parser = port_range)]
+    pub(crate) port_range: Option<std::ops::RangeInclusive<u16>>,
+}
+
+/// Reads `FIRST-LAST`, or one port.
+fn port_range(text: &str) -> Result<std::ops::RangeInclusive<u16>, String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.parse::<u16>(), last.parse::<u16>()) {
+        (Ok(first @ 1..), Ok(last)) if first <= last => Ok(first..=last),
+        _ => Err("must be two ports between 1 and 65535, the lower one first, such as 30000-32767".into()),
+    }
 }
 
 #[derive(Args, Clone, Debug)]

@@ -8,14 +8,16 @@
 pub enum Alert {
     /// The hello cannot be read: `decode_error`.
     Malformed = 50,
-    /// The route is there, but none of its devices can be reached: `internal_error`, which RFC 8446 defines as an
-    /// error "unrelated to the peer or the correctness of the protocol". `handshake_failure` would tell the caller to
-    /// try other parameters, `access_denied` that it may not, `unrecognized_name` that the name is wrong for good.
+    /// A device that is there cannot be reached, or its owner has too many connections: `internal_error`, which RFC 8446
+    /// defines as an error "unrelated to the peer or the correctness of the protocol". `handshake_failure` would tell the
+    /// caller to try other parameters, `access_denied` that it may not.
     Unreachable = 80,
     /// The hello has no server name: `missing_extension`, as RFC 8446 section 9.2 asks for.
     NoName = 109,
-    /// Nobody has the name: `unrecognized_name` (RFC 6066 section 3).
-    UnknownName = 112,
+    /// Nobody serves the name now, since nobody has it or since its device is away: `unrecognized_name` (RFC 6066 section 3).
+    /// One alert for both, at once, so that a stranger does not learn from it which names there are and when whose
+    /// device is on.
+    NotServed = 112,
 }
 
 impl Alert {

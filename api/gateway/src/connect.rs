@@ -1,10 +1,10 @@
 //! The way to a device: the first of a route that answers a caller's hello.
 
-use std::{io, time::Instant};
+use std::{io, net::SocketAddr, time::Instant};
 
 use hearth_types::{
     DeviceName,
-    tunnel::{DialError, Dialer, StreamKind},
+    tunnel::{DialError, Dialer, HeaderVersion, IngressHeader, StreamKind, proxy::ProxyHeader},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -30,6 +30,17 @@ enum AttemptError {
     Ended,
     #[error("the device said nothing in time")]
     Silent,
+    #[error("the device's release knows no ports of Routes: update it")]
+    TooOld,
+}
+
+/// Why there is no stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoDevice {
+    /// None of them has a session, or there is none.
+    Away,
+    /// One that has a session did not answer.
+    Unreachable,
 }
 
 /// A device that has answered.
@@ -40,7 +51,34 @@ pub(crate) struct Answered<S> {
     pub(crate) first: Vec<u8>,
 }
 
-/// Opens a stream to the first device that answers `hello`, which is all that the caller has sent, after the header.
+/// Who calls whom, and what was said so far.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call<'a> {
+    pub(crate) caller: SocketAddr,
+    /// The gateway's address that was called.
+    pub(crate) called: SocketAddr,
+    /// The Route's hostname.
+    pub(crate) name: &'a str,
+    /// All that the caller has sent: a whole ClientHello, or nothing on a port of a Route.
+    pub(crate) hello: &'a [u8],
+}
+
+impl Call<'_> {
+    /// The header and what the caller has sent.
+    fn greeting(&self, version: HeaderVersion) -> Vec<u8> {
+        let mut out = match version {
+            HeaderVersion::Text => IngressHeader { caller: self.caller }.encode(),
+            HeaderVersion::Proxy => {
+                let authority = Some(self.name.to_owned());
+                ProxyHeader { caller: self.caller, called: self.called, authority }.encode()
+            }
+        };
+        out.extend_from_slice(self.hello);
+        out
+    }
+}
+
+/// Opens a stream to the first device that answers the call's hello.
 ///
 /// Flow: devices are tried in order. A stream that opens but breaks, ends or stays silent before the device's first
 /// byte is dialled once more, since its tunnel may have died unnoticed; then comes the next device.
@@ -50,31 +88,34 @@ pub(crate) struct Answered<S> {
 pub(crate) async fn connect<D>(
     dialer: &D,
     devices: &[DeviceName],
-    hello: &[u8],
+    call: &Call<'_>,
     limits: &Limits,
     metrics: &Metrics,
-) -> Option<Answered<D::Stream>>
+) -> Result<Answered<D::Stream>, NoDevice>
 where
     D: Dialer,
     D::Stream: AsyncRead + AsyncWrite,
 {
     let tried = async {
+        let mut why = NoDevice::Away;
         for device in devices.iter().take(MAX_DEVICES_TRIED) {
-            let mut result = attempt(dialer, device, hello, limits, metrics).await;
-            if !matches!(result, Ok(_) | Err(AttemptError::Dial(_))) {
+            let mut result = attempt(dialer, device, call, limits, metrics).await;
+            if !matches!(result, Ok(_) | Err(AttemptError::Dial(_) | AttemptError::TooOld)) {
                 log_failure(device, &result);
-                result = attempt(dialer, device, hello, limits, metrics).await;
+                result = attempt(dialer, device, call, limits, metrics).await;
             }
             log_failure(device, &result);
-            if let Ok(answered) = result {
-                return Some(answered);
+            match result {
+                Ok(answered) => return Ok(answered),
+                Err(AttemptError::Dial(DialError::Away(_) | DialError::Unknown(_))) => {}
+                Err(_) => why = NoDevice::Unreachable,
             }
         }
-        None
+        Err(why)
     };
     timeout(limits.connect, tried).await.unwrap_or_else(|_| {
         tracing::debug!("no device answered in time");
-        None
+        Err(NoDevice::Unreachable)
     })
 }
 
@@ -88,7 +129,7 @@ fn log_failure<T>(device: &DeviceName, result: &Result<T, AttemptError>) {
 async fn attempt<D>(
     dialer: &D,
     device: &DeviceName,
-    hello: &[u8],
+    call: &Call<'_>,
     limits: &Limits,
     metrics: &Metrics,
 ) -> Result<Answered<D::Stream>, AttemptError>
@@ -100,8 +141,21 @@ where
     let dialled = dialer.dial(device, StreamKind::Ingress).await;
     metrics.dialled(dialled.as_ref().map(|_| ()), begun.elapsed());
     let mut stream = dialled.map_err(AttemptError::Dial)?;
+    let version = dialer.header_version(&stream);
+    let greeting = call.greeting(version);
+    if call.hello.is_empty() {
+        // A port of a Route: either side may speak first, so there is nothing to wait for.
+        if version < HeaderVersion::Proxy {
+            return Err(AttemptError::TooOld);
+        }
+        return match timeout(limits.answer, stream.write_all(&greeting)).await {
+            Ok(Ok(())) => Ok(Answered { stream, first: Vec::new() }),
+            Ok(Err(error)) => Err(AttemptError::Broken(error)),
+            Err(_) => Err(AttemptError::Silent),
+        };
+    }
     let answer = async {
-        stream.write_all(hello).await?;
+        stream.write_all(&greeting).await?;
         stream.flush().await?;
         let mut first = Vec::with_capacity(ANSWER_READ);
         stream.read_buf(&mut first).await?;

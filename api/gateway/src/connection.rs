@@ -3,8 +3,8 @@
 use std::{io, net::SocketAddr, sync::Arc};
 
 use hearth_types::{
-    routes::RouteLookup,
-    tunnel::{Dialer, IngressHeader},
+    routes::{RouteEntry, RouteLookup},
+    tunnel::Dialer,
 };
 use jiff::Timestamp;
 use tokio::{
@@ -15,9 +15,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::Admission,
     alert::Alert,
     client_hello,
-    connect::connect,
+    connect::{Call, NoDevice, connect},
     limits::{KEEP_ALIVE_IDLE, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_PROBES, Limits, MAX_DRAINED_BYTES},
     metrics::{Metrics, Outcome},
     opening::{Opening, inspect},
@@ -35,6 +36,7 @@ const DRAIN_READ: usize = 4096;
 pub(crate) struct Shared<D> {
     pub(crate) routes: Arc<dyn RouteLookup>,
     pub(crate) dialer: Arc<D>,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
     /// The port of HTTPS, for redirects.
@@ -120,55 +122,115 @@ async fn read_opening(
 }
 
 /// The answer to a plain HTTP request.
-fn answer<D>(shared: &Shared<D>, request: &Request) -> (Answer, Outcome) {
-    match &request.host {
-        Some(host) if shared.routes.lookup(host).is_some() => {
+fn answer<D: Dialer>(shared: &Shared<D>, request: &Request) -> (Answer, Outcome) {
+    let route = request.host.as_deref().and_then(|host| shared.https(host));
+    match (route, &request.host) {
+        (Some(route), Some(host)) if !shared.all_away(&route) => {
             let (host, target) = (host.clone(), request.target.clone());
             (Answer::Redirect { host, port: shared.port, target }, Outcome::Redirected)
         }
-        _ if !shared.routes.primed() => (Answer::Starting, Outcome::Starting),
-        _ => (Answer::NotFound, Outcome::UnknownName),
+        (Some(_), _) => (Answer::NotServed, Outcome::Away),
+        (None, _) if !shared.routes.primed() => (Answer::Starting, Outcome::Starting),
+        (None, _) => (Answer::NotServed, Outcome::UnknownName),
+    }
+}
+
+impl<D: Dialer> Shared<D> {
+    /// The Route of a name for HTTPS.
+    fn https(&self, name: &str) -> Option<Arc<RouteEntry>> {
+        self.routes.lookup(name).filter(|route| route.port.is_none())
+    }
+
+    /// Whether it is known, without asking, that no device of a Route can be reached.
+    fn all_away(&self, route: &RouteEntry) -> bool {
+        route.devices.iter().all(|device| self.dialer.is_away(device))
     }
 }
 
 /// Passes a TLS connection on.
-async fn serve_tls<D>(
+async fn serve_tls<D>(shared: &Shared<D>, socket: TcpStream, caller: SocketAddr, name: &str, hello: Vec<u8>) -> Outcome
+where
+    D: Dialer,
+    D::Stream: AsyncRead + AsyncWrite,
+{
+    let Some(route) = shared.https(name) else {
+        if !shared.routes.primed() {
+            // Closed without a word: an alert would say for good what is not known yet.
+            return Outcome::Starting;
+        }
+        tracing::debug!(name, "nobody has this name");
+        farewell(socket, &Alert::NotServed.record(), &shared.limits).await;
+        return Outcome::UnknownName;
+    };
+    pass_on(shared, socket, caller, &route, &hello).await
+}
+
+/// Passes a connection on that came to a port of a Route.
+pub(crate) async fn serve_port<D>(
+    shared: &Shared<D>,
+    socket: TcpStream,
+    caller: SocketAddr,
+    route: &RouteEntry,
+) -> Outcome
+where
+    D: Dialer,
+    D::Stream: AsyncRead + AsyncWrite,
+{
+    if let Err(error) = prepare(&socket) {
+        tracing::debug!(%error, "cannot set a socket's options: the caller has gone");
+        return Outcome::HungUp;
+    }
+    pass_on(shared, socket, caller, route, &[]).await
+}
+
+/// Passes a connection on to a device of its Route. Where that cannot be, a TLS caller is told by an alert; on a port of a
+/// Route, where nothing was said, there are no words for it.
+async fn pass_on<D>(
     shared: &Shared<D>,
     mut socket: TcpStream,
     caller: SocketAddr,
-    name: &str,
-    hello: Vec<u8>,
+    route: &RouteEntry,
+    hello: &[u8],
 ) -> Outcome
 where
     D: Dialer,
     D::Stream: AsyncRead + AsyncWrite,
 {
     let Shared { limits, metrics, .. } = shared;
-    let Some(route) = shared.routes.lookup(name) else {
-        if !shared.routes.primed() {
-            // Closed without a word: an alert would say for good what is not known yet.
-            return Outcome::Starting;
+    let name = route.hostname.as_str();
+    let tls = !hello.is_empty();
+    let Ok(called) = socket.local_addr() else { return Outcome::HungUp };
+    let Some(_permit) = shared.admission.admit_to(&route.owner) else {
+        tracing::debug!(name, "refused a connection: its owner has too many, or they come too fast");
+        if tls {
+            farewell(socket, &Alert::Unreachable.record(), limits).await;
         }
-        tracing::debug!(name, "nobody has this name");
-        farewell(socket, &Alert::UnknownName.record(), limits).await;
-        return Outcome::UnknownName;
+        return Outcome::RefusedOwner;
     };
-    let header = IngressHeader { caller }.encode();
-    let greeting = [&header[..], &hello].concat();
+    let call = Call { caller, called, name, hello };
     let connected = tokio::select! {
-        () = hung_up(&socket) => return Outcome::HungUp,
-        connected = connect(&*shared.dialer, &route.devices, &greeting, limits, metrics) => connected,
+        () = hung_up(&socket), if tls => return Outcome::HungUp,
+        connected = connect(&*shared.dialer, &route.devices, &call, limits, metrics) => connected,
     };
-    drop(greeting);
-    let Some(answered) = connected else {
-        tracing::debug!(name, devices = route.devices.len(), "no device of a route can be reached");
-        farewell(socket, &Alert::Unreachable.record(), limits).await;
-        return Outcome::Unreachable;
+    let answered = match connected {
+        Ok(answered) => answered,
+        Err(why) => {
+            tracing::debug!(name, devices = route.devices.len(), ?why, "no device of a route can be reached");
+            let (alert, outcome) = match why {
+                NoDevice::Away => (Alert::NotServed, Outcome::Away),
+                NoDevice::Unreachable => (Alert::Unreachable, Outcome::Unreachable),
+            };
+            if tls {
+                farewell(socket, &alert.record(), limits).await;
+            }
+            return outcome;
+        }
     };
     metrics.to_device.inc_by(hello.len() as u64);
     let mut stream = answered.stream;
     let stop = shared.draining.cancelled();
-    let end = pump(&mut socket, &mut stream, (&hello, answered.first), stop, limits, metrics).await;
+    let sent = tls.then_some(hello);
+    let end = pump(&mut socket, &mut stream, (sent, answered.first), stop, limits, metrics).await;
     tracing::debug!(name, outcome = end.outcome.label(), "a connection ended");
     drop(stream);
     if end.caller_open {
@@ -218,7 +280,6 @@ async fn discard(socket: &mut TcpStream) -> io::Result<()> {
 mod tests {
     use hearth_types::{
         BoxFuture, DeviceName,
-        routes::RouteEntry,
         tunnel::{DialError, StreamKind},
     };
     use tokio::net::TcpListener;
@@ -257,6 +318,7 @@ mod tests {
         let shared = Shared {
             routes: Arc::new(Nothing),
             dialer: Arc::new(Nothing),
+            admission: Admission::new(1, &Limits::default()),
             limits: Limits::default(),
             metrics: Metrics::register(&prometheus::Registry::new()).expect("metrics"),
             port: 1,

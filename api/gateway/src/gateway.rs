@@ -1,8 +1,11 @@
 //! The listener: how it starts, takes connections, and stops.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc};
+use std::{fmt, io, net::SocketAddr, ops::RangeInclusive, sync::Arc};
 
-use hearth_types::{routes::RouteLookup, tunnel::Dialer};
+use hearth_types::{
+    routes::{RouteEntry, RouteLookup},
+    tunnel::Dialer,
+};
 use prometheus::Registry;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -14,9 +17,10 @@ use tracing::Instrument as _;
 
 use crate::{
     admission::Admission,
-    connection::{Shared, serve},
+    connection::{Shared, serve, serve_port},
     limits::{ACCEPT_PAUSE, Limits},
     metrics::{Metrics, Outcome},
+    ports,
 };
 
 /// What a [`Gateway`] needs to know.
@@ -25,6 +29,8 @@ use crate::{
 pub struct GatewayConfig {
     /// Where to listen for HTTPS and plain HTTP, TCP. Port 0 picks one; `[::]` listens on both address families.
     pub listen: SocketAddr,
+    /// The TCP ports that Routes may have; `None`: no Route has one.
+    pub ports: Option<RangeInclusive<u16>>,
     /// The limits.
     pub limits: Limits,
 }
@@ -32,7 +38,7 @@ pub struct GatewayConfig {
 impl GatewayConfig {
     /// A configuration with the usual limits.
     pub fn new(listen: SocketAddr) -> Self {
-        Self { listen, limits: Limits::default() }
+        Self { listen, ports: None, limits: Limits::default() }
     }
 }
 
@@ -67,7 +73,7 @@ impl From<GatewayError> for io::Error {
 pub struct Gateway<D> {
     listener: TcpListener,
     address: SocketAddr,
-    admission: Arc<Admission>,
+    ports: Option<RangeInclusive<u16>>,
     shared: Arc<Shared<D>>,
 }
 
@@ -88,7 +94,7 @@ where
         dialer: Arc<D>,
         registry: &Registry,
     ) -> Result<Self, GatewayError> {
-        let GatewayConfig { listen, limits } = config;
+        let GatewayConfig { listen, ports, limits } = config;
         let fail = |source| GatewayError::Listen { address: listen, source };
         let listener = TcpListener::bind(listen).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
@@ -100,10 +106,10 @@ where
                 "fewer connections than usual: half of the file descriptors allowed (ulimit -n)"
             );
         }
-        let admission = Admission::new(connections, limits.connections_per_caller);
+        let admission = Admission::new(connections, &limits);
         let draining = CancellationToken::new();
-        let shared = Arc::new(Shared { routes, dialer, limits, metrics, port: address.port(), draining });
-        Ok(Self { listener, address, admission, shared })
+        let shared = Arc::new(Shared { routes, dialer, admission, limits, metrics, port: address.port(), draining });
+        Ok(Self { listener, address, ports, shared })
     }
 
     /// Where it listens.
@@ -117,32 +123,17 @@ where
     /// Guarantees: returns within [`Limits::drain`] of the cancellation. When the future is dropped, all connections
     /// end at once.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), GatewayError> {
-        let Self { listener, admission, shared, .. } = self;
+        let Self { listener, address, ports, shared } = self;
         let tasks = TaskTracker::new();
         let cut = CancellationToken::new();
         let cut_when_dropped = cut.clone().drop_guard();
-        let mut failing = false;
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => break,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((socket, caller)) => {
-                    failing = false;
-                    take(&shared, &admission, &tasks, &cut, socket, caller);
-                }
-                Err(error) if is_callers_doing(&error) => tracing::debug!(%error, "a caller left before it was taken"),
-                Err(error) => {
-                    // Once for a row of failures: a lack of descriptors lasts.
-                    if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(%error, "cannot take connections of callers; trying on");
-                    }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
+        let takers = Takers { shared: Arc::clone(&shared), tasks: tasks.clone(), cut };
+        let listeners = ports::Listeners::new(address, ports, takers.clone(), shutdown.child_token());
+        tokio::select! {
+            () = listeners.run() => {}
+            () = accept(&listener, &shutdown, |socket, caller| takers.take(socket, caller, None)) => {}
         }
+        drop(takers);
         drop(listener);
         shared.draining.cancel();
         tasks.close();
@@ -155,38 +146,86 @@ where
     }
 }
 
-/// Starts to serve a connection, if there is a place for it. One that is refused is closed without a word: it may be
-/// one of very many.
-fn take<D>(
-    shared: &Arc<Shared<D>>,
-    admission: &Arc<Admission>,
-    tasks: &TaskTracker,
-    cut: &CancellationToken,
-    socket: TcpStream,
-    caller: SocketAddr,
-) where
-    D: Dialer,
+/// Takes connections until told to stop.
+pub(crate) async fn accept(
+    listener: &TcpListener,
+    shutdown: &CancellationToken,
+    mut take: impl FnMut(TcpStream, SocketAddr),
+) {
+    let mut failing = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((socket, caller)) => {
+                failing = false;
+                take(socket, caller);
+            }
+            Err(error) if is_callers_doing(&error) => tracing::debug!(%error, "a caller left before it was taken"),
+            Err(error) => {
+                // Once for a row of failures: a lack of descriptors lasts.
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "cannot take connections of callers; trying on");
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Starts to serve connections.
+pub(crate) struct Takers<D> {
+    shared: Arc<Shared<D>>,
+    tasks: TaskTracker,
+    cut: CancellationToken,
+}
+
+impl<D> Clone for Takers<D> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), tasks: self.tasks.clone(), cut: self.cut.clone() }
+    }
+}
+
+impl<D: Dialer> Takers<D>
+where
     D::Stream: AsyncRead + AsyncWrite,
 {
-    let caller = SocketAddr::new(caller.ip().to_canonical(), caller.port());
-    let permit = match admission.admit(caller.ip()) {
-        Ok(permit) => permit,
-        Err(outcome) => {
-            tracing::debug!(%caller, outcome = outcome.label(), "refused a connection");
-            return shared.metrics.ended(outcome);
-        }
-    };
-    let (shared, cut) = (Arc::clone(shared), cut.clone());
-    let span = tracing::debug_span!("connection", %caller);
-    let connection = async move {
-        let _permit = permit;
-        let open = OpenGuard::new(&shared.metrics);
-        let outcome = cut.run_until_cancelled(serve(&shared, socket, caller)).await;
-        drop(open);
-        shared.metrics.ended(outcome.unwrap_or(Outcome::Drained));
-    };
-    // A panic ends this connection alone; the guards give its place back.
-    tasks.spawn(connection.instrument(span));
+    pub(crate) fn shared(&self) -> &Arc<Shared<D>> {
+        &self.shared
+    }
+
+    /// Starts to serve a connection, if there is a place for it; `route` is that of the port that it came to. One that is
+    /// refused is closed without a word: it may be one of very many.
+    pub(crate) fn take(&self, socket: TcpStream, caller: SocketAddr, route: Option<Arc<RouteEntry>>) {
+        let caller = SocketAddr::new(caller.ip().to_canonical(), caller.port());
+        let permit = match self.shared.admission.admit(caller.ip()) {
+            Ok(permit) => permit,
+            Err(outcome) => {
+                tracing::debug!(%caller, outcome = outcome.label(), "refused a connection");
+                return self.shared.metrics.ended(outcome);
+            }
+        };
+        let (shared, cut) = (Arc::clone(&self.shared), self.cut.clone());
+        let span = tracing::debug_span!("connection", %caller);
+        let connection = async move {
+            let _permit = permit;
+            let open = OpenGuard::new(&shared.metrics);
+            let serving = async {
+                match &route {
+                    None => serve(&shared, socket, caller).await,
+                    Some(route) => serve_port(&shared, socket, caller, route).await,
+                }
+            };
+            let outcome = cut.run_until_cancelled(serving).await;
+            drop(open);
+            shared.metrics.ended(outcome.unwrap_or(Outcome::Drained));
+        };
+        // A panic ends this connection alone; the guards give its place back.
+        self.tasks.spawn(connection.instrument(span));
+    }
 }
 
 /// Counts a connection as open, also if its task panics.

@@ -11,6 +11,34 @@ pub const MAX_CONNECTIONS: usize = 10_000;
 /// (RFC 6177). A browser opens some dozens; many people may share the address of a carrier's NAT.
 pub const MAX_CONNECTIONS_PER_CALLER: usize = 512;
 
+/// New connections a second of one caller, once [`CALLER_BURST`] are used up. A page opens some dozens and keeps them; each
+/// new one costs a device a handshake.
+pub const CALLER_RATE: u32 = 64;
+
+/// New connections of one caller at once: all that it may have.
+pub const CALLER_BURST: u32 = 512;
+
+/// Connections at once to the devices of one owner: a fifth of [`MAX_CONNECTIONS`], so that what happens to one home
+/// leaves the others their places. A device takes some hundred.
+pub const MAX_CONNECTIONS_PER_OWNER: usize = 2_000;
+
+/// New connections a second to the devices of one owner, once [`OWNER_BURST`] are used up: a mini-PC does some hundred
+/// handshakes a second.
+pub const OWNER_RATE: u32 = 256;
+
+/// New connections to the devices of one owner at once.
+pub const OWNER_BURST: u32 = 1_024;
+
+/// Callers, and owners, of whom it is remembered how fast their connections came: some 100 bytes each. Those who have
+/// connections are always remembered.
+pub const MAX_REMEMBERED: usize = 20_000;
+
+/// TCP ports of Routes at once: each is a socket.
+pub const MAX_PORTS: usize = 1_000;
+
+/// After how long a port that could not be listened on is tried again.
+pub const PORT_RETRY: Duration = Duration::from_secs(10);
+
 /// From the accepted connection to a whole ClientHello or request head: some round trips on a bad line.
 pub const OPENING_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -72,14 +100,27 @@ pub const KEEP_ALIVE_PROBES: u32 = 4;
 /// Pause after the kernel could not hand out a connection, so that a lack of descriptors does not spin.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What one of many may have of the connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Connections at once.
+    pub open: usize,
+    /// New ones a second.
+    pub per_second: u32,
+    /// New ones at once, after a quiet time.
+    pub burst: u32,
+}
+
 /// The limits that a gateway keeps: those above, but in tests.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Limits {
     /// [`MAX_CONNECTIONS`].
     pub connections: usize,
-    /// [`MAX_CONNECTIONS_PER_CALLER`].
-    pub connections_per_caller: usize,
+    /// [`MAX_CONNECTIONS_PER_CALLER`], [`CALLER_RATE`], [`CALLER_BURST`].
+    pub caller: Share,
+    /// [`MAX_CONNECTIONS_PER_OWNER`], [`OWNER_RATE`], [`OWNER_BURST`].
+    pub owner: Share,
     /// [`OPENING_TIMEOUT`].
     pub opening: Duration,
     /// [`CONNECT_TIMEOUT`].
@@ -106,7 +147,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: MAX_CONNECTIONS,
-            connections_per_caller: MAX_CONNECTIONS_PER_CALLER,
+            caller: Share { open: MAX_CONNECTIONS_PER_CALLER, per_second: CALLER_RATE, burst: CALLER_BURST },
+            owner: Share { open: MAX_CONNECTIONS_PER_OWNER, per_second: OWNER_RATE, burst: OWNER_BURST },
             opening: OPENING_TIMEOUT,
             connect: CONNECT_TIMEOUT,
             answer: ANSWER_TIMEOUT,

@@ -36,14 +36,18 @@ pub(crate) enum Outcome {
     Malformed,
     /// No whole hello or head in time.
     OpeningTimeout,
-    /// No device of the route could be reached.
+    /// No device of the route could be reached, though one has a session.
     Unreachable,
+    /// No device of the route has a session.
+    Away,
     /// The caller went away before there was anything to pass on.
     HungUp,
     /// Too many connections in all.
     RefusedTotal,
-    /// Too many connections of this caller.
+    /// Too many connections of this caller, or new ones too fast.
     RefusedCaller,
+    /// Too many connections to this owner's devices, or new ones too fast.
+    RefusedOwner,
     /// Ended since the gateway was told to stop.
     Drained,
 }
@@ -65,9 +69,11 @@ impl Outcome {
             Self::Malformed => "malformed",
             Self::OpeningTimeout => "opening_timeout",
             Self::Unreachable => "unreachable",
+            Self::Away => "away",
             Self::HungUp => "hung_up",
             Self::RefusedTotal => "refused_total",
             Self::RefusedCaller => "refused_caller",
+            Self::RefusedOwner => "refused_owner",
             Self::Drained => "drained",
         }
     }
@@ -83,6 +89,8 @@ pub(crate) struct Metrics {
     pub(crate) to_device: IntCounter,
     /// Bytes copied from devices to callers.
     pub(crate) to_caller: IntCounter,
+    /// TCP ports of Routes that are listened on.
+    pub(crate) ports: IntGauge,
     dials: IntCounterVec,
     dial_seconds: Histogram,
 }
@@ -103,6 +111,10 @@ impl Metrics {
             )?,
             to_device: bytes.with_label_values(&["to_device"]),
             to_caller: bytes.with_label_values(&["to_caller"]),
+            ports: register(
+                registry,
+                IntGauge::new("hearth_gateway_ports_open", "TCP ports of Routes that are listened on.")?,
+            )?,
             dials: counter("hearth_gateway_dials_total", "Streams to devices asked for, by result.", "result")?,
             dial_seconds: register(
                 registry,

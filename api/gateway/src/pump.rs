@@ -34,7 +34,7 @@ pub(crate) struct End {
 /// Copies both ways until both directions have ended, one breaks, or a deadline passes.
 ///
 /// `first` are the device's first bytes, which the caller has not seen; `sent` are the bytes of the caller that the
-/// device has. `stop` ends when the gateway is told to stop.
+/// device has, `None` where it is not known to be TLS. `stop` ends when the gateway is told to stop.
 ///
 /// Flow: each direction reads into a buffer that lives for one poll, and writes it out at once. Only what the writer
 /// does not take is kept, and nothing more is read until that is gone: so there is back-pressure, at most
@@ -49,7 +49,7 @@ pub(crate) struct End {
 pub(crate) async fn pump<C, D>(
     caller: &mut C,
     device: &mut D,
-    (sent, first): (&[u8], Vec<u8>),
+    (sent, first): (Option<&[u8]>, Vec<u8>),
     stop: impl Future<Output = ()>,
     limits: &Limits,
     metrics: &Metrics,
@@ -59,11 +59,14 @@ where
     D: AsyncRead + AsyncWrite + Unpin,
 {
     let now = Instant::now();
-    let mut records = Records::default();
-    records.feed(sent);
+    let handshake = sent.map(|sent| {
+        let mut records = Records::default();
+        records.feed(sent);
+        records
+    });
     let mut up = Direction::new(now, Vec::new());
     let mut down = Direction::new(now, first);
-    let mut clock = Clock { begun: now, handshake: Some(records), draining: false };
+    let mut clock = Clock { begun: now, handshake, draining: false };
     let mut stop = pin!(stop);
     let mut alarm = pin!(tokio::time::sleep_until(clock.deadline(&up, &down, limits).0));
     poll_fn(|cx| {

@@ -193,8 +193,9 @@ pub enum Answer {
         /// Path and query.
         target: String,
     },
-    /// 404: nobody has the name.
-    NotFound,
+    /// 404: nobody serves the name now, since nobody has it or since its device is away: one page for both, without times, so
+    /// that a stranger does not learn from it which names there are and when whose device is on.
+    NotServed,
     /// 503: nobody is known to have the name, and the routes are not known yet.
     Starting,
     /// 400: no request.
@@ -210,7 +211,10 @@ impl Answer {
     pub fn render(&self, head_only: bool, now: Timestamp) -> Vec<u8> {
         let (status, text) = match self {
             Self::Redirect { .. } => ("308 Permanent Redirect", "This site is served over HTTPS only.\n"),
-            Self::NotFound => ("404 Not Found", "There is no site of this name here.\n"),
+            Self::NotServed => (
+                "404 Not Found",
+                "Nothing answers by this name here now: there may be no such site, or its device is away.\n",
+            ),
             Self::Starting => ("503 Service Unavailable", "This gateway is starting; try again in a moment.\n"),
             Self::BadRequest => ("400 Bad Request", "This is not a request that can be answered.\n"),
             Self::TooLong => ("431 Request Header Fields Too Large", "The head of the request is too long.\n"),

@@ -316,12 +316,12 @@ impl Inner {
             socket.map_err(|source| DeviceDialError::Socket { gateway: gateway(), source })
         };
         let mut endpoint = socket().await?;
-        let mut connected = endpoint.endpoint().connect(address.clone(), quic::ALPN).await;
+        let mut connected = endpoint.connect(address.clone()).await;
         if connected.as_ref().is_err_and(endpoint::has_ended) {
             // By an error of the network or a fault of its own; a device must not be out of reach for that.
             self.endpoint.discard(&endpoint).await;
             endpoint = socket().await?;
-            connected = endpoint.endpoint().connect(address, quic::ALPN).await;
+            connected = endpoint.connect(address).await;
         }
         let connection = connected.map_err(|error| DeviceDialError::Connect {
             gateway: gateway(),

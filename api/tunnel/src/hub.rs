@@ -13,7 +13,7 @@ use std::{
 
 use hearth_types::{
     BoxFuture, DeviceName,
-    tunnel::{DialError, DialNotice, DialNotifier, Dialer, StreamKind},
+    tunnel::{DialError, DialNotice, DialNotifier, Dialer, HeaderVersion, StreamKind},
 };
 use iroh::Endpoint;
 use prometheus::Registry;
@@ -140,6 +140,15 @@ impl Dialer for TunnelHub {
 
     fn dial<'a>(&'a self, device: &'a DeviceName, kind: StreamKind) -> BoxFuture<'a, Result<TunnelStream, DialError>> {
         Box::pin(dial::dial(&self.inner, device, kind))
+    }
+
+    fn header_version(&self, stream: &TunnelStream) -> HeaderVersion {
+        stream.header_version()
+    }
+
+    /// Without a session, and without a tunnel that outlives it.
+    fn is_away(&self, device: &DeviceName) -> bool {
+        self.inner.notifier.session_of(device).is_none() && self.inner.tables().get(device).is_none()
     }
 }
 

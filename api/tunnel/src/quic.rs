@@ -5,9 +5,10 @@ use std::{
     sync::Arc,
 };
 
+use hearth_types::tunnel::HeaderVersion;
 use iroh::{
     Endpoint, SecretKey,
-    endpoint::{IdleTimeout, PortmapperConfig, QuicTransportConfig, VarInt, presets},
+    endpoint::{ConnectOptions, Connection, IdleTimeout, PortmapperConfig, QuicTransportConfig, VarInt, presets},
     tls::CaTlsConfig,
 };
 use rustls::{
@@ -18,8 +19,20 @@ use rustls::{
 
 use crate::limits;
 
-/// The protocol that both ends must name (ALPN, RFC 7301). It changes when the meaning of a stream's bytes does.
-pub(crate) const ALPN: &[u8] = b"hearth/tunnel/1";
+/// The protocol that both ends must name (ALPN, RFC 7301). It changes when the meaning of a stream's bytes does: the
+/// first version's ingress streams begin with the text header, those of the second with a PROXY header.
+const ALPN_1: &[u8] = b"hearth/tunnel/1";
+pub(crate) const ALPN_2: &[u8] = b"hearth/tunnel/2";
+
+/// What a device offers besides [`ALPN_2`], for gateways of the release before.
+pub(crate) fn older() -> ConnectOptions {
+    ConnectOptions::new().with_additional_alpns(vec![ALPN_1.to_vec()])
+}
+
+/// The newest header that the other end of a connection reads.
+pub(crate) fn header_version(connection: &Connection) -> HeaderVersion {
+    if connection.alpn() == ALPN_2 { HeaderVersion::Proxy } else { HeaderVersion::Text }
+}
 
 /// How often another port is tried when one free port is wanted on both address families.
 const PORT_ATTEMPTS: usize = 16;
@@ -138,7 +151,7 @@ async fn bind(
         .portmapper_config(PortmapperConfig::Disabled)
         .ca_tls_config(CaTlsConfig::custom_server_cert_verifier(Arc::new(|_| Ok(Arc::new(NoWebTls)))));
     if matches!(role, Role::Gateway) {
-        builder = builder.alpns(vec![ALPN.to_vec()]);
+        builder = builder.alpns(vec![ALPN_2.to_vec(), ALPN_1.to_vec()]);
     }
     if !listen.is_empty() {
         builder = builder.clear_ip_transports();

@@ -10,11 +10,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use iroh::endpoint::{RecvStream, SendStream};
+use hearth_types::tunnel::HeaderVersion;
+use iroh::endpoint::{Connection, RecvStream, SendStream};
 use prometheus::{IntCounter, IntGauge};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::quic::code;
+use crate::quic::{self, code};
 
 /// Counts a tunnel's streams, so that a tunnel without any can close. One is held from before a stream is opened
 /// until it is dropped.
@@ -64,6 +65,7 @@ pub struct TunnelStream {
     send: SendStream,
     recv: RecvStream,
     peer: StreamPeer,
+    version: HeaderVersion,
     finished: bool,
     bytes: ByteCounters,
     _guard: StreamGuard,
@@ -72,11 +74,18 @@ pub struct TunnelStream {
 impl TunnelStream {
     pub(crate) fn new(
         (send, recv): (SendStream, RecvStream),
-        peer: [u8; 32],
+        connection: &Connection,
         bytes: ByteCounters,
         guard: StreamGuard,
     ) -> Self {
-        Self { send, recv, peer: StreamPeer { key: peer }, finished: false, bytes, _guard: guard }
+        let peer = StreamPeer { key: *connection.remote_id().as_bytes() };
+        let version = quic::header_version(connection);
+        Self { send, recv, peer, version, finished: false, bytes, _guard: guard }
+    }
+
+    /// The newest header of an ingress stream that the other end reads.
+    pub fn header_version(&self) -> HeaderVersion {
+        self.version
     }
 
     /// Who is at the other end.

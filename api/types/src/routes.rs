@@ -2,13 +2,19 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use crate::{DeviceName, dns::record::ZoneRecord};
+use serde_json::Value;
+
+use crate::{BoxFuture, DeviceName, dns::record::ZoneRecord};
 
 /// What is known of a hostname.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteEntry {
     /// The hostname, in lower case, without a dot at the end.
     pub hostname: String,
+    /// Whose it is: the namespace of the Route.
+    pub owner: String,
+    /// The public TCP port, where the Route has one of its own (`spec.protocol` TCP); `None` for HTTPS, told apart by name.
+    pub port: Option<u16>,
     /// The devices behind it, in the order to try them: those with ready pods first.
     pub devices: Vec<DeviceName>,
 }
@@ -43,4 +49,71 @@ pub trait RouteLookup: Send + Sync + 'static {
 
     /// A number that rises with every change, for the serial of the zone's SOA.
     fn serial(&self) -> u32;
+
+    /// The Routes that have a TCP port of their own, by port, ascending: of those that want the same one, the first by [`PortClaim`].
+    fn by_port(&self) -> Vec<Arc<RouteEntry>> {
+        Vec::new()
+    }
+
+    /// Resolves when the [serial](Self::serial) is another than this one.
+    fn changed(&self, _serial: u32) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// What a Route says of a public TCP port. Ordered: of those for one port the first has it, which is the oldest, then the first by
+/// namespace and name. Everybody who looks at the same Routes comes to the same result.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortClaim {
+    /// The port.
+    pub port: u16,
+    /// The Route's creation (RFC 3339, UTC).
+    created: String,
+    /// The Route's namespace.
+    pub namespace: String,
+    /// The Route's name.
+    pub name: String,
+}
+
+impl PortClaim {
+    /// The claim of a Route; `None` where it wants no port, or is being deleted.
+    pub fn of(route: &Value) -> Option<Self> {
+        let text = |pointer: &str| route.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        if text("/spec/protocol") != "TCP" || !text("/metadata/deletionTimestamp").is_empty() {
+            return None;
+        }
+        let port = route.pointer("/spec/port")?.as_u64().and_then(|port| u16::try_from(port).ok())?;
+        Some(Self {
+            port,
+            created: text("/metadata/creationTimestamp"),
+            namespace: text("/metadata/namespace"),
+            name: text("/metadata/name"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn route(name: &str, created: &str, spec: &Value) -> Value {
+        json!({"metadata": {"name": name, "namespace": "n", "creationTimestamp": created}, "spec": spec})
+    }
+
+    #[test]
+    fn of_two_claims_for_a_port_the_older_is_first_and_then_the_name_decides() {
+        let tcp = json!({"protocol": "TCP", "port": 2222});
+        let claim = |name, created| PortClaim::of(&route(name, created, &tcp)).expect("a claim");
+        let (old, new) = (claim("z", "2026-01-01T00:00:00Z"), claim("a", "2026-01-01T00:00:01Z"));
+        assert!(old < new);
+        assert!(claim("a", "2026-01-01T00:00:00Z") < old);
+        for spec in [json!({"port": 2222}), json!({"protocol": "HTTPS"}), json!({"protocol": "TCP", "port": 65536})] {
+            assert_eq!(PortClaim::of(&route("a", "", &spec)), None, "{spec}");
+        }
+        let mut going = route("a", "", &tcp);
+        going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        assert_eq!(PortClaim::of(&going), None);
+    }
 }

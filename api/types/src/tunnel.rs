@@ -1,12 +1,15 @@
 //! How a server reaches into a device: by a tunnel that the device dials when its session asks.
 
+pub mod proxy;
+
 use crate::{BoxFuture, DeviceKey, DeviceName};
 
 /// What a stream of a tunnel is for: its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum StreamKind {
-    /// A user's TLS connection for the device's ingress: after the kind byte comes an [`IngressHeader`].
+    /// A user's connection for the device's ingress: after the kind byte comes a [`proxy::ProxyHeader`], or the older
+    /// [`IngressHeader`]: see [`HeaderVersion`].
     Ingress = 1,
     /// gRPC: the device is the server (`hearth.v1.DeviceDoor`).
     Rpc = 2,
@@ -23,7 +26,18 @@ impl StreamKind {
     }
 }
 
-/// What the gateway tells the ingress of a connection, ahead of the connection's own bytes:
+/// Which header a gateway puts before the bytes of an [ingress stream](StreamKind::Ingress). Ingresses read all of them and tell
+/// them apart by their first byte; gateways write the newest that the other end is known to read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HeaderVersion {
+    /// An [`IngressHeader`]: what every device reads.
+    #[default]
+    Text,
+    /// A [`proxy::ProxyHeader`].
+    Proxy,
+}
+
+/// What a gateway of the first version tells the ingress of a connection, ahead of the connection's own bytes:
 /// a version byte (1), the length of the address text (1 byte), the address text (`ip:port` of the caller).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IngressHeader {
@@ -103,6 +117,16 @@ pub trait Dialer: Send + Sync + 'static {
     /// Opens a stream of a kind to a device, dialling a tunnel first where there is none. The kind byte
     /// has been written. Bounded in time: an unreachable device fails, it never hangs.
     fn dial<'a>(&'a self, device: &'a DeviceName, kind: StreamKind) -> BoxFuture<'a, Result<Self::Stream, DialError>>;
+
+    /// The newest header that the other end of this stream reads.
+    fn header_version(&self, _stream: &Self::Stream) -> HeaderVersion {
+        HeaderVersion::default()
+    }
+
+    /// Whether the device is known to be out of reach now, without asking it: a dial would fail at once.
+    fn is_away(&self, _device: &DeviceName) -> bool {
+        false
+    }
 }
 
 /// Where a device shall dial to.

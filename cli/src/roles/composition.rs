@@ -109,6 +109,7 @@ pub(super) async fn run_server(
         channels: Arc::new(Others(channels.clone())),
         signer: ca.clone(),
         signing: Arc::clone(ca.signing_key()),
+        ports: args.listen.port_range.clone(),
         registry: registry.clone(),
         timing: Timing::default(),
     })?;
@@ -129,7 +130,9 @@ pub(super) async fn run_server(
     let tunnel_address = *hub.notice().addresses.first().context("the tunnel's own address")?;
 
     let gateway_listen = address("--listen-gateway", &args.listen.listen_gateway)?;
-    let gateway = Gateway::bind(GatewayConfig::new(gateway_listen), handle.routes(), Arc::clone(&hub), &registry)
+    let mut config = GatewayConfig::new(gateway_listen);
+    config.ports.clone_from(&args.listen.port_range);
+    let gateway = Gateway::bind(config, handle.routes(), Arc::clone(&hub), &registry)
         .await
         .map_err(|error| super::server::cannot_listen("--listen-gateway", "the gateway", gateway_listen, &error))?;
     let gateway_address = gateway.local_addr();

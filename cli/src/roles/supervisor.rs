@@ -45,8 +45,15 @@ pub(super) fn listen_arguments(listen: &Listen) -> Vec<String> {
     let tunnel = listen.listen_tunnel.iter().map(|value| ("--listen-tunnel", value.clone()));
     let advertise = listen.advertise.iter().map(|ip| ("--advertise", ip.to_string()));
     let locations = listen.dns_locations.iter().map(|path| ("--dns-locations", path.display().to_string()));
+    let ports = listen.port_range.iter().map(|range| ("--port-range", format!("{}-{}", range.start(), range.end())));
     let pairs = pairs.into_iter().map(|(flag, value)| (flag, value.clone()));
-    pairs.chain(tunnel).chain(advertise).chain(locations).flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+    pairs
+        .chain(tunnel)
+        .chain(advertise)
+        .chain(locations)
+        .chain(ports)
+        .flat_map(|(flag, value)| [flag.to_owned(), value])
+        .collect()
 }
 
 /// Takes the instance, and forgets what the last one reported.

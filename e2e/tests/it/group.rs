@@ -324,3 +324,63 @@ fn devices_and_clients_move_on_when_the_leader_dies_and_nothing_is_said_of_silen
     ensure!(events(&servers[0])?.len() == told, "{:?}", events(&servers[0])?);
     Ok(())
 }
+
+#[test]
+fn every_gateway_answers_for_every_owner_and_the_others_do_when_one_dies() -> Result<()> {
+    const HOST: &str = "web.alice.hearth.internal";
+    let mut servers = three()?;
+    let token = servers[0].instance.run("token create --owner alice")?;
+    let mut device = Device::start(token.trim())?;
+    servers[0].instance.apply(&format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: web, namespace: alice, labels: {{app: web}}}}, \
+         spec: {{terminationGracePeriodSeconds: 1, containers: [{{name: main, image: busybox, \
+         args: [sh, -c, 'mkdir -p /tmp/w; echo reached > /tmp/w/index.html; exec busybox httpd -f -p 8080 -h /tmp/w'], \
+         volumeMounts: [{{name: tmp, mountPath: /tmp}}]}}], volumes: [{{name: tmp, emptyDir: {{}}}}]}}}}\n---\n\
+         {{apiVersion: hearth.dev/v1alpha1, kind: Route, metadata: {{name: web, namespace: alice}}, \
+         spec: {{hostname: {HOST}, target: {{selector: {{app: web}}, port: 8080}}}}}}"
+    ))?;
+    let logs =
+        |servers: &[Server]| servers.iter().map(Server::log).chain([device.log()]).collect::<Vec<_>>().join("\n---\n");
+    let reached = |server: &Server| -> Result<()> {
+        ensure!(server.instance.fetch(HOST, "/")?.contains("reached"));
+        Ok(())
+    };
+    for server in &servers {
+        eventually("each gateway answers", PATIENCE, || reached(server)).with_context(|| logs(&servers))?;
+    }
+    // All at once, each with tunnels of its own.
+    std::thread::scope(|scope| -> Result<()> {
+        let callers: Vec<_> = servers
+            .iter()
+            .map(|server| scope.spawn(move || (0..10).try_for_each(|_| server.instance.fetch(HOST, "/").map(drop))))
+            .collect();
+        callers.into_iter().try_for_each(|one| one.join().map_err(|_| anyhow::anyhow!("a caller panicked"))?)
+    })
+    .with_context(|| logs(&servers))?;
+    let dead = place(servers[0].leader()?);
+    servers[dead].kill()?;
+    for at in [(dead + 1) % 3, (dead + 2) % 3] {
+        eventually("the others go on", ELECTION, || reached(&servers[at])).with_context(|| logs(&servers))?;
+    }
+    // The device goes away: its name looks like one that nobody has, at once.
+    let alive = &servers[(dead + 1) % 3];
+    device.agent.kill()?;
+    device.agent.wait()?;
+    let plain = |host: &str| -> Result<String> {
+        let gateway = alive.instance.address("gateway")?;
+        let text = command::run("curl", ["-sS", "-i", "-H", &format!("Host: {host}"), &format!("http://{gateway}/")])?;
+        Ok(text.lines().filter(|line| !line.starts_with("Date: ")).collect::<Vec<_>>().join("\n"))
+    };
+    eventually("it is told from nothing", PATIENCE, || {
+        let begun = Instant::now();
+        let said = [HOST, "nobody.alice.hearth.internal"]
+            .map(|host| command::fail(&mut alive.instance.curl(host, "/", &[])?).map(|said| said.replace(host, "")));
+        let [away, unknown] = said;
+        let (away, unknown) = (away?, unknown?);
+        ensure!(away == unknown && away.contains("unrecognized name"), "{away}, not {unknown}");
+        ensure!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        let (away, unknown) = (plain(HOST)?, plain("nobody.alice.hearth.internal")?);
+        ensure!(away == unknown && away.starts_with("HTTP/1.1 404 "), "{away}, not {unknown}");
+        Ok(())
+    })
+}

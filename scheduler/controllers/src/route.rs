@@ -1,8 +1,11 @@
 //! Route: the pods behind it.
 
+use std::ops::RangeInclusive;
+
 use hearth_types::{
     LabelMap, Object, Timestamp,
     condition::{self, Condition, Truth},
+    routes::PortClaim,
 };
 use serde_json::{Value, json};
 
@@ -22,8 +25,18 @@ pub fn selects(route: &Value, labels: &LabelMap) -> bool {
         .is_some_and(|wanted| !wanted.is_empty() && wanted.iter().all(|(key, value)| labels.get(key) == value.as_str()))
 }
 
-/// Keeps `status.endpoints` and the condition `Ready`. `pods` are those of the Route's namespace; others are left out here.
-pub fn reconcile(route: &Object, pods: &[SeenPod], now: Timestamp) -> Reconciled {
+/// What decides whether a Route has the public port that it wants.
+#[derive(Clone, Debug, Default)]
+pub struct Ports {
+    /// The ports that the region's operator allows.
+    pub allowed: Option<RangeInclusive<u16>>,
+    /// The first of the Routes that want the same port.
+    pub holder: Option<PortClaim>,
+}
+
+/// Keeps `status.endpoints` and the conditions `Ready` and, of a Route that wants a port of its own, `Accepted`. `pods` are those of
+/// the Route's namespace; others are left out here.
+pub fn reconcile(route: &Object, pods: &[SeenPod], ports: &Ports, now: Timestamp) -> Reconciled {
     let mut out = Reconciled::default();
     let mut value = route.value();
     if meta::is_deleting(&value) {
@@ -56,8 +69,49 @@ pub fn reconcile(route: &Object, pods: &[SeenPod], now: Timestamp) -> Reconciled
         value["status"]["endpoints"] = Value::Array(endpoints);
     }
     condition::set(&mut value, &ready, now);
+    match accepted(&value, ports) {
+        Some(mut accepted) => {
+            accepted.observed_generation = ready.observed_generation;
+            condition::set(&mut value, &accepted, now);
+        }
+        None => {
+            if let Some(conditions) = value.pointer_mut("/status/conditions").and_then(Value::as_array_mut) {
+                conditions.retain(|one| one["type"] != "Accepted");
+            }
+        }
+    }
     out.update(route, value);
     out
+}
+
+/// Whether the Route has its port; `None` where it wants none. The words are those of a Listener's conditions in Gateway API.
+fn accepted(route: &Value, ports: &Ports) -> Option<Condition> {
+    let own = PortClaim::of(route)?;
+    let port = own.port;
+    let refused = |why: String| Some(Condition::new("Accepted", Truth::False, "PortUnavailable", why));
+    match &ports.allowed {
+        None => {
+            return refused(format!("port {port} is not served: the region's operator allows no ports (--port-range)"));
+        }
+        Some(allowed) if !allowed.contains(&port) => {
+            return refused(format!(
+                "port {port} is not served: the region's operator allows {} to {} (--port-range)",
+                allowed.start(),
+                allowed.end()
+            ));
+        }
+        Some(_) => {}
+    }
+    match &ports.holder {
+        // Another owner's names are not this one's to know.
+        Some(holder) if *holder != own && holder.namespace != own.namespace => {
+            refused(format!("port {port} belongs to an older Route of another owner; choose another port"))
+        }
+        Some(holder) if *holder != own => {
+            refused(format!("port {port} belongs to the older Route {}; choose another port", holder.name))
+        }
+        _ => Some(Condition::new("Accepted", Truth::True, "Accepted", format!("port {port} leads to it"))),
+    }
 }
 
 fn readiness(route: &Value, behind: &[&SeenPod]) -> Condition {
@@ -92,7 +146,7 @@ mod tests {
     }
 
     fn after(route: &Object, pods: &[SeenPod]) -> Value {
-        fix_point(route, |route| reconcile(route, pods, Timestamp(0))).expect("kept").value()["status"].clone()
+        fix_point(route, |route| reconcile(route, pods, &Ports::default(), Timestamp(0))).expect("kept").value()["status"].clone()
     }
 
     #[test]
@@ -125,6 +179,48 @@ mod tests {
         assert_eq!(
             (&status["conditions"][0]["status"], &status["conditions"][0]["reason"]),
             (&json!("Unknown"), &json!("DeviceSilent"))
+        );
+    }
+
+    #[test]
+    fn a_route_is_told_whether_it_has_its_port_and_why_not() {
+        let tcp = |namespace: &str, name: &str, created: &str| {
+            let mut value = route(json!({})).value();
+            value["metadata"] = json!({"name": name, "namespace": namespace, "uid": name, "generation": 1, "creationTimestamp": created});
+            value["spec"]["protocol"] = json!("TCP");
+            value["spec"]["port"] = json!(30_022);
+            Object::from_value(value).expect("an object")
+        };
+        let own = tcp("alice", "git", "2026-01-02T00:00:00Z");
+        let claim = |object: &Object| PortClaim::of(&object.value());
+        let state = |allowed: Option<RangeInclusive<u16>>, holder: Option<PortClaim>| {
+            let ports = Ports { allowed, holder };
+            let after = fix_point(&own, |route| reconcile(route, &[], &ports, Timestamp(0))).expect("kept").value();
+            let conditions = after["status"]["conditions"].as_array().expect("a list").clone();
+            let one = conditions.into_iter().find(|one| one["type"] == "Accepted").expect("the condition");
+            (
+                one["status"].as_str().unwrap_or_default().to_owned(),
+                one["message"].as_str().unwrap_or_default().to_owned(),
+            )
+        };
+        let range = Some(30_000..=32_767);
+        let (status, _) = state(range.clone(), claim(&own));
+        assert_eq!(status, "True");
+        for (allowed, holder, expected) in [
+            (None, claim(&own), "allows no ports"),
+            (Some(1..=1000), claim(&own), "allows 1 to 1000"),
+            (range.clone(), claim(&tcp("alice", "old", "2026-01-01T00:00:00Z")), "the older Route old"),
+            (range, claim(&tcp("bob", "secret", "2026-01-01T00:00:00Z")), "of another owner"),
+        ] {
+            let (status, message) = state(allowed, holder);
+            assert_eq!(status, "False");
+            assert!(message.contains(expected) && !message.contains("secret"), "{message}");
+        }
+        let plain = after(&route(json!({"conditions": [{"type": "Accepted", "status": "True"}]})), &[]);
+        assert_eq!(
+            plain["conditions"].as_array().map(Vec::len),
+            Some(1),
+            "one that wants no port has no such condition"
         );
     }
 }

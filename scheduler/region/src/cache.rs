@@ -10,18 +10,32 @@ use hearth_controllers::PodView;
 use hearth_placement as placement;
 use hearth_types::{
     DeviceKey, DeviceName, GroupKind, Object, ObjectKey, Revision, Timestamp, Uid, object::canonical,
-    store::CLAIM_DEVICE,
+    routes::PortClaim, store::CLAIM_DEVICE,
 };
 use serde_json::Value;
 
 /// What was parsed of an object, as far as the loops need it again and again.
 #[derive(Clone, Debug)]
 pub(crate) enum View {
-    Pod { view: Arc<PodView>, place: Arc<placement::Pod> },
-    Claim { device: Option<Box<str>> },
-    Route { hostname: Box<str>, selector: BTreeMap<Box<str>, Box<str>>, devices: Vec<Box<str>> },
-    Install { app: Box<str> },
-    Device { owner: Box<str> },
+    Pod {
+        view: Arc<PodView>,
+        place: Arc<placement::Pod>,
+    },
+    Claim {
+        device: Option<Box<str>>,
+    },
+    Route {
+        hostname: Box<str>,
+        selector: BTreeMap<Box<str>, Box<str>>,
+        devices: Vec<Box<str>>,
+        claim: Option<PortClaim>,
+    },
+    Install {
+        app: Box<str>,
+    },
+    Device {
+        owner: Box<str>,
+    },
     Other,
 }
 
@@ -63,6 +77,7 @@ impl Entry {
                     .filter_map(|(key, value)| Some((key.as_str().into(), value.as_str()?.into())))
                     .collect(),
                 devices,
+                claim: PortClaim::of(value),
             }
         } else if *object.kind() == GroupKind::INSTALL {
             View::Install { app: text("/spec/app").unwrap_or_default().into() }
@@ -167,6 +182,8 @@ pub(crate) struct Cache {
     claims_on: HashMap<Box<str>, BTreeSet<ObjectKey>>,
     routes_on: HashMap<Box<str>, BTreeSet<ObjectKey>>,
     hostnames: HashMap<Box<str>, BTreeSet<ObjectKey>>,
+    /// Which Routes want which port, the first of a port having it.
+    ports: BTreeSet<PortClaim>,
     pending: BTreeSet<ObjectKey>,
     /// Pods that nothing owns, which a ReplicaSet may adopt.
     orphans: BTreeSet<ObjectKey>,
@@ -229,6 +246,11 @@ impl Cache {
             }
         }
         found
+    }
+
+    /// What Routes say of a port, the one that has it first.
+    pub(crate) fn claims_of(&self, port: u16) -> impl Iterator<Item = &PortClaim> {
+        self.ports.iter().skip_while(move |claim| claim.port < port).take_while(move |claim| claim.port == port)
     }
 
     /// The Routes of a hostname.
@@ -371,7 +393,12 @@ impl Cache {
             View::Pod { view, .. } if add && view.is_active() => drop(self.pending.insert(key.clone())),
             View::Pod { .. } => drop(self.pending.remove(key)),
             View::Claim { device: Some(device) } => toggle(&mut self.claims_on, device, key, add),
-            View::Route { hostname, devices, .. } => {
+            View::Route { hostname, devices, claim, .. } => {
+                match claim {
+                    Some(claim) if add => drop(self.ports.insert(claim.clone())),
+                    Some(claim) => drop(self.ports.remove(claim)),
+                    None => {}
+                }
                 toggle(&mut self.hostnames, hostname, key, add);
                 for device in devices {
                     toggle(&mut self.routes_on, device, key, add);

@@ -58,6 +58,8 @@ pub struct Config {
     pub signer: Arc<dyn CertificateSigner>,
     /// Signs the copies of objects that devices keep.
     pub signing: Arc<SigningKey>,
+    /// The TCP ports that Routes may have; `None`: no Route has one.
+    pub ports: Option<std::ops::RangeInclusive<u16>>,
     /// Where metrics are registered.
     pub registry: prometheus::Registry,
     /// How long the loops wait.

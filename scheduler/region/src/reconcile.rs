@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Durat
 use hearth_controllers::{
     Reconciled, SeenPod, claim, deployment, garbage, install, namespace, node, pod, refusal, replicaset, route,
 };
-use hearth_types::{GroupKind, Object, ObjectKey, Status, Uid, kinds::labels, store::Consistency};
+use hearth_types::{GroupKind, Object, ObjectKey, Status, Uid, kinds::labels, routes::PortClaim, store::Consistency};
 use tracing::Instrument as _;
 
 use crate::{
@@ -242,8 +242,11 @@ fn controller(hub: &Hub, key: &Key, absent: &Absent) -> Reconciled {
                 .in_namespace(GroupKind::POD, object.namespace())
                 .filter_map(|entry| seen(&cache, entry))
                 .collect();
+            let claim = PortClaim::of(&object.value());
+            let holder = claim.and_then(|claim| cache.claims_of(claim.port).next().cloned());
             drop(cache);
-            route::reconcile(&object, &pods, now)
+            let ports = route::Ports { allowed: hub.config.ports.clone(), holder };
+            route::reconcile(&object, &pods, &ports, now)
         }
         Controller::Namespace => {
             let cache = hub.cache();

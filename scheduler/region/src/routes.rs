@@ -9,11 +9,12 @@ use std::{
 };
 
 use hearth_types::{
-    DeviceName, GroupKind, Object, ObjectKey, Revision,
+    BoxFuture, DeviceName, GroupKind, Object, ObjectKey, Revision,
     dns::record::{RecordKind, ZoneRecord},
-    routes::{RouteEntry, RouteLookup},
+    routes::{PortClaim, RouteEntry, RouteLookup},
 };
 use serde_json::Value;
+use tokio::sync::watch;
 
 /// Routes and DNSEndpoints are known.
 const KINDS: u32 = 3;
@@ -28,13 +29,16 @@ struct Table {
     /// Owners' records by name, and where several objects have some of one name, all of them.
     records: HashMap<Box<str>, BTreeMap<ObjectKey, Vec<ZoneRecord>>>,
     names: HashMap<ObjectKey, Vec<Box<str>>>,
+    /// Who wants which port: of the claims of one port the first has it.
+    ports: BTreeMap<PortClaim, Arc<RouteEntry>>,
+    claims: HashMap<ObjectKey, PortClaim>,
 }
 
 /// Hostnames and the devices behind them.
 #[derive(Default)]
 pub(crate) struct RouteTable {
     table: RwLock<Table>,
-    serial: AtomicU32,
+    serial: watch::Sender<u32>,
     /// Which of the kinds that it is fed by are known, a bit each.
     primed: AtomicU32,
 }
@@ -48,7 +52,9 @@ impl RouteTable {
 
     /// A Route is this now, or is gone. `revision` is that of the change.
     pub(crate) fn set(&self, key: &ObjectKey, route: Option<&Object>, revision: Revision) {
-        let entry = route.and_then(|route| entry(&route.value()));
+        let value = route.map(Object::value);
+        let entry = value.as_ref().and_then(entry);
+        let claim = value.as_ref().and_then(PortClaim::of).filter(|_| entry.is_some());
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let same = match (&entry, table.hostnames.get(key)) {
             (None, None) => true,
@@ -56,14 +62,15 @@ impl RouteTable {
                 table.entries.get(hostname).and_then(|routes| routes.get(key)).is_some_and(|old| **old == *new)
             }
             _ => false,
-        };
+        } && table.claims.get(key) == claim.as_ref();
         if same {
             return;
         }
         table.remove(key);
         if let Some(entry) = entry {
-            table.insert(key, entry);
+            table.insert(key, entry, claim);
         }
+        drop(table);
         self.raise(revision);
     }
 
@@ -83,6 +90,7 @@ impl RouteTable {
         }
         table.remove_records(key);
         table.insert_records(key, records);
+        drop(table);
         self.raise(revision);
     }
 
@@ -90,9 +98,9 @@ impl RouteTable {
     fn raise(&self, revision: Revision) {
         // The revision rises with every change and is the same on every server; its low bits do for a serial (RFC 1982).
         let wanted = u32::try_from(revision.0 & u64::from(u32::MAX)).unwrap_or_default();
-        let _ = self.serial.fetch_update(Ordering::Release, Ordering::Relaxed, |serial| {
-            let ahead = wanted.wrapping_sub(serial);
-            Some(if ahead == 0 || ahead > u32::MAX / 2 { serial.wrapping_add(1) } else { wanted })
+        self.serial.send_modify(|serial| {
+            let ahead = wanted.wrapping_sub(*serial);
+            *serial = if ahead == 0 || ahead > u32::MAX / 2 { serial.wrapping_add(1) } else { wanted };
         });
     }
 }
@@ -106,7 +114,9 @@ fn entry(route: &Value) -> Option<RouteEntry> {
             devices.push(device);
         }
     }
-    Some(RouteEntry { hostname: hostname.to_owned(), devices })
+    let owner = route.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
+    let port = PortClaim::of(route).map(|claim| claim.port);
+    Some(RouteEntry { hostname: hostname.to_owned(), owner: owner.to_owned(), port, devices })
 }
 
 /// A DNSEndpoint's records by name. What this release does not know is left out.
@@ -136,12 +146,17 @@ fn names_above(hostname: &str) -> impl Iterator<Item = &str> {
 }
 
 impl Table {
-    fn insert(&mut self, key: &ObjectKey, entry: RouteEntry) {
+    fn insert(&mut self, key: &ObjectKey, entry: RouteEntry, claim: Option<PortClaim>) {
+        let entry = Arc::new(entry);
+        if let Some(claim) = claim {
+            self.ports.insert(claim.clone(), Arc::clone(&entry));
+            self.claims.insert(key.clone(), claim);
+        }
         let hostname: Box<str> = entry.hostname.as_str().into();
         self.hostnames.insert(key.clone(), hostname.clone());
         let routes = self.entries.entry(hostname.clone()).or_default();
         let first = routes.is_empty();
-        routes.insert(key.clone(), Arc::new(entry));
+        routes.insert(key.clone(), entry);
         if first {
             self.count_above(&hostname);
         }
@@ -193,6 +208,9 @@ impl Table {
     }
 
     fn remove(&mut self, key: &ObjectKey) {
+        if let Some(claim) = self.claims.remove(key) {
+            self.ports.remove(&claim);
+        }
         let Some(hostname) = self.hostnames.remove(key) else {
             return;
         };
@@ -211,7 +229,10 @@ impl Table {
 impl RouteLookup for RouteTable {
     fn lookup(&self, hostname: &str) -> Option<Arc<RouteEntry>> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        table.entries.get(hostname)?.values().next().cloned()
+        let routes = table.entries.get(hostname)?;
+        // A Route with a port of its own may share the name of one for HTTPS, which is found by the name alone.
+        let https = routes.values().find(|route| route.port.is_none());
+        https.or_else(|| routes.values().next()).cloned()
     }
 
     fn has_names_below(&self, name: &str) -> bool {
@@ -228,7 +249,26 @@ impl RouteLookup for RouteTable {
     }
 
     fn serial(&self) -> u32 {
-        self.serial.load(Ordering::Acquire)
+        *self.serial.borrow()
+    }
+
+    fn by_port(&self) -> Vec<Arc<RouteEntry>> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let mut found: Vec<Arc<RouteEntry>> = Vec::new();
+        for route in table.ports.values() {
+            if found.last().is_none_or(|last| last.port != route.port) {
+                found.push(Arc::clone(route));
+            }
+        }
+        found
+    }
+
+    fn changed(&self, serial: u32) -> BoxFuture<'_, ()> {
+        let mut serials = self.serial.subscribe();
+        Box::pin(async move {
+            // The sender lives as long as this table.
+            let _ = serials.wait_for(|now| *now != serial).await;
+        })
     }
 }
 
@@ -314,5 +354,38 @@ mod tests {
         assert!(!table.primed(), "records are not known yet");
         table.set_primed(&GroupKind::DNS_ENDPOINT);
         assert!(table.primed());
+    }
+
+    #[tokio::test]
+    async fn a_port_is_the_oldest_routes_and_goes_to_the_next_when_that_one_goes() {
+        let table = Arc::new(RouteTable::default());
+        let key = |name: &str| ObjectKey::new(GroupKind::ROUTE, "n", name);
+        let tcp = |name: &str, created: &str, port: u16| {
+            let mut value = route(name, "git.n.zone", &["nas"]).value();
+            value["metadata"]["creationTimestamp"] = json!(created);
+            value["spec"]["protocol"] = json!("TCP");
+            value["spec"]["port"] = json!(port);
+            value["status"]["endpoints"][0]["device"] = json!(name);
+            Object::from_value(value).expect("an object")
+        };
+        let has = |table: &RouteTable| -> Vec<(Option<u16>, String)> {
+            table.by_port().iter().map(|route| (route.port, route.devices[0].to_string())).collect()
+        };
+        table.set(&key("young"), Some(&tcp("young", "2026-01-02T00:00:00Z", 2222)), Revision(1));
+        table.set(&key("other"), Some(&tcp("other", "2026-01-03T00:00:00Z", 99)), Revision(2));
+        assert_eq!(has(&table), [(Some(99), "other".into()), (Some(2222), "young".into())]);
+        let (watcher, seen) = (Arc::clone(&table), table.serial());
+        let changed = tokio::spawn(async move { watcher.changed(seen).await });
+        table.set(&key("old"), Some(&tcp("old", "2026-01-01T00:00:00Z", 2222)), Revision(3));
+        changed.await.expect("told");
+        assert_eq!(has(&table), [(Some(99), "other".into()), (Some(2222), "old".into())]);
+        // The name is found for DNS, and for HTTPS only once a Route for that has it.
+        assert_eq!(table.lookup("git.n.zone").expect("there").port, Some(2222));
+        table.set(&key("web"), Some(&route("web", "git.n.zone", &["nas"])), Revision(4));
+        assert_eq!(table.lookup("git.n.zone").expect("there").port, None);
+        table.set(&key("old"), None, Revision(5));
+        assert_eq!(has(&table), [(Some(99), "other".into()), (Some(2222), "young".into())]);
+        table.set(&key("young"), Some(&tcp("young", "2026-01-02T00:00:00Z", 22)), Revision(6));
+        assert_eq!(has(&table), [(Some(22), "young".into()), (Some(99), "other".into())]);
     }
 }

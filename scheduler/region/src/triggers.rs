@@ -135,6 +135,7 @@ pub(crate) fn of(cache: &Cache, change: &Change) -> Effects {
             effects.install_of(entry);
             for entry in change.both() {
                 route_devices(cache, entry, &mut effects.devices);
+                port_rivals(cache, entry, &mut effects);
             }
         }
         "App" => {
@@ -203,6 +204,15 @@ fn pod(cache: &Cache, change: &Change, effects: &mut Effects) {
                 Controller::Claim,
                 ObjectKey::new(GroupKind::PERSISTENT_VOLUME_CLAIM, entry.object.namespace(), claim),
             );
+        }
+    }
+}
+
+/// The Routes that want the port of this one: one of them may have it now, or no longer.
+fn port_rivals(cache: &Cache, route: &Entry, effects: &mut Effects) {
+    if let View::Route { claim: Some(claim), .. } = &route.view {
+        for rival in cache.claims_of(claim.port) {
+            effects.key(Controller::Route, ObjectKey::new(GroupKind::ROUTE, &rival.namespace, &rival.name));
         }
     }
 }

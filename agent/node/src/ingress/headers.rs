@@ -54,7 +54,9 @@ pub(super) fn forward(headers: &mut HeaderMap, host: &str, caller: IpAddr, upgra
         }
     };
     // An IPv4 caller of a dual-stack socket is an IPv4 caller.
-    set(headers, "x-forwarded-for", &caller.to_canonical().to_string());
+    let caller = caller.to_canonical();
+    set(headers, "forwarded", &forwarded(caller, host));
+    set(headers, "x-forwarded-for", &caller.to_string());
     set(headers, "x-forwarded-proto", "https");
     set(headers, "x-forwarded-host", host);
     if let Ok(value) = HeaderValue::from_str(host) {
@@ -65,6 +67,19 @@ pub(super) fn forward(headers: &mut HeaderMap, host: &str, caller: IpAddr, upgra
         headers.insert(UPGRADE, protocol);
     }
     merge_cookies(headers);
+}
+
+/// The value of `Forwarded` (RFC 7239 section 4). What is no token is quoted: an IPv6 address in its brackets (section 6), a host with a port.
+fn forwarded(caller: IpAddr, host: &str) -> String {
+    let token = |text: &str| {
+        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+    };
+    let host =
+        if token(host) { host.to_owned() } else { format!("\"{}\"", host.replace('\\', "\\\\").replace('"', "\\\"")) };
+    match caller {
+        IpAddr::V4(ip) => format!("for={ip};host={host};proto=https"),
+        IpAddr::V6(ip) => format!("for=\"[{ip}]\";host={host};proto=https"),
+    }
 }
 
 /// Removes what could be taken for the proxy's word, also where an app's gateway interface makes one variable of `-` and `_`
@@ -119,12 +134,25 @@ mod tests {
         forward(&mut headers, "a.test", "::ffff:192.0.2.7".parse().expect("an address"), None);
         let expected = map(&[
             ("accept", "*/*"),
+            ("forwarded", "for=192.0.2.7;host=a.test;proto=https"),
             ("x-forwarded-for", "192.0.2.7"),
             ("x-forwarded-proto", "https"),
             ("x-forwarded-host", "a.test"),
             ("host", "a.test"),
         ]);
         assert_eq!(headers, expected);
+    }
+
+    #[test]
+    fn forwarded_is_written_as_its_grammar_wants() {
+        let cases = [
+            ("192.0.2.7", "a.test", "for=192.0.2.7;host=a.test;proto=https"),
+            ("2001:db8::7", "a.test:8443", "for=\"[2001:db8::7]\";host=\"a.test:8443\";proto=https"),
+            ("192.0.2.7", "a\";for=6.6.6.6;b=\"", r#"for=192.0.2.7;host="a\";for=6.6.6.6;b=\"";proto=https"#),
+        ];
+        for (caller, host, expected) in cases {
+            assert_eq!(forwarded(caller.parse().expect("an address"), host), expected);
+        }
     }
 
     #[test]

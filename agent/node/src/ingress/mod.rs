@@ -2,11 +2,13 @@
 //! ingress ends its TLS, and passes its requests on to the pod behind the name.
 
 mod certs;
+mod header;
 mod headers;
 mod origin;
 mod page;
 mod place;
 mod proxy;
+mod relay;
 mod serve;
 mod target;
 #[cfg(test)]
@@ -20,7 +22,7 @@ use std::{
 
 use hearth_types::{
     GroupKind,
-    kinds::{IntOrString, Route},
+    kinds::{IntOrString, Route, RouteProtocol},
     names::dns_subdomain,
 };
 use tokio::sync::{Semaphore, watch};
@@ -57,7 +59,14 @@ pub(crate) enum Port {
     Name(String),
 }
 
-type Table = BTreeMap<String, Arc<RouteView>>;
+/// The Routes of this device.
+#[derive(Default)]
+struct Table {
+    /// Those of HTTPS, by hostname.
+    names: BTreeMap<String, Arc<RouteView>>,
+    /// Those that have a public port of their own, by hostname and that port.
+    ports: BTreeMap<(String, u16), Arc<RouteView>>,
+}
 
 /// A handle on the ingress; cheap to clone.
 #[derive(Clone)]
@@ -108,7 +117,7 @@ impl Ingress {
 
     /// The routes of this device are these now.
     pub(crate) fn routes_changed(&self, objects: &Objects) {
-        let mut table = Table::new();
+        let mut table = Table::default();
         for object in objects.values().filter(|object| *object.kind() == GroupKind::ROUTE) {
             let Ok(route) = object.view::<Route>() else {
                 tracing::warn!(route = %object.key(), "a route cannot be read, so it is not served");
@@ -116,7 +125,8 @@ impl Ingress {
             };
             // The name becomes a file name, too.
             let hostname = route.spec.hostname.trim_end_matches('.').to_ascii_lowercase();
-            if dns_subdomain(&hostname).is_err() || object.is_deleting() || table.len() >= MAX_ROUTES {
+            let full = table.names.len() + table.ports.len() >= MAX_ROUTES;
+            if dns_subdomain(&hostname).is_err() || object.is_deleting() || full {
                 continue;
             }
             let port = match route.spec.target.port {
@@ -129,15 +139,30 @@ impl Ingress {
                 port,
                 stopped: route.spec.stopped,
             };
-            table.insert(hostname, Arc::new(view));
+            match (route.spec.protocol, route.spec.port) {
+                (Some(RouteProtocol::Tcp), Some(port)) => {
+                    table.ports.insert((hostname, port), Arc::new(view));
+                }
+                // Without a port of its own it has no door.
+                (Some(RouteProtocol::Tcp), None) => {}
+                (Some(RouteProtocol::Https) | None, _) => {
+                    table.names.insert(hostname, Arc::new(view));
+                }
+            }
         }
-        let names = table.keys().cloned().collect();
+        let names = table.names.keys().cloned().collect();
         *self.inner.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
         self.inner.certificates.serve(names);
     }
 
     fn route(&self, hostname: &str) -> Option<Arc<RouteView>> {
-        self.inner.table.read().unwrap_or_else(PoisonError::into_inner).get(hostname).cloned()
+        self.inner.table.read().unwrap_or_else(PoisonError::into_inner).names.get(hostname).cloned()
+    }
+
+    /// The Route of a public port.
+    fn port(&self, hostname: &str, port: u16) -> Option<Arc<RouteView>> {
+        let table = Arc::clone(&self.inner.table.read().unwrap_or_else(PoisonError::into_inner));
+        table.ports.get(&(hostname.to_owned(), port)).cloned()
     }
 
     /// Serves one connection of a user, whose first bytes are the gateway's header.

@@ -2,7 +2,6 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use hearth_types::tunnel::IngressHeader;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -13,12 +12,17 @@ use rustls::{
     server::{Acceptor, ServerSessionMemoryCache},
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    io::{AsyncRead, AsyncWrite},
     time::timeout,
 };
 use tokio_rustls::LazyConfigAcceptor;
 
-use super::{Certificates, Ingress, place::Place, proxy};
+use super::{
+    Certificates, Ingress, RouteView,
+    header::{self, HeaderError},
+    place::Place,
+    proxy, relay,
+};
 
 /// How long a user's client may take for header and handshake: some round trips on a bad line.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,10 +53,10 @@ pub(super) fn config(certificates: Certificates) -> Result<ServerConfig, rustls:
 /// Why a connection did not come as far as HTTP. Of interest while looking for faults alone.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    #[error("no header of the gateway in time")]
-    Header,
-    #[error("the gateway's header is malformed")]
-    BadHeader,
+    #[error("the gateway's header")]
+    Header(#[source] HeaderError),
+    #[error("the gateway says that it is for {said:?}, and the client asks for {asked:?}")]
+    OtherName { said: String, asked: String },
     #[error("no handshake in time")]
     Slow,
     #[error("handshake: {0}")]
@@ -68,37 +72,40 @@ where
         tracing::warn!("too many connections of users at once: one is refused");
         return;
     };
-    match timeout(HANDSHAKE_TIMEOUT + CERTIFICATE_WAIT, handshake(ingress, stream)).await {
-        Ok(Ok((caller, name, tls))) => {
-            serve(ingress.clone(), proxy::Connection { place: Arc::new(place), caller, name }, tls).await;
+    match timeout(HANDSHAKE_TIMEOUT + CERTIFICATE_WAIT, begin(ingress, stream)).await {
+        Ok(Ok(Begun::Https { caller, name, tls })) => {
+            serve(ingress.clone(), proxy::Connection { place: Arc::new(place), caller, name }, *tls).await;
         }
-        Ok(Err(error)) => tracing::debug!(%error, "a user's connection was refused"),
+        Ok(Ok(Begun::Port(route, stream))) => relay::connection(ingress, &route, stream, place).await,
+        Ok(Err(error)) => tracing::debug!(error = crate::files::chain(&error), "a user's connection was refused"),
         Err(_) => tracing::debug!(error = %Refused::Slow, "a user's connection was refused"),
     }
 }
 
-async fn handshake<S>(
-    ingress: &Ingress,
-    mut stream: S,
-) -> Result<(SocketAddr, String, tokio_rustls::server::TlsStream<S>), Refused>
+/// A connection whose purpose is known.
+enum Begun<S> {
+    Https { caller: SocketAddr, name: String, tls: Box<tokio_rustls::server::TlsStream<S>> },
+    Port(Arc<RouteView>, S),
+}
+
+async fn begin<S>(ingress: &Ingress, mut stream: S) -> Result<Begun<S>, Refused>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let caller = header(&mut stream).await?.caller;
+    let call = header::read(&mut stream).await.map_err(Refused::Header)?;
+    if let (Some(name), Some(port)) = (&call.name, call.port)
+        && let Some(route) = ingress.port(name, port)
+    {
+        return Ok(Begun::Port(route, stream));
+    }
     let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(Refused::Tls)?;
-    let name = start.client_hello().server_name().unwrap_or_default().to_ascii_lowercase();
+    let name = start.client_hello().server_name().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
+    if let Some(said) = call.name.filter(|said| *said != name) {
+        return Err(Refused::OtherName { said, asked: name });
+    }
     wait_for_certificate(&ingress.inner.certificates, &name).await;
     let tls = start.into_stream(Arc::clone(&ingress.inner.tls)).await.map_err(Refused::Tls)?;
-    Ok((caller, name, tls))
-}
-
-async fn header<S: AsyncRead + Unpin>(stream: &mut S) -> Result<IngressHeader, Refused> {
-    let mut bytes = vec![0; 2];
-    stream.read_exact(&mut bytes).await.map_err(|_| Refused::Header)?;
-    let length = IngressHeader::length([bytes[0], bytes[1]]).map_err(|_| Refused::BadHeader)?;
-    bytes.resize(length, 0);
-    stream.read_exact(&mut bytes[2..]).await.map_err(|_| Refused::Header)?;
-    IngressHeader::decode(&bytes).map_err(|_| Refused::BadHeader)
+    Ok(Begun::Https { caller: call.caller, name, tls: Box::new(tls) })
 }
 
 /// A name that was just installed has its certificate in a moment.

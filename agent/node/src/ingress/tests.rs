@@ -4,7 +4,11 @@ use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use hearth_pod::Phase;
-use hearth_types::{GroupKind, Object, ObjectKey, Timestamp, kinds::Pod, tunnel::IngressHeader};
+use hearth_types::{
+    GroupKind, Object, ObjectKey, Timestamp,
+    kinds::Pod,
+    tunnel::{IngressHeader, proxy::ProxyHeader},
+};
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -103,11 +107,19 @@ impl House {
 
     /// A user's connection, through the gateway's header and TLS.
     async fn connect(&self, sni: &str, alpn: &[u8]) -> std::io::Result<tokio_rustls::client::TlsStream<DuplexStream>> {
+        self.connect_with(&proxied(sni), sni, alpn).await
+    }
+
+    async fn connect_with(
+        &self,
+        header: &[u8],
+        sni: &str,
+        alpn: &[u8],
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<DuplexStream>> {
         let (mut user, device) = duplex(256 << 10);
         let ingress = self.ingress.clone();
         tokio::spawn(async move { ingress.serve(device).await });
-        let caller: SocketAddr = CALLER.parse().unwrap();
-        user.write_all(&IngressHeader { caller }.encode()).await?;
+        user.write_all(header).await?;
         let mut roots = RootCertStore::empty();
         roots.add(self.ca.der.clone()).unwrap();
         let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -138,6 +150,12 @@ impl House {
         let body = timeout(BOUND, body.collect()).await.unwrap().unwrap().to_bytes();
         (head.status, head.headers, String::from_utf8(body.to_vec()).unwrap())
     }
+}
+
+/// The header of a gateway.
+fn proxied(name: &str) -> Vec<u8> {
+    let (caller, called) = (CALLER.parse().unwrap(), "198.51.100.1:443".parse().unwrap());
+    ProxyHeader { caller, called, authority: Some(name.to_owned()) }.encode()
 }
 
 fn request(version: Version, host: &str) -> http::request::Builder {
@@ -222,7 +240,7 @@ async fn both_versions_of_http_reach_the_app_with_the_callers_address() {
         assert_eq!(told["headers"]["x-forwarded-proto"], "https");
         assert_eq!(told["headers"]["x-forwarded-host"], HOST);
         assert_eq!(told["headers"]["host"], HOST);
-        assert_eq!(told["headers"].get("forwarded"), None);
+        assert_eq!(told["headers"]["forwarded"], format!("for=203.0.113.9;host={HOST};proto=https"));
     }
 }
 
@@ -342,6 +360,76 @@ async fn a_handshake_waits_for_the_first_certificate() {
         house.certify();
     });
     connected.unwrap();
+}
+
+#[tokio::test]
+async fn a_gateway_of_the_release_before_is_understood() {
+    let house = House::new(app().await);
+    house.pod(true, json!({}));
+    let caller: SocketAddr = CALLER.parse().unwrap();
+    let tls = house.connect_with(&IngressHeader { caller }.encode(), HOST, b"http/1.1").await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.unwrap();
+    tokio::spawn(connection);
+    let response = timeout(BOUND, sender.send_request(empty(request(Version::HTTP_11, HOST)))).await.unwrap().unwrap();
+    let told = response.into_body().collect().await.unwrap().to_bytes();
+    let told: Value = serde_json::from_slice(&told).unwrap();
+    assert_eq!(told["headers"]["x-forwarded-for"], "203.0.113.9");
+}
+
+#[tokio::test]
+async fn a_gateway_that_says_another_name_than_the_client_is_refused() {
+    let mut house = House::new(app().await);
+    house.pod(true, json!({}));
+    house.add(&route("other.alice.test", 1, false));
+    house.certify();
+    let refused = timeout(BOUND, house.connect_with(&proxied("other.alice.test"), HOST, b"h2")).await.unwrap();
+    refused.unwrap_err();
+    house.connect_with(&proxied(HOST), HOST, b"h2").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_port_of_a_route_carries_bytes_as_they_are_and_no_other_port_or_name_does() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                stream.write_all(b"220 ready\n").await.unwrap();
+                let (mut reads, mut writes) = stream.split();
+                tokio::io::copy(&mut reads, &mut writes).await.unwrap();
+            });
+        }
+    });
+    let mut house = House::new(port);
+    house.pod(true, json!({}));
+    let mut raw = route(HOST, port, false).value();
+    raw["metadata"]["name"] = json!("raw");
+    raw["spec"]["protocol"] = json!("TCP");
+    raw["spec"]["port"] = json!(2222);
+    house.add(&Object::from_value(raw).unwrap());
+    let dial = |name: &str, called: u16| {
+        let (user, device) = duplex(4096);
+        let ingress = house.ingress.clone();
+        tokio::spawn(async move { ingress.serve(device).await });
+        let (caller, called) = (CALLER.parse().unwrap(), SocketAddr::from(([198, 51, 100, 1], called)));
+        let header = ProxyHeader { caller, called, authority: Some(name.to_owned()) }.encode();
+        async move {
+            let mut user = user;
+            user.write_all(&header).await.unwrap();
+            user.write_all(b"EHLO\n").await.unwrap();
+            user.shutdown().await.unwrap();
+            let mut got = Vec::new();
+            let _ = timeout(BOUND, user.read_to_end(&mut got)).await.unwrap();
+            got
+        }
+    };
+    assert_eq!(dial(HOST, 2222).await, b"220 ready\nEHLO\n");
+    // What is not that port of that name is TLS, and this is none.
+    for (name, called) in [(HOST, 443), (HOST, 2223), ("other.alice.test", 2222)] {
+        assert!(!dial(name, called).await.starts_with(b"220"), "{name}:{called}");
+    }
+    // The name's HTTPS is served beside it.
+    house.connect(HOST, b"h2").await.unwrap();
 }
 
 #[tokio::test]

@@ -78,7 +78,9 @@ impl Routes {
 impl RouteLookup for Routes {
     fn lookup(&self, hostname: &str) -> Option<Arc<RouteEntry>> {
         let names = self.names.lock().unwrap();
-        names.contains(hostname).then(|| Arc::new(RouteEntry { hostname: hostname.to_owned(), devices: Vec::new() }))
+        let entry =
+            || RouteEntry { hostname: hostname.to_owned(), owner: "alice".into(), port: None, devices: Vec::new() };
+        names.contains(hostname).then(|| Arc::new(entry()))
     }
 
     fn has_names_below(&self, name: &str) -> bool {

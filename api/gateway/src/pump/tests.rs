@@ -32,7 +32,7 @@ fn start(pipe: usize, first: &[u8]) -> Run {
             }
         };
         let limits = Limits::default();
-        let end = pump(&mut near_caller, &mut near_device, (&[], first), stop, &limits, &metrics).await;
+        let end = pump(&mut near_caller, &mut near_device, (Some(&[]), first), stop, &limits, &metrics).await;
         (end, near_caller, near_device).0
     });
     Run { caller, device, stop, begun: Instant::now(), end }
@@ -223,7 +223,8 @@ async fn the_last_words_of_a_device_that_takes_no_more_arrive() {
     let metrics = Metrics::register(&Registry::new()).expect("metrics");
     let mut device = Deaf(io::Cursor::new(b"413"));
     let end =
-        pump(&mut near, &mut device, (&[], Vec::new()), std::future::pending(), &Limits::default(), &metrics).await;
+        pump(&mut near, &mut device, (Some(&[]), Vec::new()), std::future::pending(), &Limits::default(), &metrics)
+            .await;
     assert_eq!(end, End { outcome: Outcome::Passed, caller_open: true });
     let mut got = [0; 3];
     caller.read_exact(&mut got).await.expect("last words");

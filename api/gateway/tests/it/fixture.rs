@@ -17,7 +17,10 @@ use hearth_gateway::{Gateway, GatewayConfig, GatewayError, Limits};
 use hearth_types::{
     BoxFuture, DeviceName,
     routes::{RouteEntry, RouteLookup},
-    tunnel::{DialError, Dialer, IngressHeader, StreamKind},
+    tunnel::{
+        DialError, Dialer, HeaderVersion, IngressHeader, StreamKind,
+        proxy::{self, ProxyHeader},
+    },
 };
 use prometheus::Registry;
 use rustls::{
@@ -27,6 +30,7 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     net::TcpStream,
+    sync::watch,
     task::JoinHandle,
     time::timeout,
 };
@@ -59,7 +63,13 @@ pub(crate) enum Device {
     BreaksOnce,
     /// Drops every stream.
     Breaks,
+    /// Serves, and reads the header of the release before alone; then all devices of the gateway do.
+    Old,
 }
+
+/// The device that ends no TLS: what comes to [`RAW_NAME`]'s port.
+pub(crate) const RAW: &str = "raw";
+pub(crate) const RAW_NAME: &str = "git.alice.hearth.internal";
 
 /// An in-memory dialer.
 pub(crate) struct Devices {
@@ -67,6 +77,8 @@ pub(crate) struct Devices {
     acceptor: TlsAcceptor,
     /// The devices dialled, in order.
     pub(crate) dialled: Mutex<Vec<String>>,
+    /// The PROXY headers that they got.
+    pub(crate) headers: Arc<Mutex<Vec<ProxyHeader>>>,
     /// Connections that are being served.
     pub(crate) serving: Arc<AtomicUsize>,
 }
@@ -96,12 +108,14 @@ impl Dialer for Devices {
                         tokio::io::copy(&mut far, &mut tokio::io::sink()).await
                     });
                 }
-                Some(Device::Serves | Device::BreaksOnce) => {
+                Some(Device::Serves | Device::BreaksOnce | Device::Old) => {
                     let (acceptor, serving) = (self.acceptor.clone(), Arc::clone(&self.serving));
+                    let (headers, tls_ends) = (Arc::clone(&self.headers), device.as_str() != RAW);
+                    let reads = self.reads(behaviour);
                     tokio::spawn(async move {
                         serving.fetch_add(1, Ordering::SeqCst);
                         // How it ends is the caller's to judge.
-                        let _ = echo(far, acceptor).await;
+                        let _ = echo(far, acceptor, (reads, tls_ends), &headers).await;
                         serving.fetch_sub(1, Ordering::SeqCst);
                     });
                 }
@@ -109,15 +123,53 @@ impl Dialer for Devices {
             Ok(near)
         })
     }
+
+    fn header_version(&self, _: &DuplexStream) -> HeaderVersion {
+        self.reads(self.behaviour.values().copied().find(|one| *one == Device::Old))
+    }
+
+    fn is_away(&self, device: &DeviceName) -> bool {
+        self.behaviour.get(device.as_str()).is_none_or(|one| *one == Device::Away)
+    }
+}
+
+impl Devices {
+    fn reads(&self, device: Option<Device>) -> HeaderVersion {
+        if device == Some(Device::Old) { HeaderVersion::Text } else { HeaderVersion::Proxy }
+    }
 }
 
 /// The ingress of a device: first the caller's address as a line, then everything back.
-async fn echo(mut stream: DuplexStream, acceptor: TlsAcceptor) -> io::Result<()> {
-    let mut header = vec![0; 2];
-    stream.read_exact(&mut header).await?;
-    header.resize(IngressHeader::length([header[0], header[1]]).expect("a header"), 0);
-    stream.read_exact(&mut header[2..]).await?;
-    let caller = IngressHeader::decode(&header).expect("a header").caller;
+async fn echo(
+    mut stream: DuplexStream,
+    acceptor: TlsAcceptor,
+    (reads, tls_ends): (HeaderVersion, bool),
+    headers: &Mutex<Vec<ProxyHeader>>,
+) -> io::Result<()> {
+    let caller = match reads {
+        HeaderVersion::Text => {
+            let mut header = vec![0; 2];
+            stream.read_exact(&mut header).await?;
+            header.resize(IngressHeader::length([header[0], header[1]]).expect("a header"), 0);
+            stream.read_exact(&mut header[2..]).await?;
+            IngressHeader::decode(&header).expect("a header").caller
+        }
+        HeaderVersion::Proxy => {
+            let mut header = vec![0; proxy::PREFIX];
+            stream.read_exact(&mut header).await?;
+            header.resize(ProxyHeader::length(header.first_chunk().expect("a prefix")).expect("a header"), 0);
+            stream.read_exact(&mut header[proxy::PREFIX..]).await?;
+            let header = ProxyHeader::decode(&header).expect("a header");
+            headers.lock().unwrap().push(header.clone());
+            header.caller
+        }
+    };
+    if !tls_ends {
+        stream.write_all(format!("{caller}\n").as_bytes()).await?;
+        let (mut reads, mut writes) = tokio::io::split(stream);
+        tokio::io::copy(&mut reads, &mut writes).await?;
+        return writes.shutdown().await;
+    }
     let mut tls = acceptor.accept(stream).await?;
     tls.write_all(format!("{caller}\n").as_bytes()).await?;
     let (mut reads, mut writes) = tokio::io::split(tls);
@@ -125,11 +177,15 @@ async fn echo(mut stream: DuplexStream, acceptor: TlsAcceptor) -> io::Result<()>
     writes.shutdown().await
 }
 
-struct Routes(HashMap<String, Arc<RouteEntry>>, Arc<AtomicBool>);
+struct Routes {
+    names: HashMap<String, Arc<RouteEntry>>,
+    primed: Arc<AtomicBool>,
+    ports: watch::Receiver<(u32, Vec<Arc<RouteEntry>>)>,
+}
 
 impl RouteLookup for Routes {
     fn lookup(&self, hostname: &str) -> Option<Arc<RouteEntry>> {
-        self.0.get(hostname).cloned()
+        self.names.get(hostname).cloned()
     }
 
     fn has_names_below(&self, _: &str) -> bool {
@@ -137,11 +193,24 @@ impl RouteLookup for Routes {
     }
 
     fn primed(&self) -> bool {
-        self.1.load(Ordering::Relaxed)
+        self.primed.load(Ordering::Relaxed)
     }
 
     fn serial(&self) -> u32 {
-        1
+        self.ports.borrow().0
+    }
+
+    fn by_port(&self) -> Vec<Arc<RouteEntry>> {
+        self.ports.borrow().1.clone()
+    }
+
+    fn changed(&self, serial: u32) -> BoxFuture<'_, ()> {
+        let mut ports = self.ports.clone();
+        Box::pin(async move {
+            if ports.wait_for(|(now, _)| *now != serial).await.is_err() {
+                std::future::pending().await
+            }
+        })
     }
 }
 
@@ -152,6 +221,7 @@ pub(crate) struct Fixture {
     pub(crate) registry: Registry,
     /// Whether the routes are known.
     pub(crate) primed: Arc<AtomicBool>,
+    ports: watch::Sender<(u32, Vec<Arc<RouteEntry>>)>,
     certificate: CertificateDer<'static>,
     running: Option<JoinHandle<Result<(), GatewayError>>>,
     shutdown: CancellationToken,
@@ -185,25 +255,39 @@ pub(crate) async fn gateway_on(
         .expect("a server");
     let route = RouteEntry {
         hostname: NAME.to_owned(),
+        owner: "alice".into(),
+        port: None,
         devices: devices.iter().map(|(name, _)| DeviceName::from(*name)).collect(),
     };
+    // A name whose Route has a port of its own is none for HTTPS.
+    let raw = RouteEntry {
+        hostname: RAW_NAME.to_owned(),
+        owner: "alice".into(),
+        port: Some(1),
+        devices: vec![DeviceName::from(RAW)],
+    };
+    let names = [route, raw].into_iter().map(|route| (route.hostname.clone(), Arc::new(route))).collect();
+    let raw = devices.iter().find(|(_, one)| *one == Device::Old).map_or(Device::Serves, |(_, one)| *one);
     let devices = Arc::new(Devices {
-        behaviour: devices.iter().copied().collect(),
+        behaviour: devices.iter().copied().chain([(RAW, raw)]).collect(),
+        headers: Arc::default(),
         acceptor: TlsAcceptor::from(Arc::new(server)),
         dialled: Mutex::default(),
         serving: Arc::default(),
     });
     let primed = Arc::new(AtomicBool::new(true));
-    let routes = Routes([(NAME.to_owned(), Arc::new(route))].into(), Arc::clone(&primed));
+    let (ports, watched) = watch::channel((1, Vec::new()));
+    let routes = Routes { names, primed: Arc::clone(&primed), ports: watched };
     let registry = Registry::new();
     let mut config = GatewayConfig::new(listen.parse().expect("an address"));
+    config.ports = Some(2..=u16::MAX);
     adjust(&mut config.limits);
     let gateway = Gateway::bind(config, Arc::new(routes), Arc::clone(&devices), &registry).await.expect("a free port");
     let address = gateway.local_addr();
     let shutdown = CancellationToken::new();
     let running = Some(tokio::spawn(gateway.run(shutdown.clone())));
     let stop = shutdown.clone().drop_guard();
-    Fixture { address, devices, registry, primed, certificate, running, shutdown, _stop: stop }
+    Fixture { address, devices, registry, primed, ports, certificate, running, shutdown, _stop: stop }
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
@@ -279,6 +363,18 @@ impl Fixture {
     /// Waits for a number of connections that ended with this outcome.
     pub(crate) async fn wait_outcomes(&self, outcome: &str, count: u64) {
         until(outcome, || self.outcomes(outcome) == count).await;
+    }
+
+    /// These ports are those of Routes now, all to the device [`RAW`].
+    pub(crate) fn set_ports(&self, ports: &[u16]) {
+        let route = |port: &u16| RouteEntry {
+            hostname: RAW_NAME.to_owned(),
+            owner: "alice".into(),
+            port: Some(*port),
+            devices: vec![DeviceName::from(RAW)],
+        };
+        let routes = ports.iter().map(|port| Arc::new(route(port))).collect();
+        self.ports.send_modify(|(serial, all)| (*serial, *all) = (*serial + 1, routes));
     }
 
     pub(crate) fn stop(&self) {

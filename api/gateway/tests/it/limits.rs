@@ -98,7 +98,7 @@ async fn a_caller_that_does_not_read_is_dropped_and_the_device_is_held_back() {
 
 #[tokio::test]
 async fn a_caller_has_so_many_places_and_gets_them_back() {
-    let gateway = gateway_with(&[("one", Device::Serves)], |limits| limits.connections_per_caller = 2).await;
+    let gateway = gateway_with(&[("one", Device::Serves)], |limits| limits.caller.open = 2).await;
     let first = gateway.established().await;
     let _second = gateway.established().await;
     let mut third = gateway.tcp().await;
@@ -119,6 +119,37 @@ async fn ping_after_line(tls: &mut tokio_rustls::client::TlsStream<TcpStream>) {
     let caller = crate::fixture::caller_line(tls).await;
     assert_eq!(caller.ip().to_string(), "127.0.0.2");
     ping(tls).await.expect("an echo");
+}
+
+#[tokio::test]
+async fn an_owner_has_so_many_places_and_the_next_caller_is_told_so() {
+    let gateway = gateway_with(&[("one", Device::Serves)], |limits| limits.owner.open = 1).await;
+    let first = gateway.established().await;
+    let mut second = gateway.tcp().await;
+    second.write_all(&gateway.hello(NAME)).await.expect("taken");
+    assert_eq!(read_all(&mut second).await, [21, 3, 3, 0, 2, 2, 80]);
+    gateway.wait_outcomes("refused_owner", 1).await;
+    drop(first);
+    gateway.wait_outcomes("passed", 1).await;
+    gateway.established().await;
+}
+
+#[tokio::test]
+async fn a_caller_that_comes_too_often_is_refused() {
+    let gateway = gateway_with(&[("one", Device::Serves)], |limits| {
+        // One an hour would be finer than the limit can say.
+        (limits.caller.per_second, limits.caller.burst) = (1, 3);
+    })
+    .await;
+    let mut got = Vec::new();
+    for _ in 0..20 {
+        let mut tcp = gateway.tcp().await;
+        // One that is refused may be closed before this is sent.
+        let _ = tcp.write_all(b"\x16\x09").await;
+        got.push(read_all(&mut tcp).await.len());
+    }
+    assert_eq!(got[..3], [7; 3], "an alert each");
+    assert!(gateway.outcomes("refused_caller") >= 1, "{got:?}");
 }
 
 #[tokio::test]

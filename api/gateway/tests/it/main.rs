@@ -5,5 +5,6 @@
 mod fixture;
 mod limits;
 mod plain;
+mod ports;
 mod refused;
 mod through;

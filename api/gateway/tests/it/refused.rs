@@ -9,7 +9,7 @@ use hearth_gateway::{Gateway, GatewayConfig, GatewayError};
 use rustls::AlertDescription;
 use tokio::io::AsyncWriteExt;
 
-use crate::fixture::{BOUND, Device, Fixture, NAME, gateway, gateway_with, read_all};
+use crate::fixture::{BOUND, Device, Fixture, NAME, RAW_NAME, gateway, gateway_with, read_all};
 
 /// The alert that a real client got.
 async fn alert(gateway: &Fixture, name: &str) -> AlertDescription {
@@ -53,12 +53,39 @@ async fn a_hello_without_a_name_is_refused() {
 }
 
 #[tokio::test]
-async fn a_device_that_cannot_be_reached_is_said_so() {
-    let none: &[(&'static str, Device)] = &[];
+async fn a_name_whose_devices_are_away_is_refused_at_once_and_as_one_that_nobody_has() {
     let away = &[("one", Device::Away), ("two", Device::Away)];
-    for devices in [none, away, &[("one", Device::Breaks)]] {
+    let none: &[(&'static str, Device)] = &[];
+    for devices in [none, away] {
         let gateway = gateway_with(devices, |limits| {
             // Nothing here may wait for a timeout.
+            limits.connect = 2 * BOUND;
+            limits.answer = 2 * BOUND;
+        })
+        .await;
+        let mut answers = Vec::new();
+        for name in [NAME, "nobody.alice.hearth.internal", RAW_NAME] {
+            let mut tcp = gateway.tcp().await;
+            tcp.write_all(&gateway.hello(name)).await.expect("taken");
+            let tls = read_all(&mut tcp).await;
+            assert_eq!(tls, [21, 3, 3, 0, 2, 2, 112], "{name}");
+            let mut tcp = gateway.tcp().await;
+            tcp.write_all(format!("GET / HTTP/1.1\r\nHost: {name}\r\n\r\n").as_bytes()).await.expect("taken");
+            let page = String::from_utf8(read_all(&mut tcp).await).expect("text");
+            assert!(page.starts_with("HTTP/1.1 404 "), "{page}");
+            let lines = page.lines().filter(|line| !line.starts_with("Date: "));
+            answers.push(lines.map(str::to_owned).collect::<Vec<_>>());
+        }
+        assert!(answers.iter().all(|one| *one == answers[0]), "{answers:?}");
+        gateway.wait_outcomes("away", 2).await;
+        gateway.wait_outcomes("unknown_name", 4).await;
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_has_a_session_and_cannot_be_reached_is_said_so() {
+    for devices in [&[("one", Device::Breaks)][..], &[("one", Device::Away), ("two", Device::Breaks)]] {
+        let gateway = gateway_with(devices, |limits| {
             limits.connect = 2 * BOUND;
             limits.answer = 2 * BOUND;
         })

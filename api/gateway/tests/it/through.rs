@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use hearth_types::tunnel::proxy::ProxyHeader;
 use rustls::version::{TLS12, TLS13};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -125,4 +126,21 @@ async fn a_caller_over_ipv4_is_one_though_the_socket_is_of_both_families() {
         let mut tls = gateway.tls_over(tcp, NAME).await.expect("through");
         assert_eq!(caller_line(&mut tls).await, local);
     }
+}
+
+#[tokio::test]
+async fn a_device_is_told_who_calls_whom_in_the_newest_form_it_reads() {
+    let gateway = gateway().await;
+    let tcp = gateway.tcp().await;
+    let caller = tcp.local_addr().expect("an address");
+    let mut tls = gateway.tls_over(tcp, "Notes.Alice.Hearth.Internal").await.expect("through");
+    assert_eq!(caller_line(&mut tls).await, caller);
+    let expected = ProxyHeader { caller, called: gateway.address, authority: Some(NAME.to_owned()) };
+    assert_eq!(*gateway.devices.headers.lock().unwrap(), [expected]);
+
+    let gateway = gateway_with(&[("one", Device::Old)], |_| {}).await;
+    let tcp = gateway.tcp().await;
+    let caller = tcp.local_addr().expect("an address");
+    let mut tls = gateway.tls_over(tcp, NAME).await.expect("through to a device of the release before");
+    assert_eq!(caller_line(&mut tls).await, caller);
 }

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use iroh::{
-    Endpoint,
-    endpoint::{ConnectError, ConnectWithOptsError, QuicConnectError},
+    Endpoint, EndpointAddr,
+    endpoint::{ConnectError, ConnectWithOptsError, Connection, QuicConnectError},
 };
 use tokio::{sync::Mutex, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -23,8 +23,10 @@ pub(super) struct EndpointUse {
 }
 
 impl EndpointUse {
-    pub(super) fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+    /// Dials a gateway, of this release or the one before.
+    pub(super) async fn connect(&self, address: EndpointAddr) -> Result<Connection, ConnectError> {
+        let connecting = self.endpoint.connect_with_opts(address, quic::ALPN_2, quic::older()).await?;
+        Ok(connecting.await?)
     }
 }
 
@@ -130,14 +132,14 @@ mod tests {
         let (shared, tasks, shutdown) = (SharedEndpoint::new([3; 32]), TaskTracker::new(), CancellationToken::new());
         let get = || shared.get(&tasks, &shutdown);
         let ended = get().await.expect("a socket");
-        ended.endpoint().close().await;
+        ended.endpoint.close().await;
         let nobody = EndpointAddr::new(SecretKey::from_bytes(&[4; 32]).public())
             .with_ip_addr("127.0.0.1:1".parse().expect("an address"));
-        let error = ended.endpoint().connect(nobody, quic::ALPN).await.expect_err("it ended");
+        let error = ended.connect(nobody).await.expect_err("it ended");
         assert!(has_ended(&error), "{error:?}");
         shared.discard(&ended).await;
         let next = get().await.expect("another socket");
-        assert!(!next.endpoint().is_closed());
+        assert!(!next.endpoint.is_closed());
         // Whoever finds out later takes nothing from those who have the new one.
         shared.discard(&ended).await;
         assert_eq!(get().await.expect("the same socket").number, next.number);

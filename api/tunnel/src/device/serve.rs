@@ -69,7 +69,7 @@ async fn run(inner: &Arc<Inner>, connection: &Connection, sender: &mpsc::Sender<
         }
         let guard = StreamGuard::new(&live, &inner.metrics.streams);
         // At most as many tasks as the transport allows streams, each bounded in time.
-        inner.tasks.spawn(hand_over(inner.clone(), halves, gateway_key, guard, sender.clone()));
+        inner.tasks.spawn(hand_over(inner.clone(), halves, connection.clone(), guard, sender.clone()));
     }
 }
 
@@ -77,7 +77,7 @@ async fn run(inner: &Arc<Inner>, connection: &Connection, sender: &mpsc::Sender<
 async fn hand_over(
     inner: Arc<Inner>,
     (mut send, mut recv): (SendStream, RecvStream),
-    gateway_key: [u8; 32],
+    connection: Connection,
     guard: StreamGuard,
     sender: mpsc::Sender<IncomingStream>,
 ) {
@@ -112,6 +112,7 @@ async fn hand_over(
         StreamKind::Ingress => "ingress",
         StreamKind::Rpc => "rpc",
     });
-    let stream: TunnelStream = Stream::new((send, recv), gateway_key, inner.metrics.bytes.clone(), guard);
+    let stream: TunnelStream = Stream::new((send, recv), &connection, inner.metrics.bytes.clone(), guard);
+    let gateway_key = stream.peer().key;
     permit.send(IncomingStream { kind, stream, gateway_key });
 }

@@ -95,7 +95,7 @@ async fn open(
         Ok(Err(error)) => return Err(failed(&error)),
         Err(_) => return Err(broken(&tunnel.device, "it carries as many streams as are allowed, or stalls")),
     };
-    let mut stream = Stream::new(halves, tunnel.key.0, inner.metrics.bytes.clone(), guard);
+    let mut stream = Stream::new(halves, &tunnel.connection, inner.metrics.bytes.clone(), guard);
     match timeout_at(deadline, stream.write_all(&[kind as u8])).await {
         Ok(Ok(())) => Ok(stream),
         Ok(Err(error)) => Err(failed(&error)),

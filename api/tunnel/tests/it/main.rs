@@ -6,3 +6,4 @@ mod reach;
 mod region;
 mod rpc;
 mod streams;
+mod versions;

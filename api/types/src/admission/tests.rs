@@ -230,6 +230,26 @@ fn own_kinds_are_validated() {
         )
     };
     assert!(route("a.alice.hearth.internal").is_ok());
+    let with = |spec: Value| {
+        let mut value = json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Route", "metadata": {"name": "a", "namespace": "alice"},
+            "spec": {"hostname": "a.alice.hearth.internal", "target": {"selector": {"a": "b"}, "port": 80}}});
+        crate::patch::merge(&mut value["spec"], &spec);
+        create(value)
+    };
+    let stored = with(json!({"protocol": "TCP", "port": 2222})).expect("a port of its own");
+    assert_eq!(stored.object.value()["spec"]["port"], 2222);
+    for spec in [
+        json!({"port": 2222}),
+        json!({"protocol": "HTTPS", "port": 443}),
+        json!({"protocol": "TCP"}),
+        json!({"protocol": "TCP", "port": 0}),
+        json!({"protocol": "TCP", "port": 65536}),
+        json!({"protocol": "UDP", "port": 53}),
+        json!({"protocol": "tcp", "port": 53}),
+    ] {
+        assert!(with(spec.clone()).is_err(), "{spec}");
+    }
+    assert_eq!(with(json!({"protocol": "HTTPS"})).expect("said in full").object.value()["spec"].get("port"), None);
     assert!(route("a.bob.hearth.internal").is_err());
     assert!(route(".alice.hearth.internal").is_err());
 }

@@ -30,7 +30,7 @@ pub use k8s_openapi::{
         util::intstr::IntOrString,
     },
 };
-pub use route::{Route, RouteEndpoint, RouteSpec, RouteStatus, RouteTarget};
+pub use route::{Route, RouteEndpoint, RouteProtocol, RouteSpec, RouteStatus, RouteTarget};
 
 /// The API group of Hearth's own kinds.
 pub const GROUP: &str = "hearth.dev";

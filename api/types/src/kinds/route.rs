@@ -30,9 +30,27 @@ pub struct RouteSpec {
     pub hostname: String,
     /// Which pods answer.
     pub target: RouteTarget,
+    /// How they are spoken to; absent means `HTTPS`. The words are those of Gateway API's `ProtocolType`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<RouteProtocol>,
+    /// The public port at the region's gateways, 1 to 65535: with `TCP`, where it tells Routes apart, and with nothing else. The oldest
+    /// Route that names a port has it; the condition `Accepted` says who does not and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
     /// Whether the app was stopped by its owner: the page for it says so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stopped: bool,
+}
+
+/// How a Route's pods are spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum RouteProtocol {
+    /// HTTP behind TLS that ends on the device; Routes share the gateway's port and are told apart by their hostname.
+    Https,
+    /// Bytes, as they come, on a port of the Route's own. Gateways carry what they are given: it is as readable on the way as the
+    /// app and its clients leave it.
+    Tcp,
 }
 
 /// Which pods answer, at which port.
@@ -53,7 +71,7 @@ pub struct RouteStatus {
     /// too, so that their device can say what is going on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<RouteEndpoint>,
-    /// `Ready`.
+    /// `Ready`, and with a port of its own `Accepted` (as of a Listener in Gateway API).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

@@ -198,4 +198,19 @@ pub(super) fn route(object: &Value, zone: &str, report: &mut Report) {
     if selector.is_none_or(serde_json::Map::is_empty) {
         report.wrong("spec.target.selector", "must not be empty: it would select every pod");
     }
+    let port = object.pointer("/spec/port").filter(|port| !port.is_null());
+    match object.pointer("/spec/protocol").and_then(Value::as_str) {
+        Some("TCP") => {
+            if !port.and_then(Value::as_u64).is_some_and(|port| (1..=u64::from(u16::MAX)).contains(&port)) {
+                report
+                    .wrong("spec.port", "must be a port between 1 and 65535: with protocol TCP it tells Routes apart");
+            }
+        }
+        None | Some("HTTPS") => {
+            if port.is_some() {
+                report.wrong("spec.port", "may be set with protocol TCP only: HTTPS has the gateway's own port");
+            }
+        }
+        Some(other) => report.wrong("spec.protocol", format!("{other:?}: must be HTTPS or TCP")),
+    }
 }

@@ -21,7 +21,10 @@ const BOMBS: [(&str, &str); 6] = [
     ("processor", "for i in 1 2 3 4; do while :; do :; done & done; wait"),
     ("memory", "while :; do tail /dev/zero; done"),
     ("disk", "while :; do dd if=/dev/zero of=/own bs=1024k count=64 conv=fsync; done"),
-    ("inodes", "mkdir /d; cd /d; while :; do i=0; while [ $i -lt 5000 ]; do : > $i; i=$((i+1)); done; rm -rf ./*; done"),
+    (
+        "inodes",
+        "mkdir /d; cd /d; while :; do i=0; while [ $i -lt 5000 ]; do : > $i; i=$((i+1)); done; rm -rf ./*; done",
+    ),
     ("lines", "yes 'a line of a log that nobody reads, again and again'"),
 ];
 /// The largest case: pods, and containers in each. A device takes 110 pods.

@@ -112,6 +112,7 @@ impl Rig {
             channels: Arc::new(Plain),
             signer: signer.clone(),
             signing: Arc::new(SigningKey::from_seed(&SIGNING_SEED)),
+            ports: Some(30_000..=32_767),
             registry: prometheus::Registry::new(),
             timing,
         };
