@@ -24,6 +24,7 @@ mod servers;
 mod tokens;
 
 pub use ca::CertificateAuthority;
+pub use certificate::relay_tls;
 pub use clock::SystemClock;
 pub use grpc::{BackupSource, DeviceDoorConnector, Frozen, NoDevices, TunnelConnector};
 pub use peers::{PeerChannels, PeerError, peer_name};

@@ -14,6 +14,7 @@
 //! | [`group`] | the servers of a region: who belongs, who leads, how they call each other |
 //! | [`identity`] | who makes a request; who signs certificates |
 //! | [`recovery`] | how a region that lost everything comes back from its devices |
+//! | [`relay`] | which relays there are, and who may use them |
 //! | [`restores`] | which revisions a region does not have since it was restored |
 //! | [`routes`] | what DNS and gateway know of hostnames |
 //! | [`servers`] | which numbers were given to servers |
@@ -38,6 +39,7 @@ pub mod patch;
 pub mod quantity;
 pub mod recovery;
 pub mod registry;
+pub mod relay;
 pub mod restores;
 pub mod routes;
 pub mod selector;

@@ -47,6 +47,7 @@ group_kinds! {
     INSTALL = "hearth.dev" "Install",
     DEVICE = "hearth.dev" "Device",
     ROUTE = "hearth.dev" "Route",
+    RELAY = "hearth.dev" "Relay",
 }
 
 impl GroupKind {

@@ -45,7 +45,8 @@ pub(super) fn listen_arguments(listen: &Listen) -> Vec<String> {
     let tunnel = listen.listen_tunnel.iter().map(|value| ("--listen-tunnel", value.clone()));
     let advertise = listen.advertise.iter().map(|ip| ("--advertise", ip.to_string()));
     let pairs = pairs.into_iter().map(|(flag, value)| (flag, value.clone()));
-    pairs.chain(tunnel).chain(advertise).flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+    let relay = listen.listen_relay.iter().map(|value| ("--listen-relay", value.clone()));
+    pairs.chain(tunnel).chain(relay).chain(advertise).flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
 }
 
 /// Takes the instance, and forgets what the last one reported.
@@ -110,6 +111,7 @@ fn fix(listen: &mut Listen, report: &ServerReport) {
     listen.listen_dns = report.dns.to_string();
     listen.listen_metrics = report.metrics.to_string();
     listen.listen_tunnel = Some(report.tunnel.to_string());
+    listen.listen_relay = report.relay.map(|relay| relay.to_string());
 }
 
 fn server_arguments(args: &Up, listen: &Listen) -> Vec<String> {

@@ -24,6 +24,7 @@ mod offline;
 mod partitions;
 mod power;
 mod recover;
+mod relay;
 mod requests;
 mod volumes;
 // Emulating a machine of another architecture's kernel is not worth a test's time.

@@ -4,6 +4,7 @@
 mod app;
 mod device;
 mod install;
+mod relay;
 mod route;
 
 pub use app::{App, AppIngress, AppSpec, AppVolume, Permissions};
@@ -26,6 +27,7 @@ pub use k8s_openapi::{
         util::intstr::IntOrString,
     },
 };
+pub use relay::{Relay, RelaySpec};
 pub use route::{Route, RouteEndpoint, RouteSpec, RouteStatus, RouteTarget};
 
 /// The API group of Hearth's own kinds.

@@ -77,7 +77,7 @@ impl Shapes {
                 roots.insert($name, Shape::Struct(fields));
             )*};
         }
-        own!("App" AppSpec, "Install" InstallSpec InstallStatus, "Device" DeviceSpec DeviceStatus, "Route" RouteSpec RouteStatus);
+        own!("App" AppSpec, "Install" InstallSpec InstallStatus, "Device" DeviceSpec DeviceStatus, "Route" RouteSpec RouteStatus, "Relay" RelaySpec);
         let named = generator
             .take_definitions(true)
             .iter()

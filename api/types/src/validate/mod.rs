@@ -115,6 +115,7 @@ pub fn body(info: &KindInfo, object: &Value, old: Option<&Value>, zone: &str, re
         "Install" => own::install(object, old, zone, report),
         "Device" => own::device(object, old, report),
         "Route" => own::route(object, zone, report),
+        "Relay" => own::relay(object, report),
         _ => {}
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::{Report, each, immutable, pod, text, volume};
-use crate::{DeviceKey, kinds::ON_RETURN, names, quantity};
+use crate::{DeviceKey, kinds::ON_RETURN, names, quantity, relay};
 
 /// Keys of one device at most: the one in use, and one that it is rotated to, with room to spare.
 const MAX_KEYS: usize = 8;
@@ -166,6 +166,16 @@ pub(super) fn device(object: &Value, old: Option<&Value>, report: &mut Report) {
         if let Err(why) = key.as_str().unwrap_or_default().parse::<DeviceKey>() {
             report.wrong(path, why.to_string());
         }
+    }
+}
+
+pub(super) fn relay(object: &Value, report: &mut Report) {
+    let url = object.pointer("/spec/url").and_then(Value::as_str).unwrap_or_default();
+    if let Err(why) = relay::check_url(url) {
+        report.wrong("spec.url", format!("{url:?}: {why}"));
+    }
+    if object.pointer("/spec/discoveryPort").is_some_and(|port| *port == 0) {
+        report.wrong("spec.discoveryPort", "must be 1 to 65535; leave it away where there is none");
     }
 }
 
