@@ -93,14 +93,16 @@ impl Kind {
         const MASQUERADE: &str = "table ip home {
             chain out { type nat hook postrouting priority srcnat; oifname wan masquerade; }
             chain in { type filter hook input priority filter; iifname wan ct state new drop; }
-            chain through { type filter hook forward priority filter; iifname wan ct state new drop; } }";
+            chain through { type filter hook forward priority filter; iifname wan ct state new drop; }
+        }";
         match self {
             Self::Public => None,
             // The one inside has every port, so that whatever comes to one is for it; its ports are kept on the way out.
             Self::FullCone => Some(
                 "table ip home {
             chain out { type nat hook postrouting priority srcnat; oifname wan masquerade; }
-            chain back { type nat hook prerouting priority dstnat; iifname wan udp dport 1024-65535 dnat to @HOME@; } }",
+            chain back { type nat hook prerouting priority dstnat; iifname wan udp dport 1024-65535 dnat to @HOME@; }
+        }",
             ),
             // The same, for those to whom something was sent.
             Self::RestrictedCone => Some(
@@ -109,28 +111,32 @@ impl Kind {
             chain note { type filter hook forward priority filter; oifname wan meta l4proto udp update @asked { ip daddr }; }
             chain out { type nat hook postrouting priority srcnat; oifname wan masquerade; }
             chain back { type nat hook prerouting priority dstnat; iifname wan ip saddr @asked udp dport 1024-65535 dnat to @HOME@; }
-            chain in { type filter hook input priority filter; iifname wan ct state new drop; } }",
+            chain in { type filter hook input priority filter; iifname wan ct state new drop; }
+        }",
             ),
             Self::PortRestricted | Self::Double => Some(MASQUERADE),
             Self::Symmetric | Self::CarrierGrade => Some(
                 "table ip home {
             chain out { type nat hook postrouting priority srcnat; oifname wan masquerade fully-random; }
             chain in { type filter hook input priority filter; iifname wan ct state new drop; }
-            chain through { type filter hook forward priority filter; iifname wan ct state new drop; } }",
+            chain through { type filter hook forward priority filter; iifname wan ct state new drop; }
+        }",
             ),
             Self::UdpBlocked => Some(
                 "table ip home {
             chain out { type nat hook postrouting priority srcnat; oifname wan masquerade; }
             chain in { type filter hook input priority filter; iifname wan ct state new drop; }
             chain through { type filter hook forward priority filter; iifname wan ct state new drop;
-                oifname wan meta l4proto udp udp dport != 53 drop; } }",
+                oifname wan udp dport != 53 drop; }
+        }",
             ),
             Self::Only443 => Some(
                 "table ip home {
             chain out { type nat hook postrouting priority srcnat; oifname wan masquerade; }
             chain in { type filter hook input priority filter; iifname wan ct state new drop; }
             chain through { type filter hook forward priority filter; iifname wan ct state new drop;
-                oifname wan tcp dport != 443 drop; oifname wan meta l4proto != tcp drop; } }",
+                oifname wan tcp dport != 443 drop; oifname wan meta l4proto != tcp drop; }
+        }",
             ),
         }
     }
@@ -299,14 +305,14 @@ impl Internet {
     /// Loses this share of all packets that pass, in percent.
     pub fn lose(&self, percent: u8) -> Result<()> {
         self.netns.nft(&format!(
-            "table ip loss {{ chain through {{ type filter hook forward priority filter; numgen random mod 100 < {percent} drop; }} }}"
+            "table ip loss {{ chain through {{ type filter hook forward priority filter; numgen random mod 100 < {percent} drop; }}\n}}"
         ))
     }
 
     /// Loses every packet to and from an address, without a word.
     pub fn vanish(&self, address: &str) -> Result<()> {
         self.netns.nft(&format!(
-            "table ip gone {{ chain through {{ type filter hook forward priority filter; ip saddr {address} drop; ip daddr {address} drop; }} }}"
+            "table ip gone {{ chain through {{ type filter hook forward priority filter; ip saddr {address} drop; ip daddr {address} drop; }}\n}}"
         ))
     }
 

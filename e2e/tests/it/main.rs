@@ -17,6 +17,7 @@ mod images;
 mod inside;
 mod isolation;
 mod kinds;
+mod lab;
 mod life;
 mod load;
 mod nat;
