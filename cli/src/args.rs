@@ -165,6 +165,9 @@ pub(crate) struct Listen {
     /// Tunnels of devices, UDP. The host is where devices dial [default: that of the API, port 0].
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen_tunnel: Option<String>,
+    /// A relay for devices whose networks let no tunnel through, TCP, and UDP at the same port [default: none]. Port 443 is open nearly everywhere.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen_relay: Option<String>,
     /// The address at which others reach this server, where it listens on all (0.0.0.0 or ::). The first one is where the other servers do.
     #[arg(long, value_name = "IP")]
     pub(crate) advertise: Vec<std::net::IpAddr>,

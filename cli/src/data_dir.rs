@@ -71,6 +71,8 @@ pub(crate) struct ServerReport {
     pub(crate) dns: SocketAddr,
     pub(crate) metrics: SocketAddr,
     pub(crate) tunnel: SocketAddr,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) relay: Option<SocketAddr>,
 }
 
 /// What an agent is.

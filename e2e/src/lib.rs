@@ -6,6 +6,7 @@ pub mod device;
 pub mod disk;
 pub mod history;
 pub mod instance;
+pub mod nat;
 pub mod netns;
 pub mod server;
 pub mod sim;

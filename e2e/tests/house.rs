@@ -25,6 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("hearth-dns", &["hearth-proto", "hearth-types"]),
     ("hearth-gateway", &["hearth-proto", "hearth-types"]),
     ("hearth-tunnel", &["hearth-proto", "hearth-types"]),
+    ("hearth-relay", &["hearth-types"]),
     ("hearth-runtime", &["hearth-types"]),
     ("hearth-image", &["hearth-types"]),
     ("hearth-registry", &["hearth-image"]),
@@ -56,6 +57,7 @@ const HEAVY: &[(&str, &str)] = &[
     ("openraft", "hearth-raft"),
     ("libcontainer", "hearth-runtime"),
     ("iroh", "hearth-tunnel"),
+    ("iroh-relay", "hearth-relay"),
     ("hickory-server", "hearth-dns"),
 ];
 

@@ -12,8 +12,15 @@ use hearth_proto::{
     MAX_MESSAGE_BYTES, SESSION_VERSION,
     v1::{self, device_message::Message as Up, devices_client::DevicesClient, region_message::Message as Down},
 };
-use hearth_tunnel::DeviceTunnel;
-use hearth_types::{Incarnation, group::MAX_SERVERS, kinds::DeviceInfo, names, tunnel::DialNotice};
+use hearth_tunnel::{DeviceTunnel, RelaySet};
+use hearth_types::{
+    Incarnation,
+    group::MAX_SERVERS,
+    kinds::DeviceInfo,
+    names,
+    relay::{MAX_RELAYS, Relay, RelayAccess, check_url, server_name},
+    tunnel::DialNotice,
+};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -352,6 +359,7 @@ impl Session {
             handing_in,
             incarnation,
             refused: false,
+            relays_revision: 0,
             ask_again: None,
         };
         Ok((live, inbound, heartbeat))
@@ -390,6 +398,8 @@ struct Live<'a> {
     incarnation: Incarnation,
     /// A word of the region was refused, and that was told.
     refused: bool,
+    /// Of the newest word of relays.
+    relays_revision: u64,
     /// When to end the session, so that the region says everything anew.
     ask_again: Option<Instant>,
 }
@@ -474,6 +484,7 @@ impl Live<'_> {
                 return Err(End::from(goodbye));
             }
             Down::Servers(servers) => session.servers_are(&servers.addresses).await,
+            Down::Relays(relays) => self.take_relays(relays).await,
             Down::Trust(told) => session.believe(told.trust_json).await,
             Down::Copies(copies) => {
                 if let Err(error) = session.recovery.take(copies).await {
@@ -483,6 +494,31 @@ impl Live<'_> {
             Down::Hello(_) | Down::HeartbeatAck(_) => {}
         }
         Ok(())
+    }
+
+    /// The region says that these are its relays.
+    async fn take_relays(&mut self, told: v1::Relays) {
+        if told.revision < self.relays_revision {
+            return;
+        }
+        self.relays_revision = told.revision;
+        let relay = |relay: v1::Relay| {
+            let discovery_port = u16::try_from(relay.discovery_port).ok()?;
+            check_url(&relay.url).ok().map(|()| Relay { name: relay.name, url: relay.url, discovery_port })
+        };
+        let relays = told.relays.into_iter().take(MAX_RELAYS).filter_map(relay).collect();
+        let session = &*self.session;
+        let region = session.region("", false);
+        let trust = match device::relay_trust(&region.ca_pem, region.ignore_validity) {
+            Ok(trust) => trust,
+            Err(error) => {
+                tracing::error!(error = chain(&error), "the region's relays cannot be verified, and are not used");
+                return;
+            }
+        };
+        let server_name = server_name(session.identity.zone());
+        let access = RelayAccess { relays, pass: told.pass };
+        session.tunnel.set_relays(RelaySet { access, trust, server_name }).await;
     }
 
     async fn dial(&mut self, dial: v1::Dial) -> Result<(), End> {
@@ -540,7 +576,11 @@ fn notice(dial: &v1::Dial) -> Result<DialNotice, &'static str> {
         return Err("too many addresses");
     }
     let addresses: Vec<_> = dial.addresses.iter().filter_map(|text| text.parse().ok()).collect();
-    if addresses.is_empty() { Err("no usable address") } else { Ok(DialNotice { gateway_key, addresses }) }
+    let relays: Vec<_> = dial.relays.iter().take(MAX_RELAYS).cloned().collect();
+    if addresses.is_empty() && relays.is_empty() {
+        return Err("no usable address");
+    }
+    Ok(DialNotice { gateway_key, addresses, relays })
 }
 
 /// The pause after so many failures in a row, of which half is left to `chance` (0 to 1).
@@ -575,6 +615,7 @@ mod tests {
             id: 1,
             gateway_key: key.to_vec().into(),
             addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),
+            relays: Vec::new(),
         };
         assert!(notice(&dial(&[0; 32], &["192.0.2.1:1", "nonsense"])).is_ok());
         assert!(notice(&dial(&[0; 31], &["192.0.2.1:1"])).is_err());

@@ -13,6 +13,7 @@ use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ED25519}
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use rustls::{
     ClientConfig,
+    client::danger::ServerCertVerifier,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName},
 };
 use tonic::transport::Channel;
@@ -120,6 +121,12 @@ pub fn connect(region: &Region, identity: &DeviceIdentity) -> Result<Channel, De
     let roots = roots(&region.ca_pem).map_err(DeviceError::Ca)?;
     let verifier = PinnedVerifier::new(Pin::Roots(roots), region.ignore_validity);
     channel(region.addresses.clone(), &region.server_name, Arc::new(verifier), identity, region.has_others)
+}
+
+/// By what a region's relays are verified: the CA that was pinned, as its servers are.
+pub fn relay_trust(ca_pem: &[u8], ignore_validity: bool) -> Result<Arc<dyn ServerCertVerifier>, DeviceError> {
+    let roots = roots(ca_pem).map_err(DeviceError::Ca)?;
+    Ok(Arc::new(PinnedVerifier::new(Pin::Roots(roots), ignore_validity)))
 }
 
 /// Joins the region of a token under a name. `owner` may be empty where the token names one. The CA is

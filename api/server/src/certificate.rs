@@ -5,15 +5,15 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use hearth_types::{Clock, Timestamp};
+use hearth_types::{Clock, Timestamp, relay};
 use rustls::{
-    SignatureScheme,
+    ServerConfig, SignatureScheme,
     client::ResolvesClientCert,
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
 
-use crate::ca::{CaError, Issued};
+use crate::ca::{CaError, CertificateAuthority, Issued};
 
 /// The part of a certificate's life that is left when it is renewed: one in this many.
 const RENEW_AT: i64 = 3;
@@ -99,12 +99,25 @@ impl ResolvesClientCert for Renewed {
     }
 }
 
+/// What a relay of the region serves TLS with: a certificate for the name of relays, which is none of the region's API.
+pub fn relay_tls(ca: &Arc<CertificateAuthority>, clock: Arc<dyn Clock>) -> Result<Arc<ServerConfig>, CaError> {
+    let (ca, names) = (Arc::clone(ca), [relay::server_name(ca.zone())]);
+    let certificate = Renewed::new("relay's", clock, move || ca.issue_server(&names))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| CaError::Request(error.to_string()))?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(certificate));
+    Ok(Arc::new(config))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicI64, Ordering};
 
     use super::*;
-    use crate::{CertificateAuthority, SystemClock};
+    use crate::SystemClock;
 
     struct Hand(AtomicI64);
 

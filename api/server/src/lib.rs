@@ -25,6 +25,7 @@ mod servers;
 mod tokens;
 
 pub use ca::CertificateAuthority;
+pub use certificate::relay_tls;
 pub use clock::SystemClock;
 pub use dnssec::{Step as DnssecStep, ZoneSigning};
 pub use grpc::{BackupSource, DeviceDoorConnector, Frozen, NoDevices, TunnelConnector};

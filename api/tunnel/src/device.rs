@@ -28,7 +28,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{endpoint::SharedEndpoint, rate::TokenBucket};
-use crate::{StartError, TunnelStream, limits, metrics::DeviceMetrics, quic};
+use crate::{
+    StartError, TunnelStream, limits,
+    metrics::DeviceMetrics,
+    quic,
+    relays::{RelaySet, Relays},
+};
 
 /// Says whether a gateway, by its key, is in the device's roster. Asked at each notice and at each stream.
 pub type GatewayCheck = Arc<dyn Fn(&[u8; 32]) -> bool + Send + Sync>;
@@ -165,6 +170,7 @@ struct Inner {
     allow: GatewayCheck,
     idle: Duration,
     metrics: DeviceMetrics,
+    relays: Relays,
     endpoint: SharedEndpoint,
     gateways: Mutex<HashMap<[u8; 32], Arc<Gateway>>>,
     sender: Mutex<Option<mpsc::Sender<IncomingStream>>>,
@@ -191,11 +197,13 @@ impl DeviceTunnel {
     pub fn start(config: DeviceTunnelConfig, registry: &Registry) -> Result<(Self, IncomingStreams), StartError> {
         let metrics = DeviceMetrics::register(registry)?;
         let (sender, receiver) = mpsc::channel(limits::INCOMING_QUEUE);
+        let relays = Relays::default();
         let inner = Inner {
             allow: config.allow,
             idle: config.idle,
             metrics,
-            endpoint: SharedEndpoint::new(config.secret_key),
+            endpoint: SharedEndpoint::new(config.secret_key, relays.clone()),
+            relays,
             gateways: Mutex::default(),
             sender: Mutex::new(Some(sender)),
             tasks: TaskTracker::new(),
@@ -223,6 +231,14 @@ impl DeviceTunnel {
         result.map(|_| ())
     }
 
+    /// Takes the relays that may be used in the place of those from before. Tunnels that are open go on; what is open by a relay that is
+    /// no longer one goes on too, until another path is found or the relay ends it.
+    pub async fn set_relays(&self, set: RelaySet) {
+        let had = self.inner.relays.urls();
+        self.inner.relays.set(set);
+        self.inner.endpoint.relays_changed(&had).await;
+    }
+
     /// How many tunnels are open.
     pub fn open_tunnels(&self) -> usize {
         usize::try_from(self.inner.metrics.tunnels.get()).unwrap_or(0)
@@ -244,8 +260,14 @@ impl DeviceTunnel {
     }
 }
 
-fn leads_to(remote: &TransportAddr, addresses: &[SocketAddr]) -> bool {
-    matches!(remote, TransportAddr::Ip(remote) if addresses.contains(remote))
+/// Whether a new tunnel can be sought on the path that this one uses. What is sent to a gateway to which there is a tunnel takes that
+/// one's path and no other.
+fn leads_to(stale: &Connection, address: &EndpointAddr) -> bool {
+    let paths = stale.paths();
+    // A gateway that left its relay is met at another one.
+    let left =
+        paths.iter().any(|path| path.is_selected() && path.is_relay() && !address.addrs.contains(path.remote_addr()));
+    !left && paths.iter().any(|path| address.addrs.contains(path.remote_addr()))
 }
 
 fn is_open(connection: &WeakConnectionHandle) -> bool {
@@ -271,7 +293,7 @@ impl Inner {
         if !(self.allow)(&notice.gateway_key) {
             return Err(DeviceDialError::NotInRoster(gateway()));
         }
-        let address = address(notice)?;
+        let address = self.address(notice)?;
         let state = self.gateway(&notice.gateway_key)?;
         if !lock(&state.bucket).take(Instant::now()) {
             return Err(DeviceDialError::TooFast(gateway()));
@@ -290,7 +312,7 @@ impl Inner {
                 return Ok(false);
             }
             if let Some(stale) = newest.as_ref().and_then(|(connection, _)| connection.upgrade())
-                && !stale.paths().iter().any(|path| leads_to(path.remote_addr(), &notice.addresses))
+                && !leads_to(&stale, &address)
             {
                 // The gateway was started anew at another address; the new tunnel would be sought on the old path.
                 stale.close(quic::code::REPLACED, b"the gateway moved");
@@ -354,6 +376,24 @@ impl Inner {
         gateways.insert(*key, gateway.clone());
         Ok(gateway)
     }
+
+    /// Where iroh shall dial to.
+    fn address(&self, notice: &DialNotice) -> Result<EndpointAddr, DeviceDialError> {
+        let bad = |why| DeviceDialError::BadNotice { gateway: hex(&notice.gateway_key), why };
+        let key = PublicKey::from_bytes(&notice.gateway_key).map_err(|_| bad("its key is no Ed25519 public key"))?;
+        let relays = self.relays.among(&notice.relays);
+        if notice.addresses.is_empty() && relays.is_empty() {
+            return Err(bad("it names no address"));
+        }
+        if notice.addresses.len() > limits::MAX_ADDRESSES {
+            return Err(bad("it names too many addresses"));
+        }
+        if notice.addresses.iter().any(|it| it.port() == 0 || it.ip().is_multicast() || it.ip().is_unspecified()) {
+            return Err(bad("an address of it is none of a machine"));
+        }
+        let address = EndpointAddr::new(key).with_addrs(relays.into_iter().map(TransportAddr::Relay));
+        Ok(notice.addresses.iter().fold(address, |address, ip| address.with_ip_addr(*ip)))
+    }
 }
 
 impl Gateway {
@@ -362,20 +402,4 @@ impl Gateway {
     fn is_unused(&self) -> bool {
         self.newest.try_lock().is_ok_and(|newest| newest.as_ref().is_none_or(|(connection, _)| !is_open(connection)))
     }
-}
-
-/// Where iroh shall dial to.
-fn address(notice: &DialNotice) -> Result<EndpointAddr, DeviceDialError> {
-    let bad = |why| DeviceDialError::BadNotice { gateway: hex(&notice.gateway_key), why };
-    let key = PublicKey::from_bytes(&notice.gateway_key).map_err(|_| bad("its key is no Ed25519 public key"))?;
-    if notice.addresses.is_empty() {
-        return Err(bad("it names no address"));
-    }
-    if notice.addresses.len() > limits::MAX_ADDRESSES {
-        return Err(bad("it names too many addresses"));
-    }
-    if notice.addresses.iter().any(|it| it.port() == 0 || it.ip().is_multicast() || it.ip().is_unspecified()) {
-        return Err(bad("an address of it is none of a machine"));
-    }
-    Ok(notice.addresses.iter().fold(EndpointAddr::new(key), |address, ip| address.with_ip_addr(*ip)))
 }

@@ -2,6 +2,7 @@
 
 mod accept;
 mod dial;
+mod health;
 mod table;
 
 use std::{
@@ -13,13 +14,19 @@ use std::{
 
 use hearth_types::{
     BoxFuture, DeviceName,
+    relay::Relay,
     tunnel::{DialError, DialNotice, DialNotifier, Dialer, HeaderVersion, StreamKind},
 };
-use iroh::Endpoint;
+use iroh::{Endpoint, RelayUrl, Watcher as _};
 use prometheus::Registry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{StartError, TunnelStream, limits, metrics::HubMetrics, quic};
+use crate::{
+    StartError, TunnelStream, limits,
+    metrics::HubMetrics,
+    quic,
+    relays::{RelaySet, Relays},
+};
 
 /// What a [`TunnelHub`] needs to know.
 #[derive(Clone)]
@@ -71,6 +78,9 @@ struct Inner {
     endpoint: Endpoint,
     notifier: Arc<dyn DialNotifier>,
     notice: DialNotice,
+    relays: Relays,
+    /// What the endpoint may have of them.
+    applied: tokio::sync::Mutex<Vec<RelayUrl>>,
     idle: Duration,
     metrics: HubMetrics,
     tables: Mutex<table::Tables>,
@@ -92,16 +102,20 @@ impl TunnelHub {
         registry: &Registry,
     ) -> Result<Self, StartError> {
         let metrics = HubMetrics::register(registry)?;
-        let endpoint = quic::bind_gateway(&config.secret_key, config.listen).await?;
+        let relays = Relays::default();
+        let endpoint = quic::bind_gateway(&config.secret_key, config.listen, &relays).await?;
         let notice = DialNotice {
             gateway_key: *endpoint.id().as_bytes(),
             addresses: advertised(config.listen.ip(), &config.advertise, &endpoint.bound_sockets()),
+            relays: Vec::new(),
         };
         tracing::info!(key = %endpoint.id(), addresses = ?notice.addresses, "listening for tunnels");
         let inner = Arc::new(Inner {
             endpoint,
             notifier,
             notice,
+            relays,
+            applied: tokio::sync::Mutex::default(),
             idle: config.idle,
             metrics,
             tables: Mutex::default(),
@@ -109,10 +123,22 @@ impl TunnelHub {
             shutdown: CancellationToken::new(),
         });
         inner.tasks.spawn(accept::run(inner.clone()));
+        inner.tasks.spawn(health::run(inner.clone()));
         Ok(Self { inner })
     }
 
-    /// The notice that devices get: the gateway's key and its addresses.
+    /// Takes the relays that may be used in the place of those from before. Tunnels that are open go on.
+    pub async fn set_relays(&self, set: RelaySet) {
+        self.inner.relays.set(set);
+        self.inner.apply_relays().await;
+    }
+
+    /// The name of the relay at which devices meet this gateway now; `None` where it is at none.
+    pub fn relay(&self) -> Option<String> {
+        self.inner.relays_now().into_iter().next().map(|relay| relay.name)
+    }
+
+    /// What devices are told of this gateway: its key and its addresses. The relays, which change, are added to each notice.
     pub fn notice(&self) -> &DialNotice {
         &self.inner.notice
     }
@@ -153,6 +179,25 @@ impl Dialer for TunnelHub {
 }
 
 impl Inner {
+    /// The relays at which the gateway is now.
+    fn relays_now(&self) -> Vec<Relay> {
+        let home = self.endpoint.home_relay_status().get();
+        home.iter().filter(|status| status.is_connected()).filter_map(|status| self.relays.get(status.url())).collect()
+    }
+
+    /// The notice as it is now.
+    fn notice_now(&self) -> DialNotice {
+        let relays = self.relays_now().into_iter().map(|relay| relay.url).collect();
+        DialNotice { relays, ..self.notice.clone() }
+    }
+
+    /// Brings the endpoint's relays to those that are known and answer.
+    async fn apply_relays(&self) {
+        let mut had = self.applied.lock().await;
+        self.relays.apply(&self.endpoint, &had).await;
+        *had = self.relays.urls();
+    }
+
     fn tables(&self) -> std::sync::MutexGuard<'_, table::Tables> {
         // A panic cannot happen between two writes that belong together, so a poisoned table is a sound one.
         self.tables.lock().unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -75,3 +75,16 @@ pub const ASK_AGAIN: Duration = Duration::from_millis(1100);
 
 /// How long closing an endpoint waits for its peers to hear of it.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How often a gateway asks each relay whether it is there: a TLS handshake each time, some milliseconds of processor time for all of them.
+pub const RELAY_CHECK: Duration = Duration::from_secs(1);
+
+/// How long a relay has for its answer: three round trips of 300 ms.
+pub const RELAY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// After how many answers that did not come in a row a relay counts as dead, so that one lost packet changes nothing. With the two times
+/// above, a dead one is noticed within three seconds.
+pub const RELAY_MISSES: u32 = 2;
+
+/// How long a gateway that leaves a dead relay waits to be at another one before it asks its devices to dial anew.
+pub const RELAY_MOVE: Duration = Duration::from_secs(1);

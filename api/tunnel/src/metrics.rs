@@ -38,6 +38,8 @@ pub(crate) struct HubMetrics {
     pub(crate) refused: IntCounterVec,
     /// Tunnels ended by reason: `idle`, `lost`, `replaced`, `revoked`, `closed`.
     pub(crate) ended: IntCounterVec,
+    /// Relays that do not answer.
+    pub(crate) relays_dead: IntGauge,
     /// Bytes of streams.
     pub(crate) bytes: ByteCounters,
 }
@@ -63,6 +65,7 @@ impl HubMetrics {
             )?,
             refused: counter("hearth_tunnel_refused_total", "Incoming tunnels refused, by reason.", "reason")?,
             ended: counter("hearth_tunnel_ended_total", "Tunnels that ended, by reason.", "reason")?,
+            relays_dead: gauge("hearth_tunnel_relays_dead", "Relays of the region that do not answer this gateway.")?,
             bytes: bytes(registry)?,
         })
     }

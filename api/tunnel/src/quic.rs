@@ -1,23 +1,14 @@
-//! The QUIC endpoint of either end: no relay, no discovery, no port mapping.
+//! The QUIC endpoint of either end: the region's relays, no other discovery, no port mapping.
 
-use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    sync::Arc,
-};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use hearth_types::tunnel::HeaderVersion;
 use iroh::{
-    Endpoint, SecretKey,
+    Endpoint, NetReportConfig, RelayMode, SecretKey,
     endpoint::{ConnectOptions, Connection, IdleTimeout, PortmapperConfig, QuicTransportConfig, VarInt, presets},
-    tls::CaTlsConfig,
-};
-use rustls::{
-    DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-use crate::limits;
+use crate::{limits, relays::Relays};
 
 /// The protocol that both ends must name (ALPN, RFC 7301). It changes when the meaning of a stream's bytes does: the
 /// first version's ingress streams begin with the text header, those of the second with a PROXY header.
@@ -107,7 +98,11 @@ fn transport(role: &Role) -> QuicTransportConfig {
 }
 
 /// Binds the gateway's endpoint. `[::]` means both families on one port.
-pub(crate) async fn bind_gateway(secret_key: &[u8; 32], listen: SocketAddr) -> Result<Endpoint, StartError> {
+pub(crate) async fn bind_gateway(
+    secret_key: &[u8; 32],
+    listen: SocketAddr,
+    relays: &Relays,
+) -> Result<Endpoint, StartError> {
     let both = listen.ip() == Ipv6Addr::UNSPECIFIED;
     let attempts = if both && listen.port() == 0 { PORT_ATTEMPTS } else { 1 };
     let mut last = None;
@@ -121,7 +116,7 @@ pub(crate) async fn bind_gateway(secret_key: &[u8; 32], listen: SocketAddr) -> R
         if both {
             addresses.push((Ipv4Addr::UNSPECIFIED, listen.port()).into());
         }
-        match bind(secret_key, Role::Gateway, &addresses).await {
+        match bind(secret_key, Role::Gateway, &addresses, relays).await {
             Ok(endpoint) => return Ok(endpoint),
             Err(error) => last = Some(error),
         }
@@ -135,21 +130,27 @@ fn free_port() -> std::io::Result<u16> {
 }
 
 /// Binds a device's endpoint to any port of both families.
-pub(crate) async fn bind_device(secret_key: &[u8; 32]) -> Result<Endpoint, StartError> {
+pub(crate) async fn bind_device(secret_key: &[u8; 32], relays: &Relays) -> Result<Endpoint, StartError> {
     let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    bind(secret_key, Role::Device, &[]).await.map_err(|source| StartError::Bind { listen, source })
+    bind(secret_key, Role::Device, &[], relays).await.map_err(|source| StartError::Bind { listen, source })
 }
 
 async fn bind(
     secret_key: &[u8; 32],
     role: Role,
     listen: &[SocketAddr],
+    relays: &Relays,
 ) -> Result<Endpoint, Box<dyn std::error::Error + Send + Sync>> {
+    let mut report = NetReportConfig::default();
+    // It would ask over plain HTTP.
+    report.captive_portal_check = false;
     let mut builder = Endpoint::builder(presets::Minimal)
         .secret_key(SecretKey::from_bytes(secret_key))
         .transport_config(transport(&role))
         .portmapper_config(PortmapperConfig::Disabled)
-        .ca_tls_config(CaTlsConfig::custom_server_cert_verifier(Arc::new(|_| Ok(Arc::new(NoWebTls)))));
+        .relay_mode(RelayMode::Custom(relays.map()))
+        .net_report_config(report)
+        .ca_tls_config(relays.tls());
     if matches!(role, Role::Gateway) {
         builder = builder.alpns(vec![ALPN_2.to_vec(), ALPN_1.to_vec()]);
     }
@@ -160,46 +161,6 @@ async fn bind(
         }
     }
     Ok(builder.bind().await?)
-}
-
-/// Trusts no certificate: an endpoint here speaks to no relay, resolver or other server over the web's TLS, and
-/// without this it would keep the roots of the public web in memory. Tunnels themselves are proven by raw keys.
-#[derive(Debug)]
-struct NoWebTls;
-
-impl ServerCertVerifier for NoWebTls {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Err(rustls::Error::General("tunnels use no web servers".to_owned()))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("tunnels use no web servers".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("tunnels use no web servers".to_owned()))
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
-    }
 }
 
 /// Closes an endpoint, within a bound.

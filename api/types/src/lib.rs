@@ -15,6 +15,7 @@
 //! | [`hours`] | hours of a week in the time of a place |
 //! | [`identity`] | who makes a request; who signs certificates |
 //! | [`recovery`] | how a region that lost everything comes back from its devices |
+//! | [`relay`] | which relays there are, and who may use them |
 //! | [`restores`] | which revisions a region does not have since it was restored |
 //! | [`routes`] | what DNS and gateway know of hostnames |
 //! | [`servers`] | which numbers were given to servers |
@@ -42,6 +43,7 @@ pub mod qos;
 pub mod quantity;
 pub mod recovery;
 pub mod registry;
+pub mod relay;
 pub mod restores;
 pub mod routes;
 pub mod selector;

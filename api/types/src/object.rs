@@ -48,6 +48,7 @@ group_kinds! {
     DEVICE = "hearth.dev" "Device",
     ROUTE = "hearth.dev" "Route",
     DNS_ENDPOINT = "externaldns.k8s.io" "DNSEndpoint",
+    RELAY = "hearth.dev" "Relay",
 }
 
 impl GroupKind {

@@ -136,6 +136,8 @@ pub struct DialNotice {
     pub gateway_key: [u8; 32],
     /// Addresses to try, `ip:port`, UDP.
     pub addresses: Vec<std::net::SocketAddr>,
+    /// URLs of the relays at which the gateway can be met.
+    pub relays: Vec<String>,
 }
 
 /// Asks devices, through their sessions, to dial.

@@ -33,6 +33,7 @@ use super::{
     SystemClock,
     membership::{self, Wanted},
     metrics,
+    relaying::{self, OwnRelay},
     server::{address, advertised, bind},
     zone,
 };
@@ -154,6 +155,10 @@ pub(super) async fn run_server(
         .map_err(|error| super::server::cannot_listen("--listen-dns", "DNS", dns_listen, &error))?;
     let dns_address = dns.local_addr();
 
+    let relay = OwnRelay::bind(args, &ca, &clock, handle.dial_notifier(), &registry).await?;
+    let relay_name = format!("{region_name}-{}", own.id);
+    let (relay_address, relay_spec) = (relay.as_ref().map(OwnRelay::address), relay.as_ref().map(OwnRelay::spec));
+
     let config = ApiConfig {
         region: region_name.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -194,6 +199,9 @@ pub(super) async fn run_server(
     let renewal = (data.clone(), Arc::clone(&ca), zone.clone(), region_name.clone());
     parts.spawn("client-config", renew_client_config(renewal, api_address, (client_address, handle.servers()), stop()));
 
+    let (relays, clock) = (handle.clone(), Arc::clone(&clock));
+    parts.spawn("relays", relaying::follow(Arc::clone(&hub), relays, Arc::clone(&ca), clock, stop()));
+
     let report = ServerReport {
         pid: std::process::id(),
         region: region_name,
@@ -203,6 +211,7 @@ pub(super) async fn run_server(
         dns: dns_address,
         metrics: metrics_address,
         tunnel: tunnel_address,
+        relay: relay_address,
     };
     let starting = async {
         raft.ready().await?;
@@ -216,6 +225,12 @@ pub(super) async fn run_server(
             // Not before the routes are known: every name would be one that nobody has.
             parts.spawn("gateway", gateway.run(stop()));
             parts.spawn("dns", dns.run(stop()));
+            if let Some(relay) = relay {
+                parts.spawn("relay", relay.run(stop()));
+            }
+            let _announcing = AbortOnDrop(tokio::spawn(async move {
+                relaying::announce(&resources, &relay_name, relay_spec).await;
+            }));
             match ready(&report) {
                 Ok(()) => parts.run(&shutdown).await,
                 Err(error) => {

@@ -30,6 +30,7 @@ pub(crate) fn now(data: &DataDir) -> Value {
         "dns": server.as_ref().map(|one| text(one.dns)),
         "metrics": server.as_ref().map(|one| text(one.metrics)),
         "tunnel": server.as_ref().map(|one| text(one.tunnel)),
+        "relay": server.as_ref().and_then(|one| one.relay).map(text),
         "device": agent.as_ref().map(|one| one.device.clone()),
         "deviceMetrics": agent.as_ref().and_then(|one| one.metrics).map(text),
         "pids": {

@@ -47,8 +47,10 @@ pub(super) fn listen_arguments(listen: &Listen) -> Vec<String> {
     let locations = listen.dns_locations.iter().map(|path| ("--dns-locations", path.display().to_string()));
     let ports = listen.port_range.iter().map(|range| ("--port-range", format!("{}-{}", range.start(), range.end())));
     let pairs = pairs.into_iter().map(|(flag, value)| (flag, value.clone()));
+    let relay = listen.listen_relay.iter().map(|value| ("--listen-relay", value.clone()));
     pairs
         .chain(tunnel)
+        .chain(relay)
         .chain(advertise)
         .chain(locations)
         .chain(ports)
@@ -118,6 +120,7 @@ fn fix(listen: &mut Listen, report: &ServerReport) {
     listen.listen_dns = report.dns.to_string();
     listen.listen_metrics = report.metrics.to_string();
     listen.listen_tunnel = Some(report.tunnel.to_string());
+    listen.listen_relay = report.relay.map(|relay| relay.to_string());
 }
 
 fn server_arguments(args: &Up, listen: &Listen) -> Vec<String> {

@@ -20,6 +20,7 @@ mod images;
 mod inside;
 mod isolation;
 mod kinds;
+mod lab;
 mod lending;
 mod life;
 mod load;
@@ -32,6 +33,7 @@ mod ports;
 mod power;
 mod pressure;
 mod recover;
+mod relay;
 mod requests;
 mod volumes;
 // Emulating a machine of another architecture's kernel is not worth a test's time.

@@ -9,6 +9,7 @@ use hearth_proto::v1::Goodbye;
 use hearth_types::{
     GroupKind, Object, Revision, Timestamp,
     group::Leadership,
+    relay::{MAX_RELAYS, Relay},
     store::{Op, TxnOutcome, WatchEvent},
 };
 use tokio::sync::{Notify, mpsc, watch};
@@ -46,6 +47,8 @@ pub(crate) struct Hub {
     pub(crate) remote: RemoteSessions,
     /// Where the region's servers answer.
     pub(crate) servers: watch::Sender<Arc<[String]>>,
+    /// The region's relays, by name, and the revision of the newest word of them.
+    pub(crate) relays: watch::Sender<Arc<[Relay]>>,
     pub(crate) placement: Notify,
     pub(crate) touched: Touched,
     pub(crate) shutdown: CancellationToken,
@@ -72,6 +75,7 @@ impl Hub {
             sessions,
             remote: RemoteSessions::default(),
             servers: watch::Sender::new(Arc::from([])),
+            relays: watch::Sender::new(Arc::from([])),
             placement: Notify::new(),
             touched: Touched::default(),
             shutdown: CancellationToken::new(),
@@ -157,6 +161,9 @@ impl Hub {
             } else if *entry.object.kind() == GroupKind::DNS_ENDPOINT {
                 self.routes.set_records(key, now, revision);
             }
+        }
+        if changes.iter().filter_map(Change::either).any(|entry| *entry.object.kind() == GroupKind::RELAY) {
+            self.set_relays(&cache);
         }
         drop(cache);
         // A server that begins to lead looks at everything after this says so.
@@ -251,6 +258,19 @@ impl Hub {
         self.servers.send_if_modified(|known| {
             let other = *known != addresses;
             *known = addresses;
+            other
+        });
+    }
+
+    /// The relays are those of the cache.
+    fn set_relays(&self, cache: &Cache) {
+        let mut relays: Vec<_> =
+            cache.of_kind(GroupKind::RELAY).filter_map(|entry| Relay::read(&entry.object.value())).collect();
+        relays.sort();
+        relays.truncate(MAX_RELAYS);
+        self.relays.send_if_modified(|known| {
+            let other = **known != *relays;
+            *known = relays.into();
             other
         });
     }

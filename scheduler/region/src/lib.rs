@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 pub use config::{Config, Timing};
 use hearth_proto::v1::{devices_server::DevicesServer, dials_server::DialsServer, recovery_server::RecoveryServer};
-use hearth_types::{routes::RouteLookup, tunnel::DialNotifier};
+use hearth_types::{relay::Relay, routes::RouteLookup, tunnel::DialNotifier};
 pub use recovery::RecoveryService;
 pub use remote::ServerChannels;
 pub use session::{DevicesService, DialsService};
@@ -117,6 +117,11 @@ impl RegionHandle {
     /// Where the region's servers answer: now, and whenever that changes. Empty while it is not known.
     pub fn servers(&self) -> watch::Receiver<Arc<[String]>> {
         self.hub.servers.subscribe()
+    }
+
+    /// The region's relays: now, and whenever that changes.
+    pub fn relays(&self) -> watch::Receiver<Arc<[Relay]>> {
+        self.hub.relays.subscribe()
     }
 
     /// Whether this server leads, and its controllers, placement and sessions run.

@@ -157,6 +157,7 @@ pub(crate) async fn dial(hub: &Hub, device: &DeviceName, notice: &DialNotice) ->
         device: device.to_string(),
         gateway_key: notice.gateway_key.to_vec().into(),
         addresses: notice.addresses.iter().map(ToString::to_string).collect(),
+        relays: notice.relays.clone(),
         session: hub.remote.session_of(device).unwrap_or_default(),
     });
     request.set_timeout(ANSWER);

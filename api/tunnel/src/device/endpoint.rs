@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use iroh::{
-    Endpoint, EndpointAddr,
+    Endpoint, EndpointAddr, RelayUrl,
     endpoint::{ConnectError, ConnectWithOptsError, Connection, QuicConnectError},
 };
 use tokio::{sync::Mutex, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{StartError, limits, quic};
+use crate::{StartError, limits, quic, relays::Relays};
 
 /// How often the socket is looked at while it is open.
 const LOOK: Duration = Duration::from_secs(1);
@@ -42,12 +42,13 @@ struct Bound {
 #[derive(Clone)]
 pub(super) struct SharedEndpoint {
     secret_key: [u8; 32],
+    relays: Relays,
     bound: Arc<Mutex<Bound>>,
 }
 
 impl SharedEndpoint {
-    pub(super) fn new(secret_key: [u8; 32]) -> Self {
-        Self { secret_key, bound: Arc::default() }
+    pub(super) fn new(secret_key: [u8; 32], relays: Relays) -> Self {
+        Self { secret_key, relays, bound: Arc::default() }
     }
 
     /// The endpoint, bound if it is not. A task then waits for it to be of no more use.
@@ -60,7 +61,7 @@ impl SharedEndpoint {
         let endpoint = if let Some(endpoint) = &bound.endpoint {
             endpoint.clone()
         } else {
-            let endpoint = quic::bind_device(&self.secret_key).await?;
+            let endpoint = quic::bind_device(&self.secret_key, &self.relays).await?;
             bound.endpoint = Some(endpoint.clone());
             bound.number += 1;
             tasks.spawn(close_when_unused(self.bound.clone(), shutdown.clone()));
@@ -75,6 +76,19 @@ impl SharedEndpoint {
         if bound.number == ended.number && bound.endpoint.take().is_some() {
             tracing::warn!("the tunnels' socket ended by itself; making another one");
         }
+    }
+
+    /// The relays are others now; `had` is which they were.
+    pub(super) async fn relays_changed(&self, had: &[RelayUrl]) {
+        let endpoint = self.bound.lock().await.endpoint.clone();
+        if let Some(endpoint) = endpoint {
+            self.relays.apply(&endpoint, had).await;
+        }
+    }
+
+    /// The endpoint, if one is bound.
+    pub(super) async fn current(&self) -> Option<Endpoint> {
+        self.bound.lock().await.endpoint.clone()
     }
 
     pub(super) async fn is_bound(&self) -> bool {
@@ -129,7 +143,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_socket_that_ended_by_itself_is_replaced_once() {
-        let (shared, tasks, shutdown) = (SharedEndpoint::new([3; 32]), TaskTracker::new(), CancellationToken::new());
+        let (shared, tasks, shutdown) =
+            (SharedEndpoint::new([3; 32], Relays::default()), TaskTracker::new(), CancellationToken::new());
         let get = || shared.get(&tasks, &shutdown);
         let ended = get().await.expect("a socket");
         ended.endpoint.close().await;

@@ -6,7 +6,7 @@
 //! session, and waits until a tunnel whose key is among the device's has arrived. Then each opens its own stream. A tunnel that fails at that is closed, and the caller tries once more from the
 //! beginning, all within [`limits::DIAL_TIMEOUT`].
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use hearth_types::{
     DeviceKey, DeviceName,
@@ -146,6 +146,20 @@ async fn tunnel(inner: &Arc<Inner>, device: &DeviceName, deadline: Instant) -> R
     }
 }
 
+/// Has a device dial anew, whose tunnel is not to be used any more.
+pub(super) fn ask_anew(inner: &Arc<Inner>, device: DeviceName) {
+    let mut tables = inner.tables();
+    if let Some(tunnel) = tables.get(&device) {
+        tunnel.suspect.store(true, Ordering::Release);
+    }
+    if tables.flights.contains_key(&device) || tables.flights.len() >= limits::MAX_DIALS {
+        return;
+    }
+    let (flight, end) = new_flight();
+    tables.flights.insert(device.clone(), flight.clone());
+    inner.tasks.spawn(fly(inner.clone(), device, flight.arrived, end));
+}
+
 /// A tunnel whose key is no longer its device's must not be used.
 fn close_if_revoked(inner: &Inner, device: &DeviceName) {
     let mut tables = inner.tables();
@@ -191,7 +205,7 @@ async fn ask_and_wait(inner: &Inner, device: &DeviceName, arrived: &Notify) -> R
         let session = inner.notifier.session_of(device);
         let has_other = inner.tables().get(device).is_some();
         inner.metrics.notices.inc();
-        let keys = match inner.notifier.ask_to_dial(device, inner.notice.clone()).await {
+        let keys = match inner.notifier.ask_to_dial(device, inner.notice_now()).await {
             Ok(keys) => keys,
             // The session ended over it, since the device opened another: that one is asked.
             Err(DialError::Away(_)) if has_newer_session(inner, device, session) => continue,

@@ -9,7 +9,10 @@ use std::{
 };
 
 use hearth_types::{DeviceKey, DeviceName, tunnel::DialError};
-use iroh::endpoint::{Connection, VarInt};
+use iroh::{
+    RelayUrl, TransportAddr,
+    endpoint::{Connection, VarInt},
+};
 use prometheus::IntGauge;
 use tokio::sync::{Notify, watch};
 
@@ -138,6 +141,17 @@ impl Tables {
         let all: Vec<_> = self.tunnels.drain().map(|(_, tunnel)| tunnel).collect();
         self.replaced += all.len();
         all
+    }
+
+    /// The devices whose tunnels now go by one of these relays.
+    pub(super) fn reached_by(&self, relays: &[RelayUrl]) -> Vec<DeviceName> {
+        let by = |tunnel: &Tunnel| {
+            let paths = tunnel.connection.paths();
+            paths.iter().any(|path| {
+                path.is_selected() && matches!(path.remote_addr(), TransportAddr::Relay(url) if relays.contains(url))
+            })
+        };
+        self.tunnels.values().filter(|tunnel| by(tunnel)).map(|tunnel| tunnel.device.clone()).collect()
     }
 
     /// How many tunnels there are, with those that are about to end.

@@ -61,6 +61,7 @@ async fn both_families_are_listened_on() {
         let notice = DialNotice {
             gateway_key: region.hub.notice().gateway_key,
             addresses: vec![(address.parse::<std::net::IpAddr>().unwrap(), port).into()],
+            relays: Vec::new(),
         };
         tunnel.dial(notice).await.expect(address);
         eventually("the hub has it", || async { region.hub.open_tunnels() == usize::from(seed) }).await;
@@ -223,7 +224,8 @@ async fn the_device_of_another_test() {
     let Ok(port) = std::env::var(NOTICE_VARIABLE) else { return };
     let gateway_key = key(7).0;
     let (tunnel, incoming) = device(1, gateway_key);
-    let notice = DialNotice { gateway_key, addresses: vec![([127, 0, 0, 1], port.parse().unwrap()).into()] };
+    let notice =
+        DialNotice { gateway_key, addresses: vec![([127, 0, 0, 1], port.parse().unwrap()).into()], relays: Vec::new() };
     tunnel.dial(notice).await.expect("a tunnel");
     tokio::time::timeout(Duration::from_mins(1), echo(incoming)).await.expect_err("killed before");
 }
@@ -384,7 +386,7 @@ async fn a_gateway_that_does_not_answer_is_given_up() {
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let gateway = key(7).0;
     let (tunnel, _incoming) = device(1, gateway);
-    let notice = DialNotice { gateway_key: gateway, addresses: vec![silent.local_addr().unwrap()] };
+    let notice = DialNotice { gateway_key: gateway, addresses: vec![silent.local_addr().unwrap()], relays: Vec::new() };
     let begun = Instant::now();
     tunnel.dial(notice).await.expect_err("nobody answers");
     assert!(begun.elapsed() < Duration::from_secs(7));

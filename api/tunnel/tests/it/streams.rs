@@ -138,8 +138,11 @@ async fn a_stream_of_an_unknown_kind_is_reset_and_the_tunnel_lives() {
         .await
         .unwrap();
     let (tunnel, mut incoming) = crate::region::device(1, crate::region::key(9).0);
-    let notice =
-        hearth_types::tunnel::DialNotice { gateway_key: crate::region::key(9).0, addresses: gateway.bound_sockets() };
+    let notice = hearth_types::tunnel::DialNotice {
+        gateway_key: crate::region::key(9).0,
+        addresses: gateway.bound_sockets(),
+        relays: Vec::new(),
+    };
     let accept = tokio::time::timeout(Duration::from_secs(10), async { gateway.accept().await.unwrap().await });
     let (dialled, accepted) = tokio::join!(tunnel.dial(notice), accept);
     dialled.expect("a tunnel");

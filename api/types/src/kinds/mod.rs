@@ -6,6 +6,7 @@ mod bandwidth;
 mod device;
 mod dns_endpoint;
 mod install;
+mod relay;
 mod route;
 
 pub use app::{App, AppIngress, AppSpec, AppVolume, Permissions};
@@ -30,6 +31,7 @@ pub use k8s_openapi::{
         util::intstr::IntOrString,
     },
 };
+pub use relay::{Relay, RelaySpec};
 pub use route::{Route, RouteEndpoint, RouteProtocol, RouteSpec, RouteStatus, RouteTarget};
 
 /// The API group of Hearth's own kinds.

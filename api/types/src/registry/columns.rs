@@ -308,6 +308,13 @@ pub(super) static DEVICE: &[Column] = &[
     wide("OS-IMAGE", |object, _| text_at(object, "status.info.osImage")),
 ];
 
+pub(super) static RELAY: &[Column] = &[
+    NAME,
+    column("URL", |object, _| text_at(object, "spec.url")),
+    column("DISCOVERY", |object, _| or_none(text_at(object, "spec.discoveryPort"))),
+    AGE,
+];
+
 pub(super) static ROUTE: &[Column] = &[
     NAME,
     column("HOSTNAME", |object, _| text_at(object, "spec.hostname")),

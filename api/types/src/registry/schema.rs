@@ -78,7 +78,7 @@ impl Shapes {
             )*};
         }
         own!("App" AppSpec, "Install" InstallSpec InstallStatus, "Device" DeviceSpec DeviceStatus, "Route" RouteSpec RouteStatus,
-            "DNSEndpoint" DNSEndpointSpec DNSEndpointStatus);
+            "DNSEndpoint" DNSEndpointSpec DNSEndpointStatus, "Relay" RelaySpec);
         let named = generator
             .take_definitions(true)
             .iter()

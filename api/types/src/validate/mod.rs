@@ -120,6 +120,7 @@ pub fn body(info: &KindInfo, object: &Value, old: Option<&Value>, zone: &str, re
         "Device" => own::device(object, old, report),
         "Route" => own::route(object, zone, report),
         "DNSEndpoint" => dns::endpoint(object, zone, report),
+        "Relay" => own::relay(object, report),
         _ => {}
     }
 }

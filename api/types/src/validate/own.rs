@@ -9,7 +9,7 @@ use crate::{
     DeviceKey,
     hours::Hours,
     kinds::{Lend, ON_RETURN},
-    names, quantity,
+    names, quantity, relay,
 };
 
 /// Keys of one device at most: the one in use, and one that it is rotated to, with room to spare.
@@ -183,6 +183,16 @@ fn hours(lend: &Value, report: &mut Report) {
     let Ok(lend) = serde_json::from_value::<Lend>(lend.clone()) else { return };
     for bad in Hours::read(&lend).err().into_iter().flatten() {
         report.wrong(format!("spec.lend.{}", bad.field), bad.why);
+    }
+}
+
+pub(super) fn relay(object: &Value, report: &mut Report) {
+    let url = object.pointer("/spec/url").and_then(Value::as_str).unwrap_or_default();
+    if let Err(why) = relay::check_url(url) {
+        report.wrong("spec.url", format!("{url:?}: {why}"));
+    }
+    if object.pointer("/spec/discoveryPort").is_some_and(|port| *port == 0) {
+        report.wrong("spec.discoveryPort", "must be 1 to 65535; leave it away where there is none");
     }
 }
 

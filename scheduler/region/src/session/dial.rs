@@ -12,6 +12,7 @@ use hearth_types::{
     BoxFuture, DeviceKey, DeviceName, GroupKind,
     condition::is_true,
     identity::Identity,
+    relay::{MAX_RELAYS, check_url},
     tunnel::{DialError, DialNotice, DialNotifier},
 };
 use tokio::{
@@ -54,7 +55,8 @@ impl Session {
             id
         };
         let addresses = notice.addresses.iter().map(ToString::to_string).collect();
-        let dial = Dial { id, gateway_key: notice.gateway_key.to_vec().into(), addresses };
+        let dial =
+            Dial { id, gateway_key: notice.gateway_key.to_vec().into(), addresses, relays: notice.relays.clone() };
         self.send(Message::Dial(dial)).then_some(wait)
     }
 
@@ -287,7 +289,14 @@ fn read(request: DialDeviceRequest) -> Result<(DeviceName, DialNotice, u64), Sta
     if request.addresses.len() > MAX_ADDRESSES {
         return Err(Status::invalid_argument(format!("addresses: at most {MAX_ADDRESSES}")));
     }
+    if request.relays.len() > MAX_RELAYS || request.relays.iter().any(|url| check_url(url).is_err()) {
+        return Err(Status::invalid_argument(format!("relays: at most {MAX_RELAYS}, each https://host:port")));
+    }
     let addresses: Result<Vec<_>, _> = request.addresses.iter().map(|text| text.parse()).collect();
     let addresses = addresses.map_err(|_| Status::invalid_argument("addresses: must be ip:port"))?;
-    Ok((DeviceName::from(request.device), DialNotice { gateway_key, addresses }, request.session))
+    Ok((
+        DeviceName::from(request.device),
+        DialNotice { gateway_key, addresses, relays: request.relays },
+        request.session,
+    ))
 }

@@ -5,16 +5,21 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use hearth_proto::{
     SESSION_VERSION,
     v1::{
-        Desired, DeviceHello, DeviceMessage, EventReport, HeartbeatAck, RegionHello, RegionMessage, Servers,
+        self, Desired, DeviceHello, DeviceMessage, EventReport, HeartbeatAck, RegionHello, RegionMessage, Servers,
         device_message, region_message::Message,
     },
 };
-use hearth_types::{DeviceKey, DeviceName, GroupKind, ObjectKey, Uid, kinds::DeviceInfo, store::Consistency};
+use hearth_types::{
+    DeviceKey, DeviceName, GroupKind, ObjectKey, Uid,
+    kinds::DeviceInfo,
+    relay::{PASS_RENEWAL, Pass, Relay},
+    store::Consistency,
+};
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, timeout},
 };
 use tonic::{Status, Streaming};
 
@@ -210,7 +215,13 @@ async fn talk(
     let mut events = EventBudget::new();
     let mut heard = Instant::now();
     let mut signing = JoinSet::new();
-    if !send_desired(hub, session, &mut sent, true) || !copies.send(hub, session) {
+    let mut relays = hub.relays.subscribe();
+    let mut pass = interval_at(Instant::now() + PASS_RENEWAL, PASS_RENEWAL);
+    pass.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    if !send_desired(hub, session, &mut sent, true)
+        || !copies.send(hub, session)
+        || !tell_relays(hub, session, &mut relays)
+    {
         return End::Ended;
     }
     restored::settle(hub, &session.device).await;
@@ -234,6 +245,16 @@ async fn talk(
                 let addresses = servers.borrow_and_update().to_vec();
                 session.send(Message::Servers(Servers { addresses }));
             }
+            Ok(()) = relays.changed() => {
+                if !tell_relays(hub, session, &mut relays) {
+                    return End::Ended;
+                }
+            }
+            _ = pass.tick() => {
+                if !tell_relays(hub, session, &mut relays) {
+                    return End::Ended;
+                }
+            }
             Some(_) = signing.join_next() => {}
             message = timeout(hub.config.timing.silence, inbound.message()) => match message {
                 Err(_) => {
@@ -255,6 +276,23 @@ async fn talk(
             },
         }
     }
+}
+
+/// Tells which relays there are, with a fresh pass for them. A region without any says so only where it had some.
+fn tell_relays(hub: &Hub, session: &Session, relays: &mut watch::Receiver<Arc<[Relay]>>) -> bool {
+    let changed = relays.has_changed().unwrap_or(false);
+    let now = relays.borrow_and_update().clone();
+    if now.is_empty() && !changed {
+        return true;
+    }
+    let pass = Pass::of_device(session.key, &session.owner, hub.now()).sign(&hub.config.signing);
+    let relay = |relay: &Relay| v1::Relay {
+        name: relay.name.clone(),
+        url: relay.url.clone(),
+        discovery_port: relay.discovery_port.into(),
+    };
+    let revision = hub.cache().revision().0;
+    session.send(Message::Relays(v1::Relays { revision, relays: now.iter().map(relay).collect(), pass }))
 }
 
 async fn handle(

@@ -45,7 +45,7 @@ fn key_of(name: &str) -> DeviceKey {
 }
 
 fn notice() -> DialNotice {
-    DialNotice { gateway_key: [7; 32], addresses: vec!["192.0.2.1:4433".parse().unwrap()] }
+    DialNotice { gateway_key: [7; 32], addresses: vec!["192.0.2.1:4433".parse().unwrap()], relays: Vec::new() }
 }
 
 /// Answers the next dial.

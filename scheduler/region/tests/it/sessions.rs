@@ -290,7 +290,8 @@ async fn a_newer_session_replaces_the_older_and_a_revoked_key_ends_it() {
 async fn devices_are_asked_to_dial_and_their_errors_come_back() {
     let rig = Rig::start().await;
     let notifier = rig.handle.dial_notifier();
-    let notice = DialNotice { gateway_key: [7; 32], addresses: vec!["192.0.2.1:4433".parse().unwrap()] };
+    let notice =
+        DialNotice { gateway_key: [7; 32], addresses: vec!["192.0.2.1:4433".parse().unwrap()], relays: Vec::new() };
     let name = DeviceName::from("nas");
     assert_eq!(notifier.ask_to_dial(&name, notice.clone()).await, Err(DialError::Unknown(name.clone())));
     let key = rig.device("nas", "alice").await;
@@ -382,7 +383,7 @@ async fn a_device_that_does_not_read_loses_its_session_and_gets_everything_when_
         device
     });
     let (notifier, name) = (rig.handle.dial_notifier(), DeviceName::from("nas"));
-    let notice = || DialNotice { gateway_key: [7; 32], addresses: Vec::new() };
+    let notice = || DialNotice { gateway_key: [7; 32], addresses: Vec::new(), relays: Vec::new() };
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let asked = tokio::time::timeout(Duration::from_millis(100), notifier.ask_to_dial(&name, notice())).await;
