@@ -302,7 +302,7 @@ mod tests {
                 all.insert((network, length), place);
             }
             for ((network, length), place) in &all {
-                text.push_str(&format!("clients {}/{length} place{place}\n", std::net::Ipv4Addr::from(*network)));
+                text += &format!("clients {}/{length} place{place}\n", std::net::Ipv4Addr::from(*network));
             }
             let table = PrefixTable::parse(&text).expect("a table");
             let ip = u32::from(asked) << 16 | 1;
