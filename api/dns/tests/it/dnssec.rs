@@ -253,6 +253,9 @@ async fn delv_believes_every_answer_at_each_step_of_a_rollover_of_the_zone_signi
     assert_eq!(seen.len(), 3);
 }
 
+/// Whether the parent has the DS of the first KSK, of the second, and so on.
+type HasDs = fn(usize) -> bool;
+
 #[tokio::test]
 async fn delv_believes_every_answer_at_each_step_of_a_rollover_of_the_key_signing_key() {
     let minute = Duration::from_mins(1);
@@ -265,7 +268,6 @@ async fn delv_believes_every_answer_at_each_step_of_a_rollover_of_the_key_signin
         set
     };
     // Which DS the parent has, and how many are asked for: before the new one is there, then with both, after the change, and at the end.
-    type HasDs = fn(usize) -> bool;
     let steps: [(KeySet, HasDs, usize); 5] = [
         (set.clone(), |at| at == 0, 2),
         (step(minute), |_| true, 2),
