@@ -56,11 +56,11 @@ impl Cookies {
         if !(server.is_empty() || (8..=32).contains(&server.len())) {
             return Err(Malformed);
         }
-        let whole = <&[u8; SERVER]>::try_from(server).ok().filter(|server| self.is_good(client, server, ip, now));
+        let whole = <&[u8; SERVER]>::try_from(server).ok().filter(|server| self.is_good(*client, server, ip, now));
         Ok(whole.map_or(Shown::Client(*client), |server| Shown::Good(*client, *server)))
     }
 
-    fn is_good(&self, client: &[u8; CLIENT], server: &[u8; SERVER], ip: IpAddr, now: i64) -> bool {
+    fn is_good(&self, client: [u8; CLIENT], server: &[u8; SERVER], ip: IpAddr, now: i64) -> bool {
         let made = time_of(server);
         let age = age(made, now);
         let expected = self.make(client, ip, made);
@@ -72,12 +72,12 @@ impl Cookies {
         let (client, server) = match shown {
             Shown::Nothing => return None,
             Shown::Good(client, server) if age(time_of(&server), now) < RENEW => (client, server),
-            Shown::Good(client, _) | Shown::Client(client) => (client, self.make(&client, ip, now as u32)),
+            Shown::Good(client, _) | Shown::Client(client) => (client, self.make(client, ip, now as u32)),
         };
         Some([&client[..], &server].concat())
     }
 
-    fn make(&self, client: &[u8; CLIENT], ip: IpAddr, made: u32) -> [u8; SERVER] {
+    fn make(&self, client: [u8; CLIENT], ip: IpAddr, made: u32) -> [u8; SERVER] {
         server_cookie(&self.secret(made / EPOCH), client, ip, made)
     }
 
@@ -105,11 +105,11 @@ fn same(one: &[u8; SERVER], other: &[u8; SERVER]) -> bool {
 }
 
 /// RFC 9018 section 4.
-fn server_cookie(secret: &[u8; 16], client: &[u8; CLIENT], ip: IpAddr, made: u32) -> [u8; SERVER] {
+fn server_cookie(secret: &[u8; 16], client: [u8; CLIENT], ip: IpAddr, made: u32) -> [u8; SERVER] {
     let mut cookie = [0; SERVER];
     cookie[..4].copy_from_slice(&VERSION);
     cookie[4..8].copy_from_slice(&made.to_be_bytes());
-    let mut input = [client, &cookie[..8]].concat();
+    let mut input = [&client, &cookie[..8]].concat();
     match ip.to_canonical() {
         IpAddr::V4(ip) => input.extend(ip.octets()),
         IpAddr::V6(ip) => input.extend(ip.octets()),
@@ -147,10 +147,14 @@ fn siphash(key: &[u8; 16], input: &[u8]) -> u64 {
         v[0] ^= block;
     };
     let (blocks, rest) = input.as_chunks::<8>();
-    blocks.iter().for_each(|block| take(u64::from_le_bytes(*block)));
+    for block in blocks {
+        take(u64::from_le_bytes(*block));
+    }
     take((input.len() as u64) << 56 | word(rest));
     v[2] ^= 0xff;
-    (0..4).for_each(|_| round(&mut v));
+    for _ in 0..4 {
+        round(&mut v);
+    }
     v[0] ^ v[1] ^ v[2] ^ v[3]
 }
 
@@ -177,7 +181,7 @@ mod tests {
                 "26556bd0934c72f8",
             ),
         ] {
-            let cookie = server_cookie(&bytes(secret), &bytes(client), ip.parse().expect("an address"), made);
+            let cookie = server_cookie(&bytes(secret), bytes(client), ip.parse().expect("an address"), made);
             assert_eq!(cookie[8..], bytes::<8>(hash), "{client}");
             assert_eq!(cookie[..8], [&VERSION[..], &made.to_be_bytes()].concat());
         }

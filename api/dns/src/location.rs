@@ -225,6 +225,8 @@ impl Locate for PrefixTable {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -302,7 +304,8 @@ mod tests {
                 all.insert((network, length), place);
             }
             for ((network, length), place) in &all {
-                text.push_str(&format!("clients {}/{length} place{place}\n", std::net::Ipv4Addr::from(*network)));
+                let network = std::net::Ipv4Addr::from(*network);
+                writeln!(text, "clients {network}/{length} place{place}").expect("a text takes all");
             }
             let table = PrefixTable::parse(&text).expect("a table");
             let ip = u32::from(asked) << 16 | 1;

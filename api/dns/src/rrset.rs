@@ -46,7 +46,7 @@ impl RrSet {
 /// A name on the wire, uncompressed, its case kept.
 pub(crate) fn wire(name: &Name) -> Vec<u8> {
     let mut out = Vec::with_capacity(name.len() + 1);
-    for label in name.iter() {
+    for label in name {
         out.push(label.len() as u8);
         out.extend(label);
     }

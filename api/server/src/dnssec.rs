@@ -211,7 +211,9 @@ impl ZoneSigning {
         let query = Query { kind: key.kind.clone(), namespace: Some(key.namespace.to_string()), selector };
         let store = self.resources.store();
         let (objects, revision) = list_all(store.as_ref(), &query, Consistency::Local).await?;
-        objects.iter().for_each(|object| take(read(object)));
+        for object in &objects {
+            take(read(object));
+        }
         let mut events = store.watch(query, revision).await?;
         while let Some(event) = events.next().await {
             match event? {

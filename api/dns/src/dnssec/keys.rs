@@ -29,7 +29,7 @@ pub(crate) struct Pair {
     key: ZoneKey,
     pub(crate) dnskey: Vec<u8>,
     pub(crate) tag: u16,
-    pair: EcdsaKeyPair,
+    private: EcdsaKeyPair,
 }
 
 /// The keys that sign a zone; which of them does what follows from the time.
@@ -61,7 +61,7 @@ impl Keys {
             if key.public_bytes().is_none_or(|public| pair.public_key().as_ref()[1..] != public) {
                 return Err(wrong("the private key is not that of the public one".to_owned()));
             }
-            Ok(Pair { key: key.clone(), dnskey, tag, pair })
+            Ok(Pair { key: key.clone(), dnskey, tag, private: pair })
         };
         set.keys.iter().map(pair).collect::<Result<_, _>>().map(Self)
     }
@@ -92,6 +92,6 @@ impl Keys {
 impl Pair {
     /// A signature: r and s (RFC 6605 section 4).
     pub(crate) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
-        self.pair.sign(&SystemRandom::new(), message).ok().map(|signature| signature.as_ref().to_vec())
+        self.private.sign(&SystemRandom::new(), message).ok().map(|signature| signature.as_ref().to_vec())
     }
 }

@@ -131,7 +131,7 @@ async fn delv_believes_every_kind_of_answer() {
 async fn unbound_believes_every_kind_of_answer() {
     let set = first_keys(Now.now());
     let (server, _told) = start(&set).await;
-    let anchor: String = ds(&set, |_| true).iter().map(|line| format!("trust-anchor: \"{line}\"\n")).collect();
+    let anchor: String = ds(&set, |_| true).iter().map(|line| ["trust-anchor: \"", line, "\"\n"].concat()).collect();
     let text = format!(
         "server:\nqname-minimisation: no\ndo-not-query-localhost: no\nmodule-config: \"validator iterator\"\n{anchor}stub-zone:\nname: \"{ZONE}\"\nstub-addr: {}@{}\n",
         server.address.ip(),
@@ -253,6 +253,9 @@ async fn delv_believes_every_answer_at_each_step_of_a_rollover_of_the_zone_signi
     assert_eq!(seen.len(), 3);
 }
 
+/// Whether the parent has the DS of the first KSK, of the second, and so on.
+type HasDs = fn(usize) -> bool;
+
 #[tokio::test]
 async fn delv_believes_every_answer_at_each_step_of_a_rollover_of_the_key_signing_key() {
     let minute = Duration::from_mins(1);
@@ -265,7 +268,7 @@ async fn delv_believes_every_answer_at_each_step_of_a_rollover_of_the_key_signin
         set
     };
     // Which DS the parent has, and how many are asked for: before the new one is there, then with both, after the change, and at the end.
-    let steps: [(KeySet, fn(usize) -> bool, usize); 5] = [
+    let steps: [(KeySet, HasDs, usize); 5] = [
         (set.clone(), |at| at == 0, 2),
         (step(minute), |_| true, 2),
         (step(swap + minute), |_| true, 2),

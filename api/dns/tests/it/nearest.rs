@@ -105,7 +105,9 @@ async fn only_gateways_that_answer_are_told_of_and_a_change_is_in_the_next_answe
     all[0].healthy = false;
     told.send_replace(Arc::from(all.clone()));
     assert_eq!(ask(&server, NAME, T::A, asked).await.0, ["192.0.2.2"]);
-    all.iter_mut().for_each(|one| one.healthy = false);
+    for one in &mut all {
+        one.healthy = false;
+    }
     told.send_replace(Arc::from(all));
     assert_eq!(
         ask(&server, NAME, T::A, asked).await.0,
