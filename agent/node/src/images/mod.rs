@@ -146,10 +146,9 @@ impl Images {
         let here = self.here(&wanted.reference).await?;
         match (here, wanted.policy) {
             (Some(here), PullPolicy::IfNotPresent | PullPolicy::Never) if self.may_have(wanted, &here.0) => Ok(here),
-            (Some(_), PullPolicy::IfNotPresent) => self.in_turn(wanted, None, tell).await,
             (Some(_), PullPolicy::Never) => Err(ImagesError::NotGiven(wanted.reference.to_string())),
             (None, PullPolicy::Never) => Err(ImagesError::NeverPull(wanted.reference.to_string())),
-            (None, PullPolicy::IfNotPresent) => self.in_turn(wanted, None, tell).await,
+            (_, PullPolicy::IfNotPresent) => self.in_turn(wanted, None, tell).await,
             (here, PullPolicy::Always) => {
                 let here = here.filter(|here| self.may_have(wanted, &here.0));
                 let (is_here, asked) = (here.is_some(), self.in_turn(wanted, here, tell).await);

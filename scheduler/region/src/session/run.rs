@@ -328,12 +328,12 @@ fn send_desired(hub: &Hub, session: &Session, sent: &mut Sent, full: bool) -> bo
 /// How many more events a device may tell now.
 struct EventBudget {
     left: u32,
-    since: tokio::time::Instant,
+    since: Instant,
 }
 
 impl EventBudget {
     fn new() -> Self {
-        Self { left: EVENT_BURST, since: tokio::time::Instant::now() }
+        Self { left: EVENT_BURST, since: Instant::now() }
     }
 
     fn take(&mut self) -> bool {
@@ -341,7 +341,7 @@ impl EventBudget {
             u32::try_from(self.since.elapsed().as_secs()).unwrap_or(u32::MAX).saturating_mul(EVENTS_PER_SECOND);
         if earned > 0 {
             self.left = self.left.saturating_add(earned).min(EVENT_BURST);
-            self.since = tokio::time::Instant::now();
+            self.since = Instant::now();
         }
         let some = self.left > 0;
         self.left = self.left.saturating_sub(1);
