@@ -13,7 +13,7 @@ use hearth_e2e::{command, instance::Instance};
 fn app(films: &Path, inbox: &Path) -> String {
     let (films, inbox) = (films.display(), inbox.display());
     format!(
-        r"
+        "
 apiVersion: hearth.dev/v1alpha1
 kind: App
 metadata: {{name: player}}
