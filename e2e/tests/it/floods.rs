@@ -38,6 +38,9 @@ fn request(post: bool) -> Vec<u8> {
     block
 }
 
+/// Makes the frames of a flood, one after another.
+type Frames<'a> = Box<dyn Fn(u32) -> Vec<u8> + 'a>;
+
 /// The most memory that a process had since [`forget_peak`], in KiB.
 fn peak(pid: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
@@ -83,7 +86,6 @@ fn floods_of_http_2_frames_make_neither_gateway_nor_device_grow() -> Result<()> 
     let get = request(false);
     let begun = frame(HEADERS, END_STREAM, 1, &get);
     let post = frame(HEADERS, END_HEADERS, 1, &request(true));
-    type Frames<'a> = Box<dyn Fn(u32) -> Vec<u8> + 'a>;
     let floods: [(&str, &[u8], Frames<'_>); 6] = [
         (
             "rapid reset (CVE-2023-44487)",

@@ -111,11 +111,11 @@ impl Dialer for Devices {
                 Some(Device::Serves | Device::BreaksOnce | Device::Old) => {
                     let (acceptor, serving) = (self.acceptor.clone(), Arc::clone(&self.serving));
                     let (headers, tls_ends) = (Arc::clone(&self.headers), device.as_str() != RAW);
-                    let reads = self.reads(behaviour);
+                    let version = reads(behaviour);
                     tokio::spawn(async move {
                         serving.fetch_add(1, Ordering::SeqCst);
                         // How it ends is the caller's to judge.
-                        let _ = echo(far, acceptor, (reads, tls_ends), &headers).await;
+                        let _ = echo(far, acceptor, (version, tls_ends), &headers).await;
                         serving.fetch_sub(1, Ordering::SeqCst);
                     });
                 }
@@ -125,7 +125,7 @@ impl Dialer for Devices {
     }
 
     fn header_version(&self, _: &DuplexStream) -> HeaderVersion {
-        self.reads(self.behaviour.values().copied().find(|one| *one == Device::Old))
+        reads(self.behaviour.values().copied().find(|one| *one == Device::Old))
     }
 
     fn is_away(&self, device: &DeviceName) -> bool {
@@ -133,10 +133,8 @@ impl Dialer for Devices {
     }
 }
 
-impl Devices {
-    fn reads(&self, device: Option<Device>) -> HeaderVersion {
-        if device == Some(Device::Old) { HeaderVersion::Text } else { HeaderVersion::Proxy }
-    }
+fn reads(device: Option<Device>) -> HeaderVersion {
+    if device == Some(Device::Old) { HeaderVersion::Text } else { HeaderVersion::Proxy }
 }
 
 /// The ingress of a device: first the caller's address as a line, then everything back.

@@ -70,7 +70,7 @@ async fn a_gateway_of_the_release_before_gets_its_tunnel() {
     };
     let dialling = tunnel.dial(DialNotice { gateway_key, addresses });
     let ((kind, version, _connection), dialled) =
-        timeout(BOUND, async { tokio::join!(accepting, dialling) }).await.expect("in time");
+        timeout(BOUND, Box::pin(async { tokio::join!(accepting, dialling) })).await.expect("in time");
     dialled.expect("dialled");
     assert_eq!((kind, version), (StreamKind::Ingress, HeaderVersion::Text));
 }
