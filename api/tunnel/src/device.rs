@@ -3,6 +3,7 @@
 mod endpoint;
 mod rate;
 mod serve;
+mod status;
 
 use std::{
     collections::HashMap,
@@ -27,6 +28,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::status::{LineStatus, TunnelPath, TunnelStatus};
 use self::{endpoint::SharedEndpoint, rate::TokenBucket};
 use crate::{
     StartError, TunnelStream, limits,
