@@ -178,7 +178,12 @@ impl Inner {
 
     /// The notice as it is now.
     fn notice_now(&self) -> DialNotice {
-        let relays = self.relays_now().into_iter().map(|relay| relay.url).collect();
+        let mut relays = self.relays_now();
+        if relays.is_empty() {
+            // On its way to one of those that answer.
+            relays = self.relays.alive();
+        }
+        let relays = relays.into_iter().map(|relay| relay.url).collect();
         DialNotice { relays, ..self.notice.clone() }
     }
 

@@ -313,8 +313,8 @@ fn a_direct_connection_outlives_a_change_of_the_homes_address() -> Result<()> {
     pair.echo(1000, 7, CONNECT)?;
     // The provider gives the router another address, and what was mapped to the old one is gone.
     let router = &here.routers[0];
-    router.run("ip address add 203.0.2.77/24 dev wan")?;
     router.run("ip address del 203.0.2.2/24 dev wan")?;
+    router.run("ip address add 203.0.2.77/24 dev wan")?;
     router.run("ip route replace default via 203.0.2.1")?;
     pair.echo(1000, 7, CONNECT).with_context(|| relays.said())?;
     Ok(())
