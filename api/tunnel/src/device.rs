@@ -3,6 +3,7 @@
 mod endpoint;
 mod rate;
 mod serve;
+mod status;
 
 use std::{
     collections::HashMap,
@@ -27,6 +28,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::status::{LineStatus, TunnelPath, TunnelStatus};
 use self::{endpoint::SharedEndpoint, rate::TokenBucket};
 use crate::{
     StartError, TunnelStream, limits,
@@ -119,6 +121,9 @@ pub enum DeviceDialError {
         /// How long was waited.
         seconds: u64,
     },
+    /// The gateway moved meanwhile.
+    #[error("gateway {0} is not dialled where it was: a newer notice says where it is")]
+    Superseded(String),
     /// The process ends.
     #[error("not dialled: the device's end is closed")]
     Closed,
@@ -188,6 +193,8 @@ impl fmt::Debug for Inner {
 #[derive(Debug)]
 struct Gateway {
     bucket: Mutex<TokenBucket>,
+    /// The notice that is being followed, and what gives that up.
+    following: Mutex<(DialNotice, CancellationToken)>,
     /// The newest tunnel and when it was opened. The lock is held while dialling: one at a time.
     newest: tokio::sync::Mutex<Option<(WeakConnectionHandle, Instant)>>,
 }
@@ -294,7 +301,7 @@ impl Inner {
             return Err(DeviceDialError::NotInRoster(gateway()));
         }
         let address = self.address(notice)?;
-        let state = self.gateway(&notice.gateway_key)?;
+        let state = self.gateway(notice)?;
         if !lock(&state.bucket).take(Instant::now()) {
             return Err(DeviceDialError::TooFast(gateway()));
         }
@@ -321,8 +328,10 @@ impl Inner {
             *newest = Some((connection.weak_handle(), Instant::now()));
             Ok(true)
         };
+        let superseded = state.follow(notice);
         tokio::select! {
             () = self.shutdown.cancelled() => Err(DeviceDialError::Closed),
+            () = superseded.cancelled() => Err(DeviceDialError::Superseded(gateway())),
             result = timeout(limits::DIAL_TIMEOUT, opened) => result.map_err(|_| timed_out())?,
         }
     }
@@ -358,7 +367,8 @@ impl Inner {
     }
 
     /// The gateway's entry, made if there is room.
-    fn gateway(&self, key: &[u8; 32]) -> Result<Arc<Gateway>, DeviceDialError> {
+    fn gateway(&self, notice: &DialNotice) -> Result<Arc<Gateway>, DeviceDialError> {
+        let key = &notice.gateway_key;
         let mut gateways = lock(&self.gateways);
         if let Some(gateway) = gateways.get(key) {
             return Ok(gateway.clone());
@@ -371,6 +381,7 @@ impl Inner {
         }
         let gateway = Arc::new(Gateway {
             bucket: Mutex::new(TokenBucket::new(limits::NOTICE_BURST, limits::NOTICE_INTERVAL, Instant::now())),
+            following: Mutex::new((notice.clone(), CancellationToken::new())),
             newest: tokio::sync::Mutex::default(),
         });
         gateways.insert(*key, gateway.clone());
@@ -397,6 +408,16 @@ impl Inner {
 }
 
 impl Gateway {
+    /// Follows a notice from now on. Another one that is being followed is given up: it says where the gateway was.
+    fn follow(&self, notice: &DialNotice) -> CancellationToken {
+        let mut following = lock(&self.following);
+        if following.0 != *notice {
+            following.1.cancel();
+            *following = (notice.clone(), CancellationToken::new());
+        }
+        following.1.clone()
+    }
+
     /// Nobody dials it and its tunnel has ended. (Its bucket is forgotten: it takes as many keys as there are
     /// places to make use of that, and all of them in the roster.)
     fn is_unused(&self) -> bool {

@@ -19,6 +19,7 @@ use hearth_types::{
 };
 use iroh::{Endpoint, RelayUrl, Watcher as _};
 use prometheus::Registry;
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -81,6 +82,8 @@ struct Inner {
     relays: Relays,
     /// What the endpoint may have of them.
     applied: tokio::sync::Mutex<Vec<RelayUrl>>,
+    /// Woken when the gateway has left a relay.
+    moved: Notify,
     idle: Duration,
     metrics: HubMetrics,
     tables: Mutex<table::Tables>,
@@ -116,6 +119,7 @@ impl TunnelHub {
             notice,
             relays,
             applied: tokio::sync::Mutex::default(),
+            moved: Notify::new(),
             idle: config.idle,
             metrics,
             tables: Mutex::default(),
@@ -187,7 +191,12 @@ impl Inner {
 
     /// The notice as it is now.
     fn notice_now(&self) -> DialNotice {
-        let relays = self.relays_now().into_iter().map(|relay| relay.url).collect();
+        let mut relays = self.relays_now();
+        if relays.is_empty() {
+            // On its way to one of those that answer.
+            relays = self.relays.alive();
+        }
+        let relays = relays.into_iter().map(|relay| relay.url).collect();
         DialNotice { relays, ..self.notice.clone() }
     }
 

@@ -17,7 +17,10 @@ mod quic;
 mod relays;
 mod stream;
 
-pub use device::{DeviceDialError, DeviceTunnel, DeviceTunnelConfig, GatewayCheck, IncomingStream, IncomingStreams};
+pub use device::{
+    DeviceDialError, DeviceTunnel, DeviceTunnelConfig, GatewayCheck, IncomingStream, IncomingStreams, LineStatus,
+    TunnelPath, TunnelStatus,
+};
 pub use hub::{HubConfig, TunnelHub};
 pub use limits::*;
 pub use quic::StartError;

@@ -102,6 +102,12 @@ impl Relays {
         self.known().relays.iter().find(|(one, _)| one == url).map(|(_, relay)| relay.clone())
     }
 
+    /// Those that are not known not to answer.
+    pub(crate) fn alive(&self) -> Vec<Relay> {
+        let known = self.known();
+        known.relays.iter().filter(|(url, _)| !known.dead.contains(url)).map(|(_, relay)| relay.clone()).collect()
+    }
+
     /// These do not answer. `true`: they are others than before.
     pub(crate) fn set_dead(&self, dead: Vec<RelayUrl>) -> bool {
         let mut known = self.known();

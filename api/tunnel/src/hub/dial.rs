@@ -205,15 +205,26 @@ async fn ask_and_wait(inner: &Inner, device: &DeviceName, arrived: &Notify) -> R
         let session = inner.notifier.session_of(device);
         let has_other = inner.tables().get(device).is_some();
         inner.metrics.notices.inc();
-        let keys = match inner.notifier.ask_to_dial(device, inner.notice_now()).await {
+        let moved = inner.moved.notified();
+        tokio::pin!(moved);
+        moved.as_mut().enable();
+        let asked = tokio::select! {
+            asked = inner.notifier.ask_to_dial(device, inner.notice_now()) => asked,
+            // It was told of a relay that this gateway has left.
+            () = &mut moved => continue,
+        };
+        let keys = match asked {
             Ok(keys) => keys,
             // The session ended over it, since the device opened another: that one is asked.
             Err(DialError::Away(_)) if has_newer_session(inner, device, session) => continue,
             Err(error) => return Err(error),
         };
         let patience = if has_other { limits::ASK_AGAIN } else { limits::DIAL_TIMEOUT };
-        if timeout(patience, arrival(inner, device, &keys, arrived)).await.is_ok() {
-            return Ok(());
+        tokio::select! {
+            arrival = timeout(patience, arrival(inner, device, &keys, arrived)) => if arrival.is_ok() {
+                return Ok(());
+            },
+            () = moved => {}
         }
     }
 }

@@ -81,7 +81,9 @@ async fn leave(inner: &Arc<Inner>, dead: &[RelayUrl]) {
     if timeout(limits::RELAY_MOVE, moved).await.is_err() {
         tracing::debug!("no other relay is connected yet");
     }
-    for device in inner.tables().reached_by(dead) {
+    inner.moved.notify_waiters();
+    let reached = inner.tables().reached_by(dead);
+    for device in reached {
         dial::ask_anew(inner, device);
     }
 }
