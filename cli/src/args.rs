@@ -147,6 +147,7 @@ pub(crate) enum Output {
 
 /// Where a server listens. Port 0 picks one anew at each start.
 #[derive(Args, Clone, Debug)]
+#[allow(clippy::struct_field_names)] // clap makes the flags of the names
 pub(crate) struct Listen {
     /// gRPC API for clients and devices.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7443")]
