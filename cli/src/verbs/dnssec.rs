@@ -24,7 +24,7 @@ pub(crate) async fn run(context: &Context, args: &RegionDnssec) -> Result<()> {
     let ttl = Duration::from_secs(args.parent_ttl);
     let answer = context.client()?.dnssec(step, ttl).await.map_err(|status| refusal(&status))?;
     if let Some(output @ (Output::Json | Output::Yaml)) = args.output {
-        return output::documents(&[as_json(&answer)], true, output);
+        return output::documents(&[as_json(&answer)], false, output);
     }
     let mut rows = vec![["KEY", "TAG", "PHASE", "SIGNS FROM", "SIGNS UNTIL"].map(str::to_owned).to_vec()];
     rows.extend(answer.keys.iter().map(row));
