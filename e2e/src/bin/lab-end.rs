@@ -201,7 +201,7 @@ async fn device(folder: &Path, texts: &[&str]) -> Result<()> {
                 }
             });
         } else {
-            let tunnels = tunnel.tunnels().await;
+            let tunnels = tunnel.tunnels();
             let paths: Vec<_> = tunnels
                 .iter()
                 .map(|one| match &one.path {

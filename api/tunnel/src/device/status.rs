@@ -42,7 +42,7 @@ pub struct LineStatus {
 
 impl DeviceTunnel {
     /// The open tunnels.
-    pub async fn tunnels(&self) -> Vec<TunnelStatus> {
+    pub fn tunnels(&self) -> Vec<TunnelStatus> {
         let gateways: Vec<_> = lock(&self.inner.gateways).iter().map(|(key, one)| (*key, one.clone())).collect();
         let mut tunnels = Vec::new();
         for (gateway_key, gateway) in gateways {
