@@ -155,7 +155,7 @@ mod tests {
                 one.get_label().iter().any(|label| label.value() == owner)
                     && one.get_label().iter().any(|label| label.value() == "received")
             });
-            found.map(|one| one.get_counter().value() as u64)
+            found.map(|one| one.get_counter().get_value() as u64)
         };
         assert_eq!(of("owner-0"), Some(7), "what was counted stays counted");
         assert_eq!(of(OTHERS), Some(15));
