@@ -3,7 +3,7 @@
 //!
 //! `lab-end relay NAME LISTEN`, `lab-end gateway LISTEN`, `lab-end device`, each with the authority's folder and the relays behind that.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used)] // a part of tests
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)] // a part of tests
 
 use std::{
     collections::HashMap,

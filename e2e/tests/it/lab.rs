@@ -6,7 +6,7 @@ use std::{
     process::{Child, ChildStdin, Command, Stdio},
     sync::{
         Arc, Mutex,
-        mpsc::{Receiver, channel},
+        mpsc::{Receiver, sync_channel},
     },
     time::{Duration, Instant},
 };
@@ -36,6 +36,9 @@ fn every_line_of_the_laboratory_maps_and_filters_as_it_is_said_to() -> Result<()
     Ok(())
 }
 
+/// Answers of an end that wait to be read.
+const LINES: usize = 64;
+
 /// A process that speaks lines of JSON.
 struct End {
     child: Child,
@@ -50,7 +53,7 @@ impl End {
         command.args(arguments).env("HEARTH_LOG", std::env::var("HEARTH_LOG").unwrap_or("warn".into()));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).spawn()?;
         let (input, output) = (child.stdin.take().context("stdin")?, child.stdout.take().context("stdout")?);
-        let (sender, lines) = channel();
+        let (sender, lines) = sync_channel(LINES);
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 let Ok(value) = serde_json::from_str(&line) else { return };

@@ -1,5 +1,7 @@
 //! The zone's names: signed answers before a validator, and owners' records.
 
+use std::fmt::Write as _;
+
 use anyhow::{Context as _, Result, ensure};
 use hearth_e2e::{command, instance::Instance};
 use serde_json::Value;
@@ -14,7 +16,8 @@ fn delv(instance: &Instance, ds: &Value, name: &str, kind: &str) -> Result<Strin
     let mut anchors = String::from("trust-anchors {\n");
     for line in ds.as_array().context("DS records")?.iter().filter_map(Value::as_str) {
         let words: Vec<&str> = line.split(' ').collect();
-        anchors += &format!("{} static-ds {} {} {} \"{}\";\n", words[0], words[3], words[4], words[5], words[6]);
+        let [name, .., tag, algorithm, kind, digest] = words[..] else { anyhow::bail!("{line}") };
+        writeln!(anchors, "{name} static-ds {tag} {algorithm} {kind} \"{digest}\";")?;
     }
     let path = instance.path().join("anchors");
     std::fs::write(&path, anchors + "};\n")?;
