@@ -32,31 +32,43 @@ struct Slot {
     limited: u32,
 }
 
-/// Buckets of answers, in a table of fixed size. Two that share a place take it from each other with a full bucket: a flood of many sources is
-/// bounded less well, and nobody is limited for what another did.
+/// Buckets of answers, in a table of fixed size. Each may be in one of [`WAYS`] places. A new one takes the place of the fullest there, which knows least:
+/// so that a flood of made-up sources pushes out buckets that were hardly used, and not that of whoever is being flooded.
 #[derive(Debug)]
 struct Buckets {
     /// Answers a second.
     rate: u64,
     /// A full bucket, in thousandths.
     full: u64,
-    slots: Box<[Mutex<Slot>]>,
+    sets: Box<[Mutex<[Slot; WAYS]>]>,
 }
+
+/// Places in which one bucket may be.
+const WAYS: usize = 8;
 
 impl Buckets {
     fn new(rate: u64, burst: u64, slots: usize) -> Self {
-        Self { rate, full: burst.saturating_mul(1000), slots: (0..slots).map(|_| Mutex::default()).collect() }
+        let sets = (0..slots / WAYS).map(|_| Mutex::default()).collect();
+        Self { rate, full: burst.saturating_mul(1000), sets }
+    }
+
+    /// What is left in a bucket at a time.
+    fn left(&self, slot: &Slot, now: u64) -> u64 {
+        let earned = now.saturating_sub(slot.at).saturating_mul(self.rate);
+        if slot.of == 0 { u64::MAX } else { slot.left.saturating_add(earned).min(self.full) }
     }
 
     fn check(&self, of: u64, now: u64) -> Verdict {
         let of = of.max(1);
-        let mut slot =
-            self.slots[(of % self.slots.len() as u64) as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        let set = &self.sets[(of % self.sets.len() as u64) as usize];
+        let mut set = set.lock().unwrap_or_else(PoisonError::into_inner);
+        let fullest = || (0..WAYS).max_by_key(|at| self.left(&set[*at], now)).unwrap_or(0);
+        let at = set.iter().position(|slot| slot.of == of).unwrap_or_else(fullest);
+        let slot = &mut set[at];
         if slot.of != of {
             *slot = Slot { of, left: self.full, at: now, limited: 0 };
         }
-        let earned = now.saturating_sub(slot.at).saturating_mul(self.rate);
-        slot.left = slot.left.saturating_add(earned).min(self.full);
+        slot.left = self.left(slot, now);
         slot.at = slot.at.max(now);
         if slot.left >= 1000 {
             slot.left -= 1000;
@@ -159,6 +171,20 @@ mod tests {
         assert_eq!(ask("192.0.2.1", b"a", true), Verdict::Answer);
         assert_eq!(ask("192.0.3.1", b"a", false), Verdict::Answer);
         assert_eq!(limiter.check_name(ip("192.0.2.1"), b"a", false, 5 + 1000), Verdict::Answer, "a second later");
+    }
+
+    #[test]
+    fn made_up_sources_do_not_free_whoever_is_flooded() {
+        let limiter = limiter();
+        let victim = ip("192.0.2.1");
+        // Far more networks than there are places, and the victim between them.
+        let answered = (0..200_000_u32)
+            .filter(|at| {
+                limiter.check(std::net::Ipv4Addr::from(0x0a00_0000 + (at << 8)).into(), 5);
+                limiter.check(victim, 5) == Verdict::Answer
+            })
+            .count();
+        assert_eq!(answered as u64, limits::UDP_BURST);
     }
 
     proptest! {
