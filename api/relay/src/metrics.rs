@@ -1,7 +1,7 @@
 //! What a relay counts.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -97,7 +97,7 @@ pub(crate) struct Accounts {
 #[derive(Debug, Default)]
 struct Table {
     /// Those who have a series of their own.
-    counted: HashMap<String, ()>,
+    counted: HashSet<String>,
     open: HashMap<String, Arc<Account>>,
 }
 
@@ -117,9 +117,9 @@ impl Accounts {
             return Arc::clone(account);
         }
         table.open.retain(|_, account| Arc::strong_count(account) > 1);
-        let has_series = table.counted.contains_key(name) || table.counted.len() < limits::MAX_COUNTED_OWNERS;
+        let has_series = table.counted.contains(name) || table.counted.len() < limits::MAX_COUNTED_OWNERS;
         if has_series {
-            table.counted.insert(name.to_owned(), ());
+            table.counted.insert(name.to_owned());
         }
         let label = if has_series { name } else { OTHERS };
         let allowance =

@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use hearth_api::{CertificateAuthority, ResourceService, relay_tls, resources::WriteOptions};
+use hearth_api::{
+    CertificateAuthority, ResourceService, relay_tls,
+    resources::{DeleteOptions, WriteOptions},
+};
 use hearth_client::device::relay_trust;
 use hearth_region::RegionHandle;
 use hearth_relay::{Gate, PassGate, Rates, RelayConfig, RelayServer};
@@ -96,18 +99,14 @@ impl OwnRelay {
 /// Tells the region of this server's relay, or that it has none any more. Tried until there is a leader that takes it; done then.
 pub(super) async fn announce(resources: &ResourceService, name: &str, spec: Option<serde_json::Value>) {
     loop {
-        let told = match &spec {
-            Some(spec) => {
-                let object =
-                    json!({"apiVersion": API_VERSION, "kind": "Relay", "metadata": {"name": name}, "spec": spec});
-                resources.apply(object, &WriteOptions::default()).await.map(drop)
-            }
-            None => {
-                let key = ObjectKey::new(GroupKind::RELAY, "", name);
-                match resources.delete(&key, &Default::default()).await {
-                    Err(status) if status.reason != Reason::NotFound => Err(status),
-                    _ => Ok(()),
-                }
+        let told = if let Some(spec) = &spec {
+            let object = json!({"apiVersion": API_VERSION, "kind": "Relay", "metadata": {"name": name}, "spec": spec});
+            resources.apply(object, &WriteOptions::default()).await.map(drop)
+        } else {
+            let key = ObjectKey::new(GroupKind::RELAY, "", name);
+            match resources.delete(&key, &DeleteOptions::default()).await {
+                Err(status) if status.reason != Reason::NotFound => Err(status),
+                _ => Ok(()),
             }
         };
         match told {

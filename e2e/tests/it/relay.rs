@@ -40,7 +40,7 @@ struct Region {
     instance: Instance,
     cafe: Host,
     _server: Role,
-    _host: Host,
+    host: Host,
 }
 
 impl Region {
@@ -68,7 +68,7 @@ impl Region {
             ensure!(instance.run("get relays")?.contains("https://198.51.100.4:443"));
             Ok(())
         })?;
-        Ok(Self { instance, cafe, _server: server, _host: host })
+        Ok(Self { instance, cafe, _server: server, host })
     }
 
     /// A home whose device runs an app.
@@ -101,7 +101,7 @@ impl Region {
     }
 
     fn metrics(&self) -> Result<String> {
-        let mut curl = self._host.netns.program("curl");
+        let mut curl = self.host.netns.program("curl");
         command::succeed(curl.args(["-sS", "http://127.0.0.1:9643/metrics"]))
     }
 }
