@@ -179,8 +179,8 @@ pub enum Behaviour {
 impl Behaviour {
     /// Finds out from inside a home, as RFC 5780 has it: one socket there asks at two addresses, and is answered from those and from others.
     pub fn measure(home: &Netns, internet: &Internet) -> Result<Self> {
-        let inside = Internet::socket_in(home, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
-        let here = |host: u8, port| Internet::socket_in(&internet.probes, SocketAddrV4::new(probe(host), port));
+        let inside = socket_in(home, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
+        let here = |host: u8, port| socket_in(&internet.probes, SocketAddrV4::new(probe(host), port));
         let (first, same_host, second) = (here(10, 3478)?, here(10, 3479)?, here(11, 3478)?);
         let Some(seen) = ask(&inside, &first)? else { return Ok(Self::Blocked) };
         // From another port of the first, and from a host that was never sent to: before anything is sent to either.
@@ -315,20 +315,20 @@ impl Internet {
             "table ip gone {{ chain through {{ type filter hook forward priority filter; ip saddr {address} drop; ip daddr {address} drop; }}\n}}"
         ))
     }
+}
 
-    /// A socket that lives in a namespace.
-    fn socket_in(netns: &Netns, address: SocketAddrV4) -> Result<UdpSocket> {
-        let file = netns.file()?;
-        // A thread's namespace ends with it; the socket stays where it was made.
-        let made = std::thread::spawn(move || -> Result<UdpSocket> {
-            rustix::thread::move_into_link_name_space(
-                std::os::fd::AsFd::as_fd(&file),
-                Some(rustix::thread::LinkNameSpaceType::Network),
-            )?;
-            Ok(UdpSocket::bind(address)?)
-        });
-        made.join().map_err(|_| anyhow::anyhow!("the probe's thread panicked"))?
-    }
+/// A socket that lives in a namespace.
+fn socket_in(netns: &Netns, address: SocketAddrV4) -> Result<UdpSocket> {
+    let file = netns.file()?;
+    // A thread's namespace ends with it; the socket stays where it was made.
+    let made = std::thread::spawn(move || -> Result<UdpSocket> {
+        rustix::thread::move_into_link_name_space(
+            std::os::fd::AsFd::as_fd(&file),
+            Some(rustix::thread::LinkNameSpaceType::Network),
+        )?;
+        Ok(UdpSocket::bind(address)?)
+    });
+    made.join().map_err(|_| anyhow::anyhow!("the probe's thread panicked"))?
 }
 
 /// Somebody with an address of the internet.

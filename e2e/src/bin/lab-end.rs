@@ -197,7 +197,7 @@ async fn device(folder: &Path, texts: &[&str]) -> Result<()> {
             let tunnel = tunnel.clone();
             tokio::spawn(async move {
                 if let Err(error) = tunnel.dial(notice).await {
-                    eprintln!("cannot dial: {error:?}");
+                    tracing::warn!(?error, "cannot dial");
                 }
             });
         } else {

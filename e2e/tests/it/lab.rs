@@ -22,6 +22,8 @@ use tempfile::TempDir;
 
 /// How long two ends may take to hear of each other, whatever is between them.
 const CONNECT: Duration = Duration::from_secs(15);
+/// Lines that an end may say before somebody reads them: it waits then.
+const UNREAD: usize = 64;
 /// How long traffic may stand still when a relay dies.
 const FAILOVER: Duration = Duration::from_secs(5);
 
@@ -35,9 +37,6 @@ fn every_line_of_the_laboratory_maps_and_filters_as_it_is_said_to() -> Result<()
     }
     Ok(())
 }
-
-/// Answers of an end that wait to be read.
-const LINES: usize = 64;
 
 /// A process that speaks lines of JSON.
 struct End {
@@ -53,7 +52,7 @@ impl End {
         command.args(arguments).env("HEARTH_LOG", std::env::var("HEARTH_LOG").unwrap_or("warn".into()));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).spawn()?;
         let (input, output) = (child.stdin.take().context("stdin")?, child.stdout.take().context("stdout")?);
-        let (sender, lines) = sync_channel(LINES);
+        let (sender, lines) = sync_channel(UNREAD);
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 let Ok(value) = serde_json::from_str(&line) else { return };

@@ -416,6 +416,7 @@ impl DialNotifier for Notifier {
             let dial = v1::Dial {
                 relays: Vec::new(),
                 id: self.0.dials.fetch_add(1, Ordering::SeqCst),
+                relays: Vec::new(),
                 gateway_key: notice.gateway_key.to_vec().into(),
                 addresses: notice.addresses.iter().map(ToString::to_string).collect(),
             };

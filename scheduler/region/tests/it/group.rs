@@ -249,6 +249,7 @@ async fn only_servers_may_ask_for_devices_and_only_the_leader_answers() {
     let good = || v1::DialDeviceRequest {
         relays: Vec::new(),
         device: "nas".into(),
+        relays: Vec::new(),
         gateway_key: vec![7; 32].into(),
         addresses: vec!["192.0.2.1:1".into()],
         session: 0,
