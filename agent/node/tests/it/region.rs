@@ -414,7 +414,6 @@ impl DialNotifier for Notifier {
             let session = self.0.session.lock().unwrap().clone();
             let session = session.ok_or_else(|| DialError::Away(device.clone()))?;
             let dial = v1::Dial {
-                relays: Vec::new(),
                 id: self.0.dials.fetch_add(1, Ordering::SeqCst),
                 relays: Vec::new(),
                 gateway_key: notice.gateway_key.to_vec().into(),

@@ -247,7 +247,6 @@ async fn only_servers_may_ask_for_devices_and_only_the_leader_answers() {
         client.dial(request).await.map(tonic::Response::into_inner)
     };
     let good = || v1::DialDeviceRequest {
-        relays: Vec::new(),
         device: "nas".into(),
         relays: Vec::new(),
         gateway_key: vec![7; 32].into(),
