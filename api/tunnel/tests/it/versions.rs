@@ -68,7 +68,7 @@ async fn a_gateway_of_the_release_before_gets_its_tunnel() {
         let arrived = incoming.next().await.expect("a stream");
         (arrived.kind, arrived.stream.header_version(), connection)
     };
-    let dialling = tunnel.dial(DialNotice { gateway_key, addresses });
+    let dialling = tunnel.dial(DialNotice { gateway_key, addresses, relays: Vec::new() });
     let ((kind, version, _connection), dialled) =
         timeout(BOUND, Box::pin(async { tokio::join!(accepting, dialling) })).await.expect("in time");
     dialled.expect("dialled");
