@@ -5,12 +5,9 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use hearth_types::{
-    GroupKind, Object, Reason, RequestId, Status, Uid,
-    admission::{Context, Part, prepare_create, prepare_update},
+    Object, Reason, RequestId, Status,
     dns::keys::{self, KeySet, NewKey, PARENT_DS_TTL, Role, RolloverError, ZoneKey},
-    registry,
-    selector::{FieldSelector, Selector},
-    store::{Consistency, Expect, Op, Query, WatchEvent, list_all, write_one},
+    store::{Consistency, WatchEvent, write_one},
 };
 use ring::{
     aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
@@ -18,7 +15,7 @@ use ring::{
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
 };
 
-use crate::{CertificateAuthority, resources::ResourceService};
+use crate::{CertificateAuthority, own_object, resources::ResourceService};
 
 /// Says what the sealing key is for.
 const SEAL_INFO: &[u8] = b"hearth dnssec keys v1";
@@ -147,20 +144,10 @@ impl ZoneSigning {
     }
 
     async fn write(&self, old: Option<&Object>, set: &KeySet) -> Result<Object, Status> {
-        let info = registry::of_kind(&GroupKind::SECRET).ok_or_else(|| Status::internal("no kind Secret"))?;
-        let uid = Uid::from(uuid::Uuid::new_v4().to_string());
-        let now = self.resources.clock().now();
-        let context = Context { now, uid, suffix: "", zone: self.resources.zone() };
         let value = set.write(old.map(Object::value).as_ref());
-        let op = match old {
-            Some(old) => {
-                let object = prepare_update(info, old, value, Part::Main, &context)?.object;
-                Op::Update { object, expect: Expect::same(old) }
-            }
-            None => Op::Create { object: prepare_create(info, value, &context)?.object },
-        };
+        let op = own_object::put(&self.resources, &keys::object_key(), old, value)?;
         let request_id = RequestId::from(uuid::Uuid::new_v4().to_string());
-        write_one(self.resources.store().as_ref(), request_id, op, now).await
+        write_one(self.resources.store().as_ref(), request_id, op, self.now()).await
     }
 
     fn new_key(&self) -> Result<NewKey, Status> {
@@ -205,16 +192,10 @@ impl ZoneSigning {
     }
 
     async fn follow_once(&self, take: &mut impl FnMut(Result<KeySet, Status>)) -> Result<(), Status> {
-        let key = keys::object_key();
-        let fields = FieldSelector::equal("metadata.name", &key.name);
-        let selector = Selector { fields, ..Selector::default() };
-        let query = Query { kind: key.kind.clone(), namespace: Some(key.namespace.to_string()), selector };
-        let store = self.resources.store();
-        let (objects, revision) = list_all(store.as_ref(), &query, Consistency::Local).await?;
-        for object in &objects {
+        let (object, mut events) = own_object::follow(&self.resources, &keys::object_key()).await?;
+        if let Some(object) = &object {
             take(read(object));
         }
-        let mut events = store.watch(query, revision).await?;
         while let Some(event) = events.next().await {
             match event? {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => take(read(&object)),

@@ -18,6 +18,7 @@ mod dnssec;
 mod door;
 mod grpc;
 mod metrics;
+mod own_object;
 mod peers;
 pub mod resources;
 mod server;

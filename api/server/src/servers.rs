@@ -7,16 +7,17 @@ use std::{
 
 use futures_util::StreamExt as _;
 use hearth_types::{
-    GroupKind, Object, Reason, RequestId, Status, Uid,
-    admission::{Context, Part, prepare_create, prepare_update},
+    Object, Reason, RequestId, Status,
     group::{Group, Server},
-    names, registry,
-    selector::{FieldSelector, Selector},
+    names,
     servers::{self, Numbers},
-    store::{Consistency, Expect, Op, Query, WatchEvent, list_all, write_one},
+    store::{Consistency, Op, WatchEvent, write_one},
 };
 
-use crate::resources::{ResourceService, shown};
+use crate::{
+    own_object,
+    resources::{ResourceService, shown},
+};
 
 /// Tries of a change of the numbers that others changed meanwhile.
 const MAX_ATTEMPTS: usize = 16;
@@ -101,18 +102,7 @@ impl Servers {
 
     /// The operation that stores the numbers, unless somebody else was faster.
     pub(crate) fn op(&self, old: Option<&Object>, numbers: &Numbers) -> Result<Op, Status> {
-        let info = registry::of_kind(&GroupKind::CONFIG_MAP).ok_or_else(|| Status::internal("no kind ConfigMap"))?;
-        let uid = Uid::from(uuid::Uuid::new_v4().to_string());
-        let (now, zone) = (self.resources.clock().now(), self.resources.zone());
-        let context = Context { now, uid, suffix: "", zone };
-        let value = numbers.write(old.map(Object::value).as_ref());
-        match old {
-            Some(old) => {
-                let object = prepare_update(info, old, value, Part::Main, &context)?.object;
-                Ok(Op::Update { object, expect: Expect::same(old) })
-            }
-            None => Ok(Op::Create { object: prepare_create(info, value, &context)?.object }),
-        }
+        own_object::put(&self.resources, &servers::key(), old, numbers.write(old.map(Object::value).as_ref()))
     }
 
     fn take(&self, object: &Object) {
@@ -132,17 +122,11 @@ impl Servers {
     }
 
     async fn follow_once(&self) -> Result<(), Status> {
-        let key = servers::key();
-        let fields = FieldSelector::equal("metadata.name", &key.name);
-        let selector = Selector { fields, ..Selector::default() };
-        let query = Query { kind: key.kind.clone(), namespace: Some(key.namespace.to_string()), selector };
-        let store = self.resources.store();
-        let (objects, revision) = list_all(store.as_ref(), &query, Consistency::Local).await?;
-        for object in &objects {
+        let (object, mut events) = own_object::follow(&self.resources, &servers::key()).await?;
+        if let Some(object) = &object {
             self.take(object);
         }
         self.correct().await;
-        let mut events = store.watch(query, revision).await?;
         while let Some(event) = events.next().await {
             if let WatchEvent::Added(object) | WatchEvent::Modified(object) = event? {
                 self.take(&object);
