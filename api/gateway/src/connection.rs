@@ -51,8 +51,7 @@ where
     D: Dialer,
     D::Stream: AsyncRead + AsyncWrite,
 {
-    if let Err(error) = prepare(&socket) {
-        tracing::debug!(%error, "cannot set a socket's options: the caller has gone");
+    if !prepare(&socket) {
         return Outcome::HungUp;
     }
     let mut bytes = Vec::new();
@@ -86,14 +85,17 @@ where
 }
 
 /// Small writes are a handshake's and must not wait for one another; a caller whose network vanished shall not keep
-/// its place until the idle timeout.
-fn prepare(socket: &TcpStream) -> io::Result<()> {
-    socket.set_nodelay(true)?;
-    rustix::net::sockopt::set_socket_keepalive(socket, true)?;
-    rustix::net::sockopt::set_tcp_keepidle(socket, KEEP_ALIVE_IDLE)?;
-    rustix::net::sockopt::set_tcp_keepintvl(socket, KEEP_ALIVE_INTERVAL)?;
-    rustix::net::sockopt::set_tcp_keepcnt(socket, KEEP_ALIVE_PROBES)?;
-    Ok(())
+/// its place until the idle timeout. `false` where the caller has gone.
+fn prepare(socket: &TcpStream) -> bool {
+    let set = || -> io::Result<()> {
+        socket.set_nodelay(true)?;
+        rustix::net::sockopt::set_socket_keepalive(socket, true)?;
+        rustix::net::sockopt::set_tcp_keepidle(socket, KEEP_ALIVE_IDLE)?;
+        rustix::net::sockopt::set_tcp_keepintvl(socket, KEEP_ALIVE_INTERVAL)?;
+        rustix::net::sockopt::set_tcp_keepcnt(socket, KEEP_ALIVE_PROBES)?;
+        Ok(())
+    };
+    set().inspect_err(|error| tracing::debug!(%error, "cannot set a socket's options: the caller has gone")).is_ok()
 }
 
 /// Reads until it is clear what the connection is.
@@ -176,8 +178,7 @@ where
     D: Dialer,
     D::Stream: AsyncRead + AsyncWrite,
 {
-    if let Err(error) = prepare(&socket) {
-        tracing::debug!(%error, "cannot set a socket's options: the caller has gone");
+    if !prepare(&socket) {
         return Outcome::HungUp;
     }
     pass_on(shared, socket, caller, route, &[]).await
