@@ -51,18 +51,24 @@ pub(super) fn mounts(container: &Value, at: &str, volumes: &BTreeSet<&str>, repo
     }
 }
 
-fn mount_path(path: &str) -> Result<(), &'static str> {
-    const RESERVED: [&str; 3] = ["/proc", "/sys", "/dev"];
+/// An absolute path that leads to a place of its own.
+fn absolute(path: &str) -> Result<(), &'static str> {
     if !path.starts_with('/') || path.contains('\0') || path.len() > 4095 {
         return Err("must be an absolute path");
     }
     if path.split('/').any(|part| part == "..") {
         return Err("must not contain '..'");
     }
-    let clean = path.trim_end_matches('/');
-    if clean.is_empty() {
+    if path.trim_matches('/').is_empty() {
         return Err("must not be the root directory");
     }
+    Ok(())
+}
+
+fn mount_path(path: &str) -> Result<(), &'static str> {
+    const RESERVED: [&str; 3] = ["/proc", "/sys", "/dev"];
+    absolute(path)?;
+    let clean = path.trim_end_matches('/');
     if RESERVED.iter().any(|reserved| clean == *reserved || clean.starts_with(&format!("{reserved}/"))) {
         return Err("must not be in /proc, /sys or /dev");
     }
@@ -121,12 +127,8 @@ fn source(kind: &str, source: &Value, at: &str, report: &mut Report) {
 
 /// Validates a path of a device. Whether a pod gets it is the device's to say.
 pub(super) fn host_path(at: &str, path: &str, report: &mut Report) {
-    if !path.starts_with('/') || path.contains('\0') || path.len() > 4095 {
-        report.wrong(at, "must be an absolute path");
-    } else if path.split('/').any(|part| part == "..") {
-        report.wrong(at, "must not contain '..'");
-    } else if path.trim_matches('/').is_empty() {
-        report.wrong(at, "must not be the root directory");
+    if let Err(why) = absolute(path) {
+        report.wrong(at, why);
     }
 }
 
