@@ -121,7 +121,7 @@ pub(crate) fn spec(from: &Ingredients<'_>) -> Result<ContainerSpec, Failure> {
         groups: groups(from.pod),
         mounts,
         limits: limits(container)?,
-        oom_score_adj: oom::score(from.pod, container, from.configs.myself.machine.memory_bytes),
+        oom_score_adj: oom::score(from.pod, container, (from.configs.myself.machine)().memory_bytes),
         capabilities: capabilities(container),
         read_only_root: context.and_then(|c| c.read_only_root_filesystem).unwrap_or(false),
         log_path: places.log(&container.name, attempt),
@@ -211,6 +211,19 @@ fn limits(container: &Container) -> Result<Limits, Failure> {
     })
 }
 
+/// The most of something that containers of a pod take which run beside each other, those that initialise it counted until they end (KEP-753).
+/// `None` where one takes an amount that nobody knows, or all together more than can be said.
+pub(crate) fn most_beside(pod: &Pod, takes: impl Fn(&Container) -> Option<u64>) -> Option<u64> {
+    let first = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let first = first.map(|one| (one, one.restart_policy.as_deref() == Some("Always")));
+    let main = pod.spec.iter().flat_map(|spec| &spec.containers).map(|one| (one, true));
+    let mut together = Beside::default();
+    for (one, stays) in first.chain(main) {
+        together.add(takes(one)?, stays);
+    }
+    together.peak()
+}
+
 /// The containers that a pod's life depends on, those that initialise it first.
 pub(crate) fn lasting(pod: &Pod) -> impl Iterator<Item = &Container> {
     pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
@@ -229,25 +242,14 @@ pub(crate) fn named<'a>(pod: &'a Pod, name: &str) -> Option<Cow<'a, Container>> 
 /// Limits of the pod as a whole: of what every container has a limit, the most that run beside each other may take (KEP-753), which counts
 /// also what they share and what is left of those that ended. A container without one leaves the pod without.
 pub(crate) fn pod_limits(pod: &Pod) -> PodLimits {
-    let first = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-    let first = first.map(|one| (one, one.restart_policy.as_deref() == Some("Always")));
-    let main = pod.spec.iter().flat_map(|spec| &spec.containers).map(|one| (one, true));
-    let all: Vec<_> = first.chain(main).map(|(one, stays)| (limits(one).ok(), stays)).collect();
-    let most = |limit: fn(&Limits) -> Option<u64>| {
-        let mut beside = Beside::default();
-        for (limits, stays) in &all {
-            beside.add(limits.as_ref().and_then(limit)?, *stays);
-        }
-        beside.peak().filter(|most| *most > 0)
+    let most = |takes: fn(&Limits) -> Option<u64>| {
+        most_beside(pod, |one| takes(limits(one).ok().as_ref()?)).filter(|most| *most > 0)
     };
-    let mut asked = Beside::default();
-    for (limits, stays) in &all {
-        asked.add(limits.as_ref().and_then(|one| one.cpu_request_millis).unwrap_or(0), *stays);
-    }
+    let asked = |one: &Container| Some(limits(one).ok().and_then(|one| one.cpu_request_millis).unwrap_or(0));
     PodLimits {
         memory_bytes: most(|one| one.memory_bytes),
         cpu_millis: most(|one| one.cpu_millis),
-        cpu_request_millis: asked.peak().filter(|millis| *millis > 0),
+        cpu_request_millis: most_beside(pod, asked).filter(|millis| *millis > 0),
         pids: Some(POD_PIDS),
     }
 }
@@ -412,7 +414,7 @@ mod tests {
                 myself: Myself {
                     pod: &pod,
                     addresses: None,
-                    machine: crate::facts::Machine { memory_bytes: 1 << 30, ..Default::default() },
+                    machine: &|| crate::facts::Machine { memory_bytes: 1 << 30, ..Default::default() },
                 },
             },
             places: &Places {

@@ -19,8 +19,15 @@ use serde_json::Value;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
-    Images, Paths, claims::ClaimHolders, container::Places, desired::Objects, host_paths::HostPaths, ids::IdRanges,
-    metrics::Metrics, reporter::Reporter,
+    Images, Paths,
+    claims::ClaimHolders,
+    container::Places,
+    desired::Objects,
+    facts::{self, Machine},
+    host_paths::HostPaths,
+    ids::IdRanges,
+    metrics::Metrics,
+    reporter::Reporter,
 };
 
 /// Pods that are made, started or torn down at once: more do not end sooner on a small machine.
@@ -30,6 +37,8 @@ pub(crate) const MAX_CONCURRENT: usize = 8;
 pub(crate) struct Shared {
     pub(crate) paths: Paths,
     pub(crate) clock: Arc<dyn Clock>,
+    /// Finds out what this machine has. Blocks for a moment.
+    pub(crate) machine: Box<dyn Fn() -> Machine + Send + Sync>,
     /// Whose this device is: the name of their namespace.
     pub(crate) owner: String,
     pub(crate) images: Arc<Images>,
@@ -64,7 +73,9 @@ impl Shared {
         metrics: Metrics,
         pods: Arc<Pods>,
     ) -> Self {
+        let at = paths.clone();
         Self {
+            machine: Box::new(move || facts::machine(&at)),
             paths,
             clock,
             owner,

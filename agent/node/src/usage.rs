@@ -39,7 +39,7 @@ pub(crate) async fn now(shared: &Arc<Shared>, namespace: &str) -> v1::StatsRespo
         uid: pod.uid.as_str().to_owned(),
         containers: after.into_iter().map(|sample| container(sample, &before, window)).collect(),
     });
-    let (stats, machine) = (stats.collect(), facts::machine(&shared.paths));
+    let (stats, machine) = (stats.collect(), (shared.machine)());
     let busy = cpu_after.unwrap_or_default().saturating_sub(cpu_before.unwrap_or_default());
     let device = v1::DeviceStats {
         cpu_nanocores: rate(busy.saturating_mul(1_000_000_000 / USER_HZ), window),

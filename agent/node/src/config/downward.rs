@@ -17,8 +17,8 @@ pub(crate) struct Myself<'a> {
     pub(crate) pod: &'a Pod,
     /// Where it is reached; not known before it has a network.
     pub(crate) addresses: Option<&'a Addresses>,
-    /// What the device has: what is told where there is no limit.
-    pub(crate) machine: Machine,
+    /// Finds out what the device has, which is told where there is no limit. May block for a moment.
+    pub(crate) machine: &'a (dyn Fn() -> Machine + Sync),
 }
 
 impl Myself<'_> {
@@ -65,7 +65,7 @@ impl Myself<'_> {
         let limit = |name: &str| resources.and_then(|all| all.limits.as_ref()).and_then(|all| all.get(name));
         let request = |name: &str| resources.and_then(|all| all.requests.as_ref()).and_then(|all| all.get(name));
         let resource = Resource::parse(&selector.resource).map_err(|error| wrong(error.to_string()))?;
-        let Machine { cpu_millis, memory_bytes, storage_bytes } = self.machine;
+        let Machine { cpu_millis, memory_bytes, storage_bytes } = (self.machine)();
         let (said, else_millis) = match resource {
             Resource::LimitsCpu => (limit("cpu"), i128::from(cpu_millis)),
             Resource::LimitsMemory => (limit("memory"), i128::from(memory_bytes) * 1000),
@@ -135,7 +135,7 @@ mod tests {
     fn fields_are_told_as_kubernetes_tells_them() {
         let (pod, list) = (pod(), |one: &[&str]| one.iter().map(|one| (*one).to_owned()).collect());
         let addresses = Addresses { pod: list(&["10.1.0.2", "fd00::2"]), host: list(&["192.0.2.1"]) };
-        let myself = Myself { pod: &pod, addresses: Some(&addresses), machine: MACHINE };
+        let myself = Myself { pod: &pod, addresses: Some(&addresses), machine: &|| MACHINE };
         for (path, file, expected) in [
             ("metadata.name", false, "p"),
             ("metadata.uid", true, "u"),
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn amounts_are_rounded_up_and_the_devices_where_there_is_no_limit() {
         let pod = pod();
-        let myself = Myself { pod: &pod, addresses: None, machine: MACHINE };
+        let myself = Myself { pod: &pod, addresses: None, machine: &|| MACHINE };
         let asked = |container: &str, resource: &str, divisor: &str| {
             let selector: Value = json!({"containerName": container, "resource": resource, "divisor": divisor});
             myself.resource(None, &serde_json::from_value(selector).expect("a selector"))

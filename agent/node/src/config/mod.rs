@@ -350,7 +350,7 @@ mod tests {
     }
 
     fn myself(pod: &Pod) -> Myself<'_> {
-        Myself { pod, addresses: None, machine: crate::facts::Machine::default() }
+        Myself { pod, addresses: None, machine: &crate::facts::Machine::default }
     }
 
     fn environment(container: Value) -> Result<Vec<(String, String)>, Failure> {

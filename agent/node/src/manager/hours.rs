@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use hearth_pod::Failure;
 use hearth_types::{
-    Object, Timestamp,
+    Timestamp,
     hours::Hours,
     kinds::{Device, LENDING_HOURS_OVER, Lend},
 };
@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use super::Service;
 use crate::{
-    desired, facts,
+    facts,
     files::{Format, chain},
     fitness::{SURELY_PAST, has_hardware_clock},
     pod::Input,
@@ -114,12 +114,10 @@ impl Service {
         self.held.clone().filter(|_| namespace != self.shared.owner)
     }
 
-    /// Looks at the clock: holds guests, or lets them go.
-    pub(super) async fn hold_guests(&mut self) {
-        let device = desired::device(self.desired.objects()).map(Object::view::<Device>);
-        // What is not known changes nothing.
-        if let Some(Ok(Device { spec, .. })) = device {
-            self.lending.learn(spec.lend.as_ref());
+    /// Looks at the clock: holds guests, or lets them go. What is not known of the device changes nothing.
+    pub(super) async fn hold_guests(&mut self, device: Option<&Device>) {
+        if let Some(device) = device {
+            self.lending.learn(device.spec.lend.as_ref());
         }
         let clock = &mut self.clock;
         let held = self.lending.held(self.shared.now(), |now| clock.is_right(now));

@@ -3,7 +3,6 @@
 use hearth_network::{Bandwidth, SharedBandwidth};
 use hearth_runtime::GuestLimits;
 use hearth_types::{
-    Object,
     kinds::{self, Device, Lend, bandwidth_bits},
     quantity,
 };
@@ -39,44 +38,72 @@ fn shared(device: &Device) -> SharedBandwidth {
     SharedBandwidth { all: read(device.spec.bandwidth.as_ref()), guests: read(lend) }
 }
 
+/// A limit as it was asked for last, and whether it holds.
+pub(super) struct Enforced<T>(Option<Result<T, T>>);
+
+impl<T> Default for Enforced<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T: Copy + PartialEq> Enforced<T> {
+    fn last(&self) -> Option<T> {
+        self.0.map(|last| last.unwrap_or_else(|failed| failed))
+    }
+
+    fn holds(&self, wanted: T) -> bool {
+        self.0 == Some(Ok(wanted))
+    }
+
+    /// Notes what became of it. What fails again and again is told once.
+    fn note<E: std::error::Error>(&mut self, wanted: T, result: Result<(), E>, what: &str) {
+        if let Err(error) = &result
+            && self.0 != Some(Err(wanted))
+        {
+            tracing::error!(error = chain(error), "{what} is not enforced yet; it is tried again");
+        }
+        self.0 = Some(result.map(|()| wanted).map_err(|_| wanted));
+    }
+}
+
 impl Service {
-    /// Enforces what pods share of the line now. Where nothing is lent any more, the last limit holds until those who are still here have gone.
-    pub(super) async fn limit_bandwidth(&mut self) {
-        let device = desired::device(self.desired.objects()).map(Object::view::<Device>);
-        let Some(Ok(device)) = device else { return };
-        let mut wanted = shared(&device);
+    /// What the region says of this device, if it is known.
+    pub(super) fn device(&self) -> Option<Device> {
+        desired::device(self.desired.objects())?.view().ok()
+    }
+
+    /// Enforces what the device's object says now of guests and of the line.
+    pub(super) async fn follow_device(&mut self) {
+        let device = self.device();
+        if let Some(device) = &device {
+            self.limit_guests(device).await;
+            self.limit_bandwidth(device).await;
+        }
+        self.hold_guests(device.as_ref()).await;
+    }
+
+    /// Enforces what pods share of the line. Where nothing is lent any more, the last limit holds until those who are still here have gone.
+    async fn limit_bandwidth(&mut self, device: &Device) {
+        let mut wanted = shared(device);
         if device.spec.lend.is_none()
-            && let Some(Ok(before) | Err(before)) = self.shares
+            && let Some(before) = self.shares.last()
         {
             wanted.guests = before.guests;
         }
-        if self.shares == Some(Ok(wanted)) {
-            return;
+        if !self.shares.holds(wanted) {
+            let result = self.shared.network.limit_shared(wanted).await;
+            self.shares.note(wanted, result, "what pods share of the line");
         }
-        let result = self.shared.network.limit_shared(wanted).await;
-        if let Err(error) = &result
-            && self.shares != Some(Err(wanted))
-        {
-            tracing::error!(error = chain(error), "what pods share of the line is not enforced yet; it is tried again");
-        }
-        self.shares = Some(result.map(|()| wanted).map_err(|_| wanted));
     }
 
-    /// Enforces what is lent now. Where nothing is lent any more, the last limits hold until those who are still here have gone.
-    pub(super) async fn limit_guests(&mut self) {
-        let device = desired::device(self.desired.objects()).map(Object::view::<Device>);
-        let Some(Ok(Device { spec, .. })) = device else { return };
-        let Some(wanted) = spec.lend.as_ref().map(limits) else { return };
-        if self.lent == Some(Ok(wanted)) {
-            return;
+    /// Enforces what is lent. Where nothing is lent any more, the last limits hold until those who are still here have gone.
+    async fn limit_guests(&mut self, device: &Device) {
+        let Some(wanted) = device.spec.lend.as_ref().map(limits) else { return };
+        if !self.lent.holds(wanted) {
+            let result = self.shared.runtime.limit_guests(wanted).await;
+            self.lent.note(wanted, result, "what this device lends");
         }
-        let result = self.shared.runtime.limit_guests(wanted).await;
-        if let Err(error) = &result
-            && self.lent != Some(Err(wanted))
-        {
-            tracing::error!(error = chain(error), "what this device lends is not enforced yet; it is tried again");
-        }
-        self.lent = Some(result.map(|()| wanted).map_err(|_| wanted));
     }
 }
 

@@ -23,6 +23,7 @@ use tokio::{
     task::JoinSet,
 };
 
+use self::lend::Enforced;
 use crate::{
     desired::{self, Change, Desired, Refusal},
     files::chain,
@@ -106,10 +107,10 @@ pub(crate) struct Service {
     write_failed: bool,
     /// Marked claims whose data is deleted.
     deleted: HashSet<Uid>,
-    /// What is lent, and whether that is enforced.
-    lent: Option<Result<GuestLimits, GuestLimits>>,
-    /// What pods share of the home's line, and whether that is enforced.
-    shares: Option<Result<SharedBandwidth, SharedBandwidth>>,
+    /// What is lent to others.
+    lent: Enforced<GuestLimits>,
+    /// What pods share of the home's line.
+    shares: Enforced<SharedBandwidth>,
     lending: hours::Lending,
     clock: hours::TrustedClock,
     /// Why guests do not run at this time, where they do not.
@@ -138,8 +139,8 @@ pub(crate) fn new(
         generation: 0,
         write_failed: false,
         deleted: HashSet::new(),
-        lent: None,
-        shares: None,
+        lent: Enforced::default(),
+        shares: Enforced::default(),
         lending: hours::Lending::default(),
         clock,
         held: None,
@@ -229,9 +230,7 @@ impl Service {
         }
         self.publish();
         // Before anybody's pod is started under the old ones.
-        self.limit_guests().await;
-        self.limit_bandwidth().await;
-        self.hold_guests().await;
+        self.follow_device().await;
         for gone in &change.vanished {
             if let Some(worker) = self.workers.get_mut(gone.uid()) {
                 worker.vanished = true;
@@ -388,9 +387,7 @@ impl Service {
             self.shared.metrics.pods.with_label_values(&[&phase]).set(count);
         }
         self.delete_claims().await;
-        self.limit_guests().await;
-        self.limit_bandwidth().await;
-        self.hold_guests().await;
+        self.follow_device().await;
         if self.write_failed {
             self.apply(Change { matters: true, ..Change::default() }).await;
         }

@@ -40,7 +40,8 @@ impl Service {
             }
         }
         self.publish();
-        self.hold_guests().await;
+        let device = self.device();
+        self.hold_guests(device.as_ref()).await;
         let mut pods: Vec<Object> =
             self.desired.objects().values().filter(|o| *o.kind() == GroupKind::POD).cloned().collect();
         // Last, since it takes until they are known not to answer.

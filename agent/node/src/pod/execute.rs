@@ -105,8 +105,7 @@ impl Site {
 
     /// What the pod's containers get; `addresses` once it has some.
     pub(super) fn configs<'a>(&'a self, objects: &'a Objects, addresses: Option<&'a Addresses>) -> Configs<'a> {
-        let machine = facts::machine(&self.shared.paths);
-        let myself = Myself { pod: &self.pod, addresses, machine };
+        let myself = Myself { pod: &self.pod, addresses, machine: &*self.shared.machine };
         Configs { objects, namespace: self.namespace(), myself }
     }
 
@@ -133,7 +132,7 @@ impl Site {
         }
         if let Some(source) = &volume.host_path {
             let failed = |error: HostPathError| self.failed("volumes", "FailedMount", &error);
-            if self.namespace() != self.shared.owner {
+            if self.is_guest() {
                 return Err(failed(HostPathError::Guest(source.path.clone())));
             }
             let part = self.shared.host_paths.part(&source.path).map_err(failed)?;

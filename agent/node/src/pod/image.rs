@@ -71,7 +71,7 @@ impl Site {
             Some("Never") => PullPolicy::Never,
             _ => PullPolicy::IfNotPresent,
         };
-        let guest = (self.namespace() != self.shared.owner).then(|| self.namespace().to_owned());
+        let guest = self.is_guest().then(|| self.namespace().to_owned());
         Ok(Wanted { reference, policy, secrets: self.pull_secrets(), guest })
     }
 

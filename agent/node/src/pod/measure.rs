@@ -12,7 +12,7 @@ use std::{
 use hearth_pod::Failure;
 use hearth_types::{
     kinds::{Container, Pod, Volume},
-    quantity::{self, Beside},
+    quantity,
 };
 use hearth_volume::{VolumeError, VolumeStore};
 
@@ -58,16 +58,11 @@ impl Limits {
             limit: size_limit(volume).map(|(bytes, text)| (bytes, text.to_owned())),
         };
         let part = |one: &Container| Part { name: one.name.clone(), limit: limit(one) };
-        let mut together = Beside::default();
-        let first = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-        let first = first.map(|one| (one, one.restart_policy.as_deref() == Some("Always")));
-        for (one, stays) in first.chain(pod.spec.iter().flat_map(|spec| &spec.containers).map(|one| (one, true))) {
-            together.add(limit(one).map_or(0, |(bytes, _)| bytes), stays);
-        }
+        let bytes = |one: &Container| Some(limit(one).map_or(0, |(bytes, _)| bytes));
         Self {
             volumes: empty_dirs(pod).map(volume).collect(),
             containers: container::all(pod).map(|one| part(&one)).collect(),
-            pod: together.peak().filter(|bytes| *bytes > 0),
+            pod: container::most_beside(pod, bytes).filter(|bytes| *bytes > 0),
         }
     }
 

@@ -8,7 +8,7 @@ use hearth_pod::{
 };
 use hearth_types::{
     kinds::{Container, Pod},
-    quantity::{self, Beside},
+    quantity,
 };
 use hearth_volume::Taken;
 
@@ -109,13 +109,7 @@ fn request(container: &Container, resource: Resource) -> u64 {
 
 /// What a pod asked for: the most of its containers that run beside each other (KEP-753).
 fn request_of(pod: &Pod, resource: Resource) -> u64 {
-    let mut together = Beside::default();
-    let first = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-    let first = first.map(|one| (one, one.restart_policy.as_deref() == Some("Always")));
-    for (one, stays) in first.chain(pod.spec.iter().flat_map(|spec| &spec.containers).map(|one| (one, true))) {
-        together.add(request(one, resource), stays);
-    }
-    together.peak().unwrap_or(u64::MAX)
+    container::most_beside(pod, |one| Some(request(one, resource))).unwrap_or(u64::MAX)
 }
 
 /// Bytes of memory of each running container.
