@@ -15,6 +15,7 @@ use hearth_network::PodNetwork;
 use hearth_pod::{Command, Event, Failure, PodMachine, PodView, Record};
 use hearth_runtime::{ContainerStatus, PodEvent};
 use hearth_types::{Object, ObjectKey, Uid, kinds::Pod};
+use serde_json::Value;
 use tokio::{
     sync::{mpsc, watch},
     task::{AbortHandle, JoinSet},
@@ -111,6 +112,8 @@ struct Worker {
     gauge: Gauge,
     snapshot: watch::Sender<Snapshot>,
     written: Option<Record>,
+    /// What the region is to be told of the pod, once its record says the same.
+    report: Option<(Value, bool)>,
     /// How many containers that are started once had been, when it was written.
     spent: usize,
     vanished: bool,
@@ -166,6 +169,7 @@ pub(crate) async fn spawn(shared: Arc<Shared>, start: Start, tasks: &mut JoinSet
         volumes: VolumePaths::new(),
         snapshot,
         written: None,
+        report: None,
         spent: 0,
         vanished: false,
     };
@@ -332,7 +336,8 @@ impl Worker {
         while self.runtime_events.1.try_recv().is_ok() {}
     }
 
-    /// Publishes and writes down what the last steps changed.
+    /// Publishes, writes down and then tells the region what the last steps changed: an agent that is killed in between has told nothing that
+    /// the next one does not know.
     async fn settle(&mut self) {
         let snapshot = snapshot_of(&self.machine, self.sandbox.as_ref(), &self.site.pod);
         self.snapshot.send_if_modified(|old| {
@@ -343,6 +348,13 @@ impl Worker {
             *old = snapshot;
             changed
         });
+        self.write().await;
+        if let Some((status, finished)) = self.report.take() {
+            self.site.shared.reporter.status(&self.key, &self.uid, &status, finished);
+        }
+    }
+
+    async fn write(&mut self) {
         if self.written.as_ref() == Some(self.machine.record()) {
             return;
         }

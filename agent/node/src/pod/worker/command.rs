@@ -17,7 +17,7 @@ impl Worker {
         let kept = command.clone();
         let task = match command {
             Command::ReportStatus { status, finished } => {
-                site.shared.reporter.status(&self.key, &self.uid, &status, finished);
+                self.report = Some((status, finished));
                 return;
             }
             Command::Event { kind, reason, message } => {
