@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use hearth_controllers::{
-    Reconciled, SeenPod, claim, deployment, garbage, install, namespace, node, pod, refusal, replicaset, route,
+    Action, Reconciled, SeenPod, claim, deployment, garbage, install, namespace, node, pod, refusal, replicaset, route,
 };
 use hearth_types::{GroupKind, Object, ObjectKey, Status, Uid, kinds::labels, routes::PortClaim, store::Consistency};
 use tracing::Instrument as _;
@@ -80,11 +80,19 @@ async fn tell_refused(hub: &Arc<Hub>, key: &Key, error: &Status) {
     hub.recorder.note(Note::about(&object, true, refusal::REASON, message, key.controller.name()));
 }
 
+/// How often it is looked whether devices have handed in what is missing.
+const AWAITING: Duration = Duration::from_secs(2);
+
 /// Asks the controller. One that panics on an odd object is a fault of the program, and must not end the others.
 async fn decide(hub: &Arc<Hub>, key: &Key) -> Result<Reconciled, Status> {
     let absent = absences(hub, key).await?;
     let decided = std::panic::catch_unwind(AssertUnwindSafe(|| controller(hub, key, &absent)));
     let decided = decided.map(|mut decided| {
+        let creates = |action: &Action| matches!(action, Action::Create { .. });
+        if decided.actions.iter().any(creates) && recovery::is_awaited(hub, &key.object) {
+            decided.actions.retain(|action| !creates(action));
+            decided.again = Some(decided.again.map_or(AWAITING, |again| again.min(AWAITING)));
+        }
         if absent.waits {
             decided.again = Some(decided.again.map_or(RECOVERING, |again| again.min(RECOVERING)));
         }

@@ -1,12 +1,14 @@
 //! Recovery: devices are given signed copies of their owner's objects, and a region that lost everything takes them back.
 //! Why it is sound is in [`hearth_types::recovery`].
 
+mod awaited;
 mod commit;
 mod hand_in;
 mod page;
 mod service;
 mod touched;
 
+pub(crate) use awaited::is_awaited;
 use hearth_types::{
     DeviceKey, Object,
     recovery::{Record, record_key},

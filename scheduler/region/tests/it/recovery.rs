@@ -130,7 +130,8 @@ fn signed(upto: u64, objects: &[(u64, Value)], by: &SigningKey) -> Pages {
         });
         bodies.push(body);
     }
-    let kinds = ["Namespace", "Device.hearth.dev", "Secret", "PersistentVolumeClaim", "Pod", "ConfigMap"];
+    let kinds =
+        ["Namespace", "Device.hearth.dev", "Secret", "PersistentVolumeClaim", "Pod", "ConfigMap", "Deployment.apps"];
     let manifest = Manifest {
         region: "test".into(),
         zone: ZONE.into(),
@@ -249,6 +250,36 @@ async fn what_runs_on_a_device_that_has_not_come_back_yet_is_kept() {
     rig.until(GroupKind::POD, "alice", "orphan", "looked at", scheduled).await;
     let kept = rig.get(GroupKind::POD, "alice", "guest").await.expect("kept");
     assert!(kept["metadata"].get("deletionTimestamp").is_none(), "{kept}");
+}
+
+#[tokio::test]
+async fn what_may_still_be_handed_in_is_not_made_anew() {
+    let rig = recovered().await;
+    let template =
+        json!({"metadata": {"labels": {"app": "site"}}, "spec": {"containers": [{"name": "web", "image": "x"}]}});
+    let spec = json!({"replicas": 1, "selector": {"matchLabels": {"app": "site"}}, "template": template});
+    let mut older = household();
+    older.push((
+        7,
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta("site", "alice"), "spec": spec}),
+    ));
+    let done = pages(9, &older).hand_in(&rig, ATTIC).await.expect("taken");
+    assert_eq!(refusals(&done), [""; 0]);
+    let sets = |name: &'static str| {
+        move |sets: &[Object]| {
+            let of_it = |set: &&Object| set.value()["metadata"]["ownerReferences"][0]["name"] == name;
+            sets.iter().filter(of_it).count()
+        }
+    };
+    // The newer one's controller looks after the older one's, and has what it asks for.
+    rig.create(json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "newer", "namespace": "alice"}, "spec": spec}))
+        .await;
+    rig.until_list(GroupKind::REPLICA_SET, "the newer one's", |all| sets("newer")(all) == 1).await;
+    let _attic = FakeDevice::connect(rig.address, "attic", ATTIC).await;
+    rig.until(GroupKind::NODE, "", "attic", "there", |_| true).await;
+    assert_eq!(sets("site")(&rig.list(GroupKind::REPLICA_SET).await), 0, "the other device may have it");
+    let _nas = FakeDevice::connect(rig.address, "nas", NAS).await;
+    rig.until_list(GroupKind::REPLICA_SET, "nobody had it", |all| sets("site")(all) == 1).await;
 }
 
 #[tokio::test]
