@@ -10,6 +10,8 @@ if [[ -z $target ]] || ! grep -qx "$target" <<<"$targets"; then
     printf 'fuzz.sh: choose one of:\n%s\n' "$targets" >&2
     exit 2
 fi
+# What else of the house it is built with.
+features=$(sed -n "/^name = \"$target\"$/,/^$/s/^required-features = \[\"\(.*\)\"\]$/\1/p" fuzz/Cargo.toml)
 command -v c++ >/dev/null || { echo "fuzz.sh: libFuzzer is C++: install g++ or clang" >&2; exit 1; }
 
 # The coverage that libFuzzer steers by, on a stable compiler.
@@ -17,7 +19,7 @@ export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
 folder=${CARGO_TARGET_DIR:-target}/fuzz
 host=$(rustc -vV | sed -n 's/^host: //p')
 # With a target named, build scripts and macros are built without these flags.
-cargo build --release --manifest-path fuzz/Cargo.toml --target "$host" --target-dir "$folder" --bin "$target"
+cargo build --release --manifest-path fuzz/Cargo.toml --target "$host" --target-dir "$folder" --bin "$target" --features "$features"
 mkdir -p "$folder/corpus/$target"
 seeds=()
 [[ -d fuzz/seeds/$target ]] && seeds=("fuzz/seeds/$target")

@@ -42,6 +42,7 @@
 //! A UDP socket on the unspecified address answers from the address that the kernel's routing picks: a machine with
 //! several addresses should listen on the one that its clients ask.
 
+pub mod decoders;
 pub mod limits;
 
 mod config;

@@ -17,6 +17,7 @@
 
 pub mod alert;
 pub mod client_hello;
+pub mod decoders;
 pub mod hostname;
 pub mod limits;
 pub mod request;

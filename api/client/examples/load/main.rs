@@ -3,7 +3,13 @@
 //!
 //! Every put replaces one of ten thousand objects with another value; reads are linearizable. `load hearth watches COUNT 0 0 ENDPOINT`
 //! opens watches, says so, and after a line on its input tells how long one event took to all of them.
+//!
+//! `load hearth sessions COUNT 0 0 ENDPOINT` has the sessions of idle devices, `load hearth records COUNT 0 RATE ENDPOINT` changes records of
+//! the zone: see there.
 #![allow(clippy::print_stdout)] // a program for the terminal
+
+mod records;
+mod sessions;
 
 use std::{
     path::Path,
@@ -116,6 +122,11 @@ impl Target {
     }
 }
 
+/// Waits for a line on the input; its length, 0 where the input has ended.
+async fn line() -> Result<usize, Failure> {
+    Ok(tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new())).await??)
+}
+
 fn hearth(config: &str) -> Result<Client, Failure> {
     Ok(Client::connect(&Config::load(Path::new(config))?)?)
 }
@@ -140,8 +151,11 @@ async fn run() -> Result<serde_json::Value, Failure> {
         return Err("load hearth|etcd puts|reads CLIENTS SECONDS BYTES ENDPOINT...".into());
     };
     let (clients, seconds, bytes): (usize, u64, usize) = (clients.parse()?, seconds.parse()?, bytes.parse()?);
-    if act == "watches" {
-        return watches(clients, &endpoints[0]).await;
+    match act.as_str() {
+        "watches" => return watches(clients, &endpoints[0]).await,
+        "sessions" => return sessions::run(clients, &Config::load(Path::new(&endpoints[0]))?).await,
+        "records" => return records::run(clients, bytes, &Config::load(Path::new(&endpoints[0]))?).await,
+        _ => {}
     }
     let puts = act == "puts";
     let connections = clients.div_ceil(CLIENTS_A_CONNECTION).max(endpoints.len().min(clients));
@@ -205,7 +219,7 @@ async fn watches(count: usize, endpoint: &str) -> Result<serde_json::Value, Fail
         open.push((client.clone(), client.watch(&selection, from).await?));
     }
     println!("{}", json!({"open": open.len()}));
-    tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new())).await??;
+    line().await?;
     let waiting: Vec<_> = open
         .into_iter()
         .map(|(client, mut events)| {
