@@ -18,6 +18,7 @@ use super::{
 use crate::{
     dnssec::{Step, ZoneSigning},
     resources::ResourceService,
+    server::Doors,
     tokens::{Joiner, Tokens},
 };
 
@@ -32,6 +33,7 @@ pub(crate) struct RegionDoor {
     pub(crate) backups: Backups,
     /// `None` where nobody says which servers there are.
     pub(crate) group: Option<Arc<dyn Group>>,
+    pub(crate) doors: Doors,
     /// `None` where the zone is not signed.
     pub(crate) signing: Option<Arc<ZoneSigning>>,
 }
@@ -78,6 +80,8 @@ impl v1::region_server::Region for RegionDoor {
             incarnation: self.resources.store().incarnation().to_string(),
             revision: page.revision.0,
             servers: self.servers().await,
+            gateways: self.doors.gateways.clone(),
+            dns: self.doors.dns.clone(),
         }))
     }
 
