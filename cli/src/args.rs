@@ -13,7 +13,7 @@ pub(crate) use change::{
     Annotate, Apply, Cascade, Cordon, Create, Delete, DryRun, Edit, Files, Label, Marks, Patch, PatchType, Replace,
     Scale, Taint,
 };
-pub(crate) use live::{Attach, Debug, PortForward, Resource, Top, TopNode, TopPod};
+pub(crate) use live::{Attach, Debug, PortForward, Resource, Top, TopNode, TopPod, Trace};
 pub(crate) use region::{
     Region, RegionBackup, RegionDnssec, RegionInspect, RegionMembers, RegionRecover, RegionRecoveryKey, RegionRemove,
     RegionRestore, RegionTransfer, Roll,
@@ -72,6 +72,8 @@ pub(crate) enum Command {
     /// Show what pods or nodes use now.
     #[command(subcommand)]
     Top(Top),
+    /// Explain how a request for a name travels from here, step by step, and which step is broken.
+    Trace(Trace),
     /// Wait until something is true of objects.
     Wait(Wait),
     /// Show events, the newest last.

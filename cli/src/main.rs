@@ -97,6 +97,7 @@ async fn client_verb(context: &Context, command: Command) -> Result<ExitCode> {
         Command::PortForward(args) => verbs::port_forward::run(context, &args).await?,
         Command::Top(Top::Pod(args)) => verbs::top::pods(context, &args).await?,
         Command::Top(Top::Node(args)) => verbs::top::nodes(context, &args).await?,
+        Command::Trace(args) => verbs::trace::run(context, &args).await?,
         Command::Wait(args) => verbs::wait::run(context, &args).await?,
         Command::Events(args) => verbs::events::run(context, &args).await?,
         Command::Create(args) => verbs::create::create(context, &args).await?,

@@ -115,6 +115,23 @@ fn a_device_that_lets_only_tcp_443_out_is_reached_by_the_relay_which_counts_its_
     let (device, _agent) = region.device(&home)?;
     eventually("the app answers in the cafe", Duration::from_secs(30), || region.page("/healthz"))
         .with_context(|| device.logs() + &region.instance.logs())?;
+    // Whoever asks is told why.
+    let said = region.instance.run("trace notes -n alice -o json").with_context(|| device.logs())?;
+    let said: serde_json::Value = serde_json::from_str(&said)?;
+    let step = said["steps"].as_array().into_iter().flatten().find(|step| step["step"] == "device");
+    let step = step.with_context(|| format!("{said:#}"))?;
+    let facts = &step["facts"];
+    assert_eq!(
+        (&facts["path"], &facts["relay"], &facts["udp"]),
+        (&"Relay".into(), &"home-1".into(), &false.into()),
+        "{step:#}"
+    );
+    assert!(
+        step["says"]
+            .as_str()
+            .is_some_and(|text| text.contains("its network blocks UDP, so it is reached by relay home-1; ")),
+        "{step:#}"
+    );
     let metrics = region.metrics()?;
     let bytes = metrics.lines().find(|line| line.starts_with("hearth_relay_bytes_total") && line.contains("\"alice\""));
     let bytes = bytes.context("alice's bytes are counted")?;
