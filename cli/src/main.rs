@@ -56,6 +56,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
             log_to_stderr(cli.log_format, if args.supervise { logging::ROLE } else { "warn" });
             single_threaded()?.block_on(roles::up::main(&args))?;
         }
+        Command::Relay(args) => {
+            log_to_stderr(cli.log_format, logging::ROLE);
+            multi_threaded()?.block_on(roles::relay::main(&args))?;
+        }
         Command::Down(args) => roles::down::run(&args)?,
         Command::Status(args) => roles::status::run(&args)?,
         Command::Image(Image::Import(args)) => verbs::image::import(&args)?,
@@ -130,6 +134,7 @@ async fn client_verb(context: &Context, command: Command) -> Result<ExitCode> {
         | Command::Status(_)
         | Command::Server(_)
         | Command::Agent(_)
+        | Command::Relay(_)
         | Command::ApiResources(_)
         | Command::Explain(_)
         | Command::Completion(_)

@@ -429,8 +429,13 @@ impl Client {
         any_owner: bool,
         valid: Duration,
     ) -> Result<v1::CreateTokenResponse, Status> {
-        let request =
-            v1::CreateTokenRequest { owner: owner.into(), valid_seconds: valid.as_secs(), any_owner, server: false };
+        let request = v1::CreateTokenRequest {
+            owner: owner.into(),
+            valid_seconds: valid.as_secs(),
+            any_owner,
+            server: false,
+            relay: false,
+        };
         let create = async |channel, request| region(channel).create_token(request).await;
         self.servers.call(Again::Never, request, create).await
     }

@@ -287,7 +287,8 @@ impl ApiServerBuilder {
     pub fn build(mut self) -> Result<ApiServer, ServeError> {
         use v1::{
             enrollment_server::EnrollmentServer, members_server::MembersServer, peers_server::PeersServer,
-            pods_server::PodsServer, region_server::RegionServer, resources_server::ResourcesServer,
+            pods_server::PodsServer, region_server::RegionServer, relay_enrollment_server::RelayEnrollmentServer,
+            resources_server::ResourcesServer,
         };
         let metrics = Arc::new(Metrics::new(&self.registry)?);
         let resources = self.resources;
@@ -322,6 +323,9 @@ impl ApiServerBuilder {
             .add_service(RegionServer::new(region))
             .add_service(
                 EnrollmentServer::new(EnrollmentDoor::new(tokens.clone())).max_decoding_message_size(MAX_JOIN_BYTES),
+            )
+            .add_service(
+                RelayEnrollmentServer::new(RelaysDoor::new(tokens.clone())).max_decoding_message_size(MAX_JOIN_BYTES),
             );
         if let (Some(servers), Some(peers)) = (&servers, peers) {
             let door = ServersDoor::new(servers.clone(), tokens);

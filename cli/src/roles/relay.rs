@@ -85,7 +85,11 @@ impl Joined {
             zone: answer.zone.clone(),
             ca_pem: text(&answer.ca_pem, "its CA")?,
             certificate_pem: text(&answer.certificate_pem, "the certificate")?,
-            pass_key: answer.pass_key.as_ref().try_into().map_err(|_| anyhow!("the region's answer: the key of passes has not 32 bytes"))?,
+            pass_key: answer
+                .pass_key
+                .as_ref()
+                .try_into()
+                .map_err(|_| anyhow!("the region's answer: the key of passes has not 32 bytes"))?,
             servers,
         })
     }
@@ -100,7 +104,11 @@ impl Joined {
         let damaged = || format!("{}: not what a relay wrote; remove it and join with a new token", path.display());
         let value: serde_json::Value = serde_json::from_slice(&bytes).with_context(damaged)?;
         if value["version"] != VERSION {
-            bail!("{}: of version {}; this release reads {VERSION}: use the release that wrote it", path.display(), value["version"]);
+            bail!(
+                "{}: of version {}; this release reads {VERSION}: use the release that wrote it",
+                path.display(),
+                value["version"]
+            );
         }
         serde_json::from_value(value).with_context(damaged).map(Some)
     }
@@ -191,7 +199,11 @@ async fn run(data: &DataDir, args: &Relay, shutdown: CancellationToken) -> Resul
             let answer = relays::join(&token, &identity, &name, &url, discovery)
                 .await
                 .map_err(|status| anyhow!("cannot join the region: {}", status.message))?;
-            ensure!(server_name(&answer.zone) == token.server_name, "the region's answer is of the zone {:?}, and the token is not", answer.zone);
+            ensure!(
+                server_name(&answer.zone) == token.server_name,
+                "the region's answer is of the zone {:?}, and the token is not",
+                answer.zone
+            );
             let joined = Joined::of(&answer)?;
             joined.write(data)?;
             tracing::info!(relay = joined.name, region = joined.region, url, "joined a region");
@@ -239,7 +251,8 @@ fn url(args: &Relay, listens: SocketAddr) -> Result<String> {
 fn machine_name() -> Result<String> {
     let name = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
     let label = name.split('.').next().unwrap_or_default().to_owned();
-    names::dns_label(&label).map_err(|why| anyhow!("this machine's name {label:?} is no name of a relay ({why}); say one with --name"))?;
+    names::dns_label(&label)
+        .map_err(|why| anyhow!("this machine's name {label:?} is no name of a relay ({why}); say one with --name"))?;
     Ok(label)
 }
 
@@ -257,7 +270,9 @@ async fn keep(
         let status = match relays::renew(&joined.region(), identity, url, discovery).await {
             Ok(answer) => {
                 let newer = Joined::of(&answer)?;
-                certificate.set(identity, newer.certificate_pem.as_bytes()).map_err(|status| anyhow!(status.message))?;
+                certificate
+                    .set(identity, newer.certificate_pem.as_bytes())
+                    .map_err(|status| anyhow!(status.message))?;
                 // Servers that cannot be told of now are still there.
                 let servers = if newer.servers.is_empty() { joined.servers.clone() } else { newer.servers.clone() };
                 joined = Joined { servers, ..newer };

@@ -52,6 +52,12 @@ impl RegionDoor {
 
 fn joiner(request: &v1::CreateTokenRequest) -> Result<Joiner<'_>, Status> {
     let bad = |text: &str| Err(Status::new(Reason::BadRequest, text));
+    if request.relay {
+        return match (request.owner.as_str(), request.any_owner, request.server) {
+            ("", false, false) => Ok(Joiner::Relay),
+            _ => bad("relay excludes owner, any_owner and server: a relay is nobody's"),
+        };
+    }
     match (request.owner.as_str(), request.any_owner, request.server) {
         ("", false, true) => Ok(Joiner::Server),
         (_, _, true) => bad("server and owner exclude each other: a server is nobody's"),

@@ -97,18 +97,13 @@ impl Tokens {
     }
 
     /// The transaction; `false` where something changed meanwhile.
-    async fn make_relay(
-        &self,
-        token: &Stored,
-        name: &str,
-        place: &Place<'_>,
-        key: DeviceKey,
-    ) -> Result<bool, Status> {
+    async fn make_relay(&self, token: &Stored, name: &str, place: &Place<'_>, key: DeviceKey) -> Result<bool, Status> {
         let (all, _) =
             list_all(self.resources.store().as_ref(), &Query::all(GroupKind::RELAY), Consistency::Linearizable).await?;
         let relay = ObjectKey::new(GroupKind::RELAY, "", name);
         if all.iter().any(|one| *one.key() == relay) {
-            let text = format!("a relay named {name:?} is there already; choose another --name, or delete that Relay first");
+            let text =
+                format!("a relay named {name:?} is there already; choose another --name, or delete that Relay first");
             return Err(Status { object: Some(Box::new(relay)), ..Status::new(Reason::AlreadyExists, text) });
         }
         if all.len() >= MAX_RELAYS {

@@ -319,6 +319,7 @@ pub(super) static RELAY: &[Column] = &[
     NAME,
     column("URL", |object, _| text_at(object, "spec.url")),
     column("DISCOVERY", |object, _| or_none(text_at(object, "spec.discoveryPort"))),
+    wide("KEY", |object, _| or_none(text_at(object, "spec.key"))),
     AGE,
 ];
 

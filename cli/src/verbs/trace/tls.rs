@@ -69,7 +69,8 @@ pub(super) async fn look(
     let stream = match within(HANDSHAKE, connect(gateway, name.clone())).await {
         Some(Ok(stream)) => stream,
         Some(Err(error)) if !has_device => {
-            return skipped(&format!("nobody is there to answer ({error}): see the device"));
+            let why = if subject.route.is_none() { "see the name" } else { "see the device" };
+            return skipped(&format!("nobody is there to answer ({error}): {why}"));
         }
         Some(Err(error)) => {
             let step = Step::broken("certificate", format!("no TLS connection comes about: {error}"))
