@@ -288,7 +288,7 @@ pub(crate) struct Agent {
 pub(crate) struct Relay {
     #[command(flatten)]
     pub(crate) dir: InDataDir,
-    /// Join a region by a token from `hearth token create --relay`. Needed once: a relay that has joined passes it over.
+    /// Join a region by a token from `hearth token create --relay`. Needed once: one of the region already passes it over.
     #[arg(long, value_name = "TOKEN", env = "HEARTH_JOIN_TOKEN", hide_env_values = true)]
     pub(crate) join: Option<String>,
     /// The relay's name [default: this machine's].

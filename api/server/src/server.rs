@@ -21,7 +21,7 @@ use crate::{
     door::{Door, GuardLayer, Room},
     grpc::{
         Backups, DeviceDoorConnector, EnrollmentDoor, NoBackups, NoDevices, PeersDoor, PodsDoor, RegionDoor,
-        ResourcesDoor, ServersDoor,
+        RelaysDoor, ResourcesDoor, ServersDoor,
     },
     metrics::Metrics,
     peers::{MAX_PEER_BYTES, peer_name},

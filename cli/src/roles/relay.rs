@@ -21,6 +21,7 @@ use hearth_api::server_name;
 use hearth_client::{
     device::{DeviceIdentity, Region},
     relays::{self, RelayCertificate},
+    servers,
 };
 use hearth_proto::v1::RelayAdmission;
 use hearth_relay::{Gate, PassGate, Rates, RelayConfig, RelayServer};
@@ -182,29 +183,13 @@ async fn run(data: &DataDir, args: &Relay, shutdown: CancellationToken) -> Resul
 
     fs::create_dir_all(data.relay()).with_context(|| format!("cannot make {}", data.relay().display()))?;
     let identity = DeviceIdentity::from_seed(&tunnel_seed(&data.relay().join("relay.key"))?)?;
+    let place = Place { url: &url, discovery };
     let joined = match (known, token) {
-        (Some(known), token) => {
-            let other = token.filter(|token| token.server_name != server_name(&known.zone));
-            if other.is_some() {
-                bail!(
-                    "--join: {} holds a relay of the region {:?}, and the token is another region's; use another --data-dir",
-                    data.relay().display(),
-                    known.region
-                );
-            }
-            known
-        }
-        (None, Some(token)) => {
-            let name = args.name.clone().map_or_else(machine_name, Ok)?;
-            let answer = relays::join(&token, &identity, &name, &url, discovery)
-                .await
-                .map_err(|status| anyhow!("cannot join the region: {}", status.message))?;
-            ensure!(
-                server_name(&answer.zone) == token.server_name,
-                "the region's answer is of the zone {:?}, and the token is not",
-                answer.zone
-            );
-            let joined = Joined::of(&answer)?;
+        (Some(known), None) => known,
+        (Some(known), Some(token)) if is_of(&known, &token, &identity, &place).await? => known,
+        (known, Some(token)) => {
+            let name = args.name.clone().or(known.map(|known| known.name)).map_or_else(machine_name, Ok)?;
+            let joined = join(&token, &identity, &name, &place).await?;
             joined.write(data)?;
             tracing::info!(relay = joined.name, region = joined.region, url, "joined a region");
             joined
@@ -223,16 +208,50 @@ async fn run(data: &DataDir, args: &Relay, shutdown: CancellationToken) -> Resul
     };
     data.write_report(Role::Relay, &Report::Ready(report))?;
     tracing::info!(relay = joined.name, region = joined.region, url, "ready");
-    let keeping = keep(data, joined, &identity, &certificate, &url, discovery);
+    let keeping = keep(data, joined, &identity, &certificate, &place);
+    let metrics = async {
+        let served = metrics::serve(metrics_listener, registry, shutdown.clone()).await;
+        served.context("cannot serve metrics")?;
+        // Told to stop: those who are connected are to hear of it.
+        std::future::pending::<Result<()>>().await
+    };
     tokio::select! {
         ended = server.run(shutdown.clone()) => Ok(ended?),
-        ended = metrics::serve(metrics_listener, registry, shutdown.clone()) => match ended {
-            // Told to stop: connections are ended as well.
-            Ok(()) => Ok(()),
-            Err(error) => Err(error).context("cannot serve metrics"),
-        },
+        failed = metrics => failed,
         ended = keeping => ended,
     }
+}
+
+/// Where this relay answers.
+struct Place<'a> {
+    url: &'a str,
+    discovery: u16,
+}
+
+/// Whether this relay is one of the region of a token already, so that the token is passed over. One whose Relay was deleted is none, nor one of
+/// a region that was recovered since, which has another CA.
+async fn is_of(known: &Joined, token: &JoinToken, identity: &DeviceIdentity, place: &Place<'_>) -> Result<bool> {
+    ensure!(
+        token.server_name == server_name(&known.zone),
+        "--join: the data here is that of a relay of the zone {:?}, and the token is another zone's; use another --data-dir",
+        known.zone
+    );
+    if servers::ca_hash(known.ca_pem.as_bytes()) != Some(token.ca_hash) {
+        return Ok(false);
+    }
+    let told = relays::renew(&known.region(), identity, place.url, place.discovery).await;
+    Ok(told.err().is_none_or(|status| status.reason != Reason::Forbidden))
+}
+
+async fn join(token: &JoinToken, identity: &DeviceIdentity, name: &str, place: &Place<'_>) -> Result<Joined> {
+    let answer = relays::join(token, identity, name, place.url, place.discovery).await;
+    let answer = answer.map_err(|status| anyhow!("cannot join the region: {}", status.message))?;
+    ensure!(
+        server_name(&answer.zone) == token.server_name,
+        "the region's answer is of the zone {:?}, and the token is not",
+        answer.zone
+    );
+    Joined::of(&answer)
 }
 
 /// Where others reach this relay.
@@ -262,12 +281,11 @@ async fn keep(
     mut joined: Joined,
     identity: &DeviceIdentity,
     certificate: &RelayCertificate,
-    url: &str,
-    discovery: u16,
+    place: &Place<'_>,
 ) -> Result<()> {
     let (mut pause, mut said) = (FIRST_PAUSE, String::new());
     loop {
-        let status = match relays::renew(&joined.region(), identity, url, discovery).await {
+        let status = match relays::renew(&joined.region(), identity, place.url, place.discovery).await {
             Ok(answer) => {
                 let newer = Joined::of(&answer)?;
                 certificate

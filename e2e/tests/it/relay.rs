@@ -242,5 +242,26 @@ fn relays_of_their_own_join_by_token_and_one_that_stands_still_is_left_for_anoth
     used.signal("-KILL")?;
     let said = command::fail(again.arg(used.instance.path()))?;
     assert!(said.contains("no Relay of the region has this relay's key"), "{said}");
-    Ok(())
+    let token = region.instance.run("token create --relay")?;
+    let mut again = used.instance.hearth([
+        "relay",
+        "--listen",
+        "127.0.0.1:0",
+        "--listen-metrics",
+        "127.0.0.1:0",
+        "--join",
+        token.trim(),
+    ]);
+    again.arg("--data-dir").arg(used.instance.path());
+    let _again = start(&used.instance, "again.log", again)?;
+    region.instance.eventually("it has joined anew under its name", || {
+        let there = region.instance.run("get relays")?;
+        ensure!(
+            there
+                .lines()
+                .any(|line| line.starts_with(&format!("{} ", used.name)) && line.contains("https://127.0.0.1:")),
+            "{there}"
+        );
+        Ok(())
+    })
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use hearth_proto::v1::{
-    ExecInput, ExecOutput, LineRequest, LineResponse, LogsChunk, LogsRequest, MetricsRequest, MetricsResponse, PortForwardInput,
-    PortForwardOutput, StatsRequest, StatsResponse,
+    ExecInput, ExecOutput, LineRequest, LineResponse, LogsChunk, LogsRequest, MetricsRequest, MetricsResponse,
+    PortForwardInput, PortForwardOutput, StatsRequest, StatsResponse,
     device_door_client::DeviceDoorClient,
     device_door_server::{DeviceDoor, DeviceDoorServer},
 };
