@@ -13,7 +13,7 @@ pub(crate) use change::{
     Annotate, Apply, Cascade, Cordon, Create, Delete, DryRun, Edit, Files, Label, Marks, Patch, PatchType, Replace,
     Scale, Taint,
 };
-pub(crate) use live::{Attach, Debug, PortForward, Resource, Top, TopNode, TopPod};
+pub(crate) use live::{Attach, Debug, PortForward, Resource, Top, TopNode, TopPod, Trace};
 pub(crate) use region::{
     Region, RegionBackup, RegionDnssec, RegionInspect, RegionMembers, RegionRecover, RegionRecoveryKey, RegionRemove,
     RegionRestore, RegionTransfer, Roll,
@@ -72,6 +72,8 @@ pub(crate) enum Command {
     /// Show what pods or nodes use now.
     #[command(subcommand)]
     Top(Top),
+    /// Explain how a request for a name travels from here, step by step, and which step is broken.
+    Trace(Trace),
     /// Wait until something is true of objects.
     Wait(Wait),
     /// Show events, the newest last.
@@ -117,6 +119,8 @@ pub(crate) enum Command {
     Server(Server),
     /// Run a device's agent in the foreground.
     Agent(Agent),
+    /// Run a relay of its own in the foreground: devices whose networks let no tunnel through are reached by it.
+    Relay(Relay),
     /// Make this machine a device of an owner.
     Join(Join),
     /// Tokens by which devices and servers join.
@@ -280,6 +284,30 @@ pub(crate) struct Agent {
     pub(crate) supervised: Option<u32>,
 }
 
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Relay {
+    #[command(flatten)]
+    pub(crate) dir: InDataDir,
+    /// Join a region by a token from `hearth token create --relay`. Needed once: one of the region already passes it over.
+    #[arg(long, value_name = "TOKEN", env = "HEARTH_JOIN_TOKEN", hide_env_values = true)]
+    pub(crate) join: Option<String>,
+    /// The relay's name [default: this machine's].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Devices and gateways, TCP, and UDP at the same port. Port 443 is open nearly everywhere.
+    #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:443")]
+    pub(crate) listen: String,
+    /// The address at which others reach this relay, where it listens on all (0.0.0.0 or ::).
+    #[arg(long, value_name = "IP", conflicts_with = "url")]
+    pub(crate) advertise: Vec<std::net::IpAddr>,
+    /// Where others reach this relay, where that is by a name or another port: https://HOST:PORT.
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// Prometheus metrics of the relay, at /metrics, plain HTTP.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9645")]
+    pub(crate) listen_metrics: String,
+}
+
 /// What of the machine apps get beyond what is theirs.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Give {
@@ -330,7 +358,7 @@ pub(crate) enum Token {
 }
 
 #[derive(Args, Debug)]
-#[command(group(clap::ArgGroup::new("whose").required(true).args(["owner", "any_owner", "server"])))]
+#[command(group(clap::ArgGroup::new("whose").required(true).args(["owner", "any_owner", "server", "relay"])))]
 pub(crate) struct TokenCreate {
     /// Whose device it will be.
     #[arg(long, value_name = "NAME")]
@@ -341,6 +369,9 @@ pub(crate) struct TokenCreate {
     /// For another server of the region, which gets the key of the region's CA by it: whoever has the token can be the region.
     #[arg(long)]
     pub(crate) server: bool,
+    /// For a relay of the region that runs by itself (`hearth relay`).
+    #[arg(long)]
+    pub(crate) relay: bool,
     /// How long it can be used.
     #[arg(long, default_value = "1h", value_parser = duration)]
     pub(crate) valid: std::time::Duration,

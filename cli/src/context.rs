@@ -93,6 +93,11 @@ impl Context {
         }
     }
 
+    /// The region's CA by the configuration, PEM.
+    pub(crate) fn region_ca(&self) -> Option<Vec<u8>> {
+        Some(Config::load(&self.config).ok()?.resolve().ok()?.ca_pem)
+    }
+
     /// The namespace of the command line, else of the config, else `default`.
     pub(crate) fn namespace(&self) -> &str {
         if let Some(namespace) = &self.namespace {

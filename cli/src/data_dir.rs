@@ -31,6 +31,8 @@ pub(crate) enum Role {
     Server,
     /// `hearth agent`.
     Agent,
+    /// `hearth relay`.
+    Relay,
 }
 
 impl Role {
@@ -40,6 +42,7 @@ impl Role {
             Self::Up => "up",
             Self::Server => "server",
             Self::Agent => "agent",
+            Self::Relay => "relay",
         }
     }
 }
@@ -83,6 +86,17 @@ pub(crate) struct AgentReport {
     pub(crate) metrics: Option<SocketAddr>,
 }
 
+/// Where a relay of its own answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RelayReport {
+    pub(crate) pid: u32,
+    pub(crate) name: String,
+    pub(crate) region: String,
+    pub(crate) url: String,
+    pub(crate) relay: SocketAddr,
+    pub(crate) metrics: SocketAddr,
+}
+
 /// How far `hearth up` is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct UpReport {
@@ -121,6 +135,11 @@ impl DataDir {
 
     pub(crate) fn server(&self) -> PathBuf {
         self.root.join("server")
+    }
+
+    /// What a relay of its own keeps.
+    pub(crate) fn relay(&self) -> PathBuf {
+        self.root.join("relay")
     }
 
     /// The store of the server.

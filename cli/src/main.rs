@@ -56,6 +56,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
             log_to_stderr(cli.log_format, if args.supervise { logging::ROLE } else { "warn" });
             single_threaded()?.block_on(roles::up::main(&args))?;
         }
+        Command::Relay(args) => {
+            log_to_stderr(cli.log_format, logging::ROLE);
+            multi_threaded()?.block_on(roles::relay::main(&args))?;
+        }
         Command::Down(args) => roles::down::run(&args)?,
         Command::Status(args) => roles::status::run(&args)?,
         Command::Image(Image::Import(args)) => verbs::image::import(&args)?,
@@ -97,6 +101,7 @@ async fn client_verb(context: &Context, command: Command) -> Result<ExitCode> {
         Command::PortForward(args) => verbs::port_forward::run(context, &args).await?,
         Command::Top(Top::Pod(args)) => verbs::top::pods(context, &args).await?,
         Command::Top(Top::Node(args)) => verbs::top::nodes(context, &args).await?,
+        Command::Trace(args) => verbs::trace::run(context, &args).await?,
         Command::Wait(args) => verbs::wait::run(context, &args).await?,
         Command::Events(args) => verbs::events::run(context, &args).await?,
         Command::Create(args) => verbs::create::create(context, &args).await?,
@@ -129,6 +134,7 @@ async fn client_verb(context: &Context, command: Command) -> Result<ExitCode> {
         | Command::Status(_)
         | Command::Server(_)
         | Command::Agent(_)
+        | Command::Relay(_)
         | Command::ApiResources(_)
         | Command::Explain(_)
         | Command::Completion(_)

@@ -26,6 +26,7 @@ use crate::{
     identity::IdentityError,
     ids::IdRanges,
     ingress::{Ingress, IngressError},
+    line,
     manager::{self, lend},
     metrics::Metrics,
     pressure,
@@ -251,7 +252,7 @@ impl Agent {
         let evictor = manager.clone();
         let (zone, stored) = (identity.zone().to_owned(), shared.paths.clone());
         let recovery = blocking(move || Recovery::open(&stored, &zone)).await;
-        let door = door::Door::new(Arc::clone(&shared), config.registry);
+        let door = door::Door::new(Arc::clone(&shared), config.registry, tunnel.clone());
         let session = Session {
             shared: Arc::clone(&shared),
             servers: Servers::load(servers, config.server, identity.addresses()),
@@ -269,6 +270,7 @@ impl Agent {
         tasks.spawn(session.run());
         tasks.spawn(house::run(Arc::clone(&shared)));
         tasks.spawn(pressure::run(Arc::clone(&shared), evictor));
+        tasks.spawn(line::run(Arc::clone(&shared), tunnel.clone()));
         tasks.spawn(accept(shared, ingress, door, streams));
         ready();
         let exit = tokio::select! {

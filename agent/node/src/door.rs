@@ -3,6 +3,7 @@
 mod attach;
 mod exec;
 mod forward;
+mod line;
 mod log;
 mod stats;
 
@@ -10,6 +11,7 @@ use std::{pin::Pin, sync::Arc};
 
 use futures_core::Stream;
 use hearth_proto::v1::{self, device_door_server::DeviceDoor};
+use hearth_tunnel::{DeviceTunnel, StreamPeer};
 use hearth_types::{GroupKind, ObjectKey, Reason, Status as ApiStatus, status::Cause};
 use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -29,14 +31,16 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub(crate) struct Door {
     shared: Arc<Shared>,
     registry: prometheus::Registry,
+    tunnel: DeviceTunnel,
     forwards: Arc<Semaphore>,
     questions: Arc<Semaphore>,
 }
 
 impl Door {
-    pub(crate) fn new(shared: Arc<Shared>, registry: prometheus::Registry) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, registry: prometheus::Registry, tunnel: DeviceTunnel) -> Self {
         let room = |places| Arc::new(Semaphore::new(places));
-        Self { shared, registry, forwards: room(forward::MAX_FORWARDS), questions: room(stats::MAX_QUESTIONS) }
+        let (forwards, questions) = (room(forward::MAX_FORWARDS), room(stats::MAX_QUESTIONS));
+        Self { shared, registry, tunnel, forwards, questions }
     }
 }
 
@@ -68,6 +72,11 @@ impl DeviceDoor for Door {
 
     async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
         stats::serve(&self.shared, &self.questions, &request.into_inner().namespace).await.map(Response::new)
+    }
+
+    async fn line(&self, request: Request<v1::LineRequest>) -> Result<Response<v1::LineResponse>, Status> {
+        let asking = request.extensions().get::<StreamPeer>().copied();
+        line::serve(&self.tunnel, &self.questions, asking).await.map(Response::new)
     }
 
     async fn metrics(&self, _: Request<v1::MetricsRequest>) -> Result<Response<v1::MetricsResponse>, Status> {

@@ -8,6 +8,7 @@
 //! | `pod` | one worker a pod: drives its machine (`hearth-pod`) and carries out its commands, probes and hooks |
 //! | `images` | what images are here, when registries are asked for them, and what goes when the disk fills up |
 //! | `pressure` | what the machine runs short of, and who is evicted for it |
+//! | `line` | by what the device is reached, told to the region when that changed |
 //! | `house` | removes deleted data and unused images, tells what keeps the machine from its work |
 //! | `fitness` | what the machine has and lacks, in words for its owner |
 //! | `recovery` | what is kept for the day on which the region has lost everything |
@@ -40,6 +41,7 @@ mod identity;
 mod ids;
 mod images;
 mod ingress;
+mod line;
 mod logs;
 mod manager;
 mod metrics;

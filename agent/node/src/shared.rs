@@ -22,7 +22,7 @@ use crate::{
     Images, Paths,
     claims::ClaimHolders,
     container::Places,
-    desired::Objects,
+    desired::{self, Objects},
     facts::{self, Machine},
     host_paths::HostPaths,
     ids::IdRanges,
@@ -55,6 +55,8 @@ pub(crate) struct Shared {
     /// Something was deleted whose data is to be removed.
     pub(crate) trash: Notify,
     taken_over: AtomicBool,
+    /// What this device says of itself, of which each part has its own teller.
+    told: Mutex<serde_json::Map<String, Value>>,
     objects: RwLock<Arc<Objects>>,
 }
 
@@ -92,6 +94,7 @@ impl Shared {
             claims: ClaimHolders::default(),
             trash: Notify::new(),
             taken_over: AtomicBool::new(false),
+            told: Mutex::default(),
             objects: RwLock::default(),
         }
     }
@@ -108,6 +111,18 @@ impl Shared {
     /// Whether it is known what pods there are, so that what none of them uses is of no use.
     pub(crate) fn knows_its_pods(&self) -> bool {
         self.taken_over.load(Ordering::Acquire)
+    }
+
+    /// A part of what this device says of itself is this now. Told to the region with the other parts once the Device is known.
+    pub(crate) fn tell_of_device(&self, part: &str, value: Value) {
+        let status = {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.insert(part.to_owned(), value);
+            Value::Object(told.clone())
+        };
+        if let Some(device) = desired::device(&self.objects()) {
+            self.reporter.status(device.key(), device.uid(), &status, false);
+        }
     }
 
     /// The objects that are desired now.

@@ -377,6 +377,13 @@ impl Client {
         self.servers.call(Again::Safe, request, stats).await
     }
 
+    /// By what a device is reached now, and what its line is like. A tunnel to it is opened where there is none.
+    pub async fn line(&self, device: &str) -> Result<v1::LineResponse, Status> {
+        let request = v1::LineRequest { device: device.to_owned() };
+        let line = async |channel, request| v1::pods_client::PodsClient::new(channel).line(request).await;
+        self.servers.call(Again::Safe, request, line).await
+    }
+
     /// For what is sent as a stream, which can be sent once: to a server that is there.
     async fn pods_for_a_stream(&self) -> Result<v1::pods_client::PodsClient<Channel>, Status> {
         if self.servers.has_others() {
@@ -422,8 +429,13 @@ impl Client {
         any_owner: bool,
         valid: Duration,
     ) -> Result<v1::CreateTokenResponse, Status> {
-        let request =
-            v1::CreateTokenRequest { owner: owner.into(), valid_seconds: valid.as_secs(), any_owner, server: false };
+        let request = v1::CreateTokenRequest {
+            owner: owner.into(),
+            valid_seconds: valid.as_secs(),
+            any_owner,
+            server: false,
+            relay: false,
+        };
         let create = async |channel, request| region(channel).create_token(request).await;
         self.servers.call(Again::Never, request, create).await
     }

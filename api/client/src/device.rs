@@ -94,6 +94,11 @@ impl DeviceIdentity {
         Ok(Self { key: DeviceKey(key), pkcs8, certificate })
     }
 
+    /// The private key, PKCS #8.
+    pub(crate) fn pkcs8(&self) -> PrivatePkcs8KeyDer<'static> {
+        self.pkcs8.clone_key()
+    }
+
     /// The public key: what the region knows the device by.
     pub fn key(&self) -> DeviceKey {
         self.key

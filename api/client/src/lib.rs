@@ -5,6 +5,7 @@
 //! | [`config`] | where the region is and who asks: `client.yaml`, in kubeconfig format |
 //! | [`Client`] | get, list, watch, apply and the rest, over gRPC |
 //! | [`device`] | how a device joins and keeps its connection, by its key |
+//! | [`relays`] | how a relay that runs by itself joins its region |
 //! | [`servers`] | how a server joins its region, and what an operator does with servers |
 //! | [`convert`] | between the wire's messages and `hearth-types` |
 //!
@@ -17,6 +18,7 @@ pub mod convert;
 pub mod device;
 mod failover;
 mod recovery;
+pub mod relays;
 pub mod servers;
 mod verify;
 

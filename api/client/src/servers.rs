@@ -48,6 +48,7 @@ impl Client {
             valid_seconds: valid.as_secs(),
             any_owner: false,
             server: true,
+            relay: false,
         };
         let create = async |channel, request| region(channel).create_token(request).await;
         self.servers.call(Again::Never, request, create).await

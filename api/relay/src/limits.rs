@@ -25,5 +25,8 @@ pub const OWNER_BURST_BYTES: u64 = 2_500_000;
 /// hundred kilobytes.
 pub const MAX_COUNTED_OWNERS: usize = 1000;
 
+/// How often it is logged how much each owner's devices sent and received: a line for each that did.
+pub const METER_LOG: Duration = Duration::from_hours(1);
+
 /// How often it is looked whether passes of those who are connected have expired.
 pub const PASS_CHECK: Duration = Duration::from_secs(10);

@@ -99,11 +99,41 @@ struct Table {
     /// Those who have a series of their own.
     counted: HashSet<String>,
     open: HashMap<String, Arc<Account>>,
+    /// What was counted, received and sent, when it was told last.
+    told: HashMap<String, (u64, u64)>,
+}
+
+/// What went over the relay for an owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Metered {
+    pub(crate) owner: String,
+    /// Bytes from its devices.
+    pub(crate) received: u64,
+    /// Bytes to its devices.
+    pub(crate) sent: u64,
 }
 
 impl Accounts {
     pub(crate) fn new(rates: Rates) -> Self {
         Self { rates, table: Mutex::default() }
+    }
+
+    /// What each owner who is counted by name has sent and received since this was asked last, and the others together; those who did nothing
+    /// are left out.
+    pub(crate) fn metered(&self, metrics: &Metrics) -> Vec<Metered> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut owners: Vec<String> = table.counted.iter().cloned().chain([OTHERS.to_owned()]).collect();
+        owners.sort();
+        let mut metered = Vec::new();
+        for owner in owners {
+            let of = |direction| metrics.bytes.with_label_values(&[owner.as_str(), direction]).get();
+            let now = (of("received"), of("sent"));
+            let before = table.told.insert(owner.clone(), now).unwrap_or_default();
+            if now != before {
+                metered.push(Metered { owner, received: now.0 - before.0, sent: now.1 - before.1 });
+            }
+        }
+        metered
     }
 
     /// The share of who holds a pass.
@@ -158,6 +188,12 @@ mod tests {
             found.map(|one| one.get_counter().get_value() as u64)
         };
         assert_eq!(of("owner-0"), Some(7), "what was counted stays counted");
+        let metered = accounts.metered(&metrics);
+        assert_eq!(metered.len(), limits::MAX_COUNTED_OWNERS + 1);
+        assert!(metered.contains(&Metered { owner: "owner-0".into(), received: 7, sent: 0 }));
+        assert_eq!(accounts.metered(&metrics), [], "told once");
+        accounts.of(&Holder::Device { owner: "owner-1".into() }, &metrics).sent.inc_by(5);
+        assert_eq!(accounts.metered(&metrics), [Metered { owner: "owner-1".into(), received: 0, sent: 5 }]);
         assert_eq!(of(OTHERS), Some(15));
         assert_eq!(bytes.get_metric().len(), 2 * (limits::MAX_COUNTED_OWNERS + 1));
     }

@@ -218,6 +218,7 @@ impl RelayServer {
         tracing::info!(address = %self.address, discovery = %self.discovery_address, "relaying");
         let mut checks = interval(limits::PASS_CHECK);
         checks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut meter = tokio::time::interval_at(tokio::time::Instant::now() + limits::METER_LOG, limits::METER_LOG);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -227,8 +228,10 @@ impl RelayServer {
                     Err(error) => tracing::debug!(%error, "a connection to the relay cannot be accepted"),
                 },
                 _ = checks.tick() => self.shared.end_expired(),
+                _ = meter.tick() => self.shared.log_metered(),
             }
         }
+        self.shared.log_metered();
         self.shared.tasks.close();
         self.shared.clients.shutdown().await;
         if let Err(error) = self.discovery.shutdown().await {
@@ -382,6 +385,13 @@ impl Shared {
 
     fn count(&self) {
         self.metrics.clients.set(i64::try_from(self.open.table().len()).unwrap_or(i64::MAX));
+    }
+
+    /// Says what went over the relay for each owner since this was said last.
+    fn log_metered(&self) {
+        for one in self.accounts.metered(&self.metrics) {
+            tracing::info!(owner = one.owner, received = one.received, sent = one.sent, "bytes relayed");
+        }
     }
 
     fn end_expired(&self) {

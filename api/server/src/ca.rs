@@ -13,12 +13,13 @@ use std::{
 };
 
 use hearth_types::{
-    BoxFuture, Clock, Reason, Status, Timestamp, identity::CertificateSigner, names, recovery::SigningKey,
+    BoxFuture, Clock, DeviceKey, Reason, Status, Timestamp, identity::CertificateSigner, names, recovery::SigningKey,
+    relay,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CidrSubnet, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints,
-    PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PublicKeyData, SerialNumber,
+    PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PublicKeyData, SerialNumber, SubjectPublicKeyInfo,
 };
 use ring::{
     digest, hkdf,
@@ -38,6 +39,8 @@ pub const LEAF_VALIDITY: Duration = Duration::from_hours(90 * 24);
 const BACKDATE: Duration = Duration::from_hours(1);
 /// Names in one certificate at most.
 pub const MAX_NAMES: usize = 64;
+/// What comes before the 32 bytes of an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410 section 4).
+const ED25519_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 0x21, 0];
 /// The largest certificate request in bytes: one with [`MAX_NAMES`] of the longest names fits.
 pub const MAX_CSR_BYTES: usize = 32 << 10;
 
@@ -285,6 +288,14 @@ impl CertificateAuthority {
         }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.issue(params)
+    }
+
+    /// A relay's certificate for the key that it has proven, for the name of relays, and the CA's behind it, PEM.
+    pub(crate) fn issue_relay(&self, key: &DeviceKey) -> Result<String, CaError> {
+        let mut params = self.leaf(&[relay::server_name(&self.zone)])?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let public = SubjectPublicKeyInfo::from_der(&[ED25519_PREFIX.as_slice(), &key.0].concat())?;
+        Ok(params.signed_by(&public, &self.issuer)?.pem() + &self.pem)
     }
 
     fn issue(&self, params: CertificateParams) -> Result<Issued, CaError> {

@@ -32,4 +32,4 @@ pub use dnssec::{Step as DnssecStep, ZoneSigning};
 pub use grpc::{BackupSource, DeviceDoorConnector, Frozen, NoDevices, TunnelConnector};
 pub use peers::{PeerChannels, PeerError, peer_name};
 pub use resources::ResourceService;
-pub use server::{ApiConfig, ApiServer, ApiServerBuilder, ServeError, server_name};
+pub use server::{ApiConfig, ApiServer, ApiServerBuilder, Doors, ServeError, server_name};

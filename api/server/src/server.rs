@@ -21,7 +21,7 @@ use crate::{
     door::{Door, GuardLayer, Room},
     grpc::{
         Backups, DeviceDoorConnector, EnrollmentDoor, NoBackups, NoDevices, PeersDoor, PodsDoor, RegionDoor,
-        ResourcesDoor, ServersDoor,
+        RelaysDoor, ResourcesDoor, ServersDoor,
     },
     metrics::Metrics,
     peers::{MAX_PEER_BYTES, peer_name},
@@ -60,6 +60,15 @@ pub struct ApiConfig {
     pub version: String,
     /// Where devices find the region's API, `host:port` each: written into join tokens.
     pub token_addresses: Vec<String>,
+}
+
+/// Where the server's other doors answer, for whoever looks for what is wrong on the way to an app.
+#[derive(Clone, Debug, Default)]
+pub struct Doors {
+    /// The gateway's addresses, `ip:port` each.
+    pub gateways: Vec<String>,
+    /// The name server's.
+    pub dns: Vec<String>,
 }
 
 /// Why the server cannot run.
@@ -101,6 +110,7 @@ pub struct ApiServerBuilder {
     backups: Arc<dyn BackupSource>,
     group: Option<(Arc<dyn Group>, Arc<dyn PeerService>)>,
     signing: Option<Arc<ZoneSigning>>,
+    doors: Doors,
     registry: Registry,
     more: RoutesBuilder,
 }
@@ -120,7 +130,18 @@ impl ApiServer {
     ) -> ApiServerBuilder {
         let (connector, backups) = (Arc::new(NoDevices), Arc::new(NoBackups));
         let (registry, more) = (Registry::new(), Routes::builder());
-        ApiServerBuilder { config, resources, ca, connector, backups, group: None, signing: None, registry, more }
+        ApiServerBuilder {
+            config,
+            resources,
+            ca,
+            connector,
+            backups,
+            group: None,
+            signing: None,
+            doors: Doors::default(),
+            registry,
+            more,
+        }
     }
 
     /// The names in its certificate: the one that all servers of the region have, and its own as one of them.
@@ -209,6 +230,13 @@ impl ApiServerBuilder {
         self
     }
 
+    /// Where users come in, told to whoever asks.
+    #[must_use]
+    pub fn doors(mut self, doors: Doors) -> Self {
+        self.doors = doors;
+        self
+    }
+
     /// How devices are reached for logs and exec; without it every device is away.
     #[must_use]
     pub fn connector(mut self, connector: Arc<dyn DeviceDoorConnector>) -> Self {
@@ -259,7 +287,8 @@ impl ApiServerBuilder {
     pub fn build(mut self) -> Result<ApiServer, ServeError> {
         use v1::{
             enrollment_server::EnrollmentServer, members_server::MembersServer, peers_server::PeersServer,
-            pods_server::PodsServer, region_server::RegionServer, resources_server::ResourcesServer,
+            pods_server::PodsServer, region_server::RegionServer, relay_enrollment_server::RelayEnrollmentServer,
+            resources_server::ResourcesServer,
         };
         let metrics = Arc::new(Metrics::new(&self.registry)?);
         let resources = self.resources;
@@ -280,6 +309,7 @@ impl ApiServerBuilder {
             version: self.config.version.clone(),
             backups: Backups::new(self.backups),
             group: servers.as_ref().map(|servers| Arc::clone(servers.group())),
+            doors: self.doors,
             signing: self.signing,
         };
         let pods = PodsDoor { resources: resources.clone(), connector: self.connector };
@@ -293,6 +323,9 @@ impl ApiServerBuilder {
             .add_service(RegionServer::new(region))
             .add_service(
                 EnrollmentServer::new(EnrollmentDoor::new(tokens.clone())).max_decoding_message_size(MAX_JOIN_BYTES),
+            )
+            .add_service(
+                RelayEnrollmentServer::new(RelaysDoor::new(tokens.clone())).max_decoding_message_size(MAX_JOIN_BYTES),
             );
         if let (Some(servers), Some(peers)) = (&servers, peers) {
             let door = ServersDoor::new(servers.clone(), tokens);

@@ -1,6 +1,7 @@
 //! Join tokens: Secrets of the type [`kinds::JOIN_TOKEN_TYPE`] in `kube-system`, after Kubernetes' bootstrap
 //! tokens. Of the secret part only its SHA-256 is stored. A token is good for one key.
 
+mod relays;
 mod servers;
 
 use std::{sync::Arc, time::Duration};
@@ -69,6 +70,8 @@ pub(crate) enum Joiner<'a> {
     Device,
     /// A server of the region.
     Server,
+    /// A relay of the region.
+    Relay,
 }
 
 /// A token as it is stored.
@@ -83,6 +86,10 @@ struct Stored {
     for_server: bool,
     /// The number of the server that used it; 0 for none.
     server: u64,
+    /// Whether it is for a relay.
+    for_relay: bool,
+    /// The relay that used it.
+    relay: String,
 }
 
 impl Stored {
@@ -107,6 +114,8 @@ impl Stored {
             device: text("used-by-device").unwrap_or_default(),
             for_server: text("for").is_some_and(|text| text == FOR_SERVER),
             server: text("used-by-server").and_then(|text| text.parse().ok()).unwrap_or_default(),
+            for_relay: text("for").is_some_and(|text| text == FOR_RELAY),
+            relay: text("used-by-relay").unwrap_or_default(),
             object,
         })
     }
@@ -125,12 +134,16 @@ impl Stored {
             used_by_key: self.used_by.map(|key| key.to_string()).unwrap_or_default(),
             server: self.for_server,
             used_by_server: self.server,
+            relay: self.for_relay,
+            used_by_relay: self.relay.clone(),
         }
     }
 }
 
 /// What a server's token says of whom it is for.
 const FOR_SERVER: &str = "server";
+/// The same of a relay's.
+const FOR_RELAY: &str = "relay";
 /// What the names of the Secrets begin with.
 const KEY_PREFIX: &str = "join-token-";
 
@@ -178,6 +191,7 @@ impl Tokens {
             Joiner::DeviceOf(owner) => data["owner"] = json!(owner),
             Joiner::Device => {}
             Joiner::Server => data["for"] = json!(FOR_SERVER),
+            Joiner::Relay => data["for"] = json!(FOR_RELAY),
         }
         let object = json!({
             "apiVersion": "v1", "kind": "Secret", "type": kinds::JOIN_TOKEN_TYPE,
@@ -194,7 +208,7 @@ impl Tokens {
     }
 
     /// This server's addresses, and those of the others where they are known.
-    async fn known_addresses(&self) -> Vec<String> {
+    pub(crate) async fn known_addresses(&self) -> Vec<String> {
         let mut addresses = self.addresses.clone();
         if let Some(servers) = &self.servers {
             let asked = tokio::time::timeout(MEMBERS_TIMEOUT, servers.group().members()).await;
@@ -274,6 +288,9 @@ impl Tokens {
                 return Err(forbidden(
                     "the join token is for a server of the region: use it with `hearth server --join TOKEN`",
                 ));
+            }
+            if token.for_relay {
+                return Err(forbidden("the join token is for a relay: use it with `hearth relay --join TOKEN`"));
             }
             match token.used_by {
                 Some(used) if used == key => return self.again(request, &token, key).await,

@@ -1,6 +1,8 @@
-//! The command lines of the verbs that reach into what runs: `attach`, `debug`, `port-forward`, `top`.
+//! The command lines of the verbs that reach into what runs: `attach`, `debug`, `port-forward`, `top`, `trace`.
 
 use clap::{Args, Subcommand};
+
+use super::Output;
 
 #[derive(Args, Debug)]
 pub(crate) struct PortForward {
@@ -72,6 +74,16 @@ pub(crate) struct Debug {
     /// The command, after `--` [default: the image's own].
     #[arg(last = true)]
     pub(crate) command: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Trace {
+    /// A hostname or URL, or the name of an Install or a Route in the namespace, as `notes` or `route/web`.
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// The form of the answer: json or yaml.
+    #[arg(short, long)]
+    pub(crate) output: Option<Output>,
 }
 
 #[derive(Debug, Subcommand)]

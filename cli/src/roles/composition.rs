@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use hearth_api::{
-    ApiConfig, ApiServer, BackupSource, CertificateAuthority, Frozen, PeerChannels, ResourceService, TunnelConnector,
-    ZoneSigning, server_name,
+    ApiConfig, ApiServer, BackupSource, CertificateAuthority, Doors, Frozen, PeerChannels, ResourceService,
+    TunnelConnector, ZoneSigning, server_name,
 };
 use hearth_client::Config;
 use hearth_dns::{Answerer, DnsConfig, DnsServer, Keys};
@@ -139,6 +139,7 @@ pub(super) async fn run_server(
     let gateway_address = gateway.local_addr();
     let dns_listen = address("--listen-dns", &args.listen.listen_dns)?;
     let gateways = advertised(gateway_address, &args.listen.advertise)?;
+    let texts = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect();
     let signing = ZoneSigning::new(Arc::clone(&resources), &ca)?;
     let gateway_ips = gateways.iter().map(SocketAddr::ip).collect();
     let config = DnsConfig::new(dns_listen, &zone, gateway_ips, signing.cookie_secret());
@@ -154,6 +155,8 @@ pub(super) async fn run_server(
         .await
         .map_err(|error| super::server::cannot_listen("--listen-dns", "DNS", dns_listen, &error))?;
     let dns_address = dns.local_addr();
+    let told_dns = advertised(dns_address, &args.listen.advertise).unwrap_or_default();
+    let doors = Doors { gateways: texts(&gateways), dns: texts(&told_dns) };
 
     let relay = OwnRelay::bind(args, &ca, &clock, handle.dial_notifier(), &registry).await?;
     let relay_name = format!("{region_name}-{}", own.id);
@@ -173,6 +176,7 @@ pub(super) async fn run_server(
         }))
         .group(Arc::clone(&group), raft.peers())
         .signing(Arc::clone(&signing))
+        .doors(doors)
         .metrics(&registry)
         .add_service(handle.devices_service())
         .add_service(handle.dials_service())

@@ -39,13 +39,14 @@ pub(crate) fn run(args: &InDataDir) -> Result<()> {
     let data = DataDir::existing(&args.data_dir)?;
     // The supervisor first, or it would start again what is stopped.
     let mut stopped = stop(&data, |words| words.get(1).map(String::as_str) == Some("up"))?;
-    stopped += stop(&data, |words| words.get(1).is_some_and(|verb| verb == "server" || verb == "agent"))?;
-    let locked = [Role::Up, Role::Server, Role::Agent].map(|role| data.lock(role));
+    stopped +=
+        stop(&data, |words| words.get(1).is_some_and(|verb| matches!(verb.as_str(), "server" | "agent" | "relay")))?;
+    let locked = [Role::Up, Role::Server, Role::Agent, Role::Relay].map(|role| data.lock(role));
     let _locks =
         locked.into_iter().collect::<Result<Vec<_>>>().context("some process still holds the data directory")?;
     let report =
         hearth_agent::teardown(data.root(), &data.instance()).context("cannot remove all that the device left")?;
-    for role in [Role::Up, Role::Server, Role::Agent] {
+    for role in [Role::Up, Role::Server, Role::Agent, Role::Relay] {
         data.clear_report(role)?;
     }
     tracing::debug!(?report, "torn down");

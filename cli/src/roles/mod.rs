@@ -9,6 +9,7 @@ mod membership;
 mod metrics;
 mod process;
 mod process_logs;
+pub(crate) mod relay;
 mod relaying;
 pub(crate) mod server;
 mod signals;

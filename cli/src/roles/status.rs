@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     args::{LookArgs, Output},
-    data_dir::{AgentReport, DataDir, Report, Role, ServerReport},
+    data_dir::{AgentReport, DataDir, RelayReport, Report, Role, ServerReport},
     output::{self, table},
 };
 
@@ -21,21 +21,29 @@ pub(crate) fn now(data: &DataDir) -> Value {
         Some(Report::Ready(agent)) => Some(agent),
         _ => None,
     };
+    let relay = data.is_locked(Role::Relay).then(|| data.report::<RelayReport>(Role::Relay)).flatten();
+    let relay = match relay {
+        Some(Report::Ready(relay)) => Some(relay),
+        _ => None,
+    };
     let text = |address: std::net::SocketAddr| Value::String(address.to_string());
     json!({
-        "region": server.as_ref().map(|one| one.region.clone()),
+        "region": server.as_ref().map(|one| &one.region).or(relay.as_ref().map(|one| &one.region)),
         "zone": server.as_ref().map(|one| one.zone.clone()),
         "api": server.as_ref().map(|one| text(one.api)),
         "gateway": server.as_ref().map(|one| text(one.gateway)),
         "dns": server.as_ref().map(|one| text(one.dns)),
-        "metrics": server.as_ref().map(|one| text(one.metrics)),
+        "metrics": server.as_ref().map(|one| one.metrics).or(relay.as_ref().map(|one| one.metrics)).map(text),
         "tunnel": server.as_ref().map(|one| text(one.tunnel)),
-        "relay": server.as_ref().and_then(|one| one.relay).map(text),
+        "relay": server.as_ref().and_then(|one| one.relay).or(relay.as_ref().map(|one| one.relay)).map(text),
+        "relayName": relay.as_ref().map(|one| &one.name),
+        "relayUrl": relay.as_ref().map(|one| &one.url),
         "device": agent.as_ref().map(|one| one.device.clone()),
         "deviceMetrics": agent.as_ref().and_then(|one| one.metrics).map(text),
         "pids": {
             "server": server.as_ref().map(|one| one.pid),
             "agent": agent.as_ref().map(|one| one.pid),
+            "relay": relay.as_ref().map(|one| one.pid),
         },
         "dataDir": data.root(),
         "instance": data.instance().as_str(),
@@ -47,7 +55,7 @@ pub(crate) fn now(data: &DataDir) -> Value {
 pub(crate) fn run(args: &LookArgs) -> Result<()> {
     let data = DataDir::existing(&args.dir.data_dir)?;
     let status = now(&data);
-    if status["api"].is_null() && status["device"].is_null() {
+    if ["api", "device", "relay"].iter().all(|part| status[part].is_null()) {
         bail!("nothing runs from {}; start it with `hearth up --data-dir {0}`", data.root().display());
     }
     if let Some(output @ (Output::Json | Output::Yaml)) = args.output {
@@ -59,6 +67,7 @@ pub(crate) fn run(args: &LookArgs) -> Result<()> {
         ("API", "api"),
         ("GATEWAY", "gateway"),
         ("DNS", "dns"),
+        ("RELAY", "relay"),
         ("METRICS", "metrics"),
         ("DEVICE", "device"),
         ("DEVICE METRICS", "deviceMetrics"),

@@ -33,6 +33,7 @@ mod session;
 pub(crate) mod taint;
 pub(crate) mod token;
 pub(crate) mod top;
+pub(crate) mod trace;
 pub(crate) mod version;
 pub(crate) mod wait;
 mod wait_condition;

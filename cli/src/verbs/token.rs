@@ -16,6 +16,7 @@ pub(crate) async fn create(context: &Context, args: &TokenCreate) -> Result<()> 
     let made = match &args.owner {
         Some(owner) => client.create_token(owner, args.valid).await,
         None if args.server => client.create_server_token(args.valid).await,
+        None if args.relay => client.create_relay_token(args.valid).await,
         None => client.create_token_for_any_owner(args.valid).await,
     };
     let made = made.map_err(|status| refusal(&status))?;
@@ -26,6 +27,10 @@ pub(crate) async fn create(context: &Context, args: &TokenCreate) -> Result<()> 
         output::note(
             "Whoever has it gets the key of the region's CA by it and can be the region: keep it as you keep a key.",
         );
+        return Ok(());
+    }
+    if args.relay {
+        output::note(&format!("good for one relay, until {expires}; use it there with: hearth relay --join TOKEN"));
         return Ok(());
     }
     let whose = args.owner.as_ref().map(|owner| format!(" of {owner}")).unwrap_or_default();
@@ -43,7 +48,7 @@ pub(crate) async fn list(context: &Context, args: &TokenLs) -> Result<()> {
             .map(|one| {
                 json!({"id": one.id, "owner": one.owner, "created": time(one.created_millis),
                     "expires": time(one.expires_millis), "usedByDevice": one.used_by_device, "usedByKey": one.used_by_key,
-                    "server": one.server, "usedByServer": one.used_by_server})
+                    "server": one.server, "usedByServer": one.used_by_server, "relay": one.relay, "usedByRelay": one.used_by_relay})
             })
             .collect();
         return output::documents(&values, true, output);
@@ -54,6 +59,8 @@ pub(crate) async fn list(context: &Context, args: &TokenLs) -> Result<()> {
             format!("used by {}", one.used_by_device)
         } else if one.used_by_server != 0 {
             format!("used by server {}", one.used_by_server)
+        } else if !one.used_by_relay.is_empty() {
+            format!("used by relay {}", one.used_by_relay)
         } else if one.expires_millis <= now().0 {
             "expired".to_owned()
         } else {
@@ -61,6 +68,7 @@ pub(crate) async fn list(context: &Context, args: &TokenLs) -> Result<()> {
         };
         let owner = match one.owner.as_str() {
             "" if one.server => "<server>".to_owned(),
+            "" if one.relay => "<relay>".to_owned(),
             "" => "<any>".to_owned(),
             owner => owner.to_owned(),
         };

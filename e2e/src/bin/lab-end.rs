@@ -210,7 +210,7 @@ async fn device(folder: &Path, texts: &[&str]) -> Result<()> {
                     None => Value::Null,
                 })
                 .collect();
-            let line = tunnel.line().await;
+            let line = tunnel.line(Duration::ZERO).await;
             let line =
                 line.map(|line| json!({"udp": line.udp, "portVaries": line.port_varies, "relays": line.relays.len()}));
             say(&json!({"paths": paths, "line": line}));

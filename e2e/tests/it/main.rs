@@ -35,6 +35,7 @@ mod pressure;
 mod recover;
 mod relay;
 mod requests;
+mod trace;
 mod volumes;
 // Emulating a machine of another architecture's kernel is not worth a test's time.
 #[cfg(target_arch = "x86_64")]

@@ -116,15 +116,12 @@ impl Keeper {
 
     /// Tells the region which conditions hold.
     fn report(&self, outlook: &Outlook) {
-        let objects = self.shared.objects();
-        let Some(device) = desired::device(&objects) else { return };
         let conditions = Pressure::ALL.map(|pressure| {
             let holds = outlook.pressure.contains(&pressure);
             let (name, reason, message) = pressure.words(holds);
             json!({"type": name, "status": if holds { "True" } else { "False" }, "reason": reason, "message": message})
         });
-        let status = json!({"conditions": conditions});
-        self.shared.reporter.status(device.key(), device.uid(), &status, false);
+        self.shared.tell_of_device("conditions", json!(conditions));
     }
 
     /// Tells what has become short, once.

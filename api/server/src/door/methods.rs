@@ -27,7 +27,7 @@ const fn method(service: &'static str, name: &'static str, allowed: Allowed) -> 
     Method { service, name, allowed }
 }
 
-static METHODS: [Method; 37] = [
+static METHODS: [Method; 40] = [
     method("hearth.v1.Resources", "Get", Allowed::Admins),
     method("hearth.v1.Resources", "List", Allowed::Admins),
     method("hearth.v1.Resources", "Watch", Allowed::Admins),
@@ -44,6 +44,7 @@ static METHODS: [Method; 37] = [
     method("hearth.v1.Pods", "Attach", Allowed::Admins),
     method("hearth.v1.Pods", "PortForward", Allowed::Admins),
     method("hearth.v1.Pods", "Stats", Allowed::Admins),
+    method("hearth.v1.Pods", "Line", Allowed::Admins),
     method("hearth.v1.Region", "Info", Allowed::Admins),
     method("hearth.v1.Region", "CreateToken", Allowed::Admins),
     method("hearth.v1.Region", "ListTokens", Allowed::Admins),
@@ -51,6 +52,9 @@ static METHODS: [Method; 37] = [
     method("hearth.v1.Region", "Backup", Allowed::Admins),
     method("hearth.v1.Region", "Dnssec", Allowed::Admins),
     method("hearth.v1.Enrollment", "Join", Allowed::Anyone),
+    method("hearth.v1.RelayEnrollment", "Join", Allowed::Anyone),
+    // By its key, which its Relay has.
+    method("hearth.v1.RelayEnrollment", "Renew", Allowed::Anyone),
     method("hearth.v1.Devices", "Session", Allowed::Devices),
     method("hearth.v1.Dials", "Dial", Allowed::Servers),
     method("hearth.v1.Dials", "Sessions", Allowed::Servers),

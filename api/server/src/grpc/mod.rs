@@ -6,6 +6,7 @@ mod enrollment;
 mod peers;
 mod pods;
 mod region;
+mod relays;
 mod resources;
 mod servers;
 
@@ -16,5 +17,6 @@ pub(crate) use peers::PeersDoor;
 pub(crate) use pods::PodsDoor;
 pub use pods::{DeviceDoorConnector, NoDevices, TunnelConnector};
 pub(crate) use region::RegionDoor;
+pub(crate) use relays::RelaysDoor;
 pub(crate) use resources::ResourcesDoor;
 pub(crate) use servers::ServersDoor;

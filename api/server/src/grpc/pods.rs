@@ -31,6 +31,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 const DOOR_TIMEOUT: Duration = Duration::from_secs(15);
 /// The answer of a device with 110 pods of 32 containers each has less than 1 MiB.
 const MAX_STATS_BYTES: usize = 4 << 20;
+/// The answer of a device with tunnels to all gateways of its roster and with all relays has less than 16 KiB.
+const MAX_LINE_BYTES: usize = 64 << 10;
 /// Words of a command at most, and bytes of all of them: what Linux takes (`execve(2)`: `MAX_ARG_STRLEN`).
 const MAX_COMMAND_WORDS: usize = 1_000;
 const MAX_COMMAND_BYTES: usize = 128 << 10;
@@ -263,6 +265,17 @@ impl v1::pods_server::Pods for PodsDoor {
         let channel = self.connector.connect(&device).await.map_err(|error| grpc(unreachable("", &device, &error)))?;
         let mut door = DeviceDoorClient::new(channel).max_decoding_message_size(MAX_STATS_BYTES);
         let asked = tokio::time::timeout(DOOR_TIMEOUT, door.stats(request)).await;
+        let late = |_| grpc(Status::new(Reason::Timeout, format!("device {:?} did not answer", device.as_str())));
+        asked.map_err(late)?.map_err(|error| from_device("", &device, error))
+    }
+
+    async fn line(&self, request: Request<v1::LineRequest>) -> Result<Response<v1::LineResponse>, tonic::Status> {
+        let request = request.into_inner();
+        parse_key("", "Node", "", &request.device).map_err(grpc)?;
+        let device = DeviceName::from(request.device.clone());
+        let channel = self.connector.connect(&device).await.map_err(|error| grpc(unreachable("", &device, &error)))?;
+        let mut door = DeviceDoorClient::new(channel).max_decoding_message_size(MAX_LINE_BYTES);
+        let asked = tokio::time::timeout(DOOR_TIMEOUT, door.line(request)).await;
         let late = |_| grpc(Status::new(Reason::Timeout, format!("device {:?} did not answer", device.as_str())));
         asked.map_err(late)?.map_err(|error| from_device("", &device, error))
     }

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     dnssec::{Step, ZoneSigning},
     resources::ResourceService,
+    server::Doors,
     tokens::{Joiner, Tokens},
 };
 
@@ -32,6 +33,7 @@ pub(crate) struct RegionDoor {
     pub(crate) backups: Backups,
     /// `None` where nobody says which servers there are.
     pub(crate) group: Option<Arc<dyn Group>>,
+    pub(crate) doors: Doors,
     /// `None` where the zone is not signed.
     pub(crate) signing: Option<Arc<ZoneSigning>>,
 }
@@ -50,6 +52,12 @@ impl RegionDoor {
 
 fn joiner(request: &v1::CreateTokenRequest) -> Result<Joiner<'_>, Status> {
     let bad = |text: &str| Err(Status::new(Reason::BadRequest, text));
+    if request.relay {
+        return match (request.owner.as_str(), request.any_owner, request.server) {
+            ("", false, false) => Ok(Joiner::Relay),
+            _ => bad("relay excludes owner, any_owner and server: a relay is nobody's"),
+        };
+    }
     match (request.owner.as_str(), request.any_owner, request.server) {
         ("", false, true) => Ok(Joiner::Server),
         (_, _, true) => bad("server and owner exclude each other: a server is nobody's"),
@@ -78,6 +86,8 @@ impl v1::region_server::Region for RegionDoor {
             incarnation: self.resources.store().incarnation().to_string(),
             revision: page.revision.0,
             servers: self.servers().await,
+            gateways: self.doors.gateways.clone(),
+            dns: self.doors.dns.clone(),
         }))
     }
 

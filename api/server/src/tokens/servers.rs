@@ -25,7 +25,7 @@ impl Tokens {
             let token = self.presented(&request.token).await?;
             if !token.for_server {
                 return Err(forbidden(
-                    "the join token is for a device: use it with `hearth join`, or make one for a server with `hearth token create --server`",
+                    "the join token is for a device or a relay: use it with `hearth join` or `hearth relay --join`, or make one for a server with `hearth token create --server`",
                 ));
             }
             match token.used_by {

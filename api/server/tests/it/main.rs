@@ -15,6 +15,7 @@ mod objects;
 mod peers;
 mod pods;
 mod region;
+mod relays;
 mod servers;
 mod store;
 mod watches;

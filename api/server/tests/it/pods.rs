@@ -78,6 +78,11 @@ impl v1::device_door_server::DeviceDoor for Door {
         Ok(Response::new(v1::StatsResponse { pods: vec![pod], device: None }))
     }
 
+    async fn line(&self, request: Request<v1::LineRequest>) -> Result<Response<v1::LineResponse>, Status> {
+        let tunnel = v1::TunnelPath { relay: request.into_inner().device, ..v1::TunnelPath::default() };
+        Ok(Response::new(v1::LineResponse { tunnels: vec![tunnel], udp: Some(false), ..v1::LineResponse::default() }))
+    }
+
     async fn metrics(&self, _: Request<v1::MetricsRequest>) -> Result<Response<v1::MetricsResponse>, Status> {
         Ok(Response::new(v1::MetricsResponse::default()))
     }
@@ -248,6 +253,9 @@ async fn usage_is_asked_of_the_device_and_an_older_one_is_said_to_be_so() {
     let client = region.admin();
     let answer = client.stats("nas", "alice").await.unwrap();
     assert_eq!(answer.pods[0].namespace, "alice");
+    let line = client.line("nas").await.unwrap();
+    assert_eq!((line.tunnels[0].relay.as_str(), line.udp), ("nas", Some(false)));
+    assert!(client.line("pi").await.expect_err("away").message.contains("has no session"));
     for (device, expected) in [("pi", "cannot ask device \"pi\", which has no session"), ("../x", "lowercase RFC 1123")]
     {
         let status = client.stats(device, "").await.expect_err("refused");

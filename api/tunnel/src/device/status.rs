@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use iroh::{TransportAddr, Watcher as _};
+use tokio::time::timeout;
 
 use super::{DeviceTunnel, Inner, lock};
 
@@ -29,8 +30,8 @@ pub struct TunnelStatus {
 /// What the relays told of this device's line. Nothing is known while no tunnel is open: a device that nobody uses asks nobody.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LineStatus {
-    /// Whether UDP gets out and back.
-    pub udp: bool,
+    /// Whether UDP gets out and back; `None` where there is no relay that could tell, and no tunnel that shows it.
+    pub udp: Option<bool>,
     /// Whether the router takes another port for each destination (RFC 4787's address-dependent mapping), so that no direct path is found
     /// to somebody behind another router; `None` where fewer than two relays answered.
     pub port_varies: Option<bool>,
@@ -63,32 +64,32 @@ impl DeviceTunnel {
         tunnels
     }
 
-    /// The device's line, as the last look at it found it.
-    pub async fn line(&self) -> Option<LineStatus> {
-        let report = self.inner.endpoint.current().await?.net_report().get()?;
-        let mut relays: Vec<_> = self
-            .inner
-            .relays
-            .urls()
-            .into_iter()
-            .filter_map(|url| {
-                let latency = report
-                    .relay_latency
-                    .iter()
-                    .filter(|(_, one, _)| **one == url)
-                    .map(|(_, _, latency)| latency)
-                    .min()?;
-                Some((self.inner.relays.get(&url)?.name, latency))
-            })
-            .collect();
+    /// The device's line, as the last look at it found it; the first one is waited for so long. `None` while no tunnel is open.
+    pub async fn line(&self, patience: Duration) -> Option<LineStatus> {
+        let mut reports = self.inner.endpoint.current().await?.net_report();
+        // Without relays there is nobody who could be asked.
+        let patience = if self.inner.relays.urls().is_empty() { Duration::ZERO } else { patience };
+        let report = timeout(patience, reports.initialized()).await.unwrap_or_default();
+        let direct = self.tunnels().iter().any(|tunnel| matches!(tunnel.path, Some(TunnelPath::Direct(_))));
+        let mut relays = Vec::new();
+        // One that is asked by UDP too, and answered by TCP.
+        let mut could_tell = false;
+        for url in self.inner.relays.urls() {
+            let of = report.relay_latency.iter().filter(|(_, one, _)| **one == url);
+            if let (Some(latency), Some(relay)) = (of.map(|(_, _, latency)| latency).min(), self.inner.relays.get(&url))
+            {
+                could_tell |= relay.discovery_port != 0;
+                relays.push((relay.name, latency));
+            }
+        }
         relays.sort_by_key(|(_, latency)| *latency);
         let public = report.global_v4.map(SocketAddr::from).or(report.global_v6.map(SocketAddr::from));
-        Some(LineStatus {
-            udp: report.udp_v4 || report.udp_v6,
-            port_varies: report.mapping_varies_by_dest_ipv4.or(report.mapping_varies_by_dest_ipv6),
-            public,
-            relays,
-        })
+        let udp = match report.udp_v4 || report.udp_v6 || direct {
+            true => Some(true),
+            false => could_tell.then_some(false),
+        };
+        let port_varies = report.mapping_varies_by_dest_ipv4.or(report.mapping_varies_by_dest_ipv6);
+        Some(LineStatus { udp, port_varies, public, relays })
     }
 }
 

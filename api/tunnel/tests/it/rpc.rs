@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use hearth_proto::v1::{
-    ExecInput, ExecOutput, LogsChunk, LogsRequest, MetricsRequest, MetricsResponse, PortForwardInput,
-    PortForwardOutput, StatsRequest, StatsResponse,
+    ExecInput, ExecOutput, LineRequest, LineResponse, LogsChunk, LogsRequest, MetricsRequest, MetricsResponse,
+    PortForwardInput, PortForwardOutput, StatsRequest, StatsResponse,
     device_door_client::DeviceDoorClient,
     device_door_server::{DeviceDoor, DeviceDoorServer},
 };
@@ -69,6 +69,10 @@ impl DeviceDoor for Door {
     }
 
     async fn stats(&self, _: Request<StatsRequest>) -> Result<Response<StatsResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn line(&self, _: Request<LineRequest>) -> Result<Response<LineResponse>, Status> {
         Err(Status::unimplemented("not here"))
     }
 

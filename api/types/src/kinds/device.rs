@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Bandwidth, Quantity};
-use crate::condition::Condition;
+use crate::{condition::Condition, names, relay::MAX_RELAYS};
 
 /// A machine of an owner. It proves itself by one of its keys; removing a key revokes it. Tools see it
 /// as the Node of the same name.
@@ -82,6 +82,112 @@ pub struct DeviceStatus {
     /// `Lending`, where it lends in some hours: whether it does now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+    /// How it is reached, as it was told last: nothing before somebody reached into it for some seconds, and what it was since then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<DeviceNetwork>,
+}
+
+/// How a device is reached, and what its line is like. Written when it changed for good; the round trips are as they were then, and are told anew
+/// where they become twice as long or half as long. `hearth trace` asks the device for those of now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeviceNetwork {
+    /// Whether its tunnel to the region's gateway goes straight there, or by a relay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<TunnelKind>,
+    /// The name of that relay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<String>,
+    /// The gateway's address, `ip:port`, where the tunnel goes straight there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// There and back through the tunnel, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round_trip_millis: Option<u32>,
+    /// Whether UDP gets out of its network and back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp: Option<UdpPassage>,
+    /// What the router does with the ports of UDP; nothing where fewer than two relays could tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapping: Option<NatMapping>,
+    /// The relays that answer, the nearest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub relays: Vec<RelayDistance>,
+    /// When the path, UDP or the mapping last changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_transition_time: Option<String>,
+}
+
+/// By what a tunnel goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TunnelKind {
+    /// Without anybody in between who knows of it.
+    Direct,
+    /// By a relay.
+    Relay,
+}
+
+/// Whether UDP gets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum UdpPassage {
+    /// It does.
+    Open,
+    /// It does not: every tunnel goes by a relay.
+    Blocked,
+}
+
+/// How a router maps ports of UDP (RFC 4787 section 4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum NatMapping {
+    /// There is no router that maps: the device has an address of the internet.
+    None,
+    /// One port for all destinations: direct paths are found.
+    EndpointIndependent,
+    /// Another port for each destination: no direct path is found to somebody behind another router.
+    AddressDependent,
+}
+
+/// How far a relay is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RelayDistance {
+    /// The relay's name.
+    pub name: String,
+    /// There and back, in milliseconds.
+    pub round_trip_millis: u32,
+}
+
+impl DeviceNetwork {
+    /// Reads what a device says of itself, which may be anything; `None` of what makes no sense or has no bound.
+    pub fn read(value: &serde_json::Value) -> Option<Self> {
+        let mut read: Self = serde_json::from_value(value.clone()).ok()?;
+        let is_name = |name: &str| names::dns_subdomain(name).is_ok();
+        let named = read.relay.iter().all(|name| is_name(name)) && read.relays.iter().all(|relay| is_name(&relay.name));
+        let addressed = read.address.iter().all(|text| text.parse::<std::net::SocketAddr>().is_ok());
+        // When that was is the region's to say.
+        read.last_transition_time = None;
+        (named && addressed && read.relays.len() <= MAX_RELAYS).then_some(read)
+    }
+
+    /// Whether both say the same but for how long it takes and when.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let said = |one: &Self| (one.path, one.relay.clone(), one.udp, one.mapping);
+        said(self) == said(other)
+    }
+
+    /// `by relay fra-2, 38 ms`, `direct, 12 ms`; empty where nothing is known.
+    pub fn path_text(&self) -> String {
+        let way = match (self.path, &self.relay) {
+            (Some(TunnelKind::Relay), Some(name)) => format!("relay {name}"),
+            (Some(TunnelKind::Relay), None) => "relay".to_owned(),
+            (Some(TunnelKind::Direct), _) => "direct".to_owned(),
+            (None, _) => return String::new(),
+        };
+        match self.round_trip_millis {
+            Some(millis) => format!("{way}, {millis} ms"),
+            None => way,
+        }
+    }
 }
 
 /// What a machine is, as its agent reports it.
@@ -111,4 +217,33 @@ pub struct DeviceInfo {
     /// What the machine lacks that isolation or limits want, in words; empty on a fit machine.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_device_says_of_its_network_is_read_or_dropped_whole() {
+        let good = json!({"path": "Relay", "relay": "fra-2", "udp": "Blocked", "roundTripMillis": 38,
+            "relays": [{"name": "fra-2", "roundTripMillis": 38}], "lastTransitionTime": "1970-01-01T00:00:00Z"});
+        let read = DeviceNetwork::read(&good).expect("read");
+        assert_eq!((read.path_text().as_str(), read.last_transition_time), ("relay fra-2, 38 ms", None));
+        for (field, bad) in [
+            ("path", json!("Tunnel")),
+            ("relay", json!("a b")),
+            ("relays", json!([{"name": "x\n", "roundTripMillis": 1}])),
+            ("relays", json!(vec![json!({"name": "a", "roundTripMillis": 1}); MAX_RELAYS + 1])),
+            ("address", json!("somewhere")),
+            ("roundTripMillis", json!(-1)),
+            ("more", json!(1)),
+        ] {
+            let mut value = good.clone();
+            value[field] = bad;
+            assert_eq!(DeviceNetwork::read(&value), None, "{field}");
+        }
+        assert_eq!(DeviceNetwork::read(&json!("x")), None);
+    }
 }

@@ -11,7 +11,10 @@ mod route;
 
 pub use app::{App, AppIngress, AppSpec, AppVolume, Permissions};
 pub use bandwidth::{BANDWIDTH_ANNOTATIONS, BadBandwidth, Bandwidth, bits as bandwidth_bits};
-pub use device::{Device, DeviceInfo, DeviceSpec, DeviceStatus, Lend, LendWindow};
+pub use device::{
+    Device, DeviceInfo, DeviceNetwork, DeviceSpec, DeviceStatus, Lend, LendWindow, NatMapping, RelayDistance,
+    TunnelKind, UdpPassage,
+};
 pub use dns_endpoint::{DNSEndpoint, DNSEndpointSpec, DNSEndpointStatus, Endpoint};
 pub use install::{Grants, Install, InstallSpec, InstallStatus, Placement};
 pub use k8s_openapi::{

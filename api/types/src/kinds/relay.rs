@@ -24,4 +24,8 @@ pub struct RelaySpec {
     /// paths through NATs on both ends are not found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discovery_port: Option<u16>,
+    /// The Ed25519 key of a relay that runs by itself, 64 hex digits: by it the relay proves that this object is its own, keeps what the object says of
+    /// where it is, and gets its certificates. Those that run in servers have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }

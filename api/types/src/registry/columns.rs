@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{Timestamp, condition, selector::text_at, time::human_duration};
+use crate::{Timestamp, condition, kinds::DeviceNetwork, selector::text_at, time::human_duration};
 
 /// What a column shows of an object.
 pub type Cell = fn(&Value, Timestamp) -> String;
@@ -303,15 +303,23 @@ pub(super) static DEVICE: &[Column] = &[
     wide("LENDING", |object, _| {
         or_none(condition::get(object, "Lending").map(|found| format!("{:?}", found.status)).unwrap_or_default())
     }),
+    wide("PATH", |object, _| or_none(network(object).map(|one| one.path_text()).unwrap_or_default())),
+    wide("UDP", |object, _| or_none(text_at(object, "status.network.udp"))),
+    wide("NAT", |object, _| or_none(text_at(object, "status.network.mapping"))),
     wide("ARCH", |object, _| text_at(object, "status.info.architecture")),
     wide("KERNEL-VERSION", |object, _| text_at(object, "status.info.kernelVersion")),
     wide("OS-IMAGE", |object, _| text_at(object, "status.info.osImage")),
 ];
 
+fn network(object: &Value) -> Option<DeviceNetwork> {
+    DeviceNetwork::read(object.pointer("/status/network")?)
+}
+
 pub(super) static RELAY: &[Column] = &[
     NAME,
     column("URL", |object, _| text_at(object, "spec.url")),
     column("DISCOVERY", |object, _| or_none(text_at(object, "spec.discoveryPort"))),
+    wide("KEY", |object, _| or_none(text_at(object, "spec.key"))),
     AGE,
 ];
 

@@ -194,6 +194,10 @@ pub(super) fn relay(object: &Value, report: &mut Report) {
     if object.pointer("/spec/discoveryPort").is_some_and(|port| *port == 0) {
         report.wrong("spec.discoveryPort", "must be 1 to 65535; leave it away where there is none");
     }
+    let key = object.pointer("/spec/key").and_then(Value::as_str);
+    if key.is_some_and(|key| key.parse::<DeviceKey>().is_err()) {
+        report.wrong("spec.key", "must be an Ed25519 public key, 64 hex digits");
+    }
 }
 
 pub(super) fn route(object: &Value, zone: &str, report: &mut Report) {

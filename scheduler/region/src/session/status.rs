@@ -11,7 +11,7 @@ use hearth_proto::v1::{ObjectStatus, StatusAck, StatusReport, region_message::Me
 use hearth_types::{
     GroupKind, Object, ObjectKey, Status, Timestamp, Uid,
     condition::{self, Condition},
-    kinds::PRESSURES,
+    kinds::{DeviceNetwork, PRESSURES},
     store::{Consistency, Expect, MAX_OPS, Op},
 };
 use serde_json::{Value, json};
@@ -267,7 +267,7 @@ fn conditions(value: &Value) -> impl Iterator<Item = &Value> {
     value.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten()
 }
 
-/// What a device runs short of, in the conditions that are its own to tell; all else of it is the region's.
+/// What a device runs short of, in the conditions that are its own to tell, and how it is reached; all else of it is the region's.
 fn device(item: &Item, base: &Object, now: Timestamp) -> Action {
     let mut value = base.value();
     let told = item.status.clone().unwrap_or_default();
@@ -278,7 +278,18 @@ fn device(item: &Item, base: &Object, now: Timestamp) -> Action {
         let message: String = said.message.chars().take(MAX_MESSAGE).collect();
         condition::set(&mut value, &Condition::new(name, said.status, reason, message), now);
     }
+    if let Some(said) = told.get("network").and_then(DeviceNetwork::read) {
+        network(&mut value, said, now);
+    }
     Action::Update { base: base.clone(), value }
+}
+
+/// How a device is reached: since when is the region's to say.
+fn network(device: &mut Value, mut said: DeviceNetwork, now: Timestamp) {
+    let known: Option<DeviceNetwork> = serde_json::from_value(device["status"]["network"].clone()).ok();
+    let since = known.filter(|known| known.is_like(&said)).and_then(|known| known.last_transition_time);
+    said.last_transition_time = Some(since.unwrap_or_else(|| now.seconds().to_string()));
+    device["status"]["network"] = json!(said);
 }
 
 /// A claim's status; and once its data is deleted, the mark by which its controller lets it go.

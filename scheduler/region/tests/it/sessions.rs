@@ -217,6 +217,34 @@ async fn silence_is_unknown_and_deletes_nothing_and_a_device_comes_back_to_the_s
 }
 
 #[tokio::test]
+async fn what_a_device_says_of_its_network_is_written_when_it_changes_and_nonsense_never() {
+    let rig = Rig::start().await;
+    let mut nas = rig.connected("nas").await;
+    let connected = |one: &serde_json::Value| condition::is_true(one, "Connected");
+    let device = rig.until(GroupKind::DEVICE, "", "nas", "Connected", connected).await;
+    let by = |relay: &str, millis: u32| json!({"network": {"path": "Relay", "relay": relay, "roundTripMillis": millis, "udp": "Blocked"}});
+    nas.report(&device, &by("fra-1", 38), false).await;
+    let stored = async || rig.get(GroupKind::DEVICE, "", "nas").await.unwrap();
+    let network = async || stored().await["status"]["network"].clone();
+    let first = network().await;
+    assert_eq!((&first["relay"], &first["udp"]), (&json!("fra-1"), &json!("Blocked")));
+    let since = first["lastTransitionTime"].clone();
+    assert!(since.is_string());
+    let before = stored().await["metadata"]["resourceVersion"].clone();
+    for nonsense in
+        [by("fra-1", 38), by("a b", 1), json!({"network": "x"}), json!({"network": {"path": "Pigeon"}}), json!({})]
+    {
+        nas.report(&device, &nonsense, false).await;
+        assert_eq!(network().await, first, "{nonsense}");
+    }
+    assert_eq!(stored().await["metadata"]["resourceVersion"], before, "nothing was written");
+    nas.report(&device, &by("fra-1", 90), false).await;
+    assert_eq!((&network().await["roundTripMillis"], &network().await["lastTransitionTime"]), (&json!(90), &since));
+    nas.report(&device, &by("fra-2", 90), false).await;
+    assert_eq!(network().await["relay"], "fra-2");
+}
+
+#[tokio::test]
 async fn heartbeats_keep_a_device_ready_and_write_nothing() {
     let rig = Rig::over(Arc::new(MemoryStore::new()), quick()).await;
     let mut device = rig.connected("nas").await;
