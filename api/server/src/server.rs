@@ -16,6 +16,7 @@ use tonic::{
 
 use crate::{
     BackupSource,
+    acme::AcmeSettings,
     ca::{CaError, CertificateAuthority},
     dnssec::ZoneSigning,
     door::{Door, GuardLayer, Room},
@@ -281,6 +282,7 @@ impl ApiServerBuilder {
             backups: Backups::new(self.backups),
             group: servers.as_ref().map(|servers| Arc::clone(servers.group())),
             signing: self.signing,
+            acme: AcmeSettings::new(resources.clone(), &self.ca)?,
         };
         let pods = PodsDoor { resources: resources.clone(), connector: self.connector };
         self.more

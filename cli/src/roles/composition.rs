@@ -9,9 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use hearth_acme::{Acme, AcmeConfig};
 use hearth_api::{
-    ApiConfig, ApiServer, BackupSource, CertificateAuthority, Frozen, PeerChannels, ResourceService, TunnelConnector,
-    ZoneSigning, server_name,
+    AcmeSettings, ApiConfig, ApiServer, BackupSource, CertificateAuthority, Frozen, PeerChannels, ResourceService,
+    TunnelConnector, ZoneSigning, server_name,
 };
 use hearth_client::Config;
 use hearth_dns::{Answerer, DnsConfig, DnsServer, Keys};
@@ -213,6 +214,15 @@ pub(super) async fn run_server(
         tunnel: tunnel_address,
         relay: relay_address,
     };
+    let acme = Acme::new(AcmeConfig {
+        zone: report.zone.clone(),
+        store: raft.clone(),
+        group: raft.clone(),
+        clock: Arc::new(SystemClock),
+        vault: Arc::new(AcmeSettings::new(Arc::clone(&resources), &ca)?),
+        routes: handle.routes(),
+        events: handle.events("certificates"),
+    });
     let starting = async {
         raft.ready().await?;
         first_objects(&resources).await;
@@ -225,6 +235,7 @@ pub(super) async fn run_server(
             // Not before the routes are known: every name would be one that nobody has.
             parts.spawn("gateway", gateway.run(stop()));
             parts.spawn("dns", dns.run(stop()));
+            parts.spawn("certificates", acme.run(stop()));
             if let Some(relay) = relay {
                 parts.spawn("relay", relay.run(stop()));
             }

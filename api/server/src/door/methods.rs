@@ -27,7 +27,7 @@ const fn method(service: &'static str, name: &'static str, allowed: Allowed) -> 
     Method { service, name, allowed }
 }
 
-static METHODS: [Method; 37] = [
+static METHODS: [Method; 38] = [
     method("hearth.v1.Resources", "Get", Allowed::Admins),
     method("hearth.v1.Resources", "List", Allowed::Admins),
     method("hearth.v1.Resources", "Watch", Allowed::Admins),
@@ -50,6 +50,7 @@ static METHODS: [Method; 37] = [
     method("hearth.v1.Region", "DeleteToken", Allowed::Admins),
     method("hearth.v1.Region", "Backup", Allowed::Admins),
     method("hearth.v1.Region", "Dnssec", Allowed::Admins),
+    method("hearth.v1.Region", "Acme", Allowed::Admins),
     method("hearth.v1.Enrollment", "Join", Allowed::Anyone),
     method("hearth.v1.Devices", "Session", Allowed::Devices),
     method("hearth.v1.Dials", "Dial", Allowed::Servers),
