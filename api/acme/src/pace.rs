@@ -28,6 +28,22 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// The same limits for a certificate whose last one lives so long: an authority that issues for hours lets them be renewed as often as that
+    /// takes, and twice.
+    #[must_use]
+    pub fn for_life(self, life: Duration) -> Self {
+        let renewals = WEEK.as_millis() * 2 / (life.as_millis() * 2 / 3).max(1);
+        let renewals = u32::try_from(renewals).unwrap_or(u32::MAX);
+        let orders = u32::try_from(u128::from(renewals) * ORDERS_WINDOW.as_millis() / WEEK.as_millis());
+        Self {
+            same_names_per_week: self.same_names_per_week.max(renewals),
+            orders: self.orders.max(orders.unwrap_or(u32::MAX)),
+            ..self
+        }
+    }
+}
+
 /// The window of [`Limits::orders`].
 pub const ORDERS_WINDOW: Duration = Duration::from_hours(3);
 
@@ -195,6 +211,15 @@ mod tests {
         assert_eq!(at(&same, &[], Wish { replaces: true, ..renew }), (NOW, ""), "as the authority suggested");
         let orders = [ago(2), ago(1), ago(1)];
         assert_eq!(at(&[], &orders, Wish { replaces: true, ..renew }).0, ago(2).plus(ORDERS_WINDOW));
+    }
+
+    #[test]
+    fn certificates_of_hours_may_be_renewed_as_often_as_they_end() {
+        let of = |hours| Limits::default().for_life(Duration::from_hours(hours));
+        assert_eq!(of(90 * 24), Limits::default());
+        assert_eq!(of(6 * 24).same_names_per_week, 5);
+        assert_eq!(of(12), Limits { same_names_per_week: 42, ..Limits::default() });
+        assert!(Limits::default().for_life(Duration::ZERO).same_names_per_week > 1_000_000);
     }
 
     #[test]

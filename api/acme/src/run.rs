@@ -277,11 +277,15 @@ impl Work<'_> {
                 next = next.min(view.next_try());
                 continue;
             }
+            let limits = view.life().map_or(limits, |life| limits.for_life(life));
             let (at, why) = pace::earliest(&limits, &issues, &orders, self.wish(view), now);
-            return match at > now {
-                true => Step::Hold(Box::new(view.clone()), at, why),
-                false => Step::Order(Box::new(view.clone())),
-            };
+            if at <= now {
+                return Step::Order(Box::new(view.clone()));
+            }
+            if !view.waits(at, why) {
+                return Step::Hold(Box::new(view.clone()), at, why);
+            }
+            next = next.min(at);
         }
         if self.authority.as_ref().is_some_and(|authority| authority.suggests) {
             for (key, view) in &self.views {
@@ -331,6 +335,11 @@ impl Work<'_> {
         }
     }
 
+    /// The Certificates for which a device's request waits.
+    fn waiting(&self) -> Vec<ObjectKey> {
+        self.views.iter().filter(|(_, view)| view.request.is_some()).map(|(key, _)| key.clone()).collect()
+    }
+
     /// Stores a change; one whose Certificate is gone is forgotten.
     async fn keep(&mut self, key: &ObjectKey, change: impl Fn(&mut Value)) -> Result<(), Status> {
         match self.objects.change(key, change).await {
@@ -352,6 +361,9 @@ impl Work<'_> {
                         "an account at the authority was made"
                     );
                     self.save_account(&settings.directory, Some(made)).await?;
+                    for key in self.waiting() {
+                        self.keep(&key, status::begin_anew).await?;
+                    }
                 }
                 (self.authority, self.account) = (Some(authority), (Timestamp::default(), 0));
             }
@@ -361,19 +373,9 @@ impl Work<'_> {
                 self.account = (now.plus(pause), failures);
                 tracing::warn!(directory = settings.directory, %error, "no account at the authority; trying again in {} s", pause.as_secs());
                 self.config.events.note(&object, true, error.kind.reason(), error.message.clone());
-                let waiting: Vec<ObjectKey> = self
-                    .views
-                    .values()
-                    .filter(|view| view.request.is_some())
-                    .map(|view| view.object.key().clone())
-                    .collect();
-                let next = self.account.0;
-                for key in waiting {
-                    // Each looks again when the account is there.
-                    self.keep(&key, |value| {
-                        status::failed(value, error.kind.reason(), &error.message, next, true, now);
-                    })
-                    .await?;
+                for key in self.waiting() {
+                    self.keep(&key, |value| status::no_account(value, error.kind.reason(), &error.message, now))
+                        .await?;
                 }
             }
         }

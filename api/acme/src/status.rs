@@ -48,6 +48,12 @@ impl View {
         Some(Self { object: object.clone(), names: spec.dns_names.into_iter().collect(), request, status })
     }
 
+    /// Whether it is said already that its order waits.
+    pub(crate) fn waits(&self, until: Timestamp, why: &str) -> bool {
+        let message = wait_message(until, why);
+        self.status.conditions.iter().any(|one| one.r#type == "Issuing" && one.message == message)
+    }
+
     /// Whether a device made this key, and asked for a certificate for it.
     pub(crate) fn knows(&self, spki: &str) -> bool {
         let asked = || self.request.as_ref().and_then(|(csr, _)| crate::facts::request(csr).ok());
@@ -56,6 +62,11 @@ impl View {
 
     pub(crate) fn not_after(&self) -> Option<Timestamp> {
         time(self.status.not_after.as_ref())
+    }
+
+    /// How long the present certificate lives in all.
+    pub(crate) fn life(&self) -> Option<std::time::Duration> {
+        Some(self.not_after()?.since(time(self.status.not_before.as_ref())?))
     }
 
     pub(crate) fn renewal_time(&self) -> Option<Timestamp> {
@@ -108,14 +119,15 @@ pub(crate) fn ordering(value: &mut Value, url: &str, challenges: &[CertificateCh
     issuing(value, Truth::True, "Ordering", "the authority looks at the proofs that the zone answers with", now);
 }
 
-/// The order waits: a limit is used up.
+/// What is said of an order that waits: a limit is used up until then.
+fn wait_message(until: Timestamp, why: &str) -> String {
+    let until = until.seconds();
+    format!("the authority's limit of {why} is used up until {until}; the certificate that is in use serves meanwhile")
+}
+
+/// The order waits. No time is set before which nothing is tried: the limit itself may be another one tomorrow.
 pub(crate) fn waiting(value: &mut Value, until: Timestamp, why: &str, now: Timestamp) {
-    let message = format!(
-        "the authority's limit of {why} is used up until {}; the region's own certificate serves meanwhile",
-        until.seconds()
-    );
-    status(value)["nextTry"] = json!(until.to_string());
-    issuing(value, Truth::False, "LimitReached", &message, now);
+    issuing(value, Truth::False, "LimitReached", &wait_message(until, why), now);
 }
 
 /// A try failed; the next one is at `next`. What was issued before stays. `resume`: the order goes on then.
@@ -127,6 +139,16 @@ pub(crate) fn failed(value: &mut Value, reason: &str, message: &str, next: Times
     status(value)["failures"] = json!(failures.saturating_add(1).min(u32::MAX.into()));
     status(value)["nextTry"] = json!(next.to_string());
     issuing(value, Truth::False, reason, &format!("{message}; tried again at {}", next.seconds()), now);
+}
+
+/// There is no account to order with. All wait for that, so that nothing is counted here.
+pub(crate) fn no_account(value: &mut Value, reason: &str, message: &str, now: Timestamp) {
+    issuing(value, Truth::False, reason, message, now);
+}
+
+/// There is another account: what others refused or could not do does not hold this one back.
+pub(crate) fn begin_anew(value: &mut Value) {
+    drop_fields(value, &["order", "failures", "nextTry"]);
 }
 
 /// The request is of no use; the device makes another.

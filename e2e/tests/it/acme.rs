@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     net::TcpListener,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -31,7 +31,7 @@ spec:
   containers:
   - name: web
     image: busybox
-    args: [sh, -c, 'echo page > /tmp/index.html; exec httpd -f -p 8080 -h /tmp']
+    args: [sh, -c, 'mkdir -p /w; echo page > /w/index.html; exec httpd -f -p 8080 -h /w']
     ports: [{name: http, containerPort: 8080}]
   ingress: {port: http}
 ---
@@ -44,17 +44,21 @@ spec: {app: web}
     instance.wait_ready("web", "alice")
 }
 
-/// A key and a certificate for an authority's own door.
+/// A root, and a key and a certificate under it for an authority's own door: `door.key`, `door.pem`. Returns the root's file.
 fn door_of(folder: &Path) -> Result<PathBuf> {
-    let (key, cert) = (folder.join("door.key"), folder.join("door.pem"));
-    let mut make = Command::new("openssl");
-    make.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
-        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout"])
-        .arg(key)
-        .arg("-out")
-        .arg(&cert);
-    command::succeed(&mut make)?;
-    Ok(cert)
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let (root_key, key) = (KeyPair::generate()?, KeyPair::generate()?);
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, "the door's root");
+    let root = params.self_signed(&root_key)?;
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let door = CertificateParams::new(names)?.signed_by(&key, &Issuer::new(params, root_key))?;
+    std::fs::write(folder.join("door.key"), key.serialize_pem())?;
+    std::fs::write(folder.join("door.pem"), door.pem())?;
+    let path = folder.join("door-root.pem");
+    std::fs::write(&path, root.pem())?;
+    Ok(path)
 }
 
 /// A port that nobody has now.
@@ -82,7 +86,7 @@ impl Pebble {
         let config = json!({"pebble": {
             "listenAddress": format!("127.0.0.1:{}", free_port()?),
             "managementListenAddress": format!("127.0.0.1:{}", free_port()?),
-            "certificate": door, "privateKey": folder.path().join("door.key"),
+            "certificate": folder.path().join("door.pem"), "privateKey": folder.path().join("door.key"),
             "httpPort": 5002, "tlsPort": 5001, "ocspResponderURL": "",
             "externalAccountBindingRequired": true, "externalAccountMACKeys": {Self::KID: Self::KEY},
             "certificateValidityPeriod": valid_seconds,
@@ -97,7 +101,9 @@ impl Pebble {
         std::fs::write(&config, self.config.to_string())?;
         let mut command = Command::new("pebble");
         command.arg("-config").arg(config).args(["-strict", "-dnsserver", &self.dns]).env("PEBBLE_VA_NOSLEEP", "1");
-        self.process = Some(Running::quiet(&mut command)?);
+        let log = std::fs::File::options().create(true).append(true).open(self.folder.path().join("log"))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.process = Some(Running(command.spawn().context("pebble; `scripts/deps.sh test` installs it")?));
         eventually("Pebble answers", command::LIMIT, || self.fetch("listenAddress", "/dir")).map(drop)
     }
 
@@ -120,6 +126,15 @@ impl Pebble {
         let path = self.folder.path().join("root.pem");
         std::fs::write(&path, self.fetch("managementListenAddress", "/roots/0")?)?;
         Ok(path)
+    }
+}
+
+impl Drop for Pebble {
+    #[expect(clippy::print_stderr, reason = "a test's, which its runner shows where it failed")]
+    fn drop(&mut self) {
+        let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        eprintln!("--- pebble\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
     }
 }
 
@@ -307,8 +322,8 @@ fn caddys_authority_issues_for_names_that_it_sees_in_the_regions_dns() -> Result
     let dns = instance.address("dns")?;
     let port = dns.rsplit_once(':').context("an address")?.1;
     netns.nft(&format!(
-        "table ip names {{ chain out {{ type nat hook output priority -100; ip daddr 127.0.0.1 udp dport 53 redirect to :{port}; \
-         ip daddr 127.0.0.1 tcp dport 53 redirect to :{port}; }} }}"
+        "table ip names {{\nchain out {{\ntype nat hook output priority -100;\nip daddr 127.0.0.1 udp dport 53 redirect to :{port}\n\
+         ip daddr 127.0.0.1 tcp dport 53 redirect to :{port}\n}}\n}}\n"
     ))?;
     let folder = tempfile::tempdir()?;
     let path = |name: &str| folder.path().join(name).display().to_string();
