@@ -54,7 +54,8 @@ impl Http {
         Ok(Self { client: builder.build().map_err(HttpError::Client)?, most: MAX_BODY, asked_pause: Arc::default() })
     }
 
-    /// A client for a log of Certificate Transparency: it trusts the system's roots and the settings'. A log on this machine may do without TLS.
+    /// A client for a log of Certificate Transparency: it trusts the system's roots and the settings'. A log on this machine may do
+    /// without TLS.
     pub(crate) fn for_log(settings: &Settings) -> Result<Self, HttpError> {
         let mut store = roots(settings.roots.as_deref())?;
         store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

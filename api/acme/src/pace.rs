@@ -1,6 +1,7 @@
 //! When an order may be made, and how long to wait after one that failed. Pure: times and chance are inputs.
 //!
-//! The limits are those that Let's Encrypt publishes (<https://letsencrypt.org/docs/rate-limits/>), which are the strictest of the large authorities;
+//! The limits are those that Let's Encrypt publishes (<https://letsencrypt.org/docs/rate-limits/>), which are the strictest of the large
+//! authorities;
 //! theirs are buckets that fill up again bit by bit, these are windows that slide, so that what is allowed here is allowed there.
 
 use std::{collections::BTreeSet, time::Duration};
@@ -29,7 +30,8 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The same limits for a certificate whose last one lives so long: an authority that issues for hours lets them be renewed as often as that
+    /// The same limits for a certificate whose last one lives so long: an authority that issues for hours lets them be renewed as often as
+    /// that
     /// takes, and twice.
     #[must_use]
     pub fn for_life(self, life: Duration) -> Self {
@@ -142,7 +144,8 @@ impl Failure {
     }
 }
 
-/// How long to wait after so many failures in a row, at least one; `asked` is what the authority's `Retry-After` says, which is never undercut, and
+/// How long to wait after so many failures in a row, at least one; `asked` is what the authority's `Retry-After` says, which is never
+/// undercut, and
 /// `chance` is 0 to 1: a part that keeps regions from coming all at once.
 pub fn pause(failure: Failure, failures: u32, asked: Option<Duration>, chance: f64) -> Duration {
     let (first, longest) = failure.pauses();
@@ -155,12 +158,14 @@ pub fn pause(failure: Failure, failures: u32, asked: Option<Duration>, chance: f
     own.max(asked.unwrap_or_default().min(MAX_ASKED)).mul_f64(1.0 + chance.clamp(0.0, 1.0) / 4.0)
 }
 
-/// When a certificate is to be renewed unless the authority suggests a time: after two thirds of its life, and up to a twentieth later by chance.
+/// When a certificate is to be renewed unless the authority suggests a time: after two thirds of its life, and up to a twentieth later by
+/// chance.
 pub fn renewal(not_before: Timestamp, not_after: Timestamp, chance: f64) -> Timestamp {
     not_before.plus(not_after.since(not_before).mul_f64(2.0 / 3.0 + chance.clamp(0.0, 1.0) / 20.0))
 }
 
-/// When a certificate is to be renewed by the authority's suggestion (RFC 9773 section 4.2): a time in its window by chance, which is kept as long as
+/// When a certificate is to be renewed by the authority's suggestion (RFC 9773 section 4.2): a time in its window by chance, which is kept
+/// as long as
 /// it lies in the window.
 pub fn suggested(start: Timestamp, end: Timestamp, known: Option<Timestamp>, chance: f64) -> Timestamp {
     if let Some(known) = known.filter(|known| start <= *known && *known <= end) {

@@ -1,4 +1,5 @@
-//! The settings by which certificates are ordered from a public authority, and what seals the secrets in them: a key that is derived from the
+//! The settings by which certificates are ordered from a public authority, and what seals the secrets in them: a key that is derived from
+//! the
 //! CA's, so that the store alone, or a look at the Secret, gives nobody the account.
 
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! How a region orders certificates of a public authority by ACME (RFC 8555): its settings, which it keeps in a Secret for all servers, and what
+//! How a region orders certificates of a public authority by ACME (RFC 8555): its settings, which it keeps in a Secret for all servers,
+//! and what
 //! its DNS answers for it.
 //!
 //! The region has the account, and orders with requests (PKCS #10) that devices make: keys stay where they were made. See
@@ -14,7 +15,8 @@ use crate::{
     names::MAX_SUBDOMAIN,
 };
 
-/// Certificates in a week for one registered domain at most, unless the operator says otherwise: Let's Encrypt's limit of "New Certificates per
+/// Certificates in a week for one registered domain at most, unless the operator says otherwise: Let's Encrypt's limit of "New
+/// Certificates per
 /// Registered Domain".
 pub const CERTIFICATES_PER_WEEK: u32 = 50;
 /// Names of one Certificate at most: what public authorities take.
@@ -259,7 +261,8 @@ pub fn may_have(name: &str, namespace: &str, zone: &str) -> Result<(), String> {
     Err(format!("must be {owner} or end in .{owner}"))
 }
 
-/// Where the zone proves a name (without `*.`): below the name itself where it is in the zone. A name elsewhere has a CNAME there that leads to
+/// Where the zone proves a name (without `*.`): below the name itself where it is in the zone. A name elsewhere has a CNAME there that
+/// leads to
 /// `<name>._acme-challenge.<owner>.<zone>`, so that its zone is changed once and never again.
 pub fn challenge_name(name: &str, owner: &str, zone: &str) -> Option<String> {
     let inside = name.strip_suffix(zone).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));

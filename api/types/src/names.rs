@@ -52,7 +52,8 @@ pub fn dns_subdomain(name: &str) -> Result<(), &'static str> {
 /// The label below an owner's under which apps are reached inside the home.
 const LAN: &str = "lan";
 
-/// How an app of an owner is called inside the home: `<app>.lan.<owner>.<zone>` of `<app>.<owner>.<zone>`; `None` where a hostname is not like that.
+/// How an app of an owner is called inside the home: `<app>.lan.<owner>.<zone>` of `<app>.<owner>.<zone>`; `None` where a hostname is not
+/// like that.
 pub fn inside_name(hostname: &str, owner: &str) -> Option<String> {
     let (app, rest) = hostname.split_once('.')?;
     let own = rest.strip_prefix(owner).is_some_and(|zone| zone.starts_with('.'));

@@ -28,7 +28,8 @@ pub(crate) enum Region {
     Dnssec(RegionDnssec),
     /// Have devices' certificates ordered from a public authority (ACME, RFC 8555), or show how that is done.
     ///
-    /// Keys are made on devices and stay there; the region has the account, and proves names by its own DNS. Without an authority, and until
+    /// Keys are made on devices and stay there; the region has the account, and proves names by its own DNS. Without an authority, and
+    /// until
     /// its certificate is there, the region's own authority signs.
     Acme(RegionAcme),
     /// Remove a server from the region, for good; its number is never given again.
@@ -40,11 +41,13 @@ pub(crate) enum Region {
     TransferLeader(RegionTransfer),
     /// Make the key by which a region that lost everything is believed again; to be kept offline.
     ///
-    /// From then on devices keep signed copies of their owner's objects. Do it on the first day: a device pins the first key that it is told.
+    /// From then on devices keep signed copies of their owner's objects. Do it on the first day: a device pins the first key that it is
+    /// told.
     RecoveryKey(RegionRecoveryKey),
     /// Make a region anew of which nothing is left but its devices and the recovery key.
     ///
-    /// Devices go over to the new region by themselves, and hand in the copies that they keep: owners' Installs, claims and routes are there
+    /// Devices go over to the new region by themselves, and hand in the copies that they keep: owners' Installs, claims and routes are
+    /// there
     /// again, and apps run on meanwhile.
     Recover(RegionRecover),
 }

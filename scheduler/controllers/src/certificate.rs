@@ -20,7 +20,8 @@ pub struct Inputs<'a> {
     pub zone: &'a str,
 }
 
-/// Makes the Certificate where it is wanted. It stays when the device serves nothing any more, or no more are ordered: what is valid goes on
+/// Makes the Certificate where it is wanted. It stays when the device serves nothing any more, or no more are ordered: what is valid goes
+/// on
 /// being used. It goes with its Device.
 pub fn reconcile(inputs: &Inputs<'_>) -> Reconciled {
     let mut out = Reconciled::default();

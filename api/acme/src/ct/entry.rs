@@ -61,7 +61,8 @@ fn logged(tbs: &TbsCertificate<'_>) -> Logged {
     }
 }
 
-/// The owners of a zone whose names a certificate has; the empty text stands for the zone itself. A wildcard of the zone has every owner's name.
+/// The owners of a zone whose names a certificate has; the empty text stands for the zone itself. A wildcard of the zone has every owner's
+/// name.
 pub(crate) fn owners(logged: &Logged, zone: &str) -> BTreeSet<String> {
     let below = |name: &String| {
         let rest = name.strip_suffix(zone)?;
