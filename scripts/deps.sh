@@ -45,6 +45,8 @@ for what in "$@"; do
         need dig bind9-dnsutils
         need delv bind9-dnsutils
         need unbound-host unbound-host
+        need pebble pebble
+        command -v caddy >/dev/null || need_unpacked usr/bin/caddy caddy caddy
         need /bin/busybox busybox-static
         need ping iputils-ping
         need mkfs.ext4 e2fsprogs

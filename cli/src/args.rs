@@ -15,8 +15,8 @@ pub(crate) use change::{
 };
 pub(crate) use live::{Attach, Debug, PortForward, Resource, Top, TopNode, TopPod, Trace};
 pub(crate) use region::{
-    Region, RegionBackup, RegionDnssec, RegionInspect, RegionMembers, RegionRecover, RegionRecoveryKey, RegionRemove,
-    RegionRestore, RegionTransfer, Roll,
+    Region, RegionAcme, RegionBackup, RegionDnssec, RegionInspect, RegionMembers, RegionRecover, RegionRecoveryKey,
+    RegionRemove, RegionRestore, RegionTransfer, Roll,
 };
 pub(crate) use view::{
     ApiResources, Completion, Describe, Events, Exec, Explain, Get, Logs, Rollout, RolloutStatus, Shell, Version, Wait,

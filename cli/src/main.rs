@@ -124,6 +124,7 @@ async fn client_verb(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Region(Region::Restore(args)) => verbs::region::restore(&args).await?,
         Command::Region(Region::Members(args)) => verbs::members::list(context, &args).await?,
         Command::Region(Region::Dnssec(args)) => verbs::dnssec::run(context, &args).await?,
+        Command::Region(Region::Acme(args)) => verbs::acme::run(context, &args).await?,
         Command::Region(Region::Remove(args)) => verbs::members::remove(context, &args).await?,
         Command::Region(Region::TransferLeader(args)) => verbs::members::transfer_leader(context, &args).await?,
         Command::Region(Region::RecoveryKey(args)) => verbs::region_recover::key(context, &args).await?,

@@ -18,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("hearth-placement", &["hearth-types"]),
     ("hearth-controllers", &["hearth-types"]),
     ("hearth-pod", &["hearth-types"]),
+    ("hearth-acme", &["hearth-types"]),
     ("hearth-client", &["hearth-proto", "hearth-types"]),
     ("hearth-raft", &["hearth-state", "hearth-proto", "hearth-types"]),
     ("hearth-region", &["hearth-placement", "hearth-controllers", "hearth-proto", "hearth-types"]),
@@ -59,6 +60,7 @@ const HEAVY: &[(&str, &str)] = &[
     ("iroh", "hearth-tunnel"),
     ("iroh-relay", "hearth-relay"),
     ("hickory-server", "hearth-dns"),
+    ("instant-acme", "hearth-acme"),
 ];
 
 /// No tokio, no network, no disk, no clock.

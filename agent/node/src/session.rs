@@ -24,7 +24,7 @@ use hearth_types::{
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -419,8 +419,7 @@ impl Live<'_> {
     ) -> Result<Infallible, End> {
         let mut beat = interval(heartbeat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut check = interval(CERTIFICATE_CHECK);
-        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut check = Instant::now();
         let mut certificates = self.session.ingress.watch();
         let mut sequence = 0;
         let mut heard = Instant::now();
@@ -444,9 +443,9 @@ impl Live<'_> {
                 () = self.session.shared.reporter.changed() => self.report().await?,
                 changed = certificates.changed() => {
                     changed.map_err(|_| End::Shutdown)?;
-                    self.ask_for_certificates().await?;
+                    check = self.ask_for_certificates().await?;
                 }
-                _ = check.tick() => self.ask_for_certificates().await?,
+                () = sleep_until(check) => check = self.ask_for_certificates().await?,
                 // Copies of the region as it is now are kept from now on: it is to send them.
                 Some(_) = self.handing_in.join_next() => return Err(End::HandedIn),
                 Some(Ok(result)) = self.dials.join_next() => send(&self.out, Up::DialResult(result)).await?,
@@ -553,12 +552,15 @@ impl Live<'_> {
         Ok(())
     }
 
-    async fn ask_for_certificates(&self) -> Result<(), End> {
+    /// Asks for what is due, and returns when to look again.
+    async fn ask_for_certificates(&self) -> Result<Instant, End> {
         let (ingress, now) = (self.session.ingress.clone(), self.session.shared.now());
-        for request in blocking(move || ingress.certificates().requests(now)).await {
+        let look = move || (ingress.certificates().requests(now), ingress.certificates().next_renewal(now));
+        let (requests, next) = blocking(look).await;
+        for request in requests {
             send(&self.out, Up::CertificateRequest(request)).await?;
         }
-        Ok(())
+        Ok(Instant::now() + next.map_or(CERTIFICATE_CHECK, |next| next.min(CERTIFICATE_CHECK)))
     }
 }
 

@@ -413,6 +413,17 @@ impl Client {
         self.servers.call(again, request, dnssec).await
     }
 
+    /// How certificates are ordered from a public authority, after a change where one is asked for.
+    pub async fn acme(
+        &self,
+        step: v1::AcmeStep,
+        settings: Option<v1::AcmeSettings>,
+    ) -> Result<v1::AcmeResponse, Status> {
+        let again = if step == v1::AcmeStep::Unspecified { Again::Safe } else { Again::Never };
+        let acme = async |channel, request| region(channel).acme(request).await;
+        self.servers.call(again, v1::AcmeRequest { step: step.into(), settings }, acme).await
+    }
+
     /// Makes a one-time token by which a device of `owner` joins. `valid` zero: the region's default.
     pub async fn create_token(&self, owner: &str, valid: Duration) -> Result<v1::CreateTokenResponse, Status> {
         self.make_token(owner, false, valid).await

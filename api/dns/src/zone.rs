@@ -25,6 +25,8 @@ const API: &str = "api";
 const MAILBOX: &str = "hostmaster";
 /// The label below an owner's under which addresses inside the home are told.
 const LAN: &str = "lan";
+/// The label below which names are proved to an authority (RFC 8555 section 8.4).
+const CHALLENGE: &str = "_acme-challenge";
 
 /// A zone whose every name has the gateways' addresses, and what owners set beside them.
 #[derive(Clone, Debug)]
@@ -267,6 +269,11 @@ impl Zone {
     fn lan_node(&self, labels: &[&[u8]], routes: &dyn RouteLookup) -> Option<Node> {
         match labels {
             [_, owner] => routes.has_names_below(&self.hostname(&[*owner])?).then(|| Node::host(Reach::No)),
+            // Certificates are for these names too.
+            [first, ..] if **first == *CHALLENGE.as_bytes() => {
+                let records = routes.records(&self.hostname(labels)?);
+                (!records.is_empty()).then(|| Node { records, ..Node::host(Reach::No) })
+            }
             [name, _, owner] => {
                 let hostname = self.hostname(&[*name, *owner])?;
                 let told =

@@ -10,6 +10,7 @@
 //! Whoever comes through the door is known by the key that the TLS handshake proved; services find the
 //! `hearth_types::identity::Identity` in the request's extensions, those mounted from outside too.
 
+mod acme;
 pub mod ca;
 mod certificate;
 mod clock;
@@ -25,6 +26,7 @@ mod server;
 mod servers;
 mod tokens;
 
+pub use acme::AcmeSettings;
 pub use ca::CertificateAuthority;
 pub use certificate::relay_tls;
 pub use clock::SystemClock;

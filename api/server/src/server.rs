@@ -16,6 +16,7 @@ use tonic::{
 
 use crate::{
     BackupSource,
+    acme::AcmeSettings,
     ca::{CaError, CertificateAuthority},
     dnssec::ZoneSigning,
     door::{Door, GuardLayer, Room},
@@ -311,6 +312,7 @@ impl ApiServerBuilder {
             group: servers.as_ref().map(|servers| Arc::clone(servers.group())),
             doors: self.doors,
             signing: self.signing,
+            acme: AcmeSettings::new(resources.clone(), &self.ca)?,
         };
         let pods = PodsDoor { resources: resources.clone(), connector: self.connector };
         self.more

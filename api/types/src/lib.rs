@@ -8,6 +8,7 @@
 //! | [`object`] | what is stored: canonical JSON with a parsed header |
 //! | [`kinds`] | what kinds there are, as typed views |
 //! | [`registry`] | per kind: names, scope, schema, defaults, columns, selectable fields |
+//! | [`acme`] | how certificates of a public authority are ordered, and what DNS answers for that |
 //! | [`admission`] | how an object that somebody sent becomes one that may be stored |
 //! | [`validate`] | names, specs and fields, with the path of what is wrong |
 //! | [`patch`] | merge patch and three-way apply |
@@ -25,6 +26,7 @@
 //! | [`tunnel`] | the traits [`tunnel::Dialer`] and [`tunnel::DialNotifier`] |
 //! | [`status`] | the one error that crosses doors, shaped as Kubernetes' `Status` |
 
+pub mod acme;
 pub mod admission;
 pub mod condition;
 pub mod dns;

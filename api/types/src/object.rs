@@ -49,6 +49,7 @@ group_kinds! {
     ROUTE = "hearth.dev" "Route",
     DNS_ENDPOINT = "externaldns.k8s.io" "DNSEndpoint",
     RELAY = "hearth.dev" "Relay",
+    CERTIFICATE = "hearth.dev" "Certificate",
 }
 
 impl GroupKind {

@@ -26,6 +26,12 @@ pub(crate) enum Region {
     ///
     /// Answers are signed from the first day; others check the signatures once the parent zone has a DS record.
     Dnssec(RegionDnssec),
+    /// Have devices' certificates ordered from a public authority (ACME, RFC 8555), or show how that is done.
+    ///
+    /// Keys are made on devices and stay there; the region has the account, and proves names by its own DNS. Without an authority, and
+    /// until
+    /// its certificate is there, the region's own authority signs.
+    Acme(RegionAcme),
     /// Remove a server from the region, for good; its number is never given again.
     ///
     /// Refused where the servers that would be left, and that answer, are no majority: the region could not be written to. A server that is
@@ -35,11 +41,13 @@ pub(crate) enum Region {
     TransferLeader(RegionTransfer),
     /// Make the key by which a region that lost everything is believed again; to be kept offline.
     ///
-    /// From then on devices keep signed copies of their owner's objects. Do it on the first day: a device pins the first key that it is told.
+    /// From then on devices keep signed copies of their owner's objects. Do it on the first day: a device pins the first key that it is
+    /// told.
     RecoveryKey(RegionRecoveryKey),
     /// Make a region anew of which nothing is left but its devices and the recovery key.
     ///
-    /// Devices go over to the new region by themselves, and hand in the copies that they keep: owners' Installs, claims and routes are there
+    /// Devices go over to the new region by themselves, and hand in the copies that they keep: owners' Installs, claims and routes are
+    /// there
     /// again, and apps run on meanwhile.
     Recover(RegionRecover),
 }
@@ -62,6 +70,46 @@ pub(crate) struct RegionDnssec {
     /// For how many seconds the parent's DS records may be cached [default: a day].
     #[arg(long, value_name = "SECONDS", default_value_t = 0, hide_default_value = true, requires = "ds_seen")]
     pub(crate) parent_ttl: u64,
+    /// The form of the answer: json or yaml.
+    #[arg(short, long)]
+    pub(crate) output: Option<Output>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RegionAcme {
+    /// Order here from now on: `letsencrypt`, `letsencrypt-staging`, or the URL of an authority's directory. All else is as said beside it.
+    #[arg(long, value_name = "URL")]
+    pub(crate) directory: Option<String>,
+    /// You agree to the authority's terms of service.
+    #[arg(long, requires = "directory")]
+    pub(crate) accept_terms: bool,
+    /// Where the authority writes to about the account. Can be repeated.
+    #[arg(long, value_name = "MAIL", requires = "directory")]
+    pub(crate) contact: Vec<String>,
+    /// The file with the roots (PEM) by which the directory's own TLS is verified [default: the system's].
+    #[arg(long, value_name = "FILE", requires = "directory")]
+    pub(crate) roots: Option<PathBuf>,
+    /// The name of the external account's key, where the authority wants one.
+    #[arg(long, value_name = "ID", requires_all = ["directory", "eab_key_file"])]
+    pub(crate) eab_kid: Option<String>,
+    /// The file with that key (HMAC, base64url).
+    #[arg(long, value_name = "FILE", requires = "eab_kid")]
+    pub(crate) eab_key_file: Option<PathBuf>,
+    /// Certificates in a week at most, renewals not counted [default: 50, Let's Encrypt's limit for one domain].
+    #[arg(long, value_name = "N", requires = "directory", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) per_week: Option<u32>,
+    /// The authority's name in CAA records [default: what its directory says]. Can be repeated.
+    #[arg(long, value_name = "DOMAIN", requires = "directory")]
+    pub(crate) caa_issuer: Vec<String>,
+    /// Publish no CAA records: any authority may issue for the zone, to whoever controls a name.
+    #[arg(long, requires = "directory", conflicts_with = "caa_issuer")]
+    pub(crate) no_caa: bool,
+    /// A log of Certificate Transparency (RFC 6962) that is read for certificates that no device asked for. Can be repeated.
+    #[arg(long, value_name = "URL", requires = "directory")]
+    pub(crate) ct_log: Vec<String>,
+    /// Order no more. Certificates that there are stay in use until they expire.
+    #[arg(long, conflicts_with = "directory")]
+    pub(crate) off: bool,
     /// The form of the answer: json or yaml.
     #[arg(short, long)]
     pub(crate) output: Option<Output>,

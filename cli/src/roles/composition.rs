@@ -9,8 +9,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use hearth_acme::{Acme, AcmeConfig};
 use hearth_api::{
-    ApiConfig, ApiServer, BackupSource, CertificateAuthority, Doors, Frozen, PeerChannels, ResourceService,
+    AcmeSettings, ApiConfig, ApiServer, BackupSource, CertificateAuthority, Doors, Frozen, PeerChannels, ResourceService,
     TunnelConnector, ZoneSigning, server_name,
 };
 use hearth_client::Config;
@@ -217,6 +218,15 @@ pub(super) async fn run_server(
         tunnel: tunnel_address,
         relay: relay_address,
     };
+    let acme = Acme::new(AcmeConfig {
+        zone: report.zone.clone(),
+        store: raft.clone(),
+        group: raft.clone(),
+        clock: Arc::new(SystemClock),
+        vault: Arc::new(AcmeSettings::new(Arc::clone(&resources), &ca)?),
+        routes: handle.routes(),
+        events: handle.events("certificates"),
+    });
     let starting = async {
         raft.ready().await?;
         first_objects(&resources).await;
@@ -229,6 +239,7 @@ pub(super) async fn run_server(
             // Not before the routes are known: every name would be one that nobody has.
             parts.spawn("gateway", gateway.run(stop()));
             parts.spawn("dns", dns.run(stop()));
+            parts.spawn("certificates", acme.run(stop()));
             if let Some(relay) = relay {
                 parts.spawn("relay", relay.run(stop()));
             }

@@ -1,5 +1,6 @@
 //! The client verbs, one file each.
 
+pub(crate) mod acme;
 pub(crate) mod agent_check;
 pub(crate) mod api_resources;
 pub(crate) mod apply;

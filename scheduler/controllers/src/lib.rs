@@ -11,6 +11,7 @@
 //! | [`pod`] | pods that nothing will end are removed |
 //! | [`node`] | a Node per Device, Ready while its session lives |
 //! | [`claim`] | the phase of claims, and their finalizer until the data is gone |
+//! | [`certificate`] | a Certificate for each device that serves its owner's apps, where a public authority issues |
 //! | [`route`] | the endpoints of a Route |
 //! | [`namespace`] | a namespace's contents go before it |
 //! | [`garbage`] | objects whose owner is gone |
@@ -18,6 +19,7 @@
 //! | [`expiry`] | old Events and join tokens |
 
 mod action;
+pub mod certificate;
 pub mod claim;
 pub mod deployment;
 pub mod expiry;

@@ -36,6 +36,9 @@ pub(crate) enum View {
     Device {
         owner: Box<str>,
     },
+    Certificate {
+        device: Box<str>,
+    },
     Other,
 }
 
@@ -83,6 +86,8 @@ impl Entry {
             View::Install { app: text("/spec/app").unwrap_or_default().into() }
         } else if *object.kind() == GroupKind::DEVICE {
             View::Device { owner: text("/spec/owner").unwrap_or_default().into() }
+        } else if *object.kind() == GroupKind::CERTIFICATE {
+            View::Certificate { device: text("/spec/device").unwrap_or_default().into() }
         } else {
             View::Other
         };
@@ -181,6 +186,7 @@ pub(crate) struct Cache {
     pods_on: HashMap<Box<str>, BTreeSet<ObjectKey>>,
     claims_on: HashMap<Box<str>, BTreeSet<ObjectKey>>,
     routes_on: HashMap<Box<str>, BTreeSet<ObjectKey>>,
+    certificates_on: HashMap<Box<str>, BTreeSet<ObjectKey>>,
     hostnames: HashMap<Box<str>, BTreeSet<ObjectKey>>,
     /// Which Routes want which port, the first of a port having it.
     ports: BTreeSet<PortClaim>,
@@ -231,6 +237,16 @@ impl Cache {
 
     pub(crate) fn claims_on(&self, device: &str) -> impl Iterator<Item = &Entry> {
         self.claims_on.get(device).into_iter().flatten().filter_map(|key| self.objects.get(key))
+    }
+
+    /// The Certificates whose keys a device has.
+    pub(crate) fn certificates_on(&self, device: &str) -> impl Iterator<Item = &Entry> {
+        self.certificates_on.get(device).into_iter().flatten().filter_map(|key| self.objects.get(key))
+    }
+
+    /// Whether a Route of an owner leads to a device, by its endpoints.
+    pub(crate) fn serves(&self, device: &str, owner: &str) -> bool {
+        self.routes_on.get(device).into_iter().flatten().any(|key| *key.namespace == *owner)
     }
 
     /// The Routes that lead to a device: by their endpoints, or by pods of it in these namespaces.
@@ -393,6 +409,7 @@ impl Cache {
             View::Pod { view, .. } if add && view.is_active() => drop(self.pending.insert(key.clone())),
             View::Pod { .. } => drop(self.pending.remove(key)),
             View::Claim { device: Some(device) } => toggle(&mut self.claims_on, device, key, add),
+            View::Certificate { device } => toggle(&mut self.certificates_on, device, key, add),
             View::Route { hostname, devices, claim, .. } => {
                 match claim {
                     Some(claim) if add => drop(self.ports.insert(claim.clone())),

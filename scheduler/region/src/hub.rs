@@ -126,7 +126,7 @@ impl Hub {
     /// A kind is this now.
     pub(crate) fn observe_list(&self, kind: &GroupKind, objects: Vec<Object>, revision: Revision) {
         self.take_in(|cache| cache.replace(kind, objects, revision));
-        if *kind == GroupKind::ROUTE || *kind == GroupKind::DNS_ENDPOINT {
+        if [GroupKind::ROUTE, GroupKind::DNS_ENDPOINT, GroupKind::CERTIFICATE].contains(kind) {
             self.routes.set_primed(kind);
         }
     }
@@ -160,6 +160,8 @@ impl Hub {
                 self.routes.set(key, now, revision);
             } else if *entry.object.kind() == GroupKind::DNS_ENDPOINT {
                 self.routes.set_records(key, now, revision);
+            } else if *entry.object.kind() == GroupKind::CERTIFICATE || *key == hearth_types::acme::object_key() {
+                self.routes.set_named(key, crate::routes::of_orders(now, &self.config.zone), revision);
             }
         }
         if changes.iter().filter_map(Change::either).any(|entry| *entry.object.kind() == GroupKind::RELAY) {
@@ -302,6 +304,7 @@ impl Hub {
         }
         for entry in cache.of_kind(GroupKind::DEVICE) {
             let key = reconcile::node_key(entry.object.name());
+            self.queue.add(Key { controller: Controller::Certificate, object: entry.object.key().clone() });
             self.queue.add(key.clone());
             self.queue.add_after(key, silence);
         }

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 pub use config::{Config, Timing};
 use hearth_proto::v1::{devices_server::DevicesServer, dials_server::DialsServer, recovery_server::RecoveryServer};
-use hearth_types::{relay::Relay, routes::RouteLookup, tunnel::DialNotifier};
+use hearth_types::{acme::EventSink, relay::Relay, routes::RouteLookup, tunnel::DialNotifier};
 pub use recovery::RecoveryService;
 pub use remote::ServerChannels;
 pub use session::{DevicesService, DialsService};
@@ -97,6 +97,11 @@ impl RegionHandle {
     /// Asks devices to dial, through their sessions, here or at the server that leads.
     pub fn dial_notifier(&self) -> Arc<dyn DialNotifier> {
         Arc::new(session::Dialling::new(Arc::clone(&self.hub)))
+    }
+
+    /// Takes events of another part of this server. They are told while it leads.
+    pub fn events(&self, component: &'static str) -> Arc<dyn EventSink> {
+        Arc::new(recorder::Events { hub: Arc::clone(&self.hub), component })
     }
 
     /// The routes as they are now, for DNS and gateway.

@@ -3,13 +3,14 @@
 use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use hearth_controllers::{
-    Action, Reconciled, SeenPod, claim, deployment, garbage, install, namespace, node, pod, refusal, replicaset, route,
+    Action, Reconciled, SeenPod, certificate, claim, deployment, garbage, install, namespace, node, pod, refusal, replicaset,
+    route,
 };
 use hearth_types::{GroupKind, Object, ObjectKey, Status, Uid, kinds::labels, routes::PortClaim, store::Consistency};
 use tracing::Instrument as _;
 
 use crate::{
-    cache::{Cache, Entry},
+    cache::{Cache, Entry, View},
     hub::Hub,
     queue::Outcome,
     recorder::Note,
@@ -271,6 +272,21 @@ fn controller(hub: &Hub, key: &Key, absent: &Absent) -> Reconciled {
             drop(cache);
             namespace::reconcile(&object, &contents, now)
         }
+        Controller::Certificate => {
+            let cache = hub.cache();
+            let Some(object) = object(&cache) else { return Reconciled::default() };
+            let View::Device { owner } = cache.get(&key.object).map_or(View::Other, |entry| entry.view.clone()) else {
+                return Reconciled::default();
+            };
+            let inputs = certificate::Inputs {
+                device: &object,
+                ordered: cache.get(&hearth_types::acme::object_key()).is_some(),
+                serves: cache.serves(object.name(), &owner),
+                exists: cache.object(GroupKind::CERTIFICATE, &owner, object.name()).is_some(),
+                zone: &hub.config.zone,
+            };
+            certificate::reconcile(&inputs)
+        }
         Controller::Garbage => {
             let Some(object) = object(&hub.cache()) else { return Reconciled::default() };
             garbage::reconcile(&object, |uid| !absent.owners.contains(uid))
@@ -301,7 +317,7 @@ fn install(hub: &Hub, key: &Key) -> Reconciled {
     let (namespace, name) = (object.namespace(), object.name());
     let find = |kind: GroupKind| cache.object(kind, namespace, name).map(|entry| entry.object.clone());
     let app = match &entry.view {
-        crate::cache::View::Install { app } => cache.object(GroupKind::APP, "", app).map(|entry| entry.object.clone()),
+        View::Install { app } => cache.object(GroupKind::APP, "", app).map(|entry| entry.object.clone()),
         _ => None,
     };
     let (deployment, route) = (find(GroupKind::DEPLOYMENT), find(GroupKind::ROUTE));

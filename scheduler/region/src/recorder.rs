@@ -7,7 +7,7 @@ use std::{
 };
 
 use hearth_controllers::Action;
-use hearth_types::{GroupKind, Object, ObjectKey, Timestamp, Uid};
+use hearth_types::{GroupKind, Object, ObjectKey, Timestamp, Uid, acme::EventSink};
 use serde_json::json;
 use tokio::{sync::mpsc, time::Instant};
 
@@ -40,6 +40,18 @@ pub(crate) struct Note {
     pub(crate) reason: String,
     pub(crate) message: String,
     pub(crate) component: String,
+}
+
+/// Takes events of another part of the server.
+pub(crate) struct Events {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) component: &'static str,
+}
+
+impl EventSink for Events {
+    fn note(&self, regarding: &Object, warning: bool, reason: &str, message: String) {
+        self.hub.recorder.note(Note::about(regarding, warning, reason, message, self.component));
+    }
 }
 
 impl Note {

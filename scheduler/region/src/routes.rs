@@ -9,15 +9,15 @@ use std::{
 };
 
 use hearth_types::{
-    BoxFuture, DeviceName, GroupKind, Object, ObjectKey, Revision,
+    BoxFuture, DeviceName, GroupKind, Object, ObjectKey, Revision, acme,
     dns::record::{RecordKind, ZoneRecord},
     routes::{PortClaim, RouteEntry, RouteLookup},
 };
 use serde_json::Value;
 use tokio::sync::watch;
 
-/// Routes and DNSEndpoints are known.
-const KINDS: u32 = 3;
+/// Routes, DNSEndpoints and Certificates are known.
+const KINDS: u32 = 7;
 
 #[derive(Default)]
 struct Table {
@@ -46,7 +46,11 @@ pub(crate) struct RouteTable {
 impl RouteTable {
     /// All objects of a kind that there are were set.
     pub(crate) fn set_primed(&self, kind: &GroupKind) {
-        let bit = if *kind == GroupKind::ROUTE { 1 } else { 2 };
+        let bit = match &*kind.kind {
+            "Route" => 1,
+            "Certificate" => 4,
+            _ => 2,
+        };
         self.primed.fetch_or(bit, Ordering::Release);
     }
 
@@ -76,7 +80,11 @@ impl RouteTable {
 
     /// The records of a DNSEndpoint are these now, or are gone. `revision` is that of the change.
     pub(crate) fn set_records(&self, key: &ObjectKey, object: Option<&Object>, revision: Revision) {
-        let records = object.map(|object| records(&object.value())).unwrap_or_default();
+        self.set_named(key, object.map(|object| records(&object.value())).unwrap_or_default(), revision);
+    }
+
+    /// What the zone answers because of an object is this now. `revision` is that of the change.
+    pub(crate) fn set_named(&self, key: &ObjectKey, records: BTreeMap<Box<str>, Vec<ZoneRecord>>, revision: Revision) {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let before: BTreeMap<Box<str>, Vec<ZoneRecord>> = table
             .names
@@ -133,6 +141,23 @@ fn records(object: &Value) -> BTreeMap<Box<str>, Vec<ZoneRecord>> {
         let records: Vec<_> = data.map(|data| ZoneRecord { kind, ttl, data: data.into() }).collect();
         if !records.is_empty() {
             all.entry(name.into()).or_default().extend(records);
+        }
+    }
+    all
+}
+
+/// What an order of a Certificate has the zone answer, and what the settings of orders do.
+pub(crate) fn of_orders(object: Option<&Object>, zone: &str) -> BTreeMap<Box<str>, Vec<ZoneRecord>> {
+    let mut all: BTreeMap<Box<str>, Vec<ZoneRecord>> = BTreeMap::new();
+    let Some(object) = object else { return all };
+    if *object.kind() == GroupKind::CERTIFICATE {
+        for (name, record) in acme::challenge_records(&object.value(), zone) {
+            all.entry(name.into()).or_default().push(record);
+        }
+    } else if let Ok(settings) = acme::Settings::read(&object.value()) {
+        let records = settings.caa_records();
+        if !records.is_empty() {
+            all.insert(zone.into(), records);
         }
     }
     all
@@ -353,6 +378,7 @@ mod tests {
         table.set_primed(&GroupKind::ROUTE);
         assert!(!table.primed(), "records are not known yet");
         table.set_primed(&GroupKind::DNS_ENDPOINT);
+        table.set_primed(&GroupKind::CERTIFICATE);
         assert!(table.primed());
     }
 

@@ -17,6 +17,7 @@ pub(crate) enum Controller {
     Claim,
     Route,
     Namespace,
+    Certificate,
     Garbage,
 }
 
@@ -32,6 +33,7 @@ impl Controller {
             Self::Claim => "claim",
             Self::Route => "route",
             Self::Namespace => "namespace",
+            Self::Certificate => "certificate",
             Self::Garbage => "garbage",
         }
     }
@@ -112,6 +114,7 @@ pub(crate) fn of(cache: &Cache, change: &Change) -> Effects {
         }
         "Device" => {
             effects.key(Controller::Node, ObjectKey::new(GroupKind::NODE, "", &key.name));
+            effects.key(Controller::Certificate, key.clone());
             effects.devices.insert(key.name.clone());
             effects.placement = true;
             // What it lends may end with its hours.
@@ -129,12 +132,30 @@ pub(crate) fn of(cache: &Cache, change: &Change) -> Effects {
             effects.devices.extend(change.both().filter_map(|entry| entry.claim_device().map(Into::into)));
             users(cache, &key, &mut effects);
         }
+        "Secret" if key == hearth_types::acme::object_key() => {
+            for device in cache.of_kind(GroupKind::DEVICE) {
+                effects.key(Controller::Certificate, device.object.key().clone());
+            }
+        }
         "ConfigMap" | "Secret" => users(cache, &key, &mut effects),
+        "Certificate" => {
+            for entry in change.both() {
+                if let View::Certificate { device } = &entry.view {
+                    effects.devices.insert(device.clone());
+                    effects.key(Controller::Certificate, ObjectKey::new(GroupKind::DEVICE, "", device));
+                }
+            }
+        }
         "Route" => {
             effects.key(Controller::Route, key.clone());
             effects.install_of(entry);
             for entry in change.both() {
                 route_devices(cache, entry, &mut effects.devices);
+                if let View::Route { devices, .. } = &entry.view {
+                    for device in devices {
+                        effects.key(Controller::Certificate, ObjectKey::new(GroupKind::DEVICE, "", device));
+                    }
+                }
                 port_rivals(cache, entry, &mut effects);
             }
         }

@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use hearth_proto::v1;
@@ -20,13 +21,17 @@ use rustls::{
 use tokio::sync::watch;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
-use crate::files::{self, FileError};
+use super::public::Public;
+use crate::{
+    desired::Objects,
+    files::{self, FileError},
+};
 
 /// The longest chain that is taken, in bytes of PEM and in certificates.
 const MAX_CHAIN_BYTES: usize = 64 << 10;
 const MAX_CHAIN: usize = 8;
 /// After how long a request that was not answered, or refused, is made again, in milliseconds.
-const RETRY_MILLIS: i64 = 30_000;
+pub(super) const RETRY_MILLIS: i64 = 30_000;
 /// Requests on their way at once.
 const MAX_IN_FLIGHT: usize = 16;
 
@@ -55,9 +60,11 @@ struct Host {
     not_before_retry: Timestamp,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     hosts: BTreeMap<String, Host>,
+    /// Those of a public authority.
+    public: Public,
     next_id: u64,
 }
 
@@ -77,7 +84,9 @@ struct Inner {
 impl Certificates {
     pub(crate) fn open(dir: PathBuf) -> Result<Self, FileError> {
         files::private_dir(&dir)?;
-        let inner = Inner { dir, state: Mutex::default(), changes: watch::channel(0).0 };
+        let public = Public::open(dir.join("public"))?;
+        let state = Mutex::new(State { hosts: BTreeMap::new(), public, next_id: 0 });
+        let inner = Inner { dir, state, changes: watch::channel(0).0 };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -120,6 +129,13 @@ impl Certificates {
         }
     }
 
+    /// The objects of this device are these now: Certificates among them are followed. Reads and writes small files.
+    pub(crate) fn follow(&self, objects: &Objects) {
+        self.state().public.follow(objects);
+        // A Certificate may want to be asked for.
+        self.changed();
+    }
+
     fn key_path(&self, name: &str) -> PathBuf {
         self.inner.dir.join(format!("{name}.key"))
     }
@@ -136,7 +152,7 @@ impl Certificates {
             return host;
         };
         if let Some(chain) = read(&self.chain_path(name)) {
-            match certified(name, &key, chain.as_bytes()) {
+            match certified_for(name, &key, chain.as_bytes()) {
                 Ok((certificate, life)) => host.take(certificate, life),
                 Err(error) => tracing::warn!(name, %error, "a certificate on this device's disk is of no use"),
             }
@@ -145,20 +161,23 @@ impl Certificates {
         host
     }
 
-    /// The certificate of a name, and whether the name is served at all.
+    /// The certificate of a name, and whether the name is served at all. A valid one of a public authority comes first.
     pub(crate) fn get(&self, name: &str) -> (bool, Option<Arc<CertifiedKey>>) {
-        match self.state().hosts.get(name) {
-            Some(host) => (true, host.certificate.clone()),
+        let state = self.state();
+        match state.hosts.get(name) {
+            Some(host) => (true, state.public.get(name).or_else(|| host.certificate.clone())),
             None => (false, None),
         }
     }
 
     /// A session begins: what was asked before will not be answered.
     pub(crate) fn begin_session(&self) {
-        for host in self.state().hosts.values_mut() {
+        let mut state = self.state();
+        for host in state.hosts.values_mut() {
             host.asked = None;
             host.not_before_retry = Timestamp(0);
         }
+        state.public.begin_session();
     }
 
     /// The region has this CA since it was recovered: certificates of the one before are to be replaced, and serve until then.
@@ -176,8 +195,8 @@ impl Certificates {
     pub(crate) fn requests(&self, now: Timestamp) -> Vec<v1::CertificateRequest> {
         let mut state = self.state();
         let mut in_flight = state.hosts.values().filter(|host| host.asked.is_some()).count();
-        let State { hosts, next_id } = &mut *state;
-        let mut requests = Vec::new();
+        let State { hosts, public, next_id } = &mut *state;
+        let mut requests = public.requests(now, next_id);
         for (name, host) in hosts.iter_mut() {
             if in_flight >= MAX_IN_FLIGHT || !host.is_due(now) {
                 continue;
@@ -191,6 +210,7 @@ impl Certificates {
                         id: *next_id,
                         csr_der: csr_der.into(),
                         names: vec![name.clone()],
+                        certificate: String::new(),
                     });
                 }
                 Err(error) => {
@@ -200,6 +220,11 @@ impl Certificates {
             }
         }
         requests
+    }
+
+    /// How long until a certificate of a public authority is to be renewed, if one has yet to be.
+    pub(crate) fn next_renewal(&self, now: Timestamp) -> Option<Duration> {
+        self.state().public.next_renewal(now)
     }
 
     fn request(&self, name: &str, host: &mut Host) -> Result<Vec<u8>, String> {
@@ -219,6 +244,9 @@ impl Certificates {
     /// The region's answer to a request. Blocks.
     pub(crate) fn answer(&self, answer: &v1::Certificate, now: Timestamp) {
         let mut state = self.state();
+        if state.public.answer(answer.id, crate::reporter::clip(&answer.error, 512), now) {
+            return;
+        }
         let asked = |host: &Host| host.asked.is_some_and(|(id, _)| id == answer.id);
         let Some((name, host)) = state.hosts.iter_mut().find(|(_, host)| asked(host)) else { return };
         host.asked = None;
@@ -240,7 +268,7 @@ impl Certificates {
 
     fn take(&self, name: &str, host: &mut Host, chain: &[u8]) -> Result<(), ChainError> {
         let key = host.key.as_ref().ok_or(ChainError::OtherKey)?;
-        let (certificate, life) = certified(name, key, chain)?;
+        let (certificate, life) = certified_for(name, key, chain)?;
         files::replace(&self.chain_path(name), chain, true)?;
         host.take(certificate, life);
         Ok(())
@@ -260,7 +288,7 @@ fn read(path: &Path) -> Option<String> {
 impl Host {
     fn take(&mut self, certificate: Arc<CertifiedKey>, (begins, ends): (Timestamp, Timestamp)) {
         self.certificate = Some(certificate);
-        self.renew_at = Timestamp(begins.0 + (ends.0 - begins.0) / 3 * 2);
+        self.renew_at = two_thirds((begins, ends));
         self.expires_at = ends;
     }
 
@@ -290,10 +318,33 @@ fn key_ids(certificate: &CertificateDer<'_>) -> (Option<Vec<u8>>, Option<Vec<u8>
     (own, issuer)
 }
 
-type Life = (Timestamp, Timestamp);
+/// When a certificate begins and ends to be valid.
+pub(super) type Life = (Timestamp, Timestamp);
+
+/// When two thirds of a life are over.
+pub(super) fn two_thirds((begins, ends): Life) -> Timestamp {
+    Timestamp(begins.0 + (ends.0 - begins.0) / 3 * 2)
+}
+
+/// The first certificate of a chain, as DER.
+pub(super) fn leaf(chain: &[u8]) -> Option<Vec<u8>> {
+    Some(CertificateDer::pem_slice_iter(chain).next()?.ok()?.to_vec())
+}
 
 /// A key with its chain, checked: the leaf is for this key and this name.
-fn certified(name: &str, key: &KeyPair, chain: &[u8]) -> Result<(Arc<CertifiedKey>, Life), ChainError> {
+fn certified_for(name: &str, key: &KeyPair, chain: &[u8]) -> Result<(Arc<CertifiedKey>, Life), ChainError> {
+    let (certificate, names, life) = certified(key, chain)?;
+    if !names.contains(name) {
+        return Err(ChainError::OtherName(name.to_owned()));
+    }
+    Ok((certificate, life))
+}
+
+/// A key with its chain, checked: the leaf is for this key. Its names are in lower case.
+pub(super) fn certified(
+    key: &KeyPair,
+    chain: &[u8],
+) -> Result<(Arc<CertifiedKey>, BTreeSet<String>, Life), ChainError> {
     let malformed = |error: &dyn std::fmt::Display| ChainError::Malformed(error.to_string());
     if chain.len() > MAX_CHAIN_BYTES {
         return Err(ChainError::Malformed(format!("it has {} bytes", chain.len())));
@@ -305,15 +356,14 @@ fn certified(name: &str, key: &KeyPair, chain: &[u8]) -> Result<(Arc<CertifiedKe
     let leaf = chain.first().filter(|_| chain.len() <= MAX_CHAIN);
     let leaf = leaf.ok_or_else(|| ChainError::Malformed(format!("it has {} certificates", chain.len())))?;
     let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| malformed(&error))?;
-    let named = parsed.extensions().iter().any(|extension| match extension.parsed_extension() {
-        ParsedExtension::SubjectAlternativeName(names) => names
-            .general_names
-            .iter()
-            .any(|one| matches!(one, GeneralName::DNSName(dns) if dns.eq_ignore_ascii_case(name))),
-        _ => false,
-    });
-    if !named {
-        return Err(ChainError::OtherName(name.to_owned()));
+    let mut names = BTreeSet::new();
+    for extension in parsed.extensions() {
+        if let ParsedExtension::SubjectAlternativeName(all) = extension.parsed_extension() {
+            names.extend(all.general_names.iter().filter_map(|one| match one {
+                GeneralName::DNSName(dns) => Some(dns.to_ascii_lowercase()),
+                _ => None,
+            }));
+        }
     }
     let validity = parsed.validity();
     let life = [validity.not_before, validity.not_after].map(|time| Timestamp(time.timestamp().saturating_mul(1000)));
@@ -321,7 +371,7 @@ fn certified(name: &str, key: &KeyPair, chain: &[u8]) -> Result<(Arc<CertifiedKe
     let signer = any_ecdsa_type(&der).map_err(|error| malformed(&error))?;
     let certified = CertifiedKey::new(chain, signer);
     certified.keys_match().map_err(|_| ChainError::OtherKey)?;
-    Ok((Arc::new(certified), (life[0], life[1])))
+    Ok((Arc::new(certified), names, (life[0], life[1])))
 }
 
 impl ResolvesServerCert for Certificates {
@@ -390,7 +440,7 @@ pub(super) mod tests {
         // A name that goes takes its key along.
         again.serve(names(&[]));
         assert!(matches!(again.get("a.alice.test"), (false, None)));
-        assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 0);
+        assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 1, "the folder of public ones alone");
     }
 
     #[test]
@@ -421,7 +471,7 @@ pub(super) mod tests {
         assert!(host.is_due(Timestamp(0)), "without a certificate at once");
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
         let cert = CertificateParams::new(vec!["a.test".into()]).expect("names").self_signed(&key).expect("signed");
-        let (certificate, life) = certified("a.test", &key, cert.pem().as_bytes()).expect("certified");
+        let (certificate, life) = certified_for("a.test", &key, cert.pem().as_bytes()).expect("certified");
         host.take(certificate.clone(), life);
         host.take(certificate, (Timestamp(NOW.0 - 2000), Timestamp(NOW.0 + 1000)));
         assert_eq!(host.renew_at, NOW);
@@ -434,7 +484,7 @@ pub(super) mod tests {
         #[test]
         fn arbitrary_chains_never_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
             let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
-            assert!(certified("a.test", &key, &bytes).is_err());
+            assert!(certified_for("a.test", &key, &bytes).is_err());
         }
     }
 }

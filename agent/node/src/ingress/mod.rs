@@ -8,6 +8,7 @@ mod origin;
 mod page;
 mod place;
 mod proxy;
+mod public;
 mod relay;
 mod serve;
 mod target;
@@ -23,7 +24,7 @@ use std::{
 use hearth_types::{
     GroupKind,
     kinds::{IntOrString, Route, RouteProtocol},
-    names::dns_subdomain,
+    names::{dns_subdomain, inside_name},
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -150,9 +151,17 @@ impl Ingress {
                 }
             }
         }
+        // Inside the home an app has another name, by which it is found without the internet.
+        let inside =
+            |(name, view): (&String, &Arc<RouteView>)| Some((inside_name(name, &view.namespace)?, Arc::clone(view)));
+        let inside: Vec<_> = table.names.iter().filter_map(inside).collect();
+        for (name, view) in inside {
+            table.names.entry(name).or_insert(view);
+        }
         let names = table.names.keys().cloned().collect();
         *self.inner.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
         self.inner.certificates.serve(names);
+        self.inner.certificates.follow(objects);
     }
 
     fn route(&self, hostname: &str) -> Option<Arc<RouteView>> {

@@ -27,7 +27,7 @@ const fn method(service: &'static str, name: &'static str, allowed: Allowed) -> 
     Method { service, name, allowed }
 }
 
-static METHODS: [Method; 40] = [
+static METHODS: [Method; 41] = [
     method("hearth.v1.Resources", "Get", Allowed::Admins),
     method("hearth.v1.Resources", "List", Allowed::Admins),
     method("hearth.v1.Resources", "Watch", Allowed::Admins),
@@ -51,6 +51,7 @@ static METHODS: [Method; 40] = [
     method("hearth.v1.Region", "DeleteToken", Allowed::Admins),
     method("hearth.v1.Region", "Backup", Allowed::Admins),
     method("hearth.v1.Region", "Dnssec", Allowed::Admins),
+    method("hearth.v1.Region", "Acme", Allowed::Admins),
     method("hearth.v1.Enrollment", "Join", Allowed::Anyone),
     method("hearth.v1.RelayEnrollment", "Join", Allowed::Anyone),
     // By its key, which its Relay has.

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use hearth_proto::v1;
 use hearth_types::{
     GroupKind, Reason, Status,
+    acme::{CERTIFICATES_PER_WEEK, Settings},
     dns::keys::Role,
     group::{Group, MAX_SERVERS},
     store::{Consistency, Query},
@@ -16,6 +17,7 @@ use super::{
     convert::grpc,
 };
 use crate::{
+    acme::{AcmeSettings, Asked},
     dnssec::{Step, ZoneSigning},
     resources::ResourceService,
     server::Doors,
@@ -36,6 +38,7 @@ pub(crate) struct RegionDoor {
     pub(crate) doors: Doors,
     /// `None` where the zone is not signed.
     pub(crate) signing: Option<Arc<ZoneSigning>>,
+    pub(crate) acme: AcmeSettings,
 }
 
 impl RegionDoor {
@@ -48,6 +51,48 @@ impl RegionDoor {
             Ok(Err(_)) | Err(_) => Vec::new(),
         }
     }
+}
+
+/// What a person said of how certificates are ordered.
+fn asked(said: v1::AcmeSettings) -> Result<Asked, Status> {
+    let bad = |text: &str| Status::new(Reason::BadRequest, text);
+    let binding = match (said.eab_kid.is_empty(), said.eab_key.is_empty()) {
+        (true, true) => None,
+        (false, false) => Some((said.eab_kid, said.eab_key)),
+        _ => return Err(bad("an external account has a name and a key: give both, or none to keep what there is")),
+    };
+    let roots = String::from_utf8(said.roots_pem.to_vec()).map_err(|_| bad("the roots are no text: PEM is needed"))?;
+    let settings = Settings {
+        contacts: said.contacts,
+        roots: Some(roots).filter(|roots| !roots.is_empty()),
+        certificates_per_week: match said.certificates_per_week {
+            0 => CERTIFICATES_PER_WEEK,
+            number => number,
+        },
+        issuers: said.issuers,
+        no_caa: said.no_caa,
+        logs: said.logs,
+        ..Settings::new(&said.directory)
+    };
+    Ok(Asked { settings, binding })
+}
+
+/// What is told of the settings: all but what is secret.
+fn told(settings: Settings) -> v1::AcmeResponse {
+    let caa = settings.caa();
+    let account = settings.own_account().map(|account| account.uri.clone()).unwrap_or_default();
+    let settings = v1::AcmeSettings {
+        directory: settings.directory,
+        contacts: settings.contacts,
+        roots_pem: settings.roots.unwrap_or_default().into_bytes().into(),
+        eab_kid: settings.binding.map(|binding| binding.kid).unwrap_or_default(),
+        eab_key: String::new(),
+        certificates_per_week: settings.certificates_per_week,
+        issuers: settings.issuers,
+        no_caa: settings.no_caa,
+        logs: settings.logs,
+    };
+    v1::AcmeResponse { settings: Some(settings), account, caa }
 }
 
 fn joiner(request: &v1::CreateTokenRequest) -> Result<Joiner<'_>, Status> {
@@ -151,5 +196,23 @@ impl v1::region_server::Region for RegionDoor {
             ds: key.in_cds_set(now).then(|| key.ds_line(zone)).flatten().unwrap_or_default(),
         });
         Ok(Response::new(v1::DnssecResponse { zone: zone.to_owned(), keys: keys.collect() }))
+    }
+
+    async fn acme(&self, request: Request<v1::AcmeRequest>) -> Result<Response<v1::AcmeResponse>, tonic::Status> {
+        let request = request.into_inner();
+        let bad = |text: String| grpc(Status::new(Reason::BadRequest, text));
+        let settings = match request.step() {
+            v1::AcmeStep::Unspecified if request.step == 0 => self.acme.get().await.map_err(grpc)?,
+            v1::AcmeStep::Unspecified => return Err(bad(format!("step {}: there is no such", request.step))),
+            v1::AcmeStep::Set => {
+                let said = request.settings.ok_or_else(|| bad("settings: required".into()))?;
+                Some(self.acme.set(asked(said).map_err(grpc)?).await.map_err(grpc)?)
+            }
+            v1::AcmeStep::Off => {
+                self.acme.remove().await.map_err(grpc)?;
+                None
+            }
+        };
+        Ok(Response::new(settings.map(told).unwrap_or_default()))
     }
 }

@@ -3,6 +3,7 @@
 
 mod app;
 mod bandwidth;
+mod certificate;
 mod device;
 mod dns_endpoint;
 mod install;
@@ -11,6 +12,10 @@ mod route;
 
 pub use app::{App, AppIngress, AppSpec, AppVolume, Permissions};
 pub use bandwidth::{BANDWIDTH_ANNOTATIONS, BadBandwidth, Bandwidth, bits as bandwidth_bits};
+pub use certificate::{
+    Certificate, CertificateChallenge, CertificateOrder, CertificateSigning, CertificateSpec, CertificateStatus,
+    IssuedCertificate,
+};
 pub use device::{
     Device, DeviceInfo, DeviceNetwork, DeviceSpec, DeviceStatus, Lend, LendWindow, NatMapping, RelayDistance,
     TunnelKind, UdpPassage,

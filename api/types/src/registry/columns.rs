@@ -323,6 +323,20 @@ pub(super) static RELAY: &[Column] = &[
     AGE,
 ];
 
+pub(super) static CERTIFICATE: &[Column] = &[
+    NAME,
+    column("DEVICE", |object, _| text_at(object, "spec.device")),
+    column("READY", |object, _| condition_text(object, "Ready")),
+    column("STATUS", |object, _| condition::get(object, "Issuing").map(|found| found.reason).unwrap_or_default()),
+    column("EXPIRES", |object, _| or_none(text_at(object, "status.notAfter"))),
+    AGE,
+    wide("NAMES", |object, _| {
+        or_none(list(object, "/spec/dnsNames").filter_map(Value::as_str).collect::<Vec<_>>().join(","))
+    }),
+    wide("RENEWAL", |object, _| or_none(text_at(object, "status.renewalTime"))),
+    wide("ISSUER", |object, _| or_none(text_at(object, "status.issuer"))),
+];
+
 pub(super) static ROUTE: &[Column] = &[
     NAME,
     column("HOSTNAME", |object, _| text_at(object, "spec.hostname")),

@@ -115,7 +115,7 @@ macro_rules! kind {
     };
 }
 
-static KINDS: [KindInfo; 15] = [
+static KINDS: [KindInfo; 16] = [
     kind!("" "v1" "Namespace" "namespaces" ["ns"], Cluster, status: true, fields: ["status.phase"], columns: NAMESPACE),
     kind!("" "v1" "Node" "nodes" ["no"], Cluster, status: true, fields: ["spec.unschedulable"], columns: NODE),
     kind!("" "v1" "Pod" "pods" ["po"], Namespaced, status: true,
@@ -133,6 +133,7 @@ static KINDS: [KindInfo; 15] = [
     kind!("hearth.dev" "v1alpha1" "Route" "routes" [], Namespaced, status: true, fields: ["spec.hostname"], columns: ROUTE),
     kind!("externaldns.k8s.io" "v1alpha1" "DNSEndpoint" "dnsendpoints" [], Namespaced, status: true, fields: [], columns: DNS_ENDPOINT),
     kind!("hearth.dev" "v1alpha1" "Relay" "relays" [], Cluster, status: false, fields: [], columns: RELAY),
+    kind!("hearth.dev" "v1alpha1" "Certificate" "certificates" ["cert", "certs"], Namespaced, status: true, fields: ["spec.device"], columns: CERTIFICATE),
 ];
 
 /// Every kind that the region serves.

@@ -78,7 +78,7 @@ impl Shapes {
             )*};
         }
         own!("App" AppSpec, "Install" InstallSpec InstallStatus, "Device" DeviceSpec DeviceStatus, "Route" RouteSpec RouteStatus,
-            "DNSEndpoint" DNSEndpointSpec DNSEndpointStatus, "Relay" RelaySpec);
+            "DNSEndpoint" DNSEndpointSpec DNSEndpointStatus, "Relay" RelaySpec, "Certificate" CertificateSpec CertificateStatus);
         let named = generator
             .take_definitions(true)
             .iter()

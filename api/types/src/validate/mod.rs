@@ -1,6 +1,7 @@
 //! Validation beyond the schema. Every mistake is reported at once, each with its field's path.
 
 mod bandwidth;
+mod certificate;
 mod dns;
 mod ephemeral;
 mod life;
@@ -121,6 +122,7 @@ pub fn body(info: &KindInfo, object: &Value, old: Option<&Value>, zone: &str, re
         "Route" => own::route(object, zone, report),
         "DNSEndpoint" => dns::endpoint(object, zone, report),
         "Relay" => own::relay(object, report),
+        "Certificate" => certificate::body(object, old, zone, report),
         _ => {}
     }
 }

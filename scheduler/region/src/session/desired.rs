@@ -6,7 +6,7 @@ use hearth_proto::v1;
 use hearth_types::{GroupKind, Object, ObjectKey};
 
 use crate::{
-    cache::{Cache, Entry},
+    cache::{Cache, Entry, View},
     triggers,
 };
 
@@ -33,6 +33,7 @@ pub(super) fn of_device(cache: &Cache, device: &str) -> BTreeMap<ObjectKey, Show
     };
     cache.object(GroupKind::DEVICE, "", device).into_iter().for_each(&mut add);
     cache.claims_on(device).for_each(&mut add);
+    cache.certificates_on(device).for_each(&mut add);
     let mut namespaces = BTreeSet::new();
     for entry in cache.pods_on(device) {
         if awaits_claims(cache, entry) {
@@ -76,12 +77,17 @@ pub(super) fn belongs_to(entry: &Entry, device: &str) -> bool {
         return &*pod.device == device;
     }
     let kind = entry.object.kind();
+    if let View::Certificate { device: own } = &entry.view {
+        return **own == *device;
+    }
     entry.claim_device() == Some(device)
         || ((*kind == GroupKind::DEVICE || *kind == GroupKind::NODE) && entry.object.name() == device)
 }
 
-/// Whether a Route of a hostname leads to a device.
+/// Whether a Route of a hostname leads to a device, be it as that is called inside the home.
 pub(super) fn leads_to(cache: &Cache, hostname: &str, device: &str) -> bool {
+    let inside = hearth_types::names::outside_name(hostname);
+    let hostname = inside.as_deref().unwrap_or(hostname);
     cache.routes_named(hostname).any(|route| {
         let mut devices = BTreeSet::new();
         triggers::route_devices(cache, route, &mut devices);
