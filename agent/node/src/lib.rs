@@ -40,6 +40,7 @@ mod identity;
 mod ids;
 mod images;
 mod ingress;
+mod leases;
 mod logs;
 mod manager;
 mod metrics;

@@ -25,6 +25,7 @@ mod lending;
 mod life;
 mod load;
 mod middle;
+mod moves;
 mod names;
 mod nat;
 mod offline;

@@ -285,7 +285,12 @@ fn device(item: &Item, base: &Object, now: Timestamp) -> Action {
 fn claim(item: &Item, base: &Object, deleting: bool) -> Action {
     let mut value = base.value();
     if let Some(status) = &item.status {
+        // Its conditions are the region's.
+        let conditions = value["status"]["conditions"].take();
         value["status"] = status.clone();
+        if !conditions.is_null() {
+            value["status"]["conditions"] = conditions;
+        }
     }
     if deleting && item.finished {
         value["metadata"]["annotations"][DATA_DELETED] = json!("true");
