@@ -82,7 +82,9 @@ impl Leases {
     /// A pod that an agent before started is held to this deadline.
     pub(crate) fn learn(&self, leased: &Leased, deadline: Deadline) {
         let mut holder = self.holder();
-        leased.iter().for_each(|(claim, epoch)| holder.learn(claim.clone(), *epoch, deadline));
+        for (claim, epoch) in leased {
+            holder.learn(claim.clone(), *epoch, deadline);
+        }
     }
 
     /// Until when a pod may run with these; `None` where it may not.

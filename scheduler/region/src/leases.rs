@@ -12,7 +12,7 @@ use std::{
 use hearth_controllers::{Action, claim, node::Contact, replicaset};
 use hearth_proto::v1;
 use hearth_types::{
-    DeviceName, GroupKind, Object, ObjectKey, Revision, Status, Uid,
+    DeviceName, GroupKind, Object, ObjectKey, Revision, Status,
     lease::{Authority, Epoch, Grants, Moment, Tenure},
     store::{Consistency, Expect, Op},
 };
@@ -309,7 +309,9 @@ fn revoked(hub: &Hub, one: &Move) -> Option<Revision> {
     let left = ids().map(|(uid, epoch)| term.grants.revoke(uid, epoch, now)).max();
     let back = matches!(hub.sessions.contact(&one.device).0, Contact::Connected);
     if back || left != Some(Duration::ZERO) {
-        ids().for_each(|(uid, epoch): (&Uid, Epoch)| term.grants.restore(uid, epoch));
+        for (uid, epoch) in ids() {
+            term.grants.restore(uid, epoch);
+        }
         return None;
     }
     Some(term.record)
@@ -318,6 +320,8 @@ fn revoked(hub: &Hub, one: &Move) -> Option<Revision> {
 /// They have certainly not been released.
 fn restore(hub: &Hub, one: &Move) {
     if let Some(term) = hub.leases.term().as_mut() {
-        one.claims.iter().for_each(|held| term.grants.restore(held.object.uid(), held.epoch));
+        for held in &one.claims {
+            term.grants.restore(held.object.uid(), held.epoch);
+        }
     }
 }

@@ -237,7 +237,9 @@ impl Cgroups {
                 let _ = fs::write(dir.join("cgroup.kill"), "1");
             }
         }
-        left.iter().for_each(|pid| kill_member(rel, *pid));
+        for pid in &left {
+            kill_member(rel, *pid);
+        }
         left.len()
     }
 

@@ -150,7 +150,7 @@ impl Deadline {
     pub fn of(asked: Moment, lease: Duration) -> Self {
         let lease = lease.min(MAX_LEASE);
         let spare = if bug::has(Bug::DriftForgotten) { Duration::ZERO } else { lease / DRIFT };
-        let end = asked.plus(lease - spare - share(lease, KILL));
+        let end = asked.plus(lease.saturating_sub(spare + share(lease, KILL)));
         let warn = Moment(end.0 - u64::try_from(share(lease, WARN).as_nanos()).unwrap_or(end.0).min(end.0));
         Self { end, warn }
     }
