@@ -182,6 +182,17 @@ pub(crate) struct Listen {
     /// The TCP ports that Routes may ask for, such as 30000-32767, at the gateway's host [default: none]. The same at every server.
     #[arg(long, value_name = "FIRST-LAST", value_parser = port_range)]
     pub(crate) port_range: Option<std::ops::RangeInclusive<u16>>,
+    /// How long a device goes on with volumes of the policy Move after it last heard from its region; another one gets them a tenth later. The
+    /// same at every server.
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = volume_lease)]
+    pub(crate) volume_lease: std::time::Duration,
+}
+
+/// Between what a busy device renews in time and how long anybody would be without an app.
+fn volume_lease(text: &str) -> Result<std::time::Duration, String> {
+    let lease = duration(text)?;
+    let allowed = hearth_types::lease::MIN_LEASE..=hearth_types::lease::MAX_LEASE;
+    if allowed.contains(&lease) { Ok(lease) } else { Err("must be from 5s to 1h".into()) }
 }
 
 /// Reads `FIRST-LAST`, or one port.
@@ -561,6 +572,7 @@ mod tests {
         assert_eq!(deletion_timeout("0s"), Ok(A_WEEK));
         assert_eq!(heartbeat("150ms"), Ok(std::time::Duration::from_millis(150)));
         assert!(heartbeat("5ms").is_err() && heartbeat("1m").is_err());
+        assert!(volume_lease("10s").is_ok() && volume_lease("1s").is_err() && volume_lease("1d").is_err());
         for text in ["", "s", "5x", "-1s", "1h5", "5 m", "1..2s", "99999999999999999999d"] {
             assert!(duration(text).is_err(), "{text}");
         }

@@ -39,6 +39,7 @@ pub(crate) fn device_info(paths: &Paths) -> DeviceInfo {
         storage_bytes: capacity,
         storage_allocatable_bytes: capacity.map(|_| storage_bytes),
         missing: crate::fitness::kernel_lacks(&kernel),
+        features: vec![hearth_types::lease::FEATURE.to_owned()],
         kernel_version: kernel.release,
     }
 }

@@ -41,6 +41,7 @@ mod identity;
 mod ids;
 mod images;
 mod ingress;
+mod leases;
 mod line;
 mod logs;
 mod manager;

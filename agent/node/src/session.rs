@@ -24,7 +24,7 @@ use hearth_types::{
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval, interval_at, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -305,7 +305,7 @@ impl Session {
         let (out, queue) = mpsc::channel(QUEUE);
         let hello = v1::DeviceHello {
             versions: vec![SESSION_VERSION],
-            features: Vec::new(),
+            features: vec![hearth_types::lease::FEATURE.to_owned()],
             agent_version: env!("CARGO_PKG_VERSION").into(),
             incarnation: incarnation.to_string(),
             revision,
@@ -342,6 +342,7 @@ impl Session {
         self.shared.metrics.session_up.set(1);
         self.connected.send_replace(true);
         self.shared.reporter.begin_session();
+        self.shared.leases.begin_session();
         let incarnation = Incarnation::from(hello.incarnation.as_str());
         if hello.lost_writes {
             self.manager.region_lost_writes(&incarnation).await.ok_or(End::Shutdown)?;
@@ -361,6 +362,8 @@ impl Session {
             refused: false,
             relays_revision: 0,
             ask_again: None,
+            period: heartbeat,
+            sequence: 0,
         };
         Ok((live, inbound, heartbeat))
     }
@@ -402,6 +405,9 @@ struct Live<'a> {
     relays_revision: u64,
     /// When to end the session, so that the region says everything anew.
     ask_again: Option<Instant>,
+    /// How often to send a heartbeat.
+    period: Duration,
+    sequence: u64,
 }
 
 impl Live<'_> {
@@ -421,14 +427,18 @@ impl Live<'_> {
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut check = Instant::now();
         let mut certificates = self.session.ingress.watch();
-        let mut sequence = 0;
         let mut heard = Instant::now();
         loop {
             tokio::select! {
                 message = inbound.message() => {
                     heard = Instant::now();
                     let message = message.map_err(|status| End::Refused(hearth_client::convert::status(&status)))?;
+                    let period = self.period;
                     self.take(message.ok_or(End::Closed)?).await?;
+                    if self.period != period {
+                        beat = interval_at(Instant::now() + self.period, self.period);
+                        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                    }
                 }
                 _ = beat.tick() => {
                     if self.ask_again.is_some_and(|at| at <= Instant::now()) {
@@ -437,9 +447,9 @@ impl Live<'_> {
                     if heard.elapsed() >= heartbeat * SILENT_HEARTBEATS {
                         return Err(End::Silent(heard.elapsed().as_secs()));
                     }
-                    sequence += 1;
-                    send(&self.out, Up::Heartbeat(v1::Heartbeat { sequence })).await?;
+                    self.beat().await?;
                 }
+                () = self.session.shared.leases.wanted() => self.beat().await?,
                 () = self.session.shared.reporter.changed() => self.report().await?,
                 changed = certificates.changed() => {
                     changed.map_err(|_| End::Shutdown)?;
@@ -451,6 +461,14 @@ impl Live<'_> {
                 Some(Ok(result)) = self.dials.join_next() => send(&self.out, Up::DialResult(result)).await?,
             }
         }
+    }
+
+    async fn beat(&mut self) -> Result<(), End> {
+        self.sequence += 1;
+        let sequence = self.sequence;
+        // Before it is sent: what waits on the way shortens the lease.
+        self.session.shared.leases.ask(sequence);
+        send(&self.out, Up::Heartbeat(v1::Heartbeat { sequence })).await
     }
 
     async fn take(&mut self, message: v1::RegionMessage) -> Result<(), End> {
@@ -471,6 +489,10 @@ impl Live<'_> {
                         self.ask_again.get_or_insert(Instant::now() + ASK_AGAIN);
                     }
                 }
+            }
+            Down::Leases(leases) => {
+                let renew = session.shared.leases.granted(leases).max(MIN_HEARTBEAT);
+                self.period = self.period.min(renew);
             }
             Down::StatusAck(ack) => session.shared.reporter.acknowledge(ack.sequence),
             Down::Certificate(answer) => {

@@ -26,6 +26,7 @@ use crate::{
     facts::{self, Machine},
     host_paths::HostPaths,
     ids::IdRanges,
+    leases::Leases,
     metrics::Metrics,
     reporter::Reporter,
 };
@@ -52,6 +53,7 @@ pub(crate) struct Shared {
     pub(crate) pods: Arc<Pods>,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) claims: ClaimHolders,
+    pub(crate) leases: Leases,
     /// Something was deleted whose data is to be removed.
     pub(crate) trash: Notify,
     taken_over: AtomicBool,
@@ -92,6 +94,7 @@ impl Shared {
             pods,
             slots: Arc::new(Semaphore::new(MAX_CONCURRENT)),
             claims: ClaimHolders::default(),
+            leases: Leases::default(),
             trash: Notify::new(),
             taken_over: AtomicBool::new(false),
             told: Mutex::default(),

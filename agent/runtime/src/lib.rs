@@ -34,7 +34,7 @@ mod wire;
 mod zygote;
 
 pub use client::{Attach, Exec, ExecIo, Pod, Runtime};
-pub use clock::clock_synchronised;
+pub use clock::{boot_time, clock_synchronised};
 pub use error::{RuntimeError, StartError};
 pub use features::{KernelFeatures, probe_kernel};
 pub use heap::trim_heap;

@@ -3,6 +3,7 @@
 
 use std::{os::fd::OwnedFd, path::PathBuf, time::SystemTime};
 
+use hearth_types::lease::Deadline;
 use serde::{Deserialize, Serialize};
 
 /// Number of user and group ids of a pod: what an ordinary image expects (0 to 65535, with `nobody` at 65534).
@@ -62,6 +63,17 @@ pub struct PodSandbox {
     pub share_processes: bool,
     /// Volumes in memory, which are there as long as the pod.
     pub memory: Vec<MemoryVolume>,
+    /// It has volumes that it may write for a time only: its shim ends it by itself once that is over.
+    pub lease: Option<PodLease>,
+}
+
+/// Until when a pod may run. See [`hearth_types::lease`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodLease {
+    /// Which volumes in which epochs, as the agent has it: whoever finds the pod knows by it whether it is the same lease.
+    pub of: String,
+    /// By [`boot_time`](crate::boot_time).
+    pub deadline: Deadline,
 }
 
 /// A volume of a pod in memory. Its pages count against the limits of who writes them, and of the pod.

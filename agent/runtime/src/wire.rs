@@ -9,6 +9,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
+use hearth_types::lease::Deadline;
 use nix::{
     cmsg_space,
     sys::socket::{self, AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType},
@@ -17,11 +18,14 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     error::StartError,
-    model::{ContainerSpec, ContainerStatus, ExecSpec, IdMap, MemoryVolume, PodLimits},
+    model::{ContainerSpec, ContainerStatus, ExecSpec, IdMap, MemoryVolume, PodLease, PodLimits},
 };
 
-/// Version of the protocol between agent and shim. An agent speaks all versions from [`OLDEST_PROTOCOL`] on.
-pub(crate) const PROTOCOL: u32 = 1;
+/// Version of the protocol between agent and shim. An agent speaks all versions from [`OLDEST_PROTOCOL`] on. A shim says the lowest that its
+/// pod needs: one that keeps a lease says 2, so that an agent of an older release, which would not renew it, leaves it alone.
+pub(crate) const PROTOCOL: u32 = 2;
+/// What a shim without a lease says.
+pub(crate) const WITHOUT_LEASE: u32 = 1;
 /// Oldest version of a shim that this agent can speak with.
 pub(crate) const OLDEST_PROTOCOL: u32 = 1;
 /// Largest frame in bytes: the environment of a container is the largest part, an API object is 1.5 MiB at most.
@@ -38,6 +42,9 @@ pub(crate) struct Hello {
     pub(crate) magic: String,
     pub(crate) version: u32,
     pub(crate) pid: u32,
+    /// The lease that it keeps its pod to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lease: Option<PodLease>,
 }
 
 pub(crate) const HELLO_MAGIC: &str = "hearth-shim";
@@ -61,6 +68,9 @@ pub(crate) struct PodConfig {
     pub(crate) share_processes: bool,
     #[serde(default)]
     pub(crate) memory: Vec<MemoryVolume>,
+    /// Shims are forked of the agent that makes the pod, so none of an older release gets it.
+    #[serde(default)]
+    pub(crate) lease: Option<PodLease>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -90,6 +100,10 @@ pub(crate) enum Request {
         container: String,
         stdin: bool,
     },
+    /// The pod may run until then.
+    Renew {
+        deadline: Deadline,
+    },
     Destroy,
 }
 
@@ -113,6 +127,8 @@ pub(crate) enum Reply {
     },
     NoSuchContainer,
     StillRunning,
+    /// There is no lease, or it is over for good: the pod has to be made anew.
+    LeaseOver,
     Refused {
         reason: String,
     },

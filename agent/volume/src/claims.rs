@@ -80,6 +80,27 @@ struct LedgerEntry {
     id: ClaimId,
     spec: ClaimSpec,
     stage: Stage,
+    /// Of a claim that moves: which writer's the data is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    epoch: Option<u64>,
+}
+
+/// Which writer of a claim that moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tenure {
+    /// The present one.
+    pub epoch: u64,
+    /// The one before, if there was one: whoever has its data goes on with it.
+    pub before: Option<u64>,
+}
+
+/// A claim as it is handed out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handed {
+    /// Its data directory.
+    pub path: PathBuf,
+    /// It begins empty here although it had data elsewhere; with what this device itself had of an earlier writer, set aside.
+    pub began_empty: Option<Option<PathBuf>>,
 }
 
 /// What is beside the data: `claim.json`.
@@ -140,7 +161,7 @@ impl Claims<'_> {
         let directory = self.directory(id);
         match self.entry(id)? {
             Some(entry) if entry.stage == Stage::Ready => check_data(id, &directory)?,
-            Some(entry) if entry.stage == Stage::Creating => self.create(id, &entry.spec, &directory)?,
+            Some(entry) if entry.stage == Stage::Creating => self.create(id, &entry.spec, None, &directory)?,
             Some(_) => return Err(VolumeError::BeingDeleted { claim: id.to_string() }),
             None => {
                 if directory.symlink_metadata().is_ok() {
@@ -151,11 +172,94 @@ impl Claims<'_> {
                     // Part of every store: without it, the disk of all claims is away.
                     return Err(VolumeError::MissingData { claim: id.to_string(), path: self.trash() });
                 }
-                self.record(id, spec, Stage::Creating)?;
-                self.create(id, spec, &directory)?;
+                self.record(id, spec, Stage::Creating, None)?;
+                self.create(id, spec, None, &directory)?;
             }
         }
         Ok(directory.join("data"))
+    }
+
+    /// The same of a claim that moves, for one of its writers.
+    pub(crate) fn ensure_for(&self, id: &ClaimId, spec: &ClaimSpec, tenure: Tenure) -> Result<Handed, VolumeError> {
+        check_id(id)?;
+        let (directory, epoch) = (self.directory(id), Some(tenure.epoch));
+        let mut aside = None;
+        match self.entry(id)? {
+            Some(entry) if entry.stage == Stage::Deleting => {
+                return Err(VolumeError::BeingDeleted { claim: id.to_string() });
+            }
+            Some(entry) if entry.epoch > epoch => {
+                let (has, asked) = (entry.epoch.unwrap_or_default(), tenure.epoch);
+                return Err(VolumeError::OldEpoch { claim: id.to_string(), has, asked });
+            }
+            Some(entry) if entry.stage == Stage::Ready && (entry.epoch == epoch || entry.epoch == tenure.before) => {
+                check_data(id, &directory)?;
+                if entry.epoch != epoch {
+                    self.record(id, &entry.spec, Stage::Ready, epoch)?;
+                }
+                return Ok(Handed { path: directory.join("data"), began_empty: None });
+            }
+            Some(entry) if entry.stage == Stage::Ready => aside = self.set_aside(id, &entry)?,
+            _ => {}
+        }
+        if !self.trash().is_dir() {
+            return Err(VolumeError::MissingData { claim: id.to_string(), path: self.trash() });
+        }
+        if self.entry(id)?.is_none() && directory.symlink_metadata().is_ok() {
+            let reason = "the ledger of this device does not know it".into();
+            return Err(VolumeError::ForeignData { claim: id.to_string(), path: directory, reason });
+        }
+        self.record(id, spec, Stage::Creating, epoch)?;
+        self.create(id, spec, epoch, &directory)?;
+        Ok(Handed { path: directory.join("data"), began_empty: tenure.before.map(|_| aside) })
+    }
+
+    /// Sets the data of an earlier writer aside, out of the way of a later one, and forgets it. `None`: there is none.
+    pub(crate) fn retire(&self, id: &ClaimId, epoch: u64) -> Result<Option<PathBuf>, VolumeError> {
+        check_id(id)?;
+        match self.entry(id)? {
+            Some(entry) if entry.stage == Stage::Ready && entry.epoch == Some(epoch) => self.set_aside(id, &entry),
+            _ => Ok(None),
+        }
+    }
+
+    fn set_aside(&self, id: &ClaimId, entry: &LedgerEntry) -> Result<Option<PathBuf>, VolumeError> {
+        let directory = self.directory(id);
+        let place = self.aside().join(format!("{}.{}", id.uid, entry.epoch.unwrap_or_default()));
+        if directory.symlink_metadata().is_err() && place.symlink_metadata().is_ok() {
+            // Interrupted before the ledger forgot it.
+            self.forget(&id.uid)?;
+            return Ok(Some(place.join("data")));
+        }
+        // Not to forget data whose disk is only away.
+        check_data(id, &directory)?;
+        files::make_directory(&self.aside(), 0o700)?;
+        // The last one alone is kept, or a volume that goes back and forth fills the disk.
+        self.drop_aside(&id.uid)?;
+        files::rename(&directory, &place)?;
+        files::sync(&self.aside())?;
+        files::sync_parent(&directory)?;
+        self.forget(&id.uid)?;
+        Ok(Some(place.join("data")))
+    }
+
+    /// What was set aside of a claim goes.
+    fn drop_aside(&self, uid: &str) -> Result<(), VolumeError> {
+        for path in files::list(&self.aside())? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.rsplit_once('.').is_some_and(|(of, _)| of == uid) {
+                remove::into_trash(&path, &self.trash(), &format!("aside-{name}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&self, uid: &str) -> Result<(), VolumeError> {
+        let path = self.ledger_path(uid);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(VolumeError::io("remove", &path, error)),
+            _ => files::sync_parent(&path),
+        }
     }
 
     /// Whether a claim that is handed out is still there as it was.
@@ -173,17 +277,18 @@ impl Claims<'_> {
 
     pub(crate) fn delete(&self, id: &ClaimId) -> Result<(), VolumeError> {
         check_id(id)?;
+        self.drop_aside(&id.uid)?;
         let directory = self.directory(id);
-        let spec = match self.entry(id)? {
-            Some(entry) if entry.stage == Stage::Ready => entry.spec,
+        let (spec, epoch) = match self.entry(id)? {
+            Some(entry) if entry.stage == Stage::Ready => (entry.spec, entry.epoch),
             Some(_) => return self.finish_deletion(id),
             // Never made here, or deleted before and nobody heard of it: there is nothing to do.
             None if directory.symlink_metadata().is_err() => return Ok(()),
-            None => ClaimSpec::default(),
+            None => (ClaimSpec::default(), None),
         };
         // Not to forget a claim whose disk is only away, and not to remove what is somebody else's.
         check_data(id, &directory)?;
-        self.record(id, &spec, Stage::Deleting)?;
+        self.record(id, &spec, Stage::Deleting, epoch)?;
         self.finish_deletion(id)
     }
 
@@ -197,11 +302,11 @@ impl Claims<'_> {
     }
 
     /// Makes the directory aside, complete, and renames it; then the ledger says that it is there.
-    fn create(&self, id: &ClaimId, spec: &ClaimSpec, directory: &Path) -> Result<(), VolumeError> {
+    fn create(&self, id: &ClaimId, spec: &ClaimSpec, epoch: Option<u64>, directory: &Path) -> Result<(), VolumeError> {
         if directory.symlink_metadata().is_ok() {
             // Interrupted between the rename and the ledger.
             check_data(id, directory)?;
-            return self.record(id, spec, Stage::Ready);
+            return self.record(id, spec, Stage::Ready, epoch);
         }
         let namespace = directory.parent().unwrap_or(self.root);
         files::make_directory(namespace, 0o755)?;
@@ -220,7 +325,7 @@ impl Claims<'_> {
         files::rename(&fresh, directory)?;
         files::sync(namespace)?;
         files::sync_parent(namespace)?;
-        self.record(id, spec, Stage::Ready)
+        self.record(id, spec, Stage::Ready, epoch)
     }
 
     /// Out of its place by one rename; the ledger forgets it only then.
@@ -232,14 +337,7 @@ impl Claims<'_> {
             files::sync_parent(&directory)?;
             files::sync(&trash)?;
         }
-        let path = self.ledger_path(&id.uid);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(VolumeError::io("remove", &path, error));
-            }
-            _ => {}
-        }
-        files::sync_parent(&path)?;
+        self.forget(&id.uid)?;
         if let Some(namespace) = directory.parent() {
             // Only where it is empty.
             let _ = std::fs::remove_dir(namespace);
@@ -265,8 +363,10 @@ impl Claims<'_> {
         Ok(entries.filter_map(|path| read_entry(&path).transpose().map(|entry| (path, entry))).collect())
     }
 
-    fn record(&self, id: &ClaimId, spec: &ClaimSpec, stage: Stage) -> Result<(), VolumeError> {
-        files::write(&self.ledger_path(&id.uid), LedgerEntry { id: id.clone(), spec: spec.clone(), stage })
+    fn record(&self, id: &ClaimId, spec: &ClaimSpec, stage: Stage, epoch: Option<u64>) -> Result<(), VolumeError> {
+        let entry = LedgerEntry { id: id.clone(), spec: spec.clone(), stage, epoch };
+        let path = self.ledger_path(&id.uid);
+        if epoch.is_some() { files::write_as(&path, files::WITH_EPOCH, entry) } else { files::write(&path, entry) }
     }
 
     fn ledger_path(&self, uid: &str) -> PathBuf {
@@ -282,6 +382,11 @@ impl Claims<'_> {
         self.root.join("claims").join(".new")
     }
 
+    /// What earlier writers left of claims that moved, beside the claims.
+    fn aside(&self) -> PathBuf {
+        self.root.join("claims").join(".aside")
+    }
+
     /// Beside the claims, to be on their file system.
     pub(crate) fn trash(&self) -> PathBuf {
         self.root.join("claims").join(".trash")
@@ -290,7 +395,7 @@ impl Claims<'_> {
 
 /// An entry of the ledger whose name and content agree, and whose names can become paths.
 fn read_entry(path: &Path) -> Result<Option<LedgerEntry>, VolumeError> {
-    let Some(entry) = files::read::<LedgerEntry>(path)? else { return Ok(None) };
+    let Some(entry) = files::read_up_to::<LedgerEntry>(path, files::WITH_EPOCH)? else { return Ok(None) };
     let damaged = |reason| VolumeError::Damaged { path: path.to_owned(), reason };
     check_id(&entry.id).map_err(|error| damaged(error.to_string()))?;
     if path.file_stem() != Some(OsStr::new(&entry.id.uid)) {

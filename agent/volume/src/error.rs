@@ -93,6 +93,18 @@ pub enum VolumeError {
         /// Namespace, name and uid.
         claim: String,
     },
+    /// A writer that was superseded.
+    #[error(
+        "claim {claim} is here for the writer of epoch {has}: the one of epoch {asked} is over, and gets it no more"
+    )]
+    OldEpoch {
+        /// Namespace, name and uid.
+        claim: String,
+        /// The epoch on the disk.
+        has: u64,
+        /// The epoch asked for.
+        asked: u64,
+    },
     /// One uid with two names.
     #[error("claim {claim} is on this device as {had}: a uid cannot change its name")]
     OtherName {

@@ -11,7 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::VolumeError;
 
 const MAGIC: &str = "hearth-volumes";
+/// What every release reads.
 const VERSION: u32 = 1;
+/// What releases read that know of epochs: an older one must not use such a claim, since nothing would stop it.
+pub(crate) const WITH_EPOCH: u32 = 2;
 /// Bytes of a file of the store: they hold a few names.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
@@ -25,9 +28,13 @@ struct Versioned<T> {
 
 /// Writes a file anew: complete and on the disk under its name, or not at all.
 pub(crate) fn write<T: Serialize>(path: &Path, content: T) -> Result<(), VolumeError> {
+    write_as(path, VERSION, content)
+}
+
+/// The same of a version.
+pub(crate) fn write_as<T: Serialize>(path: &Path, version: u32, content: T) -> Result<(), VolumeError> {
     let damaged = |error: serde_json::Error| VolumeError::Damaged { path: path.to_owned(), reason: error.to_string() };
-    let mut bytes =
-        serde_json::to_vec(&Versioned { magic: MAGIC.into(), version: VERSION, content }).map_err(damaged)?;
+    let mut bytes = serde_json::to_vec(&Versioned { magic: MAGIC.into(), version, content }).map_err(damaged)?;
     bytes.push(b'\n');
     // Under the store's lock: one writer, so one temporary name is enough, and a leftover is written over.
     let temporary = path.with_extension("tmp");
@@ -42,6 +49,11 @@ pub(crate) fn write<T: Serialize>(path: &Path, content: T) -> Result<(), VolumeE
 
 /// Reads a file; `None` where there is none.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, VolumeError> {
+    read_up_to(path, VERSION)
+}
+
+/// The same of versions up to this one.
+pub(crate) fn read_up_to<T: DeserializeOwned>(path: &Path, newest: u32) -> Result<Option<T>, VolumeError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -53,11 +65,11 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Volume
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(damaged(format!("it is larger than {MAX_FILE_BYTES} bytes")));
     }
-    parse(&bytes).map(Some).map_err(damaged)
+    parse(&bytes, newest).map(Some).map_err(damaged)
 }
 
 /// Reads the bytes of a file of the store.
-pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], newest: u32) -> Result<T, String> {
     #[derive(Deserialize)]
     struct Head {
         magic: String,
@@ -65,9 +77,9 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     }
     // The head first: a later version may have other fields.
     let head: Head = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    if head.magic != MAGIC || head.version != VERSION {
+    if head.magic != MAGIC || !(VERSION..=newest).contains(&head.version) {
         return Err(format!(
-            "it is {:?} version {}, and this program knows {MAGIC:?} version {VERSION}",
+            "it is {:?} version {}, and this program knows {MAGIC:?} version {newest} here",
             head.magic, head.version
         ));
     }

@@ -10,6 +10,7 @@
 //! ledger/<uid>.json                       which claims must be here
 //! claims/<namespace>/<name>.<uid>/        one claim: claim.json (its marker) and data/
 //! claims/.new/<uid>/                      a claim being made
+//! claims/.aside/<uid>.<epoch>/            what a claim that moved away had here, the last time of each
 //! claims/.trash/                          deleted claims, whose space is freed later
 //! pods/<pod uid>/empty/<volume>/          empty directories
 //! pods/<pod uid>/config/<volume>/         files of ConfigMaps, replaced as the kubelet does
@@ -38,7 +39,7 @@ mod remove;
 mod store;
 mod usage;
 
-pub use claims::{ClaimId, ClaimRecord, ClaimSpec, QuarantinedClaim};
+pub use claims::{ClaimId, ClaimRecord, ClaimSpec, Handed, QuarantinedClaim, Tenure};
 pub use error::VolumeError;
 pub use name::NameError;
 pub use projected::Projected;

@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::claims::{Claims, QuarantinedClaim};
 use crate::remove::Stuck;
-use crate::{ClaimId, ClaimRecord, ClaimSpec, Projected, Taken, VolumeError, files, name, projected, remove};
+use crate::{
+    ClaimId, ClaimRecord, ClaimSpec, Handed, Projected, Taken, Tenure, VolumeError, files, name, projected, remove,
+};
 
 /// The volumes of one device, in one directory. Cheap to clone; all methods may be called from any thread and process at once.
 #[derive(Debug, Clone)]
@@ -132,6 +134,22 @@ impl VolumeStore {
     pub fn ensure_claim(&self, id: &ClaimId, spec: &ClaimSpec) -> Result<PathBuf, VolumeError> {
         let _lock = self.lock()?;
         self.claims().ensure(id, spec)
+    }
+
+    /// The same of a claim that moves, for one of its writers. Its data is that of the writer before, where this device has it; else it begins empty,
+    /// and what the device had of an earlier one is set aside: the last one of each claim is kept until the claim is deleted here.
+    ///
+    /// # Errors
+    /// [`VolumeError::OldEpoch`] for a writer that was superseded.
+    pub fn ensure_claim_for(&self, id: &ClaimId, spec: &ClaimSpec, tenure: Tenure) -> Result<Handed, VolumeError> {
+        let _lock = self.lock()?;
+        self.claims().ensure_for(id, spec, tenure)
+    }
+
+    /// A claim moved away: what this device has of this writer is set aside. Returns where it is; `None` where it has none. Nobody may use it.
+    pub fn retire_claim(&self, id: &ClaimId, epoch: u64) -> Result<Option<PathBuf>, VolumeError> {
+        let _lock = self.lock()?;
+        self.claims().retire(id, epoch)
     }
 
     /// Whether the data of a claim that was handed out is still there, and its file system takes writes if `writable`. A disk that went away or

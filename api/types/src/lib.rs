@@ -14,6 +14,7 @@
 //! | [`patch`] | merge patch and three-way apply |
 //! | [`group`] | the servers of a region: who belongs, who leads, how they call each other |
 //! | [`hours`] | hours of a week in the time of a place |
+//! | [`lease`] | who may write a volume that moves, and until when |
 //! | [`identity`] | who makes a request; who signs certificates |
 //! | [`recovery`] | how a region that lost everything comes back from its devices |
 //! | [`relay`] | which relays there are, and who may use them |
@@ -37,6 +38,7 @@ pub mod id;
 pub mod identity;
 pub mod kinds;
 mod label_map;
+pub mod lease;
 pub mod manifest;
 pub mod names;
 pub mod object;

@@ -63,6 +63,7 @@ pub enum Op {
     /// Binds a pod to a device: sets `spec.nodeName` and the condition `PodScheduled`, and pins the claims it uses to that device by
     /// the annotation [`CLAIM_DEVICE`]. `apply` itself re-checks: the pod is at `expect.revision`, not bound,
     /// not being deleted; the Node exists, is ready and not cordoned; no claim is pinned elsewhere, missing or being deleted.
+    /// A claim of the policy `Move` gets a new epoch with a new device ([`CLAIM_EPOCH`]).
     Bind {
         /// The pod.
         pod: ObjectKey,
@@ -86,8 +87,16 @@ pub enum Op {
 pub const CLAIM_DEVICE: &str = "hearth.dev/device";
 /// The annotation of a PersistentVolumeClaim by which its device says that the data is deleted.
 pub const CLAIM_DATA_DELETED: &str = "hearth.dev/data-deleted";
+/// The annotation of a PersistentVolumeClaim of the policy `Move` that tells its writers apart ([`Epoch`](crate::lease::Epoch)), in decimal:
+/// minted by `apply` when the claim gets a device, greater each time.
+pub const CLAIM_EPOCH: &str = "hearth.dev/epoch";
+/// The annotation of such a claim with the epoch before: the device that has the data of that one goes on with it.
+pub const CLAIM_EPOCH_BEFORE: &str = "hearth.dev/epoch-before";
+/// The annotation of such a claim that names the device it was released from.
+pub const CLAIM_LAST_DEVICE: &str = "hearth.dev/last-device";
 /// The annotations of a PersistentVolumeClaim that are the region's: nobody else sets, changes or drops them.
-pub const CLAIM_ANNOTATIONS: [&str; 2] = [CLAIM_DEVICE, CLAIM_DATA_DELETED];
+pub const CLAIM_ANNOTATIONS: [&str; 5] =
+    [CLAIM_DEVICE, CLAIM_DATA_DELETED, CLAIM_EPOCH, CLAIM_EPOCH_BEFORE, CLAIM_LAST_DEVICE];
 
 /// A transaction: one entry of the Raft log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

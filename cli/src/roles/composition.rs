@@ -113,7 +113,7 @@ pub(super) async fn run_server(
         signing: Arc::clone(ca.signing_key()),
         ports: args.listen.port_range.clone(),
         registry: registry.clone(),
-        timing: Timing::default(),
+        timing: Timing { lease: args.listen.volume_lease, ..Timing::default() },
     })?;
     let tunnel = match &args.listen.listen_tunnel {
         Some(text) => address("--listen-tunnel", text)?,

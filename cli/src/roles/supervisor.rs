@@ -48,7 +48,9 @@ pub(super) fn listen_arguments(listen: &Listen) -> Vec<String> {
     let ports = listen.port_range.iter().map(|range| ("--port-range", format!("{}-{}", range.start(), range.end())));
     let pairs = pairs.into_iter().map(|(flag, value)| (flag, value.clone()));
     let relay = listen.listen_relay.iter().map(|value| ("--listen-relay", value.clone()));
+    let lease = [("--volume-lease", format!("{}ms", listen.volume_lease.as_millis()))];
     pairs
+        .chain(lease)
         .chain(tunnel)
         .chain(relay)
         .chain(advertise)

@@ -26,6 +26,7 @@ mod lending;
 mod life;
 mod load;
 mod middle;
+mod moves;
 mod names;
 mod nat;
 mod offline;

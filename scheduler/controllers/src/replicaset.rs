@@ -3,6 +3,7 @@
 mod bandwidth;
 mod disconnect;
 
+pub use disconnect::move_after;
 use std::{cmp::Reverse, time::Duration};
 
 use hearth_types::{Object, Timestamp, selector::LabelSelector};

@@ -152,6 +152,7 @@ fn phrase(cause: &Cause, shape: &Shape, count: usize) -> String {
         Cause::Volume { claim, device } => {
             format!("{} its volume {claim} (it is on {device})", pick("does not hold", "do not hold"))
         }
+        Cause::Lease => format!("{} an agent too old for volumes that move (update it)", pick("has", "have")),
         Cause::Amount { filter, needs, free } => amount(*filter, *needs, *free, one),
     }
 }

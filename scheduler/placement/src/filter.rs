@@ -22,6 +22,8 @@ pub enum Filter {
     Architecture,
     /// A volume of the pod is on another device.
     Volume,
+    /// A volume of the pod moves, and the device's agent cannot hold it by a lease.
+    Lease,
     /// It has too little processor time left.
     Cpu,
     /// It has too little memory left.
@@ -61,6 +63,7 @@ pub(crate) enum Cause {
         claim: Box<str>,
         device: Box<str>,
     },
+    Lease,
     Amount {
         filter: Filter,
         needs: u64,
@@ -83,6 +86,7 @@ impl Cause {
             Self::Selector => Filter::Selector,
             Self::Architecture(_) => Filter::Architecture,
             Self::Volume { .. } => Filter::Volume,
+            Self::Lease => Filter::Lease,
             Self::Amount { filter, .. } => *filter,
             Self::Limits(_) => Filter::LendLimits,
             Self::Hours(_) => Filter::LendHours,

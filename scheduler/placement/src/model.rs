@@ -9,6 +9,7 @@ use hearth_types::{
     Object, ObjectKey, Revision, Timestamp, Uid, condition,
     hours::Hours,
     kinds::{ARCHITECTURES_ANNOTATION, Lend, MEMORY_PRESSURE_TAINT, labels},
+    lease::FEATURE,
     qos::QosClass,
     quantity::{self, Beside},
 };
@@ -114,6 +115,8 @@ pub struct Device {
     pub hours: Option<Hours>,
     /// How far its users are, where known.
     pub latency_millis: Option<u32>,
+    /// Whether its agent holds leases of volumes that move.
+    pub leases: bool,
 }
 
 impl Device {
@@ -149,6 +152,7 @@ impl Device {
                 if lend.as_object().is_some_and(serde_json::Map::is_empty) { Resources::default() } else { lent }
             }),
             hours: hours.ok().flatten(),
+            leases: list(device, "/status/info/features").any(|one| one == FEATURE),
             latency_millis: latency.and_then(Value::as_str).and_then(|text| text.parse().ok()),
         }
     }
@@ -312,6 +316,8 @@ pub struct Claim {
     pub device: Option<Box<str>>,
     /// Whether it is being deleted.
     pub deleting: bool,
+    /// Whether it is under a lease, and may begin anew on another device.
+    pub moves: bool,
     /// The pod that has it now. A volume has one writer: no other pod gets it before that one ended.
     pub user: Option<User>,
 }

@@ -262,6 +262,9 @@ impl<'a> Planner<'a> {
                 return Err(Cause::Volume { claim: claim.clone(), device: holder.into() });
             }
         }
+        if !device.leases && self.moves(shape) {
+            return Err(Cause::Lease);
+        }
         self.room(index, shape)?;
         // It walks all own devices: only for those that are not.
         if *device.owner != *shape.owner
@@ -277,9 +280,18 @@ impl<'a> Planner<'a> {
         filter::room(self.devices[index], shape, load.used, load.guests)
     }
 
+    /// Whether the claims of a pod move, one at least.
+    fn moves(&self, shape: &Shape) -> bool {
+        shape.claims.iter().any(|claim| {
+            self.snapshot.claims.get(&(shape.owner.clone(), claim.clone())).is_some_and(|found| found.moves)
+        })
+    }
+
     /// For a pod whose data has no home yet: a device of its owner's that would take it, were it not restarting, cordoned or short of something.
     fn own_away(&self, shape: &'a Shape) -> Option<&'a str> {
-        if shape.claims.is_empty() || shape.claims.iter().any(|claim| self.holder(&shape.owner, claim).is_some()) {
+        // What moves does so just because its device is away.
+        let has_home = shape.claims.iter().any(|claim| self.holder(&shape.owner, claim).is_some());
+        if shape.claims.is_empty() || has_home || self.moves(shape) {
             return None;
         }
         let own = self.by_owner.get(&*shape.owner).into_iter().flatten().copied();

@@ -24,6 +24,7 @@ fn device(name: &str, owner: &str) -> Device {
         lends: None,
         hours: None,
         latency_millis: None,
+        leases: true,
     }
 }
 
@@ -257,7 +258,7 @@ fn reliability_and_latency_prefer_the_steady_and_the_near() {
 #[test]
 fn volumes_hold_pods_to_their_device_also_within_one_plan() {
     let mut snapshot = snapshot(vec![device("a", "alice"), device("b", "alice")]);
-    let claim = |device: Option<&str>, deleting| Claim { device: device.map(Into::into), deleting, user: None };
+    let claim = |device: Option<&str>, deleting| Claim { device: device.map(Into::into), deleting, ..Claim::default() };
     snapshot.claims = HashMap::from([
         (("alice".into(), "pinned".into()), claim(Some("b"), false)),
         (("alice".into(), "fresh".into()), claim(None, false)),
@@ -300,7 +301,7 @@ fn a_claim_is_one_pods_until_that_pod_ended() {
         (None, None),
     ] {
         let user = user.map(|(pod, stopping)| User { pod: pod.into(), stopping });
-        let claim = Claim { device: Some("nas".into()), deleting: false, user };
+        let claim = Claim { device: Some("nas".into()), deleting: false, user, ..Claim::default() };
         snapshot.claims.insert(("alice".into(), "data".into()), claim);
         let plan = run(&snapshot, vec![waiting.clone()]);
         let said = plan.unplaced.first().map(|one| one.why.summary.clone());
@@ -365,7 +366,7 @@ fn data_waits_for_an_own_device_that_is_only_away() {
     keeps.shape.claims = vec!["data".into()];
     let with = |own: &Device, home: Option<&str>| {
         let mut snapshot = snapshot(vec![lender.clone(), own.clone()]);
-        let claim = Claim { device: home.map(Into::into), deleting: false, user: None };
+        let claim = Claim { device: home.map(Into::into), ..Claim::default() };
         snapshot.claims.insert(("alice".into(), "data".into()), claim);
         snapshot
     };

@@ -9,8 +9,11 @@ use std::{
 use hearth_controllers::PodView;
 use hearth_placement as placement;
 use hearth_types::{
-    DeviceKey, DeviceName, GroupKind, Object, ObjectKey, Revision, Timestamp, Uid, object::canonical,
-    routes::PortClaim, store::CLAIM_DEVICE,
+    DeviceKey, DeviceName, GroupKind, Object, ObjectKey, Revision, Timestamp, Uid,
+    lease::{Epoch, Tenure, VolumePolicy},
+    object::canonical,
+    routes::PortClaim,
+    store::CLAIM_DEVICE,
 };
 use serde_json::Value;
 
@@ -23,6 +26,9 @@ pub(crate) enum View {
     },
     Claim {
         device: Option<Box<str>>,
+        /// Of one that moves.
+        epoch: Option<Epoch>,
+        moves: bool,
     },
     Route {
         hostname: Box<str>,
@@ -65,7 +71,11 @@ impl Entry {
         } else if *object.kind() == GroupKind::PERSISTENT_VOLUME_CLAIM {
             let device =
                 value.pointer("/metadata/annotations").and_then(|all| all.get(CLAIM_DEVICE)).and_then(Value::as_str);
-            View::Claim { device: device.filter(|device| !device.is_empty()).map(Into::into) }
+            View::Claim {
+                device: device.filter(|device| !device.is_empty()).map(Into::into),
+                epoch: Tenure::of_claim(value).map(|tenure| tenure.epoch),
+                moves: VolumePolicy::of_claim(value) == VolumePolicy::Move,
+            }
         } else if *object.kind() == GroupKind::ROUTE {
             let selector = value.pointer("/spec/target/selector").and_then(Value::as_object).into_iter().flatten();
             let mut devices = Vec::new();
@@ -108,7 +118,17 @@ impl Entry {
     }
 
     pub(crate) fn claim_device(&self) -> Option<&str> {
-        if let View::Claim { device } = &self.view { device.as_deref() } else { None }
+        if let View::Claim { device, .. } = &self.view { device.as_deref() } else { None }
+    }
+
+    /// The epoch of a claim that moves.
+    pub(crate) fn claim_epoch(&self) -> Option<Epoch> {
+        if let View::Claim { epoch, .. } = &self.view { *epoch } else { None }
+    }
+
+    /// Whether it is a claim that moves.
+    pub(crate) fn claim_moves(&self) -> bool {
+        matches!(self.view, View::Claim { moves: true, .. })
     }
 }
 
@@ -185,6 +205,8 @@ pub(crate) struct Cache {
     owned: HashMap<Uid, BTreeSet<ObjectKey>>,
     pods_on: HashMap<Box<str>, BTreeSet<ObjectKey>>,
     claims_on: HashMap<Box<str>, BTreeSet<ObjectKey>>,
+    /// Claims that move, and have a device.
+    moving: BTreeSet<ObjectKey>,
     routes_on: HashMap<Box<str>, BTreeSet<ObjectKey>>,
     certificates_on: HashMap<Box<str>, BTreeSet<ObjectKey>>,
     hostnames: HashMap<Box<str>, BTreeSet<ObjectKey>>,
@@ -267,6 +289,15 @@ impl Cache {
     /// What Routes say of a port, the one that has it first.
     pub(crate) fn claims_of(&self, port: u16) -> impl Iterator<Item = &PortClaim> {
         self.ports.iter().skip_while(move |claim| claim.port < port).take_while(move |claim| claim.port == port)
+    }
+
+    /// The claims that move, and have a device.
+    pub(crate) fn moving(&self) -> impl Iterator<Item = &Entry> {
+        self.moving.iter().filter_map(|key| self.objects.get(key))
+    }
+
+    pub(crate) fn has_moving(&self) -> bool {
+        !self.moving.is_empty()
     }
 
     /// The Routes of a hostname.
@@ -408,7 +439,14 @@ impl Cache {
             View::Pod { view, .. } if view.is_bound() => toggle(&mut self.pods_on, &view.device, key, add),
             View::Pod { view, .. } if add && view.is_active() => drop(self.pending.insert(key.clone())),
             View::Pod { .. } => drop(self.pending.remove(key)),
-            View::Claim { device: Some(device) } => toggle(&mut self.claims_on, device, key, add),
+            View::Claim { device: Some(device), epoch, .. } => {
+                if add && epoch.is_some() {
+                    self.moving.insert(key.clone());
+                } else {
+                    self.moving.remove(key);
+                }
+                toggle(&mut self.claims_on, device, key, add);
+            }
             View::Certificate { device } => toggle(&mut self.certificates_on, device, key, add),
             View::Route { hostname, devices, claim, .. } => {
                 match claim {

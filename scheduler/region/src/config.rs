@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hearth_types::{Clock, group::Group, identity::CertificateSigner, recovery::SigningKey, store::Store};
+use hearth_types::{
+    Clock, group::Group, identity::CertificateSigner, lease::LEASE, recovery::SigningKey, store::Store,
+};
 
 use crate::remote::ServerChannels;
 
@@ -26,6 +28,8 @@ pub struct Timing {
     pub reconnect_grace: Duration,
     /// See [`PLACEMENT_DEBOUNCE`].
     pub placement_debounce: Duration,
+    /// How long a device holds a volume that moves after it last asked its region; see [`hearth_types::lease`].
+    pub lease: Duration,
 }
 
 impl Default for Timing {
@@ -35,6 +39,7 @@ impl Default for Timing {
             silence: SILENCE,
             reconnect_grace: RECONNECT_GRACE,
             placement_debounce: PLACEMENT_DEBOUNCE,
+            lease: LEASE,
         }
     }
 }

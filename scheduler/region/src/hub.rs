@@ -19,6 +19,7 @@ use crate::{
     Config, RegionError,
     cache::{Cache, Change, Source},
     lead::{self, Lead},
+    leases::Leases,
     metrics::Metrics,
     queue::Queue,
     reconcile,
@@ -51,6 +52,7 @@ pub(crate) struct Hub {
     pub(crate) relays: watch::Sender<Arc<[Relay]>>,
     pub(crate) placement: Notify,
     pub(crate) touched: Touched,
+    pub(crate) leases: Leases,
     pub(crate) shutdown: CancellationToken,
     /// Read by whichever loop writes events now.
     pub(crate) notes: tokio::sync::Mutex<mpsc::Receiver<Note>>,
@@ -78,6 +80,7 @@ impl Hub {
             relays: watch::Sender::new(Arc::from([])),
             placement: Notify::new(),
             touched: Touched::default(),
+            leases: Leases::new(),
             shutdown: CancellationToken::new(),
             notes: tokio::sync::Mutex::new(notes),
             statuses: tokio::sync::Mutex::new(statuses),
@@ -219,6 +222,7 @@ impl Hub {
     /// Begins to lead. The caches have everything that former leaders wrote.
     pub(crate) async fn begin_lead(&self, lead: Lead) {
         self.queue.clear();
+        self.leases.end();
         let (mut notes, mut statuses) = (self.notes.lock().await, self.statuses.lock().await);
         // Of an earlier time: devices report again, and whoever leads tells.
         while notes.try_recv().is_ok() {}
@@ -234,6 +238,7 @@ impl Hub {
     pub(crate) fn end_lead(&self, lead: &Lead, reason: &str) {
         *self.lead.lock().unwrap_or_else(PoisonError::into_inner) = None;
         lead.over.cancel();
+        self.leases.end();
         self.metrics.behind_devices.set(0);
         self.sessions.end_all(&self.goodbye(reason));
     }

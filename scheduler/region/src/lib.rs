@@ -6,6 +6,7 @@ mod cache;
 pub mod config;
 mod hub;
 mod lead;
+mod leases;
 mod metrics;
 mod placing;
 mod queue;

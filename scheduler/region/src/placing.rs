@@ -99,6 +99,7 @@ fn snapshot(hub: &Hub, cache: &Cache) -> (Snapshot, Vec<Arc<Pod>>) {
                 let claim_view = Claim {
                     device: found.claim_device().map(Into::into),
                     deleting: found.deleting,
+                    moves: found.claim_moves(),
                     user: users.get(&(entry.object.namespace(), &**claim)).cloned(),
                 };
                 claims.insert((entry.object.namespace().into(), claim.clone()), claim_view);

@@ -242,7 +242,7 @@ fn controller(hub: &Hub, key: &Key, absent: &Absent) -> Reconciled {
                 |pod: &Arc<hearth_controllers::PodView>| pod.claims.iter().any(|claim| **claim == *object.name());
             let in_use = cache.in_namespace(GroupKind::POD, object.namespace()).filter_map(Entry::pod).any(uses);
             drop(cache);
-            claim::reconcile(claim::Inputs { claim: &object, in_use, device_exists: !absent.device })
+            claim::reconcile(claim::Inputs { claim: &object, in_use, device_exists: !absent.device }, hub.now())
         }
         Controller::Route => {
             let cache = hub.cache();

@@ -4,7 +4,8 @@ use hearth_types::{
     GroupKind, Object, ObjectKey,
     condition::{self, Condition, Truth},
     kinds::CLAIM_FINALIZER,
-    store::{CLAIM_DEVICE, Expect, OpError},
+    lease::{Epoch, Tenure, VolumePolicy},
+    store::{CLAIM_DEVICE, CLAIM_EPOCH, CLAIM_EPOCH_BEFORE, Expect, OpError},
 };
 use serde_json::{Map, Value, json};
 
@@ -84,6 +85,15 @@ fn pin(work: &Working<'_>, key: &ObjectKey, device: &str) -> Result<Option<(Obje
         }
         _ => {}
     }
+    if work.epochs
+        && let Some((epoch, before)) = next_epoch(&value, work.revision.0)
+    {
+        let annotations = child(&mut value["metadata"], "annotations");
+        annotations[CLAIM_EPOCH] = json!(epoch.to_string());
+        if let Some(before) = before {
+            annotations[CLAIM_EPOCH_BEFORE] = json!(before.to_string());
+        }
+    }
     child(&mut value["metadata"], "annotations")[CLAIM_DEVICE] = json!(device);
     let finalizers = &mut value["metadata"]["finalizers"];
     if !finalizers.is_array() {
@@ -96,6 +106,18 @@ fn pin(work: &Working<'_>, key: &ObjectKey, device: &str) -> Result<Option<(Obje
     }
     let after = rebuilt(claim, value).map_err(|error| error.to_string())?;
     Ok((after != *claim).then(|| (claim.clone(), after)))
+}
+
+/// The epoch that a claim gets with a device, and the one before: none where it stays, or keeps both.
+///
+/// Epochs are revisions, which go on above all that were given out also after a restore; and rise in any case.
+fn next_epoch(claim: &Value, revision: u64) -> Option<(Epoch, Option<Epoch>)> {
+    if VolumePolicy::of_claim(claim) == VolumePolicy::Keep {
+        return None;
+    }
+    let Some(known) = Tenure::of_claim(claim) else { return Some((Epoch(revision), None)) };
+    let epoch = Epoch(revision.max(known.epoch.0.saturating_add(1)));
+    known.device.is_none().then_some((epoch, Some(known.epoch)))
 }
 
 fn rebuilt(from: &Object, value: Value) -> Result<Object, OpError> {

@@ -26,6 +26,8 @@ pub(crate) struct Working<'a> {
     pub(crate) changes: Vec<Change>,
     /// Whether a key of a Device belongs to no other.
     pub(crate) unique_keys: bool,
+    /// Whether claims that move get epochs.
+    pub(crate) epochs: bool,
 }
 
 impl Working<'_> {

@@ -18,11 +18,14 @@ use crate::{
 /// The highest feature level of entries that this program reads. Level 1: `Initialize`, `Txn` with the operations
 /// create, update, delete, bind and check, `RaiseFeatureLevel`. Level 2: a key belongs to one Device; entries before it are
 /// applied by the rule that they were acknowledged under. Level 3: more requests are remembered, the newest whatever the clock says.
-pub const FEATURE_LEVEL: u32 = 3;
+/// Level 4: a claim of the policy `Move` gets an epoch when it gets a device.
+pub const FEATURE_LEVEL: u32 = 4;
 /// The level that a region begins with.
 const FIRST_LEVEL: u32 = 1;
 /// From here on a key belongs to one Device.
 const ONE_KEY_ONE_DEVICE: u32 = 2;
+/// From here on claims of the policy `Move` have epochs. One that got its device before is one that stays, until its next pod is bound.
+const EPOCHS: u32 = 4;
 
 /// Everything that the region's servers agree on. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -179,7 +182,9 @@ impl State {
         }
         let revision = self.revision().next();
         let unique_keys = self.feature_level >= ONE_KEY_ONE_DEVICE;
-        let mut work = Working { objects: &mut self.objects, revision, now: txn.now, changes: Vec::new(), unique_keys };
+        let epochs = self.feature_level >= EPOCHS;
+        let mut work =
+            Working { objects: &mut self.objects, revision, now: txn.now, changes: Vec::new(), unique_keys, epochs };
         let mut outcomes = Vec::with_capacity(txn.ops.len());
         for op in &txn.ops {
             let outcome = work.apply(op);

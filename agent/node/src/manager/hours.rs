@@ -21,7 +21,6 @@ use crate::{
     facts,
     files::{Format, chain},
     fitness::{SURELY_PAST, has_hardware_clock},
-    pod::Input,
 };
 
 /// Names the time since the machine started.
@@ -130,9 +129,7 @@ impl Service {
             tracing::info!("apps of others may run now");
         }
         self.held = held;
-        for worker in self.workers.values().filter(|worker| worker.object.namespace() != self.shared.owner) {
-            let _ = worker.inbox.send(Input::Held(self.held.clone())).await;
-        }
+        self.hold_workers().await;
     }
 }
 

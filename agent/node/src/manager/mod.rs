@@ -3,6 +3,7 @@
 
 mod claims;
 mod hours;
+mod leases;
 pub(crate) mod lend;
 mod take_over;
 
@@ -107,6 +108,8 @@ pub(crate) struct Service {
     write_failed: bool,
     /// Marked claims whose data is deleted.
     deleted: HashSet<Uid>,
+    /// Claims that moved away, whose data is to be set aside.
+    moved: Vec<Object>,
     /// What is lent to others.
     lent: Enforced<GuestLimits>,
     /// What pods share of the home's line.
@@ -139,6 +142,7 @@ pub(crate) fn new(
         generation: 0,
         write_failed: false,
         deleted: HashSet::new(),
+        moved: Vec::new(),
         lent: Enforced::default(),
         shares: Enforced::default(),
         lending: hours::Lending::default(),
@@ -166,6 +170,7 @@ impl Service {
                 },
                 Some(ended) = self.tasks.join_next() => self.ended(ended).await,
                 () = shared.claims.released() => self.claims_released().await,
+                () = shared.leases.changed() => self.leases_changed().await,
                 _ = images.tick() => self.look_for_images().await,
                 _ = housekeeping.tick() => self.keep_house().await,
             }
@@ -237,6 +242,9 @@ impl Service {
                 let _ = worker.inbox.send(Input::Vanished).await;
             }
             self.shared.reporter.forget(gone.key(), gone.uid());
+            if *gone.kind() == GroupKind::PERSISTENT_VOLUME_CLAIM {
+                self.claim_vanished(gone);
+            }
         }
         let mut configs: HashSet<ObjectKey> = HashSet::new();
         for key in &change.changed {
@@ -253,6 +261,7 @@ impl Service {
                 let _ = worker.inbox.send(Input::ConfigChanged).await;
             }
         }
+        self.claims_changed(&configs).await;
         self.remove_orphans().await;
         self.delete_claims().await;
     }
@@ -303,13 +312,14 @@ impl Service {
     }
 
     async fn start(&mut self, object: Object, sandbox: Option<hearth_runtime::Pod>) {
+        let (leased, sandbox) = self.take_lease(&object, sandbox).await;
         let uid = object.uid().clone();
         let record = self.stored.remove(uid.as_str()).map(|stored| stored.record);
         let dead = self.dead.remove(uid.as_str()).map(|pod| pod.containers);
         let key = object.key().clone();
         let deleting = object.is_deleting();
-        let held = self.held_in(object.namespace());
-        let start = Start { object, record, sandbox, dead, held };
+        let held = self.held_in(object.namespace()).or_else(|| self.shared.leases.held(&leased));
+        let start = Start { object, record, sandbox, dead, held, leased };
         match spawn(Arc::clone(&self.shared), start, &mut self.tasks).await {
             Ok(worker) => drop(self.workers.insert(uid, worker)),
             Err(error) => {
@@ -387,7 +397,9 @@ impl Service {
             self.shared.metrics.pods.with_label_values(&[&phase]).set(count);
         }
         self.delete_claims().await;
+        self.retire_claims().await;
         self.follow_device().await;
+        self.hold_workers().await;
         if self.write_failed {
             self.apply(Change { matters: true, ..Change::default() }).await;
         }

@@ -5,10 +5,11 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 use hearth_image::Image;
 use hearth_network::{PodAddresses, PodNetwork};
 use hearth_pod::{Addresses, Failure, StartFailure};
-use hearth_runtime::{ContainerStatus, PodSandbox, RuntimeError, StartError};
+use hearth_runtime::{ContainerStatus, PodLease, PodSandbox, RuntimeError, StartError};
 use hearth_types::{
     GroupKind, ObjectKey,
     kinds::{PersistentVolumeClaim, Pod, Volume},
+    lease::Tenure,
     quantity,
 };
 use hearth_volume::{ClaimId, ClaimSpec, VolumeError};
@@ -22,7 +23,7 @@ use crate::{
     facts,
     files::chain,
     host_paths::HostPathError,
-    mounts,
+    leases, mounts,
     shared::{Shared, blocking},
 };
 
@@ -123,7 +124,14 @@ impl Site {
         }
         if let Some(claim) = &volume.persistent_volume_claim {
             return self.claim(&claim.claim_name, configs).and_then(|(id, spec, status)| {
-                let path = store.ensure_claim(&id, &spec).map_err(mount)?;
+                let path = match self.tenure(&claim.claim_name, configs) {
+                    Some(tenure) => {
+                        let handed = store.ensure_claim_for(&id, &spec, tenure).map_err(mount)?;
+                        self.tell_empty(&id, &handed);
+                        handed.path
+                    }
+                    None => store.ensure_claim(&id, &spec).map_err(mount)?,
+                };
                 store.check_claim(&id, claim.read_only != Some(true)).map_err(mount)?;
                 let key = ObjectKey::new(GroupKind::PERSISTENT_VOLUME_CLAIM, &id.namespace, &id.name);
                 self.shared.reporter.status(&key, &id.uid.as_str().into(), &status, false);
@@ -169,6 +177,34 @@ impl Site {
         taken.map_err(|error| Failure::new("VolumeInUse", error.to_string()))
     }
 
+    /// Which writer of a claim that moves this device is.
+    fn tenure(&self, name: &str, configs: &Configs<'_>) -> Option<hearth_volume::Tenure> {
+        let key = ObjectKey::new(GroupKind::PERSISTENT_VOLUME_CLAIM, self.namespace(), name);
+        let value = configs.objects.get(&key)?.value();
+        let tenure = Tenure::of_claim(&value)?;
+        Some(hearth_volume::Tenure { epoch: tenure.epoch.0, before: tenure.before.map(|before| before.0) })
+    }
+
+    /// Says that a volume which moved here has nothing in it, and where this device has what it had of it long ago.
+    fn tell_empty(&self, id: &ClaimId, handed: &hearth_volume::Handed) {
+        let Some(aside) = &handed.began_empty else { return };
+        let aside =
+            aside.as_ref().map(|path| format!("; what this device had of it before is kept in {}", path.display()));
+        let text = format!(
+            "the volume moved here from a silent device and BEGINS EMPTY: the data of before is on that device{}",
+            aside.unwrap_or_default()
+        );
+        let key = ObjectKey::new(GroupKind::PERSISTENT_VOLUME_CLAIM, &id.namespace, &id.name);
+        tracing::warn!(claim = %key, "{text}");
+        self.shared.reporter.event(
+            (&key, &id.uid.as_str().into()),
+            "Warning",
+            "VolumeBeganEmpty",
+            &text,
+            self.shared.now(),
+        );
+    }
+
     fn claim(&self, name: &str, configs: &Configs<'_>) -> Result<(ClaimId, ClaimSpec, serde_json::Value), Failure> {
         let key = ObjectKey::new(GroupKind::PERSISTENT_VOLUME_CLAIM, self.namespace(), name);
         let missing = || Failure::new("FailedMount", format!("persistentvolumeclaim \"{name}\" not found"));
@@ -209,6 +245,17 @@ impl Site {
         made.map_err(|error| self.failed("network", "FailedCreatePodSandBox", &error))
     }
 
+    /// The lease that the pod's shim keeps it to, where it has volumes that move.
+    fn lease(&self) -> Result<Option<PodLease>, Failure> {
+        let leased = leases::leased(&self.shared.objects(), self.namespace(), &self.pod);
+        if leased.is_empty() {
+            return Ok(None);
+        }
+        let over = || Failure::new("VolumeLease", "the lease of its volumes is over");
+        let deadline = self.shared.leases.deadline(&leased).ok_or_else(over)?;
+        Ok(Some(PodLease { of: leases::named(&leased), deadline }))
+    }
+
     pub(crate) async fn sandbox(&self, network: PodNetwork) -> Result<hearth_runtime::Pod, Failure> {
         let failed = |error: &dyn std::error::Error| self.failed("sandbox", "FailedCreatePodSandBox", error);
         let (shared, uid) = (Arc::clone(&self.shared), self.uid().to_owned());
@@ -217,6 +264,7 @@ impl Site {
         let hostname = hostname.unwrap_or_else(|| self.places.pod.clone());
         // The kernel takes 64 bytes (`__NEW_UTS_LEN`), and a label has 63.
         let hostname = crate::reporter::clip(&hostname, 63).trim_end_matches(['-', '.']).to_owned();
+        let lease = self.lease()?;
         let PodNetwork { addresses, netns } = network;
         let (limits, group) = (container::pod_limits(&self.pod), container::volume_group(&self.pod));
         let sandbox = PodSandbox {
@@ -231,6 +279,7 @@ impl Site {
             limits,
             guest: self.is_guest(),
             memory: mounts::memory_volumes(&self.pod, limits.memory_bytes, group),
+            lease,
             share_processes: self.pod.spec.as_ref().and_then(|spec| spec.share_process_namespace) == Some(true),
         };
         let _slot = self.shared.slots.acquire().await;

@@ -14,7 +14,7 @@ use hearth_image::{Hold, Image};
 use hearth_network::PodNetwork;
 use hearth_pod::{Command, Event, Failure, PodMachine, PodView, Record};
 use hearth_runtime::{ContainerStatus, PodEvent};
-use hearth_types::{Object, ObjectKey, Uid, kinds::Pod};
+use hearth_types::{Object, ObjectKey, Uid, kinds::Pod, lease::Deadline};
 use serde_json::Value;
 use tokio::{
     sync::{mpsc, watch},
@@ -37,6 +37,7 @@ use crate::{
     container::Places,
     ephemeral,
     files::chain,
+    leases::Leased,
     shared::{PodEntry, Shared, Snapshot, blocking},
 };
 
@@ -67,6 +68,8 @@ pub(crate) enum Input {
     ConfigChanged,
     /// The device has too little for it.
     Evicted(Failure),
+    /// It may run with its volumes until then.
+    Leased(Deadline),
 }
 
 /// A worker that runs.
@@ -75,6 +78,10 @@ pub(crate) struct WorkerHandle {
     pub(crate) entry: Arc<PodEntry>,
     pub(crate) inbox: mpsc::Sender<Input>,
     pub(crate) vanished: bool,
+    /// The claims that it needs leases of.
+    pub(crate) leased: Leased,
+    /// Why it was told that it is held.
+    pub(crate) held: Option<Failure>,
 }
 
 /// What a worker begins with.
@@ -85,6 +92,8 @@ pub(crate) struct Start {
     pub(crate) dead: Option<Vec<ContainerStatus>>,
     /// Why its device does not run it at this time, where it does not.
     pub(crate) held: Option<Failure>,
+    /// The claims that it needs leases of.
+    pub(crate) leased: Leased,
 }
 
 struct Worker {
@@ -176,11 +185,13 @@ pub(crate) async fn spawn(shared: Arc<Shared>, start: Start, tasks: &mut JoinSet
     if let Some(sandbox) = sandbox {
         worker.watch(sandbox);
     }
+    let held = start.held.clone();
     tasks.spawn(async move {
-        worker.run(start.held).await;
+        worker.run(held).await;
         worker.uid
     });
-    Ok(WorkerHandle { object: start.object, entry, inbox: sender, vanished: false })
+    let (object, leased, held) = (start.object, start.leased, start.held);
+    Ok(WorkerHandle { object, entry, inbox: sender, vanished: false, leased, held })
 }
 
 impl Worker {
@@ -235,6 +246,7 @@ impl Worker {
             }
             Input::Evicted(why) => self.step(Event::Evicted(why)),
             Input::Held(why) => self.step(Event::Held(why)),
+            Input::Leased(deadline) => self.renew(deadline),
             Input::ImagesChanged => {
                 // Other images come and go: a pull that failed waits its time all the same.
                 let images = Arc::clone(&self.site.shared.images);
@@ -286,6 +298,21 @@ impl Worker {
             });
             let (lost, measured) = looked.await;
             Outcome::Measured(lost, measured)
+        });
+    }
+
+    /// Tells the shim, which else ends the pod by itself.
+    fn renew(&mut self, deadline: Deadline) {
+        let Some(sandbox) = self.sandbox.clone().filter(|_| self.machine.has_sandbox()) else { return };
+        self.tasks.spawn(async move {
+            match sandbox.renew_lease(deadline).await {
+                Ok(true) => Outcome::Nothing,
+                Ok(false) => Outcome::LeaseOver,
+                Err(error) => {
+                    tracing::warn!(pod = sandbox.uid(), error = chain(&error), "a shim cannot be told of a lease");
+                    Outcome::Nothing
+                }
+            }
         });
     }
 

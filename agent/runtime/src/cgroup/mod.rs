@@ -226,6 +226,23 @@ impl Cgroups {
         text.lines().find_map(|l| l.strip_prefix("oom_kill ")).and_then(|n| n.trim().parse().ok()).unwrap_or(0)
     }
 
+    /// Kills all processes in `rel` and below, and waits for nothing. Returns how many were seen.
+    pub(crate) fn kill_once(&self, rel: &Path) -> usize {
+        let mut left = BTreeSet::new();
+        for h in &self.hierarchies {
+            let dir = h.mount.join(rel);
+            pids_below(&dir, &mut left);
+            if h.v2 {
+                // 5.14; kills forks in flight too.
+                let _ = fs::write(dir.join("cgroup.kill"), "1");
+            }
+        }
+        for pid in &left {
+            kill_member(rel, *pid);
+        }
+        left.len()
+    }
+
     /// Kills all processes in `rel` and below and waits until none is left. Returns how many were seen.
     pub(crate) fn kill(&self, rel: &Path) -> Result<usize, RuntimeError> {
         let started = Instant::now();
@@ -236,7 +253,6 @@ impl Cgroups {
                 let dir = h.mount.join(rel);
                 pids_below(&dir, &mut left);
                 if h.v2 {
-                    // 5.14; kills forks in flight too.
                     let _ = fs::write(dir.join("cgroup.kill"), "1");
                 }
             }

@@ -165,6 +165,9 @@ fn make(
         // Who shares processes with others is to see their files.
         launch = launch.confined();
     }
+    if sandbox.config.lease.is_some() {
+        launch = launch.ending_with_shim();
+    }
     let launch = launch.without(spec);
     start(&id, &dir, Program { launch, terminal: spec.terminal }, devices, channel, ends)
 }

@@ -38,6 +38,8 @@ pub(crate) struct Launch {
     channel: RawFd,
     /// In a Landlock domain of its own.
     confined: bool,
+    /// Is killed with the shim, its parent.
+    ends_with_shim: bool,
     without: Without,
 }
 
@@ -60,6 +62,7 @@ impl Launch {
             candidates,
             channel,
             confined: false,
+            ends_with_shim: false,
             without: Without::default(),
         })
     }
@@ -67,6 +70,12 @@ impl Launch {
     /// Runs in a Landlock domain of its own, which looks into no process of others.
     pub(crate) fn confined(mut self) -> Self {
         self.confined = true;
+        self
+    }
+
+    /// Is killed with the shim, which alone knows when the program has to end. A second line: the program can take it back.
+    pub(crate) fn ending_with_shim(mut self) -> Self {
+        self.ends_with_shim = true;
         self
     }
 
@@ -100,6 +109,13 @@ impl Launch {
             return e;
         }
         sys::reset_signals();
+        if self.ends_with_shim
+            && let Err(e) = sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64)
+        {
+            let e = StartError::Isolation { reason: because("end with the shim", e) };
+            self.say(&HelperMsg::Failed(e.clone()));
+            return e;
+        }
         self.say(&HelperMsg::Executing);
         if self.without.closed_descriptors {
             for fd in 3..1024 {

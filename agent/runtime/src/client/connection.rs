@@ -18,6 +18,7 @@ use tokio::{io::Interest, net::UnixStream, time::timeout};
 
 use crate::{
     error::RuntimeError,
+    model::PodLease,
     wire::{self, Hello},
 };
 
@@ -34,6 +35,8 @@ pub(super) struct Connection {
     fds: VecDeque<OwnedFd>,
     /// Pid of the shim, as it says.
     pub(super) shim_pid: u32,
+    /// The lease that it keeps its pod to, as it said in its hello.
+    pub(super) lease: Option<PodLease>,
 }
 
 impl Connection {
@@ -66,7 +69,8 @@ impl Connection {
         let stream = StdStream::from(fd);
         let made = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
         let stream = made.map_err(|e| RuntimeError::io("register a socket", e))?;
-        let mut conn = Self { uid: uid.to_owned(), stream, inbuf: Vec::new(), fds: VecDeque::new(), shim_pid: 0 };
+        let mut conn =
+            Self { uid: uid.to_owned(), stream, inbuf: Vec::new(), fds: VecDeque::new(), shim_pid: 0, lease: None };
         let hello = timeout(HELLO_BOUND, conn.receive::<Hello>()).await;
         let hello = hello.map_err(|_| conn.protocol("no hello in time"))??;
         if hello.magic != wire::HELLO_MAGIC {
@@ -77,6 +81,7 @@ impl Connection {
             return Err(RuntimeError::Version { uid: uid.to_owned(), theirs, ours });
         }
         conn.shim_pid = hello.pid;
+        conn.lease = hello.lease;
         Ok(conn)
     }
 

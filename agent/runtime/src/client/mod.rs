@@ -164,6 +164,7 @@ impl Runtime {
             guest,
             share_processes,
             memory,
+            lease,
         } = sandbox;
         if self.pod_dir(&uid).exists() {
             let reason = "a pod of this uid is there already: destroy or forget it first".to_owned();
@@ -183,6 +184,7 @@ impl Runtime {
             guest,
             share_processes,
             memory,
+            lease,
         };
         match self.set_up(ours, config).await {
             Ok(pod) => Ok(pod),

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use hearth_types::lease::Deadline;
 use tokio::{sync::Mutex, time::timeout};
 
 use super::{
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     cgroup::Cgroups,
     error::RuntimeError,
-    model::{ContainerSpec, ContainerStatus, ExecSpec, IdMap, PodEvent, Usage},
+    model::{ContainerSpec, ContainerStatus, ExecSpec, IdMap, PodEvent, PodLease, Usage},
     pods,
     record::PodRecord,
     shim::container_id,
@@ -43,6 +44,8 @@ struct Inner {
     record: PodRecord,
     shim_pid: u32,
     shim: OwnedFd,
+    /// As it was when this handle was made.
+    lease: Option<PodLease>,
     /// The subscription; none after it was lost.
     events: Mutex<Option<Connection>>,
 }
@@ -50,16 +53,17 @@ struct Inner {
 impl Pod {
     pub(super) async fn open(dir: PathBuf, config: ZygoteConfig, record: PodRecord) -> Result<Self, RuntimeError> {
         let events = subscribe(&record.uid, &dir).await?;
-        let shim_pid = events.shim_pid;
+        let (shim_pid, lease) = (events.shim_pid, events.lease.clone());
         let gone = |_| RuntimeError::ShimGone { uid: record.uid.clone() };
         let shim = sys::pidfd_open(shim_pid as i32).map_err(gone)?;
-        Ok(Self(Arc::new(Inner { dir, config, record, shim_pid, shim, events: Mutex::new(Some(events)) })))
+        Ok(Self(Arc::new(Inner { dir, config, record, shim_pid, shim, lease, events: Mutex::new(Some(events)) })))
     }
 
     /// A handle of a pod whose shim lives and could not be spoken with; none if no such process lives.
     pub(super) fn unheard(dir: PathBuf, config: ZygoteConfig, record: PodRecord) -> Option<Self> {
         let shim = pods::living_shim(&config.instance, &record)?;
-        Some(Self(Arc::new(Inner { dir, config, shim_pid: record.shim_pid, shim, record, events: Mutex::new(None) })))
+        let (shim_pid, events) = (record.shim_pid, Mutex::new(None));
+        Some(Self(Arc::new(Inner { dir, config, shim_pid, shim, record, lease: None, events })))
     }
 
     /// Unique id.
@@ -220,6 +224,26 @@ impl Pod {
             Ok(Err(exec::Failed::Reply(reply))) => Err(self.other(reply, container)),
             Ok(Err(exec::Failed::Error(e))) => Err(e),
             Err(_) => Err(self.protocol("no answer in time".to_owned())),
+        }
+    }
+
+    /// The lease that its shim kept it to when this handle was made; none where it has none, also since its shim is of an older release.
+    pub fn lease(&self) -> Option<&PodLease> {
+        self.0.lease.as_ref()
+    }
+
+    /// The pod may run until then. `false`: its lease is over for good, or it has none; it has to be made anew.
+    ///
+    /// # Errors
+    /// The shim cannot be spoken with. It ends the pod by itself.
+    pub async fn renew_lease(&self, deadline: Deadline) -> Result<bool, RuntimeError> {
+        if self.0.lease.is_none() {
+            return Ok(false);
+        }
+        match self.ask(&Request::Renew { deadline }, ANSWER_BOUND).await? {
+            Reply::Done => Ok(true),
+            Reply::LeaseOver => Ok(false),
+            reply => Err(self.other(reply, "")),
         }
     }
 

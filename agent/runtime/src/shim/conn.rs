@@ -8,7 +8,7 @@ use std::{
 
 use serde::Serialize;
 
-use crate::wire;
+use crate::{model::PodLease, wire};
 
 /// Most bytes that may wait for a client that does not read; then it is cut off.
 const MAX_PENDING: usize = 256 << 10;
@@ -46,7 +46,7 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
-    pub(crate) fn new(id: u64, fd: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(id: u64, fd: OwnedFd, lease: Option<PodLease>) -> io::Result<Self> {
         // SAFETY: plain integers on a descriptor we own.
         if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
             return Err(io::Error::last_os_error());
@@ -61,8 +61,8 @@ impl Conn {
             out: VecDeque::new(),
             pending: 0,
         };
-        let hello =
-            wire::Hello { magic: wire::HELLO_MAGIC.to_owned(), version: wire::PROTOCOL, pid: std::process::id() };
+        let version = if lease.is_some() { wire::PROTOCOL } else { wire::WITHOUT_LEASE };
+        let hello = wire::Hello { magic: wire::HELLO_MAGIC.to_owned(), version, pid: std::process::id(), lease };
         conn.push(&hello, None)?;
         Ok(conn)
     }

@@ -115,6 +115,10 @@ impl Shim {
                 }
             }
             Request::Attach { container, stdin } => self.attach(conn, &container, stdin, fds),
+            Request::Renew { deadline } => {
+                let renewed = self.renew(deadline);
+                self.answer(conn, if renewed { &Reply::Done } else { &Reply::LeaseOver });
+            }
             Request::Destroy => self.destroy(Some(conn)),
         }
     }
@@ -157,7 +161,10 @@ impl Shim {
         Ok(std::fs::File::open(format!("/proc/{pid}/ns/pid")).map_err(|_| not_running())?.into())
     }
 
-    fn check_going_on(&self) -> Result<(), StartError> {
+    fn check_going_on(&mut self) -> Result<(), StartError> {
+        if self.is_lease_over() {
+            return Err(StartError::Isolation { reason: "the lease of the pod's volumes is over".to_owned() });
+        }
         if self.draining || self.ending {
             return Err(StartError::Isolation { reason: "the pod is ending".to_owned() });
         }

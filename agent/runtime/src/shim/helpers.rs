@@ -97,6 +97,13 @@ pub(super) fn fork_helper(id: u64, task: Task, work: impl FnOnce(OwnedFd) -> i32
     })
 }
 
+impl Helper {
+    /// Whether it is about to make a process in a container.
+    pub(super) fn starts(&self) -> bool {
+        matches!(self.task, Task::Start { .. } | Task::Exec { .. })
+    }
+}
+
 impl Shim {
     /// Starts the removal of containers (id and writable layer) and answers when it is over.
     pub(super) fn fork_removal(&mut self, id: u64, conn: u64, reply: Reply, gone: &[(String, PathBuf)]) {

@@ -10,6 +10,7 @@ mod conn;
 mod container;
 mod events;
 mod helpers;
+mod lease;
 pub(crate) mod log;
 mod pause;
 mod setup;
@@ -29,6 +30,7 @@ use self::{
     conn::{Conn, Role},
     container::Container,
     helpers::{Exec, Helper},
+    lease::Lease,
 };
 pub(crate) use self::{
     container::{TheirEnds, id as container_id},
@@ -68,6 +70,8 @@ pub(super) struct Shim {
     /// A helper removes the pod.
     ending: bool,
     destroyed: bool,
+    /// Where the pod may run for a time only.
+    lease: Option<Lease>,
 }
 
 /// What was polled.
@@ -79,6 +83,8 @@ enum Source {
     Log(usize, usize),
     /// Somebody who is attached by this connection has room, or is gone.
     Attached(u64),
+    /// The lease is nearly over, or over.
+    Lease,
 }
 
 /// Complaints go to the pod's `shim.log`, which is standard error.
@@ -89,7 +95,7 @@ pub(super) fn complain(text: &str) {
 /// The shim's life, in a child of the zygote.
 pub(crate) fn run(zygote: &ZygoteConfig, uid: &str, netns: OwnedFd, conn: OwnedFd) -> i32 {
     let Ok(signals) = settle(zygote, uid, &netns, &conn) else { return 1 };
-    let Ok(first) = Conn::new(0, conn) else { return 1 };
+    let Ok(first) = Conn::new(0, conn, None) else { return 1 };
     match begin(zygote, uid, &netns, first, signals) {
         Some(mut shim) => {
             drop(netns);
@@ -131,7 +137,12 @@ fn begin(zygote: &ZygoteConfig, uid: &str, netns: &OwnedFd, mut first: Conn, sig
     } else {
         Err(format!("asked for as {uid}, set up as {}", config.uid))
     };
-    let (sandbox, listener) = match made {
+    // Watched over from the first moment: a pod that nobody would end is none.
+    let made = made.and_then(|(sandbox, listener)| {
+        let lease = sandbox.config.lease.clone().map(Lease::new).transpose();
+        lease.map(|lease| (sandbox, listener, lease)).map_err(|e| crate::error::because("watch over its lease", e))
+    });
+    let (sandbox, listener, lease) = match made {
         Ok(made) => made,
         Err(reason) => {
             let _ = first.push(&Reply::Refused { reason }, None);
@@ -158,6 +169,7 @@ fn begin(zygote: &ZygoteConfig, uid: &str, netns: &OwnedFd, mut first: Conn, sig
         draining: false,
         ending: false,
         destroyed: false,
+        lease,
     })
 }
 
@@ -195,6 +207,8 @@ impl Shim {
         while !self.destroyed {
             for source in self.wait() {
                 match source {
+                    // Before anything is begun that it forbids.
+                    Source::Lease => self.look_at_lease(),
                     // Helpers first: what they say names the processes that are then reaped.
                     Source::Helper(id) => self.hear_helper(id),
                     Source::Log(container, pipe) => {
@@ -226,6 +240,9 @@ impl Shim {
             // SAFETY: the descriptors are owned by self, which is borrowed until poll returns.
             fds.push(PollFd::new(unsafe { BorrowedFd::borrow_raw(fd) }, flags));
         };
+        if let Some(lease) = &self.lease {
+            add(Source::Lease, lease.timer(), PollFlags::POLLIN);
+        }
         for h in &self.helpers {
             if let Some(fd) = &h.channel {
                 add(Source::Helper(h.id), fd.as_raw_fd(), PollFlags::POLLIN);
@@ -272,7 +289,7 @@ impl Shim {
         while self.conns.len() < MAX_CONNS {
             let Ok((stream, _)) = self.listener.accept() else { return };
             let id = self.id();
-            if let Ok(conn) = Conn::new(id, stream.into()) {
+            if let Ok(conn) = Conn::new(id, stream.into(), self.lease.as_ref().map(Lease::told)) {
                 self.conns.push(conn);
             }
         }

@@ -10,6 +10,7 @@ mod containers;
 mod cutoff;
 mod exec;
 mod isolation;
+mod lease;
 mod processes;
 mod support;
 mod survive;
@@ -47,6 +48,7 @@ fn main() {
         cutoff::TESTS,
         exec::TESTS,
         isolation::TESTS,
+        lease::TESTS,
         processes::TESTS,
         survive::TESTS,
         volumes::TESTS,

@@ -126,6 +126,7 @@ pub fn sandbox(uid: &str, map: IdMap) -> PodSandbox {
         guest: false,
         share_processes: false,
         memory: Vec::new(),
+        lease: None,
     }
 }
 

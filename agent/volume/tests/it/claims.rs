@@ -2,7 +2,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use hearth_volume::{ClaimId, ClaimSpec, VolumeError, VolumeStore};
+use hearth_volume::{ClaimId, ClaimSpec, Tenure, VolumeError, VolumeStore};
 
 pub(crate) fn id(name: &str, uid: &str) -> ClaimId {
     ClaimId { namespace: "alice".into(), name: name.into(), uid: uid.into() }
@@ -367,4 +367,51 @@ fn a_claim_that_is_handed_out_is_looked_after() {
     assert!(matches!(store.check_claim(&id("data", "u-1"), true), Err(VolumeError::MissingData { .. })));
     fs::create_dir(&data).unwrap();
     assert!(matches!(store.check_claim(&id("data", "u-1"), true), Err(VolumeError::ForeignData { .. })));
+}
+
+fn writer(epoch: u64, before: Option<u64>) -> Tenure {
+    Tenure { epoch, before }
+}
+
+#[test]
+fn each_writer_of_a_claim_that_moves_finds_what_the_one_before_left_here_or_nothing() {
+    let (directory, store) = store();
+    let (claim, spec) = (id("cache", "u-1"), ClaimSpec::default());
+    let first = store.ensure_claim_for(&claim, &spec, writer(7, None)).unwrap();
+    assert_eq!(first.began_empty, None, "nothing was anywhere");
+    fs::write(first.path.join("file"), "of 7").unwrap();
+    // Of a restart, and of one that came back before anybody else had it.
+    for (epoch, before) in [(7, None), (9, Some(7)), (9, Some(7))] {
+        let again = store.ensure_claim_for(&claim, &spec, writer(epoch, before)).unwrap();
+        assert_eq!((fs::read_to_string(again.path.join("file")).unwrap(), again.began_empty), ("of 7".into(), None));
+    }
+    let old = store.ensure_claim_for(&claim, &spec, writer(7, None)).unwrap_err();
+    assert!(matches!(old, VolumeError::OldEpoch { has: 9, asked: 7, .. }), "{old}");
+    // Another device was epoch 12, and this one is again.
+    let later = store.ensure_claim_for(&claim, &spec, writer(15, Some(12))).unwrap();
+    let aside = directory.path().join("volumes/claims/.aside/u-1.9/data");
+    assert_eq!((later.path.clone(), later.began_empty), (first.path, Some(Some(aside.clone()))));
+    assert_eq!(fs::read_dir(&later.path).unwrap().count(), 0);
+    assert_eq!(fs::read_to_string(aside.join("file")).unwrap(), "of 7", "it is kept");
+    fs::write(later.path.join("file"), "of 15").unwrap();
+    // It moved away; the last one alone is kept.
+    assert_eq!(store.retire_claim(&claim, 9).unwrap(), None, "of another writer");
+    let aside = store.retire_claim(&claim, 15).unwrap().unwrap();
+    assert_eq!(fs::read_to_string(aside.join("file")).unwrap(), "of 15");
+    assert_eq!(fs::read_dir(directory.path().join("volumes/claims/.aside")).unwrap().count(), 1);
+    assert_eq!(store.list_claims().unwrap(), []);
+    assert_eq!(store.retire_claim(&claim, 15).unwrap(), None);
+    store.ensure_claim_for(&claim, &spec, writer(20, Some(17))).unwrap();
+    store.delete_claim(&claim).unwrap();
+    store.empty_trash().unwrap();
+    assert_eq!(fs::read_dir(directory.path().join("volumes/claims/.aside")).unwrap().count(), 0);
+}
+
+#[test]
+fn releases_that_know_no_epochs_cannot_use_a_claim_that_moves() {
+    let (directory, store) = store();
+    store.ensure_claim_for(&id("cache", "u-1"), &ClaimSpec::default(), writer(7, None)).unwrap();
+    store.ensure_claim(&id("data", "u-2"), &ClaimSpec::default()).unwrap();
+    let version = |uid: &str| fs::read_to_string(ledger(directory.path(), uid)).unwrap().contains("\"version\":2");
+    assert_eq!([version("u-1"), version("u-2")], [true, false]);
 }

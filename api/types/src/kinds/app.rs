@@ -59,6 +59,12 @@ pub struct AppVolume {
     /// How much data it is made for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Quantity>,
+    /// What becomes of it while its device is silent, with `size` alone: `Keep` (unless set), it waits with its data for its device; or `Move`,
+    /// where the owner's Install says after how long (`spec.placement.disconnect`), it is BEGUN ANEW, EMPTY, on another device: for caches, indices
+    /// and other data that the app makes again by itself. The device that has it holds a lease, and stops the app once it has not heard from
+    /// its region for that long, so that never two write it; what it wrote stays there, aside. A claim keeps the policy that it was made with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
     /// Scratch space that goes with the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub empty_dir: Option<std::collections::BTreeMap<String, String>>,

@@ -217,6 +217,9 @@ pub struct DeviceInfo {
     /// What the machine lacks that isolation or limits want, in words; empty on a fit machine.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,
+    /// What its agent can do that older ones cannot: `volume-leases`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
 }
 
 #[cfg(test)]

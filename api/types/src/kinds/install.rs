@@ -98,7 +98,8 @@ pub struct Placement {
     pub disconnect: Option<Disconnect>,
 }
 
-/// What becomes of an Install whose device is silent. Its pods run on there all the while; an App that keeps data stays with it.
+/// What becomes of an Install whose device is silent. Its pods run on there all the while; an App that keeps data stays with it, unless all its
+/// volumes have the policy `Move`: then its device stops it once its lease is over, and it begins anew, with empty volumes, on another one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Disconnect {

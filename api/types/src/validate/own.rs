@@ -9,6 +9,7 @@ use crate::{
     DeviceKey,
     hours::Hours,
     kinds::{Lend, ON_RETURN},
+    lease::VOLUME_POLICIES,
     names, quantity, relay,
 };
 
@@ -56,6 +57,10 @@ pub(super) fn app(object: &Value, report: &mut Report) {
         }
         if sources == ["emptyDir"] {
             volume::empty_dir(&one["emptyDir"], &format!("{path}.emptyDir"), report);
+        }
+        pod::one_of(one, "policy", &VOLUME_POLICIES, &path, report);
+        if one.get("policy").is_some() && sources != ["size"] {
+            report.wrong(format!("{path}.policy"), "is of kept data: set it with size");
         }
         if sources == ["size"] && quantity::bytes(text(one, "size")) == Ok(0) {
             report.wrong(format!("{path}.size"), "must be above zero");

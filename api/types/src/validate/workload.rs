@@ -3,7 +3,12 @@
 use serde_json::Value;
 
 use super::{Report, immutable, pod};
-use crate::{names, quantity, selector::LabelSelector, store::CLAIM_ANNOTATIONS};
+use crate::{
+    lease::{VOLUME_POLICIES, VOLUME_POLICY_ANNOTATION, VolumePolicy},
+    names, quantity,
+    selector::LabelSelector,
+    store::CLAIM_ANNOTATIONS,
+};
 
 /// Replicas of one workload at most: a region has room for 100,000 pods in all.
 pub(super) const MAX_REPLICAS: i64 = 10_000;
@@ -95,6 +100,7 @@ pub(super) fn claim(object: &Value, old: Option<&Value>, report: &mut Report) {
             report.wrong(format!("metadata.annotations.{key}"), why);
         }
     }
+    policy(object, old, report);
     let spec = &object["spec"];
     let size = spec.pointer("/resources/requests/storage").and_then(Value::as_str);
     match size.map(quantity::bytes) {
@@ -116,4 +122,20 @@ pub(super) fn claim(object: &Value, old: Option<&Value>, report: &mut Report) {
         }
     }
     immutable(old, object, "/spec/accessModes", "delete the claim (and its data) and create it anew", report);
+}
+
+/// What becomes of the volume while its device is silent: said once, since who has it already is not held by a lease.
+fn policy(object: &Value, old: Option<&Value>, report: &mut Report) {
+    let path = format!("metadata.annotations.{VOLUME_POLICY_ANNOTATION}");
+    let annotations = object.pointer("/metadata/annotations");
+    match annotations.and_then(|all| all.get(VOLUME_POLICY_ANNOTATION)).and_then(Value::as_str) {
+        Some(said) if !VOLUME_POLICIES.contains(&said) => {
+            report.wrong(path, format!("{said:?}: must be one of {}", VOLUME_POLICIES.join(", ")));
+        }
+        _ => {
+            if old.is_some_and(|old| VolumePolicy::of_claim(old) != VolumePolicy::of_claim(object)) {
+                report.wrong(path, "cannot be changed; delete the claim (and its data) and create it anew");
+            }
+        }
+    }
 }

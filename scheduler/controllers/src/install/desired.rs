@@ -6,6 +6,7 @@ use hearth_types::{
         API_VERSION, ARCHITECTURES_ANNOTATION, BANDWIDTH_ANNOTATIONS, CLAIM_FINALIZER, INTERNET_ANNOTATION,
         MOVE_AFTER_ANNOTATION, ON_RETURN_ANNOTATION, labels,
     },
+    lease::{VOLUME_POLICIES, VOLUME_POLICY_ANNOTATION},
     quantity,
 };
 use serde_json::{Map, Value, json};
@@ -34,7 +35,7 @@ fn object_labels(install: &Object, app: &Value) -> Value {
 pub(super) fn claims(install: &Object, app: &Value) -> Vec<Value> {
     let kept = list(app, "/spec/volumes").filter(|volume| volume.get("size").is_some());
     kept.map(|volume| {
-        json!({
+        let mut claim = json!({
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
             "metadata": {
@@ -44,7 +45,11 @@ pub(super) fn claims(install: &Object, app: &Value) -> Vec<Value> {
                 "finalizers": [CLAIM_FINALIZER],
             },
             "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": volume["size"]}}},
-        })
+        });
+        if moves(volume) {
+            claim["metadata"]["annotations"] = json!({VOLUME_POLICY_ANNOTATION: text(volume, "/policy")});
+        }
+        claim
     })
     .collect()
 }
@@ -79,7 +84,8 @@ pub(super) fn deployment(install: &Object, value: &Value, app: &Value, stored: O
     }
     deployment["metadata"]["ownerReferences"] = json!([meta::owner_reference(install)]);
     let keeps_data = keeps_data(app);
-    disconnect(&mut deployment, value, keeps_data);
+    let stays = list(app, "/spec/volumes").any(|volume| volume.get("size").is_some() && !moves(volume));
+    disconnect(&mut deployment, value, stays);
     bandwidth(&mut deployment, value);
     let spec = &mut deployment["spec"];
     spec["replicas"] = json!(replicas(value));
@@ -97,9 +103,14 @@ pub(super) fn keeps_data(app: &Value) -> bool {
     list(app, "/spec/volumes").any(|volume| volume.get("size").is_some())
 }
 
+/// Whether a kept volume may begin anew on another device.
+fn moves(volume: &Value) -> bool {
+    text(volume, "/policy") == VOLUME_POLICIES[1]
+}
+
 /// What becomes of its pods while their device is silent.
-fn disconnect(deployment: &mut Value, install: &Value, keeps_data: bool) {
-    let said = install.pointer("/spec/placement/disconnect").filter(|_| !keeps_data);
+fn disconnect(deployment: &mut Value, install: &Value, stays: bool) {
+    let said = install.pointer("/spec/placement/disconnect").filter(|_| !stays);
     let after = said.and_then(|one| number(one, "/moveAfterSeconds")).map(|seconds| seconds.to_string());
     let on_return = said.and_then(|one| one["onReturn"].as_str()).map(str::to_owned);
     for (key, text) in [(MOVE_AFTER_ANNOTATION, after), (ON_RETURN_ANNOTATION, on_return)] {

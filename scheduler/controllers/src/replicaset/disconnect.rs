@@ -36,15 +36,19 @@ pub(super) struct Policy {
 impl Policy {
     /// Reads it of the ReplicaSet; what is odd counts as not said.
     pub(super) fn of(set: &Value) -> Self {
-        let seconds = meta::annotation(set, MOVE_AFTER_ANNOTATION).and_then(|text| text.parse().ok());
         let said = meta::annotation(set, ON_RETURN_ANNOTATION);
         let on_return = match ON_RETURN.iter().position(|one| Some(*one) == said) {
             Some(1) => OnReturn::Replacement,
             Some(2) => OnReturn::LongestRunning,
             _ => OnReturn::Original,
         };
-        Self { after: seconds.map(Duration::from_secs).filter(|_| !keeps_data(set)), on_return }
+        Self { after: move_after(set).filter(|_| !keeps_data(set)), on_return }
     }
+}
+
+/// After how long a silence of their device its pods are replaced on another one: of pods that keep data, only where all of it moves.
+pub fn move_after(set: &Value) -> Option<Duration> {
+    meta::annotation(set, MOVE_AFTER_ANNOTATION).and_then(|text| text.parse().ok()).map(Duration::from_secs)
 }
 
 /// The active pods, by what they count for.

@@ -91,7 +91,10 @@ fn any_snapshot() -> impl Strategy<Value = (Snapshot, Vec<Arc<Pod>>)> {
                 .map(|(owner, name, device, deleting, used)| {
                     let device = device.map(|device| format!("d{device}").into());
                     let user = used.then(|| User { pod: "old".into(), stopping: true });
-                    ((format!("o{owner}").into(), format!("c{name}").into()), Claim { device, deleting, user })
+                    (
+                        (format!("o{owner}").into(), format!("c{name}").into()),
+                        Claim { device, deleting, user, moves: false },
+                    )
                 })
                 .collect();
             snapshot.bound = bound

@@ -24,19 +24,20 @@ impl Shown {
 }
 
 /// Everything that a device shall have. Pods that ended are in it until they are deleted, so that their logs can be read; claims whose data is on
-/// the device are in it also without a pod, so that it learns of their deletion.
-pub(super) fn of_device(cache: &Cache, device: &str) -> BTreeMap<ObjectKey, Shown> {
+/// the device are in it also without a pod, so that it learns of their deletion. `leases`: whether its agent can hold volumes that move; one that
+/// cannot must not have any, since nothing would stop it.
+pub(super) fn of_device(cache: &Cache, device: &str, leases: bool) -> BTreeMap<ObjectKey, Shown> {
     let mut wanted = BTreeMap::new();
     let mut add = |entry: &Entry| {
         let shown = Shown { object: entry.object.clone(), fingerprint: entry.fingerprint };
         drop(wanted.insert(entry.object.key().clone(), shown));
     };
     cache.object(GroupKind::DEVICE, "", device).into_iter().for_each(&mut add);
-    cache.claims_on(device).for_each(&mut add);
+    cache.claims_on(device).filter(|claim| leases || claim.claim_epoch().is_none()).for_each(&mut add);
     cache.certificates_on(device).for_each(&mut add);
     let mut namespaces = BTreeSet::new();
     for entry in cache.pods_on(device) {
-        if awaits_claims(cache, entry) {
+        if awaits_claims(cache, entry) || (!leases && needs_lease(cache, entry)) {
             continue;
         }
         add(entry);
@@ -69,6 +70,14 @@ fn awaits_claims(cache: &Cache, entry: &Entry) -> bool {
     let claims = entry.pod().into_iter().flat_map(|pod| &pod.claims);
     let mut found = claims.filter_map(|name| cache.object(GroupKind::PERSISTENT_VOLUME_CLAIM, namespace, name));
     found.any(|claim| claim.claim_device().is_none())
+}
+
+/// Whether a claim of a pod is under a lease.
+fn needs_lease(cache: &Cache, entry: &Entry) -> bool {
+    let claims = entry.pod().into_iter().flat_map(|pod| &pod.claims);
+    let namespace = entry.object.namespace();
+    let mut found = claims.filter_map(|name| cache.object(GroupKind::PERSISTENT_VOLUME_CLAIM, namespace, name));
+    found.any(|claim| claim.claim_epoch().is_some())
 }
 
 /// Whether an object is a device's own to report on: a pod bound to it, a claim whose data is on it, its Device or Node.

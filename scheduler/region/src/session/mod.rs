@@ -51,6 +51,8 @@ pub(crate) struct Session {
     /// Whose the device was when the session began.
     pub(crate) owner: Box<str>,
     pub(crate) key: DeviceKey,
+    /// Whether its agent holds leases of volumes that move: one that does not gets no pods with such.
+    pub(crate) leases: bool,
     outbox: Outbox,
     /// What the device shall have may have changed.
     pub(crate) dirty: Notify,
@@ -201,6 +203,7 @@ impl Sessions {
         device: DeviceName,
         owner: &str,
         key: DeviceKey,
+        leases: bool,
         outbox: Outbox,
     ) -> Result<Arc<Session>, Outbox> {
         let mut table = self.table();
@@ -213,6 +216,7 @@ impl Sessions {
             device: device.clone(),
             owner: owner.into(),
             key,
+            leases,
             outbox,
             dirty: Notify::new(),
             copies: Notify::new(),

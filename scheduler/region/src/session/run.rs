@@ -12,6 +12,7 @@ use hearth_proto::{
 use hearth_types::{
     DeviceKey, DeviceName, GroupKind, ObjectKey, Uid,
     kinds::DeviceInfo,
+    lease,
     relay::{PASS_RENEWAL, Pass, Relay},
     store::Consistency,
 };
@@ -24,7 +25,7 @@ use tokio::{
 use tonic::{Status, Streaming};
 
 use super::{Outbox, Session, StatusJob, certificate, copies, desired, restored};
-use crate::{hub::Hub, lead::Lead, reconcile, recorder::Note, writer};
+use crate::{hub::Hub, lead::Lead, leases, reconcile, recorder::Note, writer};
 
 /// How long a device has for its hello.
 const HELLO: Duration = Duration::from_secs(10);
@@ -36,6 +37,8 @@ const EVENT_BURST: u32 = 64;
 const EVENTS_PER_SECOND: u32 = 5;
 /// Certificate requests of one device under way at most.
 const CERTIFICATES: usize = 4;
+/// Heartbeats of one device whose leases are under way at most: the next one asks again.
+const GRANTING: usize = 4;
 /// Tries to store what a device is, against others that write its object.
 const TRIES: usize = 8;
 
@@ -66,8 +69,8 @@ pub(super) async fn session(
         greeted = hello(&hub, &device, &key, &mut inbound, &outbox, &mut servers) => greeted,
         () = lead.over.cancelled() => return elsewhere(outbox),
     };
-    let copies = match greeted {
-        Ok(copies) => copies,
+    let (copies, leases) = match greeted {
+        Ok(greeted) => greeted,
         Err(status) => {
             tracing::info!(%device, error = status.message(), "refused a session");
             outbox.close(Some(Err(status)));
@@ -75,7 +78,7 @@ pub(super) async fn session(
         }
     };
     let owner = copies::owner(&hub, &device);
-    let session = match hub.sessions.open(lead.term, device.clone(), &owner, key, outbox) {
+    let session = match hub.sessions.open(lead.term, device.clone(), &owner, key, leases, outbox) {
         Ok(session) => session,
         Err(outbox) => return elsewhere(outbox),
     };
@@ -110,7 +113,7 @@ async fn hello(
     inbound: &mut Streaming<DeviceMessage>,
     outbox: &Outbox,
     servers: &mut watch::Receiver<Arc<[String]>>,
-) -> Result<copies::Sent, Status> {
+) -> Result<(copies::Sent, bool), Status> {
     let first = timeout(HELLO, inbound.message()).await;
     let first = first.map_err(|_| Status::deadline_exceeded(format!("no hello within {} s", HELLO.as_secs())))??;
     let Some(device_message::Message::Hello(hello)) = first.and_then(|message| message.message) else {
@@ -145,8 +148,9 @@ async fn hello(
         trust_json: copies::trust(hub).into(),
     };
     let copies = copies::Sent::new(&answer.trust_json, &hello.copies);
+    let leases = hello.features.iter().any(|feature| feature == lease::FEATURE);
     let message = RegionMessage { message: Some(Message::Hello(answer)) };
-    if outbox.send(message) { Ok(copies) } else { Err(Status::aborted("the device is gone")) }
+    if outbox.send(message) { Ok((copies, leases)) } else { Err(Status::aborted("the device is gone")) }
 }
 
 /// Stores what the machine is in its Device, where that changed.
@@ -215,6 +219,7 @@ async fn talk(
     let mut events = EventBudget::new();
     let mut heard = Instant::now();
     let mut signing = JoinSet::new();
+    let mut granting = JoinSet::new();
     let mut relays = hub.relays.subscribe();
     let mut pass = interval_at(Instant::now() + PASS_RENEWAL, PASS_RENEWAL);
     pass.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -256,6 +261,7 @@ async fn talk(
                 }
             }
             Some(_) = signing.join_next() => {}
+            Some(_) = granting.join_next() => {}
             message = timeout(hub.config.timing.silence, inbound.message()) => match message {
                 Err(_) => {
                     session.goodbye("the device said nothing for too long");
@@ -264,7 +270,8 @@ async fn talk(
                 Ok(Err(_)) => return End::Broken,
                 Ok(Ok(None)) => return End::Closed,
                 Ok(Ok(Some(message))) => {
-                    if matches!(message.message, Some(device_message::Message::Heartbeat(_))) {
+                    if let Some(device_message::Message::Heartbeat(heartbeat)) = &message.message {
+                        grant_leases(hub, session, heartbeat.sequence, &mut granting);
                         let late = heard.elapsed().saturating_sub(hub.config.timing.heartbeat);
                         hub.metrics.heartbeat_delay_seconds.observe(late.as_secs_f64());
                         heard = Instant::now();
@@ -276,6 +283,20 @@ async fn talk(
             },
         }
     }
+}
+
+/// Answers a heartbeat, which has been received, with the leases of the device's volumes, where it has such.
+fn grant_leases(hub: &Arc<Hub>, session: &Arc<Session>, sequence: u64, granting: &mut JoinSet<()>) {
+    if !session.leases || granting.len() >= GRANTING || !leases::concerns(hub, &session.device) {
+        return;
+    }
+    let (hub, session) = (Arc::clone(hub), Arc::clone(session));
+    // Ends with the session: the set is dropped with it.
+    granting.spawn(async move {
+        if let Some(leases) = leases::grant(&hub, &session.device, sequence).await {
+            session.send(Message::Leases(leases));
+        }
+    });
 }
 
 /// Tells which relays there are, with a fresh pass for them. A region without any says so only where it had some.
@@ -349,7 +370,7 @@ async fn handle(
 fn send_desired(hub: &Hub, session: &Session, sent: &mut Sent, full: bool) -> bool {
     let (wanted, revision) = {
         let cache = hub.cache();
-        (desired::of_device(&cache, session.device.as_str()), cache.revision())
+        (desired::of_device(&cache, session.device.as_str(), session.leases), cache.revision())
     };
     let changed =
         |(key, new): &(&ObjectKey, &desired::Shown)| full || sent.get(*key).is_none_or(|old| !old.covers(new));

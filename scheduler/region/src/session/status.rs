@@ -296,7 +296,12 @@ fn network(device: &mut Value, mut said: DeviceNetwork, now: Timestamp) {
 fn claim(item: &Item, base: &Object, deleting: bool) -> Action {
     let mut value = base.value();
     if let Some(status) = &item.status {
+        // Its conditions are the region's.
+        let conditions = value["status"]["conditions"].take();
         value["status"] = status.clone();
+        if !conditions.is_null() {
+            value["status"]["conditions"] = conditions;
+        }
     }
     if deleting && item.finished {
         value["metadata"]["annotations"][DATA_DELETED] = json!("true");

@@ -3,7 +3,8 @@
 use hearth_types::{
     GroupKind, Object, ObjectKey, Revision,
     kinds::CLAIM_FINALIZER,
-    store::{CLAIM_DEVICE, Expect, Op, OpError},
+    lease::{Epoch, Tenure, VOLUME_POLICY_ANNOTATION},
+    store::{CLAIM_DEVICE, CLAIM_EPOCH, Expect, Op, OpError},
 };
 use serde_json::{Value, json};
 
@@ -138,4 +139,65 @@ fn a_failed_binding_leaves_the_others_of_its_batch_alone() {
     region.done(create(pod(json!({}))));
     let outcome = region.txn(false, vec![bind(Expect::default(), &["missing"]), bind(Expect::default(), &[])]);
     assert!(outcome.outcomes[0].is_err() && outcome.outcomes[1].is_ok());
+}
+
+/// The epoch of a claim, and the one before.
+fn epochs(region: &Region, name: &str) -> Option<(u64, Option<u64>)> {
+    let value = region.state.get(&claim_key(name)).expect("there").value();
+    Tenure::of_claim(&value).map(|one| (one.epoch.0, one.before.map(|before| before.0)))
+}
+
+/// Its pod is gone, and the claim without a device; then another pod is bound.
+fn bound_again(region: &mut Region, name: &str, released: bool) {
+    let pod_key = ObjectKey::new(GroupKind::POD, "n", "p");
+    region.done(Op::Delete { key: pod_key, expect: Expect::default() });
+    if released {
+        let mut value = region.state.get(&claim_key(name)).expect("there").value();
+        value["metadata"]["annotations"].as_object_mut().expect("a map").remove(CLAIM_DEVICE);
+        region.done(update(object(value)));
+    }
+    region.done(create(pod(json!({}))));
+    region.done(bind(Expect::default(), &[name]));
+}
+
+#[test]
+fn a_claim_that_moves_gets_a_greater_epoch_with_each_device() {
+    let moves = json!({"metadata": {"annotations": {VOLUME_POLICY_ANNOTATION: "Move"}}});
+    let mut region = Region::at_level(hearth_state::FEATURE_LEVEL);
+    region.done(create(node(json!({}))));
+    region.done(create(pod(json!({}))));
+    for (name, more) in [("c", moves.clone()), ("keeps", json!({}))] {
+        region.done(create(claim(name, more)));
+    }
+    region.done(bind(Expect::default(), &["c", "keeps"]));
+    let first = region.state.revision().0;
+    assert_eq!(epochs(&region, "c"), Some((first, None)), "the revision of the entry that bound the pod");
+    assert_eq!(epochs(&region, "keeps"), None);
+    bound_again(&mut region, "c", false);
+    assert_eq!(epochs(&region, "c"), Some((first, None)), "it stayed where it was");
+    bound_again(&mut region, "c", true);
+    let second = region.state.revision().0;
+    assert_eq!(epochs(&region, "c"), Some((second, Some(first))));
+    // As a region that was rebuilt, whose revisions begin anew.
+    let mut rebuilt = Region::at_level(hearth_state::FEATURE_LEVEL);
+    rebuilt.done(create(node(json!({}))));
+    rebuilt.done(create(pod(json!({}))));
+    let mut told = moves;
+    told["metadata"]["annotations"][CLAIM_EPOCH] = json!("7000");
+    rebuilt.done(create(claim("c", told)));
+    rebuilt.done(bind(Expect::default(), &["c"]));
+    assert_eq!(epochs(&rebuilt, "c"), Some((Epoch(7001).0, Some(7000))));
+}
+
+#[test]
+fn servers_of_a_release_without_epochs_agree_on_a_claim_that_stays() {
+    let mut region = Region::at_level(3);
+    region.done(create(node(json!({}))));
+    region.done(create(pod(json!({}))));
+    region.done(create(claim("c", json!({"metadata": {"annotations": {VOLUME_POLICY_ANNOTATION: "Move"}}}))));
+    region.done(bind(Expect::default(), &["c"]));
+    assert_eq!(epochs(&region, "c"), None);
+    region.raise(hearth_state::FEATURE_LEVEL);
+    bound_again(&mut region, "c", false);
+    assert_eq!(epochs(&region, "c"), Some((region.state.revision().0, None)), "with its next pod");
 }

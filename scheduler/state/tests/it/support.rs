@@ -49,6 +49,17 @@ pub(crate) struct Region {
 }
 
 impl Region {
+    /// One of this feature level.
+    pub(crate) fn at_level(level: u32) -> Self {
+        let mut region = Self::default();
+        region.raise(level);
+        region
+    }
+
+    pub(crate) fn raise(&mut self, level: u32) {
+        apply(&mut self.state, &Command::RaiseFeatureLevel { level, now: Timestamp(0) });
+    }
+
     pub(crate) fn applied(&mut self, txn: Txn) -> Applied {
         apply(&mut self.state, &Command::Txn(txn))
     }

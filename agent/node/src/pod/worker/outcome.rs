@@ -34,6 +34,8 @@ pub(super) enum Outcome {
     Started(String, u32, Result<ContainerStatus, StartFailure>),
     Status(Vec<ContainerStatus>),
     Ended(Vec<Ended>),
+    /// The shim has ended the pod, and starts nothing in it any more.
+    LeaseOver,
 }
 
 impl Worker {
@@ -68,6 +70,12 @@ impl Worker {
                     self.site.shared.claims.release(&self.uid);
                 }
                 self.step(event);
+            }
+            Outcome::LeaseOver => {
+                if self.machine.has_sandbox() {
+                    self.unwatch();
+                    self.step(Event::SandboxLost);
+                }
             }
             Outcome::Looked(is_here) => {
                 if is_here {

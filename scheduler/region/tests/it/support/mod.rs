@@ -82,6 +82,7 @@ pub(crate) fn quick() -> Timing {
         silence: Duration::from_millis(600),
         reconnect_grace: Duration::from_millis(200),
         placement_debounce: Duration::from_millis(3),
+        lease: Duration::from_secs(5),
     }
 }
 
