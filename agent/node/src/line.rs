@@ -158,7 +158,7 @@ mod tests {
     fn a_path_that_changes_all_the_time_costs_an_entry_in_five_minutes() {
         let (mut settled, begin) = (Settled::default(), Instant::now());
         // Each holds for eleven seconds.
-        let relay = |second: u64| if second / 11 % 2 == 0 { Some("a") } else { None };
+        let relay = |second: u64| if (second / 11).is_multiple_of(2) { Some("a") } else { None };
         let told = (0..3600)
             .filter(|second| settled.see(seen(relay(*second), 10), begin + Duration::from_secs(*second)).is_some());
         assert!((2..=12).contains(&told.count()));

@@ -85,7 +85,7 @@ pub(crate) fn failure(error: Error, http: &crate::http::Http, what: &str) -> Ord
             let kind = kind_of(&problem);
             let no_account = problem.r#type.as_deref() == Some("urn:ietf:params:acme:error:accountDoesNotExist");
             let resume = kind == Failure::Unreachable;
-            OrderError { no_account, resume, ..OrderError::new(kind, format!("{what}: {problem}")).after(asked) }
+            OrderError { resume, no_account, ..OrderError::new(kind, format!("{what}: {problem}")).after(asked) }
         }
         Error::Timeout(next) => {
             let asked = next.map(|next| next.saturating_duration_since(Instant::now().into_std()));
@@ -135,13 +135,10 @@ pub(crate) async fn place(
     };
     let asked = asked.map_err(bad)?;
     let placing = Placing { config, objects, authority, view, asked: &asked, csr };
-    match tokio::time::timeout(LIMIT, placing.run(replaces)).await {
-        Ok(done) => done,
-        Err(_) => {
-            let text = format!("the order took more than {} s", LIMIT.as_secs());
-            Err(OrderError { resume: true, ..OrderError::new(Failure::Unreachable, text) })
-        }
-    }
+    tokio::time::timeout(LIMIT, placing.run(replaces)).await.unwrap_or_else(|_| {
+        let text = format!("the order took more than {} s", LIMIT.as_secs());
+        Err(OrderError { resume: true, ..OrderError::new(Failure::Unreachable, text) })
+    })
 }
 
 struct Placing<'a> {

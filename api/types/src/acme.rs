@@ -310,14 +310,15 @@ mod tests {
         }
     }
 
+    type Change = fn(&mut Settings);
+
     #[test]
     fn settings_are_kept_as_they_were_and_bad_ones_are_refused() {
         let kept = settings();
         assert_eq!(Settings::read(&kept.write(None)), Ok(kept.clone()));
         assert_eq!(kept.check(), Ok(()));
         let newer = Settings { version: 2, ..kept.clone() };
-        assert!(Settings::read(&newer.write(None)).unwrap_err().contains("version 2"));
-        type Change = fn(&mut Settings);
+        assert!(Settings::read(&newer.write(None)).is_err_and(|why| why.contains("version 2")));
         let cases: [(Change, &str); 6] = [
             (|one| one.directory = "http://ca.example".into(), "https://"),
             (|one| one.contacts = vec!["mailto:nobody".into()], "address of mail"),
@@ -329,7 +330,7 @@ mod tests {
         for (change, part) in cases {
             let mut bad = kept.clone();
             change(&mut bad);
-            let why = bad.check().unwrap_err();
+            let why = bad.check().expect_err(part);
             assert!(why.contains(part), "{why}");
         }
         assert_eq!(binding_key("-_8="), Ok(vec![0xfb, 0xff]));

@@ -11,8 +11,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use hearth_acme::{Acme, AcmeConfig};
 use hearth_api::{
-    AcmeSettings, ApiConfig, ApiServer, BackupSource, CertificateAuthority, Doors, Frozen, PeerChannels, ResourceService,
-    TunnelConnector, ZoneSigning, server_name,
+    AcmeSettings, ApiConfig, ApiServer, BackupSource, CertificateAuthority, Doors, Frozen, PeerChannels,
+    ResourceService, TunnelConnector, ZoneSigning, server_name,
 };
 use hearth_client::Config;
 use hearth_dns::{Answerer, DnsConfig, DnsServer, Keys};

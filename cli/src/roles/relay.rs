@@ -256,12 +256,11 @@ async fn join(token: &JoinToken, identity: &DeviceIdentity, name: &str, place: &
 
 /// Where others reach this relay.
 fn url(args: &Relay, listens: SocketAddr) -> Result<String> {
-    let url = match &args.url {
-        Some(url) => url.clone(),
-        None => {
-            let own = advertised(listens, &args.advertise)?;
-            format!("https://{}", own.first().context("the relay's own address")?)
-        }
+    let url = if let Some(url) = &args.url {
+        url.clone()
+    } else {
+        let own = advertised(listens, &args.advertise)?;
+        format!("https://{}", own.first().context("the relay's own address")?)
     };
     check_url(&url).map_err(|why| anyhow!("--url {url:?}: {why}"))?;
     Ok(url)

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use hearth_controllers::{
-    Action, Reconciled, SeenPod, certificate, claim, deployment, garbage, install, namespace, node, pod, refusal, replicaset,
-    route,
+    Action, Reconciled, SeenPod, certificate, claim, deployment, garbage, install, namespace, node, pod, refusal,
+    replicaset, route,
 };
 use hearth_types::{GroupKind, Object, ObjectKey, Status, Uid, kinds::labels, routes::PortClaim, store::Consistency};
 use tracing::Instrument as _;

@@ -232,23 +232,20 @@ impl Watch<'_> {
         let uid = Uid::from(uuid::Uuid::new_v4().to_string());
         let context = Context { now, uid, suffix: "", zone: &self.config.zone };
         let old = self.config.store.get(&place_key(), Consistency::Linearizable).await?;
-        let op = match &old {
-            Some(old) => {
-                let mut value = old.value();
-                if !value["data"].is_object() {
-                    value["data"] = json!({});
-                }
-                value["data"][field(log)] = json!(format!("{next} {log}"));
-                let object = prepare_update(info, old, value, Part::Region, &context)?.object;
-                Op::Update { object, expect: Expect::same(old) }
+        let op = if let Some(old) = &old {
+            let mut value = old.value();
+            if !value["data"].is_object() {
+                value["data"] = json!({});
             }
-            None => {
-                let key = place_key();
-                let value = json!({"apiVersion": "v1", "kind": "ConfigMap",
+            value["data"][field(log)] = json!(format!("{next} {log}"));
+            let object = prepare_update(info, old, value, Part::Region, &context)?.object;
+            Op::Update { object, expect: Expect::same(old) }
+        } else {
+            let key = place_key();
+            let value = json!({"apiVersion": "v1", "kind": "ConfigMap",
                     "metadata": {"name": key.name, "namespace": key.namespace},
                     "data": {field(log): format!("{next} {log}")}});
-                Op::Create { object: prepare_create(info, value, &context)?.object }
-            }
+            Op::Create { object: prepare_create(info, value, &context)?.object }
         };
         let id = RequestId::from(format!("ct-{}", uuid::Uuid::new_v4().simple()));
         write_one(self.config.store.as_ref(), id, op, now).await.map(drop)

@@ -6,7 +6,7 @@
 //!
 //! `load hearth sessions COUNT 0 0 ENDPOINT` has the sessions of idle devices, `load hearth records COUNT 0 RATE ENDPOINT` changes records of
 //! the zone: see there.
-#![allow(clippy::print_stdout)] // a program for the terminal
+#![allow(clippy::print_stdout, clippy::print_stderr)] // a program for the terminal
 
 mod records;
 mod sessions;

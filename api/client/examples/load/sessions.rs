@@ -144,13 +144,15 @@ async fn session(
     open: &AtomicUsize,
     was_open: &mut bool,
 ) -> Result<(), Failure> {
-    let mut client = DevicesClient::new(device::connect(region, identity)?).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let mut client =
+        DevicesClient::new(device::connect(region, identity)?).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let (sender, receiver) = mpsc::channel(4);
     let message = |message| DeviceMessage { message: Some(message) };
     let info = json!({"architecture": "amd64", "operatingSystem": "linux"}).to_string().into_bytes();
     let hello = DeviceHello { versions: vec![SESSION_VERSION], info_json: info.into(), ..DeviceHello::default() };
     sender.send(message(Up::Hello(hello))).await?;
-    let outgoing = stream::unfold(receiver, |mut receiver| async move { receiver.recv().await.map(|one| (one, receiver)) });
+    let outgoing =
+        stream::unfold(receiver, |mut receiver| async move { receiver.recv().await.map(|one| (one, receiver)) });
     let begin = async {
         let mut inbound = client.session(outgoing).await?.into_inner();
         match inbound.next().await.transpose()?.and_then(|first| first.message) {

@@ -85,15 +85,11 @@ impl Tokens {
         let spec = Place { url, discovery_port }.spec(key);
         if value["spec"] != spec {
             value["spec"] = spec;
-            let admitted = prepare_update(self.relays()?, &own, value, Part::Main, &self.context())?;
+            let admitted = prepare_update(relay_kind()?, &own, value, Part::Main, &self.context())?;
             let op = Op::Update { object: admitted.object, expect: Expect::same(&own) };
             write_one(self.resources.store().as_ref(), fresh_id(), op, self.now()).await?;
         }
         self.admission(own.name(), key)
-    }
-
-    fn relays(&self) -> Result<&'static registry::KindInfo, Status> {
-        registry::of_kind(&GroupKind::RELAY).ok_or_else(|| Status::internal("no kind Relay"))
     }
 
     /// The transaction; `false` where something changed meanwhile.
@@ -131,7 +127,7 @@ impl Tokens {
         let value = json!({
             "apiVersion": kinds::API_VERSION, "kind": "Relay", "metadata": {"name": name}, "spec": place.spec(key),
         });
-        Ok(prepare_create(self.relays()?, value, &self.context())?.object)
+        Ok(prepare_create(relay_kind()?, value, &self.context())?.object)
     }
 
     fn admission(&self, name: &str, key: DeviceKey) -> Result<v1::RelayAdmission, Status> {
@@ -145,4 +141,8 @@ impl Tokens {
             servers: Vec::new(),
         })
     }
+}
+
+fn relay_kind() -> Result<&'static registry::KindInfo, Status> {
+    registry::of_kind(&GroupKind::RELAY).ok_or_else(|| Status::internal("no kind Relay"))
 }

@@ -84,10 +84,7 @@ impl DeviceTunnel {
         }
         relays.sort_by_key(|(_, latency)| *latency);
         let public = report.global_v4.map(SocketAddr::from).or(report.global_v6.map(SocketAddr::from));
-        let udp = match report.udp_v4 || report.udp_v6 || direct {
-            true => Some(true),
-            false => could_tell.then_some(false),
-        };
+        let udp = if report.udp_v4 || report.udp_v6 || direct { Some(true) } else { could_tell.then_some(false) };
         let port_varies = report.mapping_varies_by_dest_ipv4.or(report.mapping_varies_by_dest_ipv6);
         Some(LineStatus { udp, port_varies, public, relays })
     }

@@ -107,9 +107,8 @@ fn judge(subject: &Subject, seen: &Seen, answer: &Answer, now: Timestamp) -> Ste
             Some(Truth::True) => {
                 Step::unknown(STEP, format!("{what} was ready when it was seen last, and did not answer now; {why}"))
             }
-            Some(Truth::Unknown) => Step::unknown(STEP, why.clone()),
             Some(Truth::False) => Step::broken(STEP, why.clone()).advise(advice(subject, &why)),
-            None => Step::unknown(STEP, why.clone()),
+            Some(Truth::Unknown) | None => Step::unknown(STEP, why.clone()),
         },
     };
     let is_ok = step.verdict == super::Verdict::Ok;

@@ -27,7 +27,7 @@ const PRIVATE: [&str; 9] =
 pub(super) async fn look(subject: &Subject, info: &InfoResponse) -> (Vec<IpAddr>, Step) {
     let hostname = subject.hostname.as_str();
     let (own, resolved) = tokio::join!(ask_region(info, hostname), resolve(hostname));
-    let step = judge(subject, &own, &resolved);
+    let step = judge(subject, &own, resolved.as_deref());
     let addresses = match (own, resolved) {
         (Ok((_, Answer::Addresses(own))), _) if !own.is_empty() => own,
         (_, Some(resolved)) if !resolved.is_empty() => resolved,
@@ -63,7 +63,7 @@ async fn resolve(hostname: &str) -> Option<Vec<IpAddr>> {
     Some(found)
 }
 
-fn judge(subject: &Subject, own: &Result<(SocketAddr, Answer), String>, resolved: &Option<Vec<IpAddr>>) -> Step {
+fn judge(subject: &Subject, own: &Result<(SocketAddr, Answer), String>, resolved: Option<&[IpAddr]>) -> Step {
     let zone = subject.zone.as_str();
     let facts = json!({
         "region": match own { Ok((_, Answer::Addresses(own))) => json!(own), _ => json!(null) },
@@ -88,7 +88,7 @@ fn judge(subject: &Subject, own: &Result<(SocketAddr, Answer), String>, resolved
             Step::broken(STEP, format!("the region's name server {server} knows the name and gives no address for it"))
                 .advise("its gateways listen on no address that can be told: start servers with --advertise IP")
         }
-        Ok((server, Answer::Addresses(own))) => compare(zone, *server, own, resolved.as_deref()),
+        Ok((server, Answer::Addresses(own))) => compare(zone, *server, own, resolved),
     };
     step.facts(facts)
 }
@@ -152,7 +152,7 @@ mod tests {
             ("", Err("no".to_owned()), Some(vec![ip(1)]), Verdict::Ok),
         ];
         for (zone, own, resolved, verdict) in cases {
-            let step = judge(&subject(zone), &own, &resolved);
+            let step = judge(&subject(zone), &own, resolved.as_deref());
             assert_eq!(step.verdict, verdict, "{zone} {own:?} {resolved:?}: {}", step.says);
         }
     }

@@ -64,7 +64,7 @@ async fn ask(server: SocketAddr, name: &str, kind: u16) -> Result<Answer, String
             Some((Answer::Addresses(_), true)) => {}
             Some((answer, _)) => return Ok(answer),
             None => {
-                problem = "its answer cannot be read".to_owned();
+                "its answer cannot be read".clone_into(&mut problem);
                 continue;
             }
         }
@@ -72,10 +72,10 @@ async fn ask(server: SocketAddr, name: &str, kind: u16) -> Result<Answer, String
         match within(TRY, over_tcp(server, &query)).await {
             Some(Ok(answer)) => match decode(&query, &answer) {
                 Some((answer, _)) => return Ok(answer),
-                None => problem = "its answer over TCP cannot be read".to_owned(),
+                None => "its answer over TCP cannot be read".clone_into(&mut problem),
             },
             Some(Err(error)) => problem = format!("over TCP: {error}"),
-            None => problem = "no answer over TCP".to_owned(),
+            None => "no answer over TCP".clone_into(&mut problem),
         }
     }
     Err(problem)

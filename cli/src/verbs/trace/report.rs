@@ -29,7 +29,8 @@ pub(super) enum Verdict {
 /// One step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Step {
-    pub(super) step: &'static str,
+    #[serde(rename = "step")]
+    pub(super) name: &'static str,
     #[serde(rename = "status")]
     pub(super) verdict: Verdict,
     /// What was found, in a sentence.
@@ -46,8 +47,8 @@ pub(super) struct Step {
 }
 
 impl Step {
-    fn new(step: &'static str, verdict: Verdict, says: impl Into<String>) -> Self {
-        Self { step, verdict, says: says.into(), details: Vec::new(), advice: None, facts: Value::Null }
+    fn new(name: &'static str, verdict: Verdict, says: impl Into<String>) -> Self {
+        Self { name, verdict, says: says.into(), details: Vec::new(), advice: None, facts: Value::Null }
     }
 
     pub(super) fn ok(step: &'static str, says: impl Into<String>) -> Self {
@@ -87,13 +88,13 @@ pub(super) fn rest(why: &str) -> Vec<Step> {
 pub(super) fn summary(steps: &[Step]) -> String {
     let first = |verdict| steps.iter().find(|step| step.verdict == verdict);
     if let Some(broken) = first(Verdict::Broken) {
-        return format!("a request does not arrive: {}: {}", title(broken.step), broken.says);
+        return format!("a request does not arrive: {}: {}", title(broken.name), broken.says);
     }
     match first(Verdict::Unknown) {
         Some(unknown) => {
             format!(
                 "nothing was found broken, and not all could be looked at: {}: {}",
-                title(unknown.step),
+                title(unknown.name),
                 unknown.says
             )
         }
@@ -114,7 +115,7 @@ pub(super) fn text(hostname: &str, steps: &[Step]) -> Vec<String> {
             Verdict::Broken => "BROKEN",
             Verdict::Unknown => "unknown",
         };
-        lines.push(format!("{number} {verdict:<7}  {:<15}  {}", title(step.step), one_line(&step.says)));
+        lines.push(format!("{number} {verdict:<7}  {:<15}  {}", title(step.name), one_line(&step.says)));
         let indent = " ".repeat(28);
         lines.extend(step.details.iter().map(|line| format!("{indent}{}", one_line(line))));
         lines.extend(step.advice.iter().map(|line| format!("{indent}-> {}", one_line(line))));
@@ -129,6 +130,7 @@ mod tests {
 
     #[test]
     fn the_first_broken_step_is_what_is_wrong() {
+        use Verdict::{Broken, Ok, Unknown};
         let steps = |verdicts: [Verdict; 7]| -> Vec<Step> {
             STEPS
                 .iter()
@@ -136,7 +138,6 @@ mod tests {
                 .map(|((step, _), verdict)| Step::new(step, verdict, format!("so is {step}")))
                 .collect()
         };
-        use Verdict::{Broken, Ok, Unknown};
         assert_eq!(summary(&steps([Ok; 7])), "a request arrives: every step is fine");
         assert_eq!(
             summary(&steps([Ok, Ok, Unknown, Broken, Unknown, Unknown, Broken])),

@@ -109,8 +109,8 @@ async fn connect(gateway: SocketAddr, name: ServerName<'static>) -> std::io::Res
 /// The certificates of public authorities that this machine has.
 fn public_authorities() -> Vec<u8> {
     let own = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    let files = own.into_iter().chain(BUNDLES.iter().map(PathBuf::from));
-    files.filter_map(|path| std::fs::read(path).ok()).next().unwrap_or_default()
+    let mut files = own.into_iter().chain(BUNDLES.iter().map(PathBuf::from));
+    files.find_map(|path| std::fs::read(path).ok()).unwrap_or_default()
 }
 
 /// Whether a chain is good for a name by these authorities.
@@ -234,19 +234,18 @@ async fn page(mut stream: TlsStream<TcpStream>, hostname: &str) -> (Answer, Step
         }
     };
     let ended = within(PAGE, asked).await;
-    match read(&bytes) {
-        Some((status, answer)) => (answer.clone(), told(status, &answer)),
-        None => {
-            let why = match ended {
-                Some(Ok(())) => "it closed the connection".to_owned(),
-                Some(Err(error)) => error.to_string(),
-                None => format!("no answer within {} s", PAGE.as_secs()),
-            };
-            (
-                Answer::None,
-                Step::broken(STEP, format!("the device took the connection and did not answer a request: {why}")),
-            )
-        }
+    if let Some((status, answer)) = read(&bytes) {
+        (answer.clone(), told(status, &answer))
+    } else {
+        let why = match ended {
+            Some(Ok(())) => "it closed the connection".to_owned(),
+            Some(Err(error)) => error.to_string(),
+            None => format!("no answer within {} s", PAGE.as_secs()),
+        };
+        (
+            Answer::None,
+            Step::broken(STEP, format!("the device took the connection and did not answer a request: {why}")),
+        )
     }
 }
 

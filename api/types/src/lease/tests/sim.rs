@@ -292,7 +292,7 @@ impl World {
             self.devices[n].session = 0;
         }
         (0..SERVERS).for_each(|n| self.go_on(n));
-        if (self.record != self.servers[0].nonce || self.servers[0].grants.is_none()) && self.t % 1000 == 0 {
+        if (self.record != self.servers[0].nonce || self.servers[0].grants.is_none()) && self.t.is_multiple_of(1000) {
             self.elect(0);
         }
     }
@@ -363,13 +363,17 @@ impl World {
 
     fn catch_up(&mut self, n: usize) {
         if self.devices[n].acts() {
-            std::mem::take(&mut self.devices[n].waiting).into_iter().for_each(|event| self.take(event));
+            for event in std::mem::take(&mut self.devices[n].waiting) {
+                self.take(event);
+            }
         }
     }
 
     fn go_on(&mut self, n: usize) {
         self.servers[n].paused = false;
-        std::mem::take(&mut self.servers[n].waiting).into_iter().for_each(|event| self.take(event));
+        for event in std::mem::take(&mut self.servers[n].waiting) {
+            self.take(event);
+        }
     }
 
     /// It believes that it leads; others may believe so too.
