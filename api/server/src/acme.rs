@@ -1,6 +1,4 @@
-//! The settings by which certificates are ordered from a public authority, and what seals the secrets in them: a key that is derived from
-//! the
-//! CA's, so that the store alone, or a look at the Secret, gives nobody the account.
+//! The settings by which certificates are ordered from a public authority, whose secrets are sealed.
 
 use std::sync::Arc;
 
@@ -10,12 +8,8 @@ use hearth_types::{
     acme::{Binding, Settings, Vault, binding_key, object_key},
     store::{Consistency, Expect, Op, write_one},
 };
-use ring::{
-    aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
-    rand::{SecureRandom as _, SystemRandom},
-};
 
-use crate::{CertificateAuthority, ca::CaError, own_object, resources::ResourceService};
+use crate::{CertificateAuthority, ca::CaError, own_object, resources::ResourceService, seal::Seal};
 
 /// Says what the sealing key is for.
 const SEAL_INFO: &[u8] = b"hearth acme secrets v1";
@@ -25,8 +19,7 @@ const MAX_ATTEMPTS: usize = 16;
 /// The settings of the region.
 pub struct AcmeSettings {
     resources: Arc<ResourceService>,
-    seal: LessSafeKey,
-    random: SystemRandom,
+    seal: Seal,
 }
 
 impl std::fmt::Debug for AcmeSettings {
@@ -46,9 +39,7 @@ pub(crate) struct Asked {
 impl AcmeSettings {
     /// The settings in these resources, sealed for whoever has this CA's key.
     pub fn new(resources: Arc<ResourceService>, ca: &CertificateAuthority) -> Result<Self, CaError> {
-        // What is derived has the length of a key.
-        let key = UnboundKey::new(&AES_256_GCM, &ca.derive(SEAL_INFO)?).map_err(|_| CaError::Random)?;
-        Ok(Self { resources, seal: LessSafeKey::new(key), random: SystemRandom::new() })
+        Ok(Self { resources, seal: Seal::new(ca, SEAL_INFO)? })
     }
 
     /// The settings, if there are any.
@@ -116,13 +107,8 @@ impl AcmeSettings {
 
 impl Vault for AcmeSettings {
     fn seal(&self, plain: &[u8]) -> Result<Vec<u8>, Status> {
-        let mut nonce = [0; NONCE_LEN];
-        self.random.fill(&mut nonce).map_err(|_| failed("seal"))?;
-        let mut sealed = plain.to_vec();
-        let sealing =
-            self.seal.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut sealed);
-        sealing.map_err(|_| failed("seal"))?;
-        Ok([&nonce[..], &sealed].concat())
+        let failed = || Status::internal("cannot seal a secret of the certificate authority's account");
+        self.seal.seal(plain, &[]).ok_or_else(failed)
     }
 
     fn open(&self, sealed: &[u8]) -> Result<Vec<u8>, Status> {
@@ -131,15 +117,8 @@ impl Vault for AcmeSettings {
                 "a secret of the certificate authority's account was sealed by another CA, or is damaged; set it anew with `hearth region acme`",
             )
         };
-        let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>().ok_or_else(wrong)?;
-        let mut bytes = sealed.to_vec();
-        let opened = self.seal.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::empty(), &mut bytes);
-        Ok(opened.map_err(|_| wrong())?.to_vec())
+        self.seal.open(sealed, &[]).ok_or_else(wrong)
     }
-}
-
-fn failed(what: &str) -> Status {
-    Status::internal(format!("cannot {what} a secret of the certificate authority's account"))
 }
 
 fn is_outdated(status: &Status) -> bool {

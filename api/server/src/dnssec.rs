@@ -10,12 +10,11 @@ use hearth_types::{
     store::{Consistency, WatchEvent, write_one},
 };
 use ring::{
-    aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
-    rand::{SecureRandom as _, SystemRandom},
+    rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
 };
 
-use crate::{CertificateAuthority, own_object, resources::ResourceService};
+use crate::{CertificateAuthority, own_object, resources::ResourceService, seal::Seal};
 
 /// Says what the sealing key is for.
 const SEAL_INFO: &[u8] = b"hearth dnssec keys v1";
@@ -40,7 +39,7 @@ pub enum Step {
 /// The keys of the region's zone.
 pub struct ZoneSigning {
     resources: Arc<ResourceService>,
-    seal: LessSafeKey,
+    seal: Seal,
     cookie_secret: [u8; 32],
     random: SystemRandom,
 }
@@ -71,9 +70,8 @@ impl From<RefusedStep> for Status {
 impl ZoneSigning {
     /// The keys of the zone of these resources, sealed for whoever has this CA's key.
     pub fn new(resources: Arc<ResourceService>, ca: &CertificateAuthority) -> Result<Self, Status> {
-        let key = UnboundKey::new(&AES_256_GCM, &ca.derive(SEAL_INFO)?).map_err(|_| failed("derive"))?;
-        let cookie_secret = ca.derive(COOKIE_INFO)?;
-        Ok(Self { resources, seal: LessSafeKey::new(key), cookie_secret, random: SystemRandom::new() })
+        let (seal, cookie_secret) = (Seal::new(ca, SEAL_INFO)?, ca.derive(COOKIE_INFO)?);
+        Ok(Self { resources, seal, cookie_secret, random: SystemRandom::new() })
     }
 
     /// The secret of DNS cookies, the same at every server of the region.
@@ -157,26 +155,15 @@ impl ZoneSigning {
         // Behind the byte that says that both halves are there.
         let public = pair.public_key().as_ref().get(1..).and_then(|public| public.try_into().ok());
         let public: [u8; 64] = public.ok_or_else(|| failed("make"))?;
-        let mut nonce = [0; NONCE_LEN];
-        self.random.fill(&mut nonce).map_err(|_| failed("seal"))?;
-        let mut sealed = pkcs8.as_ref().to_vec();
-        let sealing =
-            self.seal.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(public), &mut sealed);
-        sealing.map_err(|_| failed("seal"))?;
-        Ok(NewKey { public, sealed: [&nonce[..], &sealed].concat() })
+        let sealed = self.seal.seal(pkcs8.as_ref(), &public).ok_or_else(|| failed("seal"))?;
+        Ok(NewKey { public, sealed })
     }
 
     /// The private key of a sealed one (PKCS #8); the error says why it stays shut.
     pub fn open(&self, key: &ZoneKey) -> Result<Vec<u8>, String> {
         let wrong = || "it was sealed by another CA, or is damaged".to_owned();
         let (sealed, public) = key.sealed_bytes().zip(key.public_bytes()).ok_or_else(wrong)?;
-        let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>().ok_or_else(wrong)?;
-        let mut bytes = sealed.to_vec();
-        let opened = self
-            .seal
-            .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(public), &mut bytes)
-            .map_err(|_| wrong())?;
-        Ok(opened.to_vec())
+        self.seal.open(&sealed, &public).ok_or_else(wrong)
     }
 
     /// Gives the keys as they are stored, and each time that they change, for as long as it runs.

@@ -22,6 +22,7 @@ mod metrics;
 mod own_object;
 mod peers;
 pub mod resources;
+mod seal;
 mod server;
 mod servers;
 mod tokens;

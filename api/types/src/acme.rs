@@ -1,18 +1,18 @@
-//! How a region orders certificates of a public authority by ACME (RFC 8555): its settings, which it keeps in a Secret for all servers,
-//! and what
-//! its DNS answers for it.
+//! How a region orders certificates of a public authority by ACME (RFC 8555): its settings, which it keeps in a Secret for all servers, and
+//! what its DNS answers for it.
 //!
 //! The region has the account, and orders with requests (PKCS #10) that devices make: keys stay where they were made. See
 //! ARCHITECTURE.md, "Certificates of a public authority", for why it is not each device that orders.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use base64::Engine as _;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     GroupKind, Object, ObjectKey, Status,
     dns::record::{RecordKind, ZoneRecord, record_name},
     names::MAX_SUBDOMAIN,
+    own_secret,
 };
 
 /// Certificates in a week for one registered domain at most, unless the operator says otherwise: Let's Encrypt's limit of "New
@@ -132,24 +132,14 @@ impl Settings {
 
     /// What a Secret holds; the error says what is wrong with it.
     pub fn read(object: &Value) -> Result<Self, String> {
-        let text = object.pointer("/data").and_then(|data| data.get(FIELD)).and_then(Value::as_str);
-        let text = text.ok_or_else(|| format!("it has no data {FIELD:?}"))?;
-        let bytes = STANDARD.decode(text).map_err(|error| error.to_string())?;
-        let read: Self = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-        if read.version != VERSION {
-            return Err(format!("it is of version {}, and this release reads {VERSION}", read.version));
-        }
+        let read: Self = own_secret::read(object, FIELD)?;
+        own_secret::known_version(read.version, VERSION)?;
         Ok(read)
     }
 
     /// The Secret to be written: `old` with these settings, or a new one.
     pub fn write(&self, old: Option<&Value>) -> Value {
-        let mut object = old.cloned().unwrap_or_else(
-            || json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": NAME, "namespace": NAMESPACE}}),
-        );
-        let text = serde_json::to_vec(self).unwrap_or_default();
-        object["data"] = json!({ FIELD: STANDARD.encode(text) });
-        object
+        own_secret::write(old, &object_key(), FIELD, self)
     }
 
     /// Holds what a person said against its bounds; the error says what and what to do.
@@ -294,6 +284,8 @@ pub fn challenge_records(certificate: &Value, zone: &str) -> Vec<(String, ZoneRe
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn settings() -> Settings {

@@ -42,6 +42,7 @@ pub mod lease;
 pub mod manifest;
 pub mod names;
 pub mod object;
+mod own_secret;
 pub mod patch;
 pub mod qos;
 pub mod quantity;

@@ -16,9 +16,9 @@ use std::time::Duration;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ring::digest;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::{GroupKind, ObjectKey, Timestamp};
+use crate::{GroupKind, ObjectKey, Timestamp, own_secret};
 
 /// ECDSA on the curve P-256 with SHA-256 (RFC 6605).
 pub const ALGORITHM: u8 = 13;
@@ -260,13 +260,8 @@ impl KeySet {
 
     /// What a Secret holds; the error says what is wrong with it.
     pub fn read(object: &Value) -> Result<Self, String> {
-        let text = object.pointer("/data").and_then(|data| data.get(FIELD)).and_then(Value::as_str);
-        let text = text.ok_or_else(|| format!("it has no data {FIELD:?}"))?;
-        let bytes = STANDARD.decode(text).map_err(|error| error.to_string())?;
-        let read: Self = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-        if read.version != VERSION {
-            return Err(format!("it is of version {}, and this release reads {VERSION}", read.version));
-        }
+        let read: Self = own_secret::read(object, FIELD)?;
+        own_secret::known_version(read.version, VERSION)?;
         if read.keys.len() > MAX_KEYS || read.keys.iter().any(|key| key.public_bytes().is_none()) {
             return Err("its keys are damaged".to_owned());
         }
@@ -275,12 +270,7 @@ impl KeySet {
 
     /// The Secret to be written: `old` with these keys, or a new one.
     pub fn write(&self, old: Option<&Value>) -> Value {
-        let mut object = old.cloned().unwrap_or_else(
-            || json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": NAME, "namespace": NAMESPACE}}),
-        );
-        let text = serde_json::to_vec(self).unwrap_or_default();
-        object["data"] = json!({ FIELD: STANDARD.encode(text) });
-        object
+        own_secret::write(old, &object_key(), FIELD, self)
     }
 
     /// The key of a role that signs at a time.
@@ -318,6 +308,8 @@ impl KeySet {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const HOUR: i64 = 3_600_000;
