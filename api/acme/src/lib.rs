@@ -1,10 +1,9 @@
 //! Certificates of a public authority by ACME (RFC 8555), proved by DNS through the region's own name servers (DNS-01).
 //!
 //! The server that leads orders, one order at a time, with the region's one account: so one place keeps the authority's limits, and no
-//! device
-//! knows a secret of the account's. A device makes its key and a request for it (PKCS #10), which its session puts into its Certificate
-//! object;
-//! the result is put there too, and comes back through the session. What is in use stays in use until the next one is there.
+//! device knows a secret of the account's. A device makes its key and a request for it (PKCS #10), which its session puts into its
+//! Certificate object; the result is put there too, and comes back through the session. What is in use stays in use until the next one is
+//! there.
 //!
 //! | module | what it answers |
 //! |---|---|

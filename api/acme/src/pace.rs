@@ -1,8 +1,8 @@
 //! When an order may be made, and how long to wait after one that failed. Pure: times and chance are inputs.
 //!
 //! The limits are those that Let's Encrypt publishes (<https://letsencrypt.org/docs/rate-limits/>), which are the strictest of the large
-//! authorities;
-//! theirs are buckets that fill up again bit by bit, these are windows that slide, so that what is allowed here is allowed there.
+//! authorities; theirs are buckets that fill up again bit by bit, these are windows that slide, so that what is allowed here is allowed
+//! there.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -31,8 +31,7 @@ impl Default for Limits {
 
 impl Limits {
     /// The same limits for a certificate whose last one lives so long: an authority that issues for hours lets them be renewed as often as
-    /// that
-    /// takes, and twice.
+    /// that takes, and twice.
     #[must_use]
     pub fn for_life(self, life: Duration) -> Self {
         let renewals = WEEK.as_millis() * 2 / (life.as_millis() * 2 / 3).max(1);
@@ -165,8 +164,7 @@ pub fn renewal(not_before: Timestamp, not_after: Timestamp, chance: f64) -> Time
 }
 
 /// When a certificate is to be renewed by the authority's suggestion (RFC 9773 section 4.2): a time in its window by chance, which is kept
-/// as long as
-/// it lies in the window.
+/// as long as it lies in the window.
 pub fn suggested(start: Timestamp, end: Timestamp, known: Option<Timestamp>, chance: f64) -> Timestamp {
     if let Some(known) = known.filter(|known| start <= *known && *known <= end) {
         return known;

@@ -29,8 +29,7 @@ pub(crate) enum Region {
     /// Have devices' certificates ordered from a public authority (ACME, RFC 8555), or show how that is done.
     ///
     /// Keys are made on devices and stay there; the region has the account, and proves names by its own DNS. Without an authority, and
-    /// until
-    /// its certificate is there, the region's own authority signs.
+    /// until its certificate is there, the region's own authority signs.
     Acme(RegionAcme),
     /// Remove a server from the region, for good; its number is never given again.
     ///
@@ -47,8 +46,7 @@ pub(crate) enum Region {
     /// Make a region anew of which nothing is left but its devices and the recovery key.
     ///
     /// Devices go over to the new region by themselves, and hand in the copies that they keep: owners' Installs, claims and routes are
-    /// there
-    /// again, and apps run on meanwhile.
+    /// there again, and apps run on meanwhile.
     Recover(RegionRecover),
 }
 

@@ -21,8 +21,7 @@ pub struct Inputs<'a> {
 }
 
 /// Makes the Certificate where it is wanted. It stays when the device serves nothing any more, or no more are ordered: what is valid goes
-/// on
-/// being used. It goes with its Device.
+/// on being used. It goes with its Device.
 pub fn reconcile(inputs: &Inputs<'_>) -> Reconciled {
     let mut out = Reconciled::default();
     let value = inputs.device.value();

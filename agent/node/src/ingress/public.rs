@@ -1,6 +1,6 @@
 //! Certificates of a public authority, which the region orders with requests made here: as the Certificate objects of this device say. The
-//! key is
-//! made here and stays here; each renewal has a new one. What is in use stays in use until the next one is there, also through a restart.
+//! key is made here and stays here; each renewal has a new one. What is in use stays in use until the next one is there, also through a
+//! restart.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -107,8 +107,7 @@ impl Public {
     }
 
     /// These are the objects of this device now: what the region ordered is taken, and what has no Certificate any more is removed. Reads
-    /// and
-    /// writes small files. Returns whether a certificate came.
+    /// and writes small files. Returns whether a certificate came.
     pub(super) fn follow(&mut self, objects: &Objects) -> bool {
         let mut wanted: BTreeMap<String, Certificate> = BTreeMap::new();
         for object in objects.values().filter(|object| *object.kind() == GroupKind::CERTIFICATE) {

@@ -1,7 +1,6 @@
 //! Watches logs of Certificate Transparency (RFC 6962) for certificates of the zone's names that no device asked for: a region could have
-//! one
-//! issued, as could whoever takes over its DNS, and it is seen here. Whoever reads all of a large public log needs a line for that: some 2
-//! MB/s.
+//! one issued, as could whoever takes over its DNS, and it is seen here. Whoever reads all of a large public log needs a line for that:
+//! some 2 MB/s.
 //!
 //! # Caveats
 //! The log is believed by its TLS: that it shows everybody the same (its signed tree heads) is left to those who audit logs.

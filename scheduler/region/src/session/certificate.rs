@@ -71,8 +71,7 @@ fn check(hub: &Hub, session: &Session, request: &CertificateRequest) -> Result<V
 }
 
 /// Stores a request for a Certificate of this device's; who orders sees it there. Which names it is for is said by the object, which no
-/// device
-/// writes: so nobody gets a name of another owner's proved.
+/// device writes: so nobody gets a name of another owner's proved.
 async fn order(hub: &Arc<Hub>, session: &Session, request: &CertificateRequest) -> Result<(), String> {
     if !request.names.is_empty() {
         return Err("a request for a Certificate names none itself".into());
