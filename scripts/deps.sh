@@ -41,6 +41,7 @@ for what in "$@"; do
         need umoci umoci
         need debootstrap debootstrap
         need tcpdump tcpdump
+        need knotd knot
         need kdig knot-dnsutils
         need dig bind9-dnsutils
         need delv bind9-dnsutils

@@ -179,13 +179,26 @@ pub(crate) struct Listen {
     /// A file that says where gateways are and which are nearest to whom: lines `gateway ADDRESS LOCATION` and `clients PREFIX LOCATION...`.
     #[arg(long, value_name = "FILE")]
     pub(crate) dns_locations: Option<PathBuf>,
-    /// The TCP ports that Routes may ask for, such as 30000-32767, at the gateway's host [default: none]. The same at every server.
+    /// The name server that is asked for owners' domains (TXT, A, AAAA) [default: those of /etc/resolv.conf].
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) resolver: Option<std::net::SocketAddr>,
+    /// The TCP and UDP ports that Routes may ask for, such as 30000-32767, at the gateway's host [default: none]. The same at every server.
     #[arg(long, value_name = "FIRST-LAST", value_parser = port_range)]
     pub(crate) port_range: Option<std::ops::RangeInclusive<u16>>,
     /// How long a device goes on with volumes of the policy Move after it last heard from its region; another one gets them a tenth later. The
     /// same at every server.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = volume_lease)]
     pub(crate) volume_lease: std::time::Duration,
+    /// How long the gateway lets answers under way go on once it is told to stop, and takes nobody new. More than the default where there are
+    /// other gateways, which take who comes meanwhile.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = drain)]
+    pub(crate) drain: std::time::Duration,
+}
+
+/// A server that is told to stop has to end while who told it still knows.
+fn drain(text: &str) -> Result<std::time::Duration, String> {
+    let drain = duration(text)?;
+    if drain <= std::time::Duration::from_mins(10) { Ok(drain) } else { Err("must be at most 10m".into()) }
 }
 
 /// Between what a busy device renews in time and how long anybody would be without an app.
@@ -325,12 +338,16 @@ pub(crate) struct Give {
     /// A directory of this machine that its owner's apps may mount (hostPath) with what is below it; with `:ro` none may write. Once for each.
     #[arg(long = "host-path", value_name = "PATH[:ro]", env = "HEARTH_HOST_PATHS", value_delimiter = ',')]
     pub(crate) host_paths: Vec<hearth_agent::HostPath>,
+    /// The TCP port at this machine's addresses inside the home, where the owner's apps answer if the Device says so (spec.publish.lan).
+    #[arg(long, value_name = "PORT", default_value_t = 443, value_parser = clap::value_parser!(u16).range(1..), env = "HEARTH_LAN_PORT")]
+    pub(crate) lan_port: u16,
 }
 
 impl Give {
     /// For a process that is to give the same.
     pub(crate) fn arguments(&self) -> impl Iterator<Item = String> + '_ {
-        self.host_paths.iter().map(|path| format!("--host-path={path}"))
+        let paths = self.host_paths.iter().map(|path| format!("--host-path={path}"));
+        paths.chain([format!("--lan-port={}", self.lan_port)])
     }
 }
 
@@ -572,6 +589,7 @@ mod tests {
         assert_eq!(deletion_timeout("0s"), Ok(A_WEEK));
         assert_eq!(heartbeat("150ms"), Ok(std::time::Duration::from_millis(150)));
         assert!(heartbeat("5ms").is_err() && heartbeat("1m").is_err());
+        assert!(drain("10m").is_ok() && drain("601s").is_err());
         assert!(volume_lease("10s").is_ok() && volume_lease("1s").is_err() && volume_lease("1d").is_err());
         for text in ["", "s", "5x", "-1s", "1h5", "5 m", "1..2s", "99999999999999999999d"] {
             assert!(duration(text).is_err(), "{text}");

@@ -51,6 +51,8 @@ pub(crate) struct Home {
     pub(crate) denied: BTreeSet<Prefix>,
     /// The links that lead to its neighbours and to the internet.
     pub(crate) uplinks: BTreeSet<String>,
+    /// The host's own addresses on those links, which the rules do not name.
+    pub(crate) addresses: BTreeSet<IpAddr>,
 }
 
 /// Whether packets of others, which the host forwards only because of us, are to be dropped; by family.
@@ -363,7 +365,7 @@ mod tests {
     #[test]
     fn empty_sets_have_no_elements() {
         let denied = BTreeSet::from(["198.51.100.0/24".parse().unwrap()]);
-        let script = firewall(53).home_script(&Home { denied, uplinks: BTreeSet::new() });
+        let script = firewall(53).home_script(&Home { denied, ..Home::default() });
         assert!(script.contains("add element inet hearth-abcd lan4 { 198.51.100.0/24 }"));
         assert!(!script.contains("add element inet hearth-abcd lan6"));
         assert!(script.contains("flush set inet hearth-abcd lan6"));

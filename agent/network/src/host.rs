@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -229,6 +230,13 @@ impl Survey {
             .filter(|l| plain(&l.name) && (routed.contains(&l.index) || is_hardware(&l.name)))
             .map(|l| l.name.clone())
             .collect()
+    }
+
+    /// The host's own addresses on its [uplinks](Self::uplinks), of any scope.
+    pub(crate) fn own_addresses(&self) -> BTreeSet<IpAddr> {
+        let uplinks = self.uplinks();
+        let indices: BTreeSet<u32> = self.links.iter().filter(|l| uplinks.contains(&l.name)).map(|l| l.index).collect();
+        self.addresses.iter().filter(|a| indices.contains(&a.index)).map(|a| a.local).collect()
     }
 
     /// Whether a pod of `instance` may be alive: a link goes with the namespace of its pod.

@@ -11,8 +11,9 @@
 //!
 //! # Caveats
 //! It keeps no connections, so that a pod cannot fill a table of its own with them: therefore UDP that the host sends to a
-//! pod gets no answer. What it knows of the home is what was known when the pod was attached or adopted. Raw sockets below
-//! IP pass by it, which take a capability over the namespace that pods do not have.
+//! pod gets no answer, and who passes datagrams on has sockets inside of the pod (`inside.rs`). What it knows of the home is
+//! what was known when the pod was attached or adopted. Raw sockets below IP pass by it, which take a capability over the
+//! namespace that pods do not have.
 
 use std::net::IpAddr;
 

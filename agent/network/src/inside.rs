@@ -1,4 +1,4 @@
-//! Connections from inside a pod's network namespace, to what listens on its loopback.
+//! Sockets of a pod's network namespace: connections to what listens on its loopback, and datagrams from within.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use crate::host::enter;
@@ -46,5 +46,28 @@ impl Network {
             }
         }
         Err(NetworkError::Inside { port, why: failed.join("; ") })
+    }
+
+    /// A UDP socket of the pod with this network namespace, connected to an address of that pod.
+    ///
+    /// # Guarantees
+    /// The app sees one sender with the pod's own address. Neither firewall has to let answers out: they never leave the pod. While the
+    /// socket is open the namespace lives on.
+    pub async fn datagrams_inside(&self, netns: OwnedFd, to: SocketAddr) -> Result<UdpSocket, NetworkError> {
+        let made = self.host().run("make sockets in a pod's network", move || {
+            enter(&netns)?;
+            let unspecified =
+                if to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+            let connected = || {
+                let socket = std::net::UdpSocket::bind((unspecified, 0))?;
+                socket.connect(to)?;
+                socket.set_nonblocking(true)?;
+                Ok(socket)
+            };
+            Ok(connected())
+        });
+        made.await?
+            .and_then(UdpSocket::from_std)
+            .map_err(|error: io::Error| NetworkError::Inside { port: to.port(), why: format!("{}: {error}", to.ip()) })
     }
 }

@@ -47,7 +47,7 @@
 //! While the agent is down nobody watches: the firewalls stay, but do not learn of new neighbours, and the host's does not
 //! come back when it is flushed; then pods are not masqueraded either, so mostly have no internet. The table inside of a pod
 //! knows the home as it was when the pod was attached or adopted last, and keeps no connections: UDP that the host sends to a
-//! pod gets no answer.
+//! pod gets no answer, but from a socket inside of it ([`Network::datagrams_inside`]).
 //!
 //! An IPv6 home larger than a /56 is known by the networks that the host is on, and a NAT64 prefix of the network's own is
 //! not known. Forwarding is enabled for the whole host and stays so after a teardown.

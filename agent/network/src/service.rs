@@ -214,6 +214,12 @@ impl Network {
         self.inner.guard.notices()
     }
 
+    /// The host's own addresses on links that lead to its neighbours or to a router, without those of bridges and links of containers. Current
+    /// within some 250 ms.
+    pub fn addresses(&self) -> tokio::sync::watch::Receiver<Arc<[IpAddr]>> {
+        self.inner.guard.addresses()
+    }
+
     /// Keeps pods from these addresses too, in the place of those of an earlier call: those under which the internet sees this
     /// home, behind which its router may answer. Of a global IPv6 address it is the whole home, a /56.
     ///

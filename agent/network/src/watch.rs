@@ -2,12 +2,13 @@
 //! firewalls (Debian's nftables service flushes all of them whenever it is restarted).
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::denied::{Denied, SharedDenied};
 use crate::firewall::{self, Firewall, Home};
@@ -43,6 +44,8 @@ pub(crate) struct Guard {
     /// Whether the kernel can count connections; found out by the first installation.
     counts: AtomicBool,
     notices: RwLock<Arc<[Notice]>>,
+    /// The host's own addresses towards its neighbours.
+    addresses: watch::Sender<Arc<[IpAddr]>>,
     /// What pods share, and whether the kernel holds them to it; found out by the last installation.
     shared: RwLock<SharedBandwidth>,
     shares: AtomicBool,
@@ -81,6 +84,7 @@ impl Guard {
             generation: AtomicU32::new(0),
             counts: AtomicBool::new(true),
             notices: RwLock::new(Arc::new([])),
+            addresses: watch::channel(Arc::from([])).0,
             shared: RwLock::new(shared),
             shares: AtomicBool::new(true),
         })
@@ -89,6 +93,10 @@ impl Guard {
     /// What is denied to pods now.
     pub(crate) fn denied(&self) -> &SharedDenied {
         &self.denied
+    }
+
+    pub(crate) fn addresses(&self) -> watch::Receiver<Arc<[IpAddr]>> {
+        self.addresses.subscribe()
     }
 
     pub(crate) fn notices(&self) -> Arc<[Notice]> {
@@ -175,7 +183,14 @@ impl Guard {
         let mut denied = survey.on_link();
         denied.extend(self.requested.read().unwrap_or_else(PoisonError::into_inner).iter());
         self.denied.set(Denied::new(&denied));
-        Ok(Home { denied, uplinks: survey.uplinks() })
+        let (uplinks, addresses) = (survey.uplinks(), survey.own_addresses());
+        let now: Arc<[IpAddr]> = addresses.iter().copied().collect();
+        self.addresses.send_if_modified(|before| {
+            let changed = *before != now;
+            *before = now;
+            changed
+        });
+        Ok(Home { denied, uplinks, addresses })
     }
 
     /// The whole table, without what the kernel cannot: sharing a bandwidth, or counting connections.

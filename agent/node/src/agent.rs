@@ -25,7 +25,7 @@ use crate::{
     house,
     identity::IdentityError,
     ids::IdRanges,
-    ingress::{Ingress, IngressError},
+    ingress::{Ingress, IngressError, lan, sockets_inside},
     line,
     manager::{self, lend},
     metrics::Metrics,
@@ -64,6 +64,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// Directories of this machine that the owner's apps may mount.
     pub host_paths: Vec<HostPath>,
+    /// The TCP port at this machine's addresses inside the home, where the Device says that they are told.
+    pub lan_port: u16,
 }
 
 impl std::fmt::Debug for Config {
@@ -271,6 +273,8 @@ impl Agent {
         tasks.spawn(house::run(Arc::clone(&shared)));
         tasks.spawn(pressure::run(Arc::clone(&shared), evictor));
         tasks.spawn(line::run(Arc::clone(&shared), tunnel.clone()));
+        let inside = lan::run(Arc::clone(&shared), ingress.clone(), shared.network.addresses(), config.lan_port);
+        tasks.spawn(inside);
         tasks.spawn(accept(shared, ingress, door, streams));
         ready();
         let exit = tokio::select! {
@@ -305,11 +309,12 @@ fn open(
         files::private_dir(&dir)?;
     }
     // Whoever names an image must not have this device ask around in its own home.
-    let is_public = Arc::new(move |address| network.is_public(address));
+    let reach = network.clone();
+    let is_public = Arc::new(move |address| reach.is_public(address));
     let images = Images::open(paths, Some(is_public)).map_err(AgentError::Images)?;
     let volumes = VolumeStore::open(&paths.volumes()).map_err(AgentError::Volumes)?;
     let ids = IdRanges::open(paths.ids(), instance.as_str());
-    let ingress = Ingress::open(paths.ingress(), pods, metrics)?;
+    let ingress = Ingress::open(paths.ingress(), pods, sockets_inside(network), metrics)?;
     let info = crate::facts::device_info(paths);
     if !info.missing.is_empty() {
         tracing::warn!(missing = ?info.missing, "this machine lacks what isolation or limits want");

@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     pub(crate) streams: IntCounterVec,
     pub(crate) ingress_requests: IntCounterVec,
     pub(crate) ingress_connections: IntGauge,
+    pub(crate) ingress_flows: IntGauge,
     pub(crate) evictions: IntCounterVec,
     pub(crate) failures: IntCounterVec,
 }
@@ -68,6 +69,7 @@ impl Metrics {
                 &["class"],
             )?,
             ingress_connections: gauge("hearth_agent_ingress_connections", "Connections of users that are open.")?,
+            ingress_flows: gauge("hearth_agent_ingress_flows", "Flows of users' datagrams that are open.")?,
             evictions: counters(
                 "hearth_agent_evictions_total",
                 "Pods that were evicted since the device ran short, by what of (the kubelet's signals).",

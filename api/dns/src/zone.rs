@@ -8,6 +8,7 @@ use hearth_types::{
         keys::{DNSKEY_TTL, wire_name},
         record::{RecordKind, ZoneRecord},
     },
+    lan::{LABEL as LAN, is_private_use},
     routes::RouteLookup,
 };
 use hickory_proto::rr::{LowerName, Name};
@@ -23,8 +24,6 @@ const NAME_SERVER: &str = "ns1";
 const API: &str = "api";
 /// The label of the SOA's mailbox (RFC 2142 section 7).
 const MAILBOX: &str = "hostmaster";
-/// The label below an owner's under which addresses inside the home are told.
-const LAN: &str = "lan";
 /// The label below which names are proved to an authority (RFC 8555 section 8.4).
 const CHALLENGE: &str = "_acme-challenge";
 
@@ -278,8 +277,7 @@ impl Zone {
                 let hostname = self.hostname(&[*name, *owner])?;
                 let told =
                     if routes.lookup(&hostname).is_some() { routes.lan_addresses(&hostname) } else { Vec::new() };
-                let usable = |ip: &IpAddr| !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback());
-                let lan: Vec<_> = told.into_iter().map(|ip| ip.to_canonical()).filter(usable).collect();
+                let lan: Vec<_> = told.into_iter().filter(|ip| is_private_use(*ip)).collect();
                 (!lan.is_empty()).then(|| Node { lan, ..Node::host(Reach::No) })
             }
             _ => None,

@@ -11,7 +11,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    limits::{Limits, MAX_REMEMBERED, Share},
+    limits::{MAX_REMEMBERED, Share},
     metrics::Outcome,
 };
 
@@ -113,10 +113,9 @@ pub(crate) struct OwnerPermit {
 }
 
 impl Admission {
-    /// `total` connections at once, and what the limits say of callers and owners.
-    pub(crate) fn new(total: usize, limits: &Limits) -> Arc<Self> {
-        let open =
-            Open { total: 0, callers: Shares::new(limits.caller.clone()), owners: Shares::new(limits.owner.clone()) };
+    /// `total` connections at once, and what each caller and each owner may have of them.
+    pub(crate) fn new(total: usize, caller: &Share, owner: &Share) -> Arc<Self> {
+        let open = Open { total: 0, callers: Shares::new(caller.clone()), owners: Shares::new(owner.clone()) };
         Arc::new(Self { total, open: Mutex::new(open) })
     }
 
@@ -176,7 +175,7 @@ mod tests {
     }
 
     fn admission(total: usize, caller: Share, owner: Share) -> Arc<Admission> {
-        Admission::new(total, &Limits { caller, owner, ..Limits::default() })
+        Admission::new(total, &caller, &owner)
     }
 
     #[test]

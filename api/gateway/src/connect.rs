@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr, time::Instant};
 
 use hearth_types::{
     DeviceName,
+    routes::Transport,
     tunnel::{DialError, Dialer, HeaderVersion, IngressHeader, StreamKind, proxy::ProxyHeader},
 };
 use tokio::{
@@ -54,6 +55,7 @@ pub(crate) struct Answered<S> {
 /// Who calls whom, and what was said so far.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call<'a> {
+    pub(crate) transport: Transport,
     pub(crate) caller: SocketAddr,
     /// The gateway's address that was called.
     pub(crate) called: SocketAddr,
@@ -69,8 +71,8 @@ impl Call<'_> {
         let mut out = match version {
             HeaderVersion::Text => IngressHeader { caller: self.caller }.encode(),
             HeaderVersion::Proxy => {
-                let authority = Some(self.name.to_owned());
-                ProxyHeader { caller: self.caller, called: self.called, authority }.encode()
+                let Self { transport, caller, called, .. } = *self;
+                ProxyHeader { transport, caller, called, authority: Some(self.name.to_owned()) }.encode()
             }
         };
         out.extend_from_slice(self.hello);

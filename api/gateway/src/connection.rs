@@ -1,9 +1,13 @@
 //! One caller's connection, from its first byte to its last.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
 use hearth_types::{
-    routes::{RouteEntry, RouteLookup},
+    routes::{RouteEntry, RouteLookup, Transport},
     tunnel::Dialer,
 };
 use jiff::Timestamp;
@@ -37,6 +41,10 @@ pub(crate) struct Shared<D> {
     pub(crate) routes: Arc<dyn RouteLookup>,
     pub(crate) dialer: Arc<D>,
     pub(crate) admission: Arc<Admission>,
+    /// The same for flows of datagrams.
+    pub(crate) flows: Arc<Admission>,
+    /// Bytes of flows that wait for their devices.
+    pub(crate) waiting: Arc<AtomicUsize>,
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
     /// The port of HTTPS, for redirects.
@@ -144,7 +152,7 @@ impl<D: Dialer> Shared<D> {
     }
 
     /// Whether it is known, without asking, that no device of a Route can be reached.
-    fn all_away(&self, route: &RouteEntry) -> bool {
+    pub(crate) fn all_away(&self, route: &RouteEntry) -> bool {
         route.devices.iter().all(|device| self.dialer.is_away(device))
     }
 }
@@ -208,7 +216,7 @@ where
         }
         return Outcome::RefusedOwner;
     };
-    let call = Call { caller, called, name, hello };
+    let call = Call { transport: Transport::Tcp, caller, called, name, hello };
     let connected = tokio::select! {
         () = hung_up(&socket), if tls => return Outcome::HungUp,
         connected = connect(&*shared.dialer, &route.devices, &call, limits, metrics) => connected,
@@ -316,11 +324,14 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let socket = TcpStream::connect(address).await.expect("a listener");
+        let limits = Limits::default();
         let shared = Shared {
             routes: Arc::new(Nothing),
             dialer: Arc::new(Nothing),
-            admission: Admission::new(1, &Limits::default()),
-            limits: Limits::default(),
+            admission: Admission::new(1, &limits.caller, &limits.owner),
+            flows: Admission::new(1, &limits.flow_caller, &limits.flow_owner),
+            waiting: Arc::default(),
+            limits,
             metrics: Metrics::register(&prometheus::Registry::new()).expect("metrics"),
             port: 1,
             draining: CancellationToken::new(),

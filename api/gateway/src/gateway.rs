@@ -29,7 +29,7 @@ use crate::{
 pub struct GatewayConfig {
     /// Where to listen for HTTPS and plain HTTP, TCP. Port 0 picks one; `[::]` listens on both address families.
     pub listen: SocketAddr,
-    /// The TCP ports that Routes may have; `None`: no Route has one.
+    /// The TCP and UDP ports that Routes may have; `None`: no Route has one.
     pub ports: Option<RangeInclusive<u16>>,
     /// The limits.
     pub limits: Limits,
@@ -106,9 +106,10 @@ where
                 "fewer connections than usual: half of the file descriptors allowed (ulimit -n)"
             );
         }
-        let admission = Admission::new(connections, &limits);
-        let draining = CancellationToken::new();
-        let shared = Arc::new(Shared { routes, dialer, admission, limits, metrics, port: address.port(), draining });
+        let admission = Admission::new(connections, &limits.caller, &limits.owner);
+        let flows = Admission::new(limits.flows, &limits.flow_caller, &limits.flow_owner);
+        let (draining, waiting, port) = (CancellationToken::new(), Arc::default(), address.port());
+        let shared = Arc::new(Shared { routes, dialer, admission, flows, waiting, limits, metrics, port, draining });
         Ok(Self { listener, address, ports, shared })
     }
 
@@ -118,7 +119,7 @@ where
     }
 
     /// Serves until `shutdown` is cancelled. Then it takes no more connections, ends those that are silent, lets the
-    /// others go on for [`Limits::drain`], and cuts off the rest.
+    /// others go on for [`Limits::drain`], and cuts off the rest. Flows of datagrams end at once.
     ///
     /// Guarantees: returns within [`Limits::drain`] of the cancellation. When the future is dropped, all connections
     /// end at once.

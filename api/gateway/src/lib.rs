@@ -1,6 +1,6 @@
 //! Public ingress: server name to route to tunnel, without ending TLS.
 //!
-//! One port takes HTTPS and plain HTTP; Routes of protocol TCP have ports of their own ([`GatewayConfig::ports`]). Of a TLS connection the gateway reads the server name in the ClientHello and
+//! One port takes HTTPS and plain HTTP; Routes of protocol TCP and UDP have ports of their own ([`GatewayConfig::ports`]). Of a TLS connection the gateway reads the server name in the ClientHello and
 //! nothing else, finds the route, opens a stream to the device, and copies bytes both ways: it holds no keys and sees
 //! ciphertext alone. Plain HTTP is told to come back over HTTPS.
 //!
@@ -25,12 +25,14 @@ pub mod request;
 mod admission;
 mod connect;
 mod connection;
+mod flows;
 mod gateway;
 mod metrics;
 mod opening;
 mod ports;
 mod pump;
 mod records;
+mod socket;
 
 pub use gateway::{Gateway, GatewayConfig, GatewayError};
 pub use limits::{Limits, Share};

@@ -33,7 +33,59 @@ pub const OWNER_BURST: u32 = 1_024;
 /// connections are always remembered.
 pub const MAX_REMEMBERED: usize = 20_000;
 
-/// TCP ports of Routes at once: each is a socket.
+/// Flows at once at one gateway: a flow is a caller's address and port that sends datagrams to a port of a Route. Each is a stream of
+/// a device's tunnel and some 5 KB. They are counted beside the connections, so that datagrams, whose senders anybody can make
+/// up, take no connection's place.
+pub const MAX_FLOWS: usize = 4_096;
+
+/// Flows at once of one caller, as with [`MAX_CONNECTIONS_PER_CALLER`]: a household's players behind one address, or a resolver
+/// that asks from another port each time.
+pub const MAX_FLOWS_PER_CALLER: usize = 256;
+
+/// New flows a second of one caller, once [`FLOW_CALLER_BURST`] are used up. With [`MAX_UNCONFIRMED_BYTES`] it is what a made-up sender can
+/// be sent at most.
+pub const FLOW_CALLER_RATE: u32 = 32;
+
+/// New flows of one caller at once.
+pub const FLOW_CALLER_BURST: u32 = 256;
+
+/// Flows at once to the devices of one owner: a quarter of [`MAX_FLOWS`].
+pub const MAX_FLOWS_PER_OWNER: usize = 1_024;
+
+/// New flows a second to the devices of one owner, once [`FLOW_OWNER_BURST`] are used up.
+pub const FLOW_OWNER_RATE: u32 = 256;
+
+/// New flows to the devices of one owner at once.
+pub const FLOW_OWNER_BURST: u32 = 1_024;
+
+/// Flows at once of one port. Beyond, the unconfirmed one that was silent the longest makes room; a flow is confirmed once its
+/// caller has sent again after an answer.
+pub const MAX_FLOWS_PER_PORT: usize = 256;
+
+/// After how long of its caller's silence a confirmed flow ends: what RFC 4787 (REQ-5) asks of NATs. Answers alone keep no flow, so that
+/// nobody who has gone is sent to for longer.
+pub const FLOW_IDLE: Duration = Duration::from_mins(2);
+
+/// The same of an unconfirmed one, as Linux' connection tracking has it (`nf_conntrack_udp_timeout`).
+pub const FLOW_UNCONFIRMED: Duration = Duration::from_secs(30);
+
+/// The same at ports below 1024, where it is a question and its answer as a rule (RFC 4787, REQ-5 a).
+pub const FLOW_WELL_KNOWN: Duration = Duration::from_secs(10);
+
+/// Bytes that an unconfirmed flow's caller is sent at most: the longest datagram. The caller's address may be made up, and what it
+/// never asked for come down on it.
+pub const MAX_UNCONFIRMED_BYTES: usize = 64 * 1024;
+
+/// Datagrams of one flow that wait for its device, which may have to be dialled first. Those beyond are dropped.
+pub const MAX_WAITING: usize = 64;
+
+/// The same in bytes: two of the longest.
+pub const MAX_WAITING_BYTES: usize = 128 * 1024;
+
+/// Bytes of all flows that wait.
+pub const MAX_WAITING_BYTES_IN_ALL: usize = 32 * 1024 * 1024;
+
+/// TCP and UDP ports of Routes at once: each is a socket.
 pub const MAX_PORTS: usize = 1_000;
 
 /// After how long a port that could not be listened on is tried again.
@@ -100,10 +152,10 @@ pub const KEEP_ALIVE_PROBES: u32 = 4;
 /// Pause after the kernel could not hand out a connection, so that a lack of descriptors does not spin.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What one of many may have of the connections.
+/// What one of many may have of the connections, or of the flows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
-    /// Connections at once.
+    /// How many at once.
     pub open: usize,
     /// New ones a second.
     pub per_second: u32,
@@ -121,6 +173,20 @@ pub struct Limits {
     pub caller: Share,
     /// [`MAX_CONNECTIONS_PER_OWNER`], [`OWNER_RATE`], [`OWNER_BURST`].
     pub owner: Share,
+    /// [`MAX_FLOWS`].
+    pub flows: usize,
+    /// [`MAX_FLOWS_PER_CALLER`], [`FLOW_CALLER_RATE`], [`FLOW_CALLER_BURST`].
+    pub flow_caller: Share,
+    /// [`MAX_FLOWS_PER_OWNER`], [`FLOW_OWNER_RATE`], [`FLOW_OWNER_BURST`].
+    pub flow_owner: Share,
+    /// [`MAX_FLOWS_PER_PORT`].
+    pub flows_per_port: usize,
+    /// [`FLOW_IDLE`].
+    pub flow_idle: Duration,
+    /// [`FLOW_UNCONFIRMED`].
+    pub flow_unconfirmed: Duration,
+    /// [`FLOW_WELL_KNOWN`].
+    pub flow_well_known: Duration,
     /// [`OPENING_TIMEOUT`].
     pub opening: Duration,
     /// [`CONNECT_TIMEOUT`].
@@ -149,6 +215,13 @@ impl Default for Limits {
             connections: MAX_CONNECTIONS,
             caller: Share { open: MAX_CONNECTIONS_PER_CALLER, per_second: CALLER_RATE, burst: CALLER_BURST },
             owner: Share { open: MAX_CONNECTIONS_PER_OWNER, per_second: OWNER_RATE, burst: OWNER_BURST },
+            flows: MAX_FLOWS,
+            flow_caller: Share { open: MAX_FLOWS_PER_CALLER, per_second: FLOW_CALLER_RATE, burst: FLOW_CALLER_BURST },
+            flow_owner: Share { open: MAX_FLOWS_PER_OWNER, per_second: FLOW_OWNER_RATE, burst: FLOW_OWNER_BURST },
+            flows_per_port: MAX_FLOWS_PER_PORT,
+            flow_idle: FLOW_IDLE,
+            flow_unconfirmed: FLOW_UNCONFIRMED,
+            flow_well_known: FLOW_WELL_KNOWN,
             opening: OPENING_TIMEOUT,
             connect: CONNECT_TIMEOUT,
             answer: ANSWER_TIMEOUT,

@@ -48,8 +48,10 @@ pub(crate) enum Outcome {
     RefusedCaller,
     /// Too many connections to this owner's devices, or new ones too fast.
     RefusedOwner,
-    /// Ended since the gateway was told to stop.
+    /// Ended since the gateway was told to stop, or the port of a flow is served no longer.
     Drained,
+    /// A flow that made room for another one.
+    Evicted,
 }
 
 impl Outcome {
@@ -75,6 +77,34 @@ impl Outcome {
             Self::RefusedCaller => "refused_caller",
             Self::RefusedOwner => "refused_owner",
             Self::Drained => "drained",
+            Self::Evicted => "evicted",
+        }
+    }
+}
+
+/// Why a datagram is dropped: the label `reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dropped {
+    /// It would begin a flow, and this says why there is none.
+    NoFlow(Outcome),
+    /// It would begin a flow, and its port has as many as it may.
+    RefusedPort,
+    /// Too much of its flow, or of all flows, waits for the device.
+    Waiting,
+    /// An unconfirmed flow's caller was sent enough.
+    Unconfirmed,
+    /// The kernel did not take it: it is too long for its way, or there is none.
+    Send,
+}
+
+impl Dropped {
+    fn label(self) -> &'static str {
+        match self {
+            Self::NoFlow(outcome) => outcome.label(),
+            Self::RefusedPort => "refused_port",
+            Self::Waiting => "waiting",
+            Self::Unconfirmed => "unconfirmed",
+            Self::Send => "send",
         }
     }
 }
@@ -89,8 +119,16 @@ pub(crate) struct Metrics {
     pub(crate) to_device: IntCounter,
     /// Bytes copied from devices to callers.
     pub(crate) to_caller: IntCounter,
-    /// TCP ports of Routes that are listened on.
+    /// Ports of Routes that are listened on.
     pub(crate) ports: IntGauge,
+    /// Flows of datagrams that there are.
+    pub(crate) flows_open: IntGauge,
+    flows: IntCounterVec,
+    /// Datagrams passed on from callers to devices.
+    pub(crate) datagrams_to_device: IntCounter,
+    /// Datagrams passed on from devices to callers.
+    pub(crate) datagrams_to_caller: IntCounter,
+    dropped: IntCounterVec,
     dials: IntCounterVec,
     dial_seconds: Histogram,
 }
@@ -99,7 +137,28 @@ impl Metrics {
     pub(crate) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let counter = |name, help, label| register(registry, IntCounterVec::new(Opts::new(name, help), &[label])?);
         let bytes = counter("hearth_gateway_bytes_total", "Bytes copied between callers and devices.", "direction")?;
+        let datagrams =
+            counter("hearth_gateway_datagrams_total", "Datagrams passed on between callers and devices.", "direction")?;
         Ok(Self {
+            flows_open: register(
+                registry,
+                IntGauge::new(
+                    "hearth_gateway_flows_open",
+                    "Callers' addresses and ports that send datagrams to ports of Routes.",
+                )?,
+            )?,
+            flows: counter(
+                "hearth_gateway_flows_total",
+                "Flows of datagrams that ended, by what became of them.",
+                "outcome",
+            )?,
+            datagrams_to_device: datagrams.with_label_values(&["to_device"]),
+            datagrams_to_caller: datagrams.with_label_values(&["to_caller"]),
+            dropped: counter(
+                "hearth_gateway_datagrams_dropped_total",
+                "Datagrams that were dropped, by reason.",
+                "reason",
+            )?,
             open: register(
                 registry,
                 IntGauge::new("hearth_gateway_connections_open", "Open connections of callers.")?,
@@ -113,7 +172,7 @@ impl Metrics {
             to_caller: bytes.with_label_values(&["to_caller"]),
             ports: register(
                 registry,
-                IntGauge::new("hearth_gateway_ports_open", "TCP ports of Routes that are listened on.")?,
+                IntGauge::new("hearth_gateway_ports_open", "TCP and UDP ports of Routes that are listened on.")?,
             )?,
             dials: counter("hearth_gateway_dials_total", "Streams to devices asked for, by result.", "result")?,
             dial_seconds: register(
@@ -132,6 +191,16 @@ impl Metrics {
     /// Counts a connection that ended.
     pub(crate) fn ended(&self, outcome: Outcome) {
         self.connections.with_label_values(&[outcome.label()]).inc();
+    }
+
+    /// Counts a flow that ended.
+    pub(crate) fn flow_ended(&self, outcome: Outcome) {
+        self.flows.with_label_values(&[outcome.label()]).inc();
+    }
+
+    /// Counts a datagram that is dropped.
+    pub(crate) fn dropped(&self, why: Dropped) {
+        self.dropped.with_label_values(&[why.label()]).inc();
     }
 
     /// Counts a dial. How long it took is kept for those that led to a stream.

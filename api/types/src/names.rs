@@ -49,23 +49,6 @@ pub fn dns_subdomain(name: &str) -> Result<(), &'static str> {
     if name.split('.').all(|label| dns_label(label).is_ok()) { Ok(()) } else { Err(WHY) }
 }
 
-/// The label below an owner's under which apps are reached inside the home.
-const LAN: &str = "lan";
-
-/// How an app of an owner is called inside the home: `<app>.lan.<owner>.<zone>` of `<app>.<owner>.<zone>`; `None` where a hostname is not
-/// like that.
-pub fn inside_name(hostname: &str, owner: &str) -> Option<String> {
-    let (app, rest) = hostname.split_once('.')?;
-    let own = rest.strip_prefix(owner).is_some_and(|zone| zone.starts_with('.'));
-    (own && app != LAN && hostname.len() + LAN.len() < MAX_SUBDOMAIN).then(|| format!("{app}.{LAN}.{rest}"))
-}
-
-/// The reverse of [`inside_name`].
-pub fn outside_name(hostname: &str) -> Option<String> {
-    let (app, rest) = hostname.split_once('.')?;
-    Some(format!("{app}.{}", rest.strip_prefix(LAN)?.strip_prefix('.')?))
-}
-
 /// Whether a text is `host:port`, `address:port` or `[address]:port`, with a port above zero.
 pub fn is_address(text: &str) -> bool {
     if let Ok(address) = text.parse::<std::net::SocketAddr>() {

@@ -1,10 +1,43 @@
 //! What DNS and gateway need to know of the Routes: a lookup by hostname, and nothing of the store.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use serde_json::Value;
 
 use crate::{BoxFuture, DeviceName, dns::record::ZoneRecord};
+
+/// What goes to a public port of a Route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Transport {
+    /// Connections.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// A public port at the gateways. The two transports have nothing to do with each other: `53/TCP` and `53/UDP` may be two Routes'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicPort {
+    /// What comes there.
+    pub transport: Transport,
+    /// Its number, from 1.
+    pub number: u16,
+}
+
+impl fmt::Display for PublicPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, self.transport)
+    }
+}
 
 /// What is known of a hostname.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,8 +46,8 @@ pub struct RouteEntry {
     pub hostname: String,
     /// Whose it is: the namespace of the Route.
     pub owner: String,
-    /// The public TCP port, where the Route has one of its own (`spec.protocol` TCP); `None` for HTTPS, told apart by name.
-    pub port: Option<u16>,
+    /// The public port, where the Route has one of its own (`spec.protocol` TCP or UDP); `None` for HTTPS, told apart by name.
+    pub port: Option<PublicPort>,
     /// The devices behind it, in the order to try them: those with ready pods first.
     pub devices: Vec<DeviceName>,
 }
@@ -50,7 +83,7 @@ pub trait RouteLookup: Send + Sync + 'static {
     /// A number that rises with every change, for the serial of the zone's SOA.
     fn serial(&self) -> u32;
 
-    /// The Routes that have a TCP port of their own, by port, ascending: of those that want the same one, the first by [`PortClaim`].
+    /// The Routes that have a port of their own, by port, ascending: of those that want the same one, the first by [`PortClaim`].
     fn by_port(&self) -> Vec<Arc<RouteEntry>> {
         Vec::new()
     }
@@ -61,12 +94,12 @@ pub trait RouteLookup: Send + Sync + 'static {
     }
 }
 
-/// What a Route says of a public TCP port. Ordered: of those for one port the first has it, which is the oldest, then the first by
+/// What a Route says of a public port. Ordered: of those for one port the first has it, which is the oldest, then the first by
 /// namespace and name. Everybody who looks at the same Routes comes to the same result.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortClaim {
     /// The port.
-    pub port: u16,
+    pub port: PublicPort,
     /// The Route's creation (RFC 3339, UTC).
     created: String,
     /// The Route's namespace.
@@ -79,12 +112,17 @@ impl PortClaim {
     /// The claim of a Route; `None` where it wants no port, or is being deleted.
     pub fn of(route: &Value) -> Option<Self> {
         let text = |pointer: &str| route.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-        if text("/spec/protocol") != "TCP" || !text("/metadata/deletionTimestamp").is_empty() {
+        let transport = match text("/spec/protocol").as_str() {
+            "TCP" => Transport::Tcp,
+            "UDP" => Transport::Udp,
+            _ => return None,
+        };
+        if !text("/metadata/deletionTimestamp").is_empty() {
             return None;
         }
-        let port = route.pointer("/spec/port")?.as_u64().and_then(|port| u16::try_from(port).ok())?;
+        let number = route.pointer("/spec/port")?.as_u64().and_then(|port| u16::try_from(port).ok())?;
         Some(Self {
-            port,
+            port: PublicPort { transport, number },
             created: text("/metadata/creationTimestamp"),
             namespace: text("/metadata/namespace"),
             name: text("/metadata/name"),
@@ -109,6 +147,9 @@ mod tests {
         let (old, new) = (claim("z", "2026-01-01T00:00:00Z"), claim("a", "2026-01-01T00:00:01Z"));
         assert!(old < new);
         assert!(claim("a", "2026-01-01T00:00:00Z") < old);
+        let udp = PortClaim::of(&route("a", "2026-01-01T00:00:00Z", &json!({"protocol": "UDP", "port": 2222})))
+            .expect("a claim");
+        assert_eq!((udp.port.to_string().as_str(), udp.port == old.port), ("2222/UDP", false), "another port");
         for spec in [json!({"port": 2222}), json!({"protocol": "HTTPS"}), json!({"protocol": "TCP", "port": 65536})] {
             assert_eq!(PortClaim::of(&route("a", "", &spec)), None, "{spec}");
         }

@@ -1,5 +1,6 @@
 //! How a server reaches into a device: by a tunnel that the device dials when its session asks.
 
+pub mod datagram;
 pub mod proxy;
 
 use crate::{BoxFuture, DeviceKey, DeviceName};

@@ -117,6 +117,7 @@ async fn run(data: &DataDir, args: &Agent, zygote: Zygote) -> Result<AgentExit> 
         registry: registry.clone(),
         resolv_conf: PathBuf::from("/etc/resolv.conf"),
         host_paths: args.give.host_paths.clone(),
+        lan_port: args.give.lan_port,
     })?;
     if let Some(listener) = listener {
         let stop = shutdown.clone();

@@ -15,10 +15,10 @@ use hearth_api::{
     ResourceService, TunnelConnector, ZoneSigning, server_name,
 };
 use hearth_client::Config;
-use hearth_dns::{Answerer, DnsConfig, DnsServer, Keys};
+use hearth_dns::{Answerer, DnsConfig, DnsServer, Keys, Resolver};
 use hearth_gateway::{Gateway, GatewayConfig};
 use hearth_raft::{Owner, RaftConfig, RaftStore, Start, Tuning, disk::RealDisk};
-use hearth_region::{Region, ServerChannels, Timing};
+use hearth_region::{Domains, Region, ServerChannels, Timing};
 use hearth_tunnel::{HubConfig, TunnelHub};
 use hearth_types::{
     BoxFuture, Clock, Status,
@@ -59,8 +59,8 @@ const FIRST_TRIM: Duration = Duration::from_secs(5);
 const TRIM_INTERVAL: Duration = Duration::from_secs(60);
 /// How long another server may take to lead where this one stops: longer than that takes, and no longer than an election.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(2);
-/// How long parts get to stop by themselves.
-const STOP_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long parts get to stop by themselves, beside the time in which the gateway's answers go on.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Starts every part, tells `ready` where they answer, and runs until told to stop or a part fails.
 pub(super) async fn run_server(
@@ -102,7 +102,13 @@ pub(super) async fn run_server(
     let store: Arc<dyn Store> = raft.clone();
     let resources = Arc::new(ResourceService::new(Arc::clone(&store), Arc::clone(&clock), &zone));
 
+    let gateway_listen = address("--listen-gateway", &args.listen.listen_gateway)?;
+    let domains = Domains {
+        lookup: Arc::new(Resolver::new(args.listen.resolver)),
+        gateways: advertised(gateway_listen, &args.listen.advertise)?.iter().map(SocketAddr::ip).collect(),
+    };
     let (region, handle) = Region::new(hearth_region::Config {
+        domains: Some(domains),
         zone: zone.clone(),
         region: region_name.clone(),
         clock: Arc::clone(&clock),
@@ -131,9 +137,11 @@ pub(super) async fn run_server(
     );
     let tunnel_address = *hub.notice().addresses.first().context("the tunnel's own address")?;
 
-    let gateway_listen = address("--listen-gateway", &args.listen.listen_gateway)?;
     let mut config = GatewayConfig::new(gateway_listen);
     config.ports.clone_from(&args.listen.port_range);
+    config.limits.drain = args.listen.drain;
+    // Who has more time to end may also be silent for longer.
+    config.limits.drain_quiet = config.limits.drain_quiet.max(args.listen.drain / 5);
     let gateway = Gateway::bind(config, handle.routes(), Arc::clone(&hub), &registry)
         .await
         .map_err(|error| super::server::cannot_listen("--listen-gateway", "the gateway", gateway_listen, &error))?;
@@ -185,7 +193,7 @@ pub(super) async fn run_server(
         .build()?;
     write_client_config(data, &ca, api_address, &zone, &region_name)?;
 
-    let mut parts = Parts::default();
+    let mut parts = Parts { tasks: JoinSet::new(), patience: args.listen.drain + STOP_TIMEOUT };
     // The parts go on while this server hands over.
     let stopping = CancellationToken::new();
     let _handing_over = AbortOnDrop(tokio::spawn(hand_over(Arc::clone(&raft), shutdown, stopping.clone())));
@@ -339,9 +347,10 @@ impl BackupSource for Backups {
 
 /// The running parts of a server. Each has a name; one that ends before it was told to takes the server
 /// with it, since half a server is worse than a restart.
-#[derive(Default)]
 struct Parts {
     tasks: JoinSet<(&'static str, Result<()>)>,
+    /// How long they get to stop.
+    patience: Duration,
 }
 
 impl Parts {
@@ -379,8 +388,8 @@ impl Parts {
                 }
             }
         };
-        if tokio::time::timeout(STOP_TIMEOUT, draining).await.is_err() {
-            tracing::warn!("some parts did not stop within {} s and are left", STOP_TIMEOUT.as_secs());
+        if tokio::time::timeout(self.patience, draining).await.is_err() {
+            tracing::warn!("some parts did not stop within {} s and are left", self.patience.as_secs());
         }
     }
 }

@@ -29,7 +29,7 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// A process that ran this long starts anew without a pause.
 const STABLE: Duration = Duration::from_secs(30);
-/// How long a process gets to stop.
+/// How long a process gets to stop, beside the time in which a gateway's answers go on.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the lock of a supervisor that was just killed may still be held by its children.
 const LOCK_WAIT: Duration = Duration::from_secs(15);
@@ -46,9 +46,11 @@ pub(super) fn listen_arguments(listen: &Listen) -> Vec<String> {
     let advertise = listen.advertise.iter().map(|ip| ("--advertise", ip.to_string()));
     let locations = listen.dns_locations.iter().map(|path| ("--dns-locations", path.display().to_string()));
     let ports = listen.port_range.iter().map(|range| ("--port-range", format!("{}-{}", range.start(), range.end())));
+    let resolver = listen.resolver.iter().map(|address| ("--resolver", address.to_string()));
     let pairs = pairs.into_iter().map(|(flag, value)| (flag, value.clone()));
     let relay = listen.listen_relay.iter().map(|value| ("--listen-relay", value.clone()));
-    let lease = [("--volume-lease", format!("{}ms", listen.volume_lease.as_millis()))];
+    let lease = [("--volume-lease", listen.volume_lease), ("--drain", listen.drain)];
+    let lease = lease.map(|(flag, duration)| (flag, format!("{}ms", duration.as_millis())));
     pairs
         .chain(lease)
         .chain(tunnel)
@@ -56,6 +58,7 @@ pub(super) fn listen_arguments(listen: &Listen) -> Vec<String> {
         .chain(advertise)
         .chain(locations)
         .chain(ports)
+        .chain(resolver)
         .flat_map(|(flag, value)| [flag.to_owned(), value])
         .collect()
 }
@@ -76,10 +79,11 @@ pub(super) async fn run(_lock: Lock, data: &DataDir, args: &Up, shutdown: Cancel
     fix(&mut listen, &report);
     join_once(data, args, &report).await?;
     let mut metrics = args.listen_device_metrics.clone();
+    let patience = args.listen.drain + STOP_TIMEOUT;
     let (agent, agent_report) = match start_agent(data, args, &report, &metrics).await {
         Ok(started) => started,
         Err(error) => {
-            stop("server", server).await;
+            stop("server", server, patience).await;
             return Err(error);
         }
     };
@@ -91,12 +95,12 @@ pub(super) async fn run(_lock: Lock, data: &DataDir, args: &Up, shutdown: Cancel
     let agent_gone = CancellationToken::new();
     let agent = async {
         let again = || spawn(data, Role::Agent, &agent_arguments(args, &report, &metrics));
-        keep("agent", agent, again, &shutdown).await;
+        keep("agent", agent, again, STOP_TIMEOUT, &shutdown).await;
         agent_gone.cancel();
     };
     let again = || spawn(data, Role::Server, &server_arguments(args, &listen));
     tokio::select! {
-        ((), ()) = async { tokio::join!(agent, keep("server", server, again, &agent_gone)) } => {}
+        ((), ()) = async { tokio::join!(agent, keep("server", server, again, patience, &agent_gone)) } => {}
         () = process_logs::rotate(data) => {}
     }
     data.clear_report(Role::Up)
@@ -202,12 +206,18 @@ async fn join_once(data: &DataDir, args: &Up, server: &ServerReport) -> Result<(
 }
 
 /// Starts a process again whenever it ended, after a pause, until told to stop; then stops it.
-async fn keep(what: &'static str, mut child: Child, again: impl Fn() -> Result<Child>, until: &CancellationToken) {
+async fn keep(
+    what: &'static str,
+    mut child: Child,
+    again: impl Fn() -> Result<Child>,
+    patience: Duration,
+    until: &CancellationToken,
+) {
     let mut backoff = FIRST_BACKOFF;
     loop {
         let since = Instant::now();
         let status = tokio::select! {
-            () = until.cancelled() => return stop(what, child).await,
+            () = until.cancelled() => return stop(what, child, patience).await,
             status = child.wait() => status,
         };
         if since.elapsed() > STABLE {
@@ -229,12 +239,12 @@ async fn keep(what: &'static str, mut child: Child, again: impl Fn() -> Result<C
     }
 }
 
-async fn stop(what: &'static str, mut child: Child) {
+async fn stop(what: &'static str, mut child: Child, patience: Duration) {
     use rustix::process::{Pid, Signal, kill_process};
     let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) else { return };
     // The child is not reaped yet, so the pid is its own.
     let _ = kill_process(pid, Signal::TERM);
-    if tokio::time::timeout(STOP_TIMEOUT, child.wait()).await.is_err() {
+    if tokio::time::timeout(patience, child.wait()).await.is_err() {
         tracing::warn!(pid = pid.as_raw_nonzero(), "hearth {what} did not stop in time; killing it");
         let _ = child.kill().await;
     }

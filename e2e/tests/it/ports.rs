@@ -33,13 +33,9 @@ fn route(name: &str, spec: &str) -> String {
     )
 }
 
-fn started(range: Option<u16>) -> Result<Instance> {
+fn started(flag: &str, value: &str) -> Result<Instance> {
     let instance = Instance::empty()?;
-    let mut up = instance.up_command("none");
-    if let Some(port) = range {
-        up.args(["--port-range", &format!("{port}-{port}")]);
-    }
-    command::succeed(&mut up).with_context(|| instance.logs())?;
+    command::succeed(instance.up_command("none").args([flag, value])).with_context(|| instance.logs())?;
     instance.import_busybox()?;
     instance.apply(APP)?;
     instance.run("wait pod/echo -n alice --for=condition=Ready --timeout=60s").with_context(|| instance.logs())?;
@@ -60,7 +56,7 @@ fn echo(port: u16) -> Result<()> {
 #[test]
 fn a_port_leads_to_the_app_of_the_oldest_route_and_the_younger_one_is_told() -> Result<()> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let instance = started(Some(port))?;
+    let instance = started("--port-range", &format!("{port}-{port}"))?;
     let raw = |port: u16| format!("protocol: TCP, port: {port}, target: {{selector: {{app: echo}}, port: raw}}");
     let accepted = |name: &str, status: &str, says: &str| {
         instance.eventually("the route is told", || {
@@ -95,7 +91,8 @@ fn a_port_leads_to_the_app_of_the_oldest_route_and_the_younger_one_is_told() -> 
 
 #[test]
 fn a_server_that_is_told_to_stop_lets_a_download_end_and_takes_no_new_callers() -> Result<()> {
-    let instance = started(None)?;
+    // However slow the machine is, the download ends in that.
+    let instance = started("--drain", "2m")?;
     instance.apply(&route("web", "target: {selector: {app: echo}, port: http}"))?;
     let host = "web.alice.hearth.internal";
     let small = ["--fail", "-o", "/dev/null", "-r", "0-1"];

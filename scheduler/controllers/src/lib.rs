@@ -22,6 +22,7 @@ mod action;
 pub mod certificate;
 pub mod claim;
 pub mod deployment;
+pub mod domain;
 pub mod expiry;
 pub mod garbage;
 pub mod install;

@@ -88,12 +88,13 @@ pub fn reconcile(route: &Object, pods: &[SeenPod], ports: &Ports, now: Timestamp
 fn accepted(route: &Value, ports: &Ports) -> Option<Condition> {
     let own = PortClaim::of(route)?;
     let port = own.port;
+    let number = port.number;
     let refused = |why: String| Some(Condition::new("Accepted", Truth::False, "PortUnavailable", why));
     match &ports.allowed {
         None => {
             return refused(format!("port {port} is not served: the region's operator allows no ports (--port-range)"));
         }
-        Some(allowed) if !allowed.contains(&port) => {
+        Some(allowed) if !allowed.contains(&number) => {
             return refused(format!(
                 "port {port} is not served: the region's operator allows {} to {} (--port-range)",
                 allowed.start(),

@@ -12,7 +12,7 @@ use hearth_types::{
     DeviceKey, DeviceName, GroupKind, Object, ObjectKey, Revision, Timestamp, Uid,
     lease::{Epoch, Tenure, VolumePolicy},
     object::canonical,
-    routes::PortClaim,
+    routes::{PortClaim, PublicPort},
     store::CLAIM_DEVICE,
 };
 use serde_json::Value;
@@ -115,6 +115,11 @@ impl Entry {
 
     pub(crate) fn pod(&self) -> Option<&Arc<PodView>> {
         if let View::Pod { view, .. } = &self.view { Some(view) } else { None }
+    }
+
+    /// Of a Route.
+    pub(crate) fn hostname(&self) -> Option<&str> {
+        if let View::Route { hostname, .. } = &self.view { Some(hostname) } else { None }
     }
 
     pub(crate) fn claim_device(&self) -> Option<&str> {
@@ -287,7 +292,7 @@ impl Cache {
     }
 
     /// What Routes say of a port, the one that has it first.
-    pub(crate) fn claims_of(&self, port: u16) -> impl Iterator<Item = &PortClaim> {
+    pub(crate) fn claims_of(&self, port: PublicPort) -> impl Iterator<Item = &PortClaim> {
         self.ports.iter().skip_while(move |claim| claim.port < port).take_while(move |claim| claim.port == port)
     }
 

@@ -6,7 +6,7 @@ use hearth_types::{
     Clock, group::Group, identity::CertificateSigner, lease::LEASE, recovery::SigningKey, store::Store,
 };
 
-use crate::remote::ServerChannels;
+use crate::{domains::Domains, remote::ServerChannels};
 
 /// How often a device sends a heartbeat. Three of them fit into [`SILENCE`], so that two lost ones change nothing.
 pub const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -63,8 +63,10 @@ pub struct Config {
     pub signer: Arc<dyn CertificateSigner>,
     /// Signs the copies of objects that devices keep.
     pub signing: Arc<SigningKey>,
-    /// The TCP ports that Routes may have; `None`: no Route has one.
+    /// The TCP and UDP ports that Routes may have; `None`: no Route has one.
     pub ports: Option<std::ops::RangeInclusive<u16>>,
+    /// How owners' domains are looked up; `None`: they are not, and none is routed.
+    pub domains: Option<Domains>,
     /// Where metrics are registered.
     pub registry: prometheus::Registry,
     /// How long the loops wait.

@@ -72,7 +72,7 @@ impl Hub {
         Ok(Self {
             metrics,
             queue: Queue::new(),
-            routes: Arc::new(RouteTable::default()),
+            routes: Arc::new(RouteTable::new(&config.zone)),
             recorder,
             sessions,
             remote: RemoteSessions::default(),
@@ -129,7 +129,7 @@ impl Hub {
     /// A kind is this now.
     pub(crate) fn observe_list(&self, kind: &GroupKind, objects: Vec<Object>, revision: Revision) {
         self.take_in(|cache| cache.replace(kind, objects, revision));
-        if [GroupKind::ROUTE, GroupKind::DNS_ENDPOINT, GroupKind::CERTIFICATE].contains(kind) {
+        if [GroupKind::ROUTE, GroupKind::DNS_ENDPOINT, GroupKind::CERTIFICATE, GroupKind::DEVICE].contains(kind) {
             self.routes.set_primed(kind);
         }
     }
@@ -165,6 +165,8 @@ impl Hub {
                 self.routes.set_records(key, now, revision);
             } else if *entry.object.kind() == GroupKind::CERTIFICATE || *key == hearth_types::acme::object_key() {
                 self.routes.set_named(key, crate::routes::of_orders(now, &self.config.zone), revision);
+            } else if *entry.object.kind() == GroupKind::DEVICE {
+                self.routes.set_device(key, now, revision);
             }
         }
         if changes.iter().filter_map(Change::either).any(|entry| *entry.object.kind() == GroupKind::RELAY) {

@@ -21,7 +21,7 @@ use hearth_types::{
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::{hub::Hub, leases, placing, reconcile, recorder, recovery, session, upkeep};
+use crate::{domains, hub::Hub, leases, placing, reconcile, recorder, recovery, session, upkeep};
 
 /// Reconciles that are under way at once: they mostly wait for the store, which batches what comes together.
 const WORKERS: usize = 16;
@@ -121,6 +121,7 @@ async fn lead(
     loops.spawn(named("copies", recovery::run(Arc::clone(hub))));
     loops.spawn(named("upkeep", upkeep::run(Arc::clone(hub))));
     loops.spawn(named("leases", leases::run(Arc::clone(hub), lead.clone())));
+    loops.spawn(named("domains", domains::run(Arc::clone(hub))));
     let next = tokio::select! {
         next = end_of(term, changes) => next,
         () = doubted(hub) => {

@@ -4,6 +4,7 @@
 
 mod cache;
 pub mod config;
+mod domains;
 mod hub;
 mod lead;
 mod leases;
@@ -25,6 +26,7 @@ mod writer;
 use std::sync::Arc;
 
 pub use config::{Config, Timing};
+pub use domains::Domains;
 use hearth_proto::v1::{devices_server::DevicesServer, dials_server::DialsServer, recovery_server::RecoveryServer};
 use hearth_types::{acme::EventSink, relay::Relay, routes::RouteLookup, tunnel::DialNotifier};
 pub use recovery::RecoveryService;

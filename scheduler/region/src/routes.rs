@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::IpAddr,
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU32, Ordering},
@@ -11,13 +12,15 @@ use std::{
 use hearth_types::{
     BoxFuture, DeviceName, GroupKind, Object, ObjectKey, Revision, acme,
     dns::record::{RecordKind, ZoneRecord},
+    domains::is_custom,
+    lan::{MAX_ADDRESSES, is_private_use},
     routes::{PortClaim, RouteEntry, RouteLookup},
 };
 use serde_json::Value;
 use tokio::sync::watch;
 
-/// Routes, DNSEndpoints and Certificates are known.
-const KINDS: u32 = 7;
+/// Routes, DNSEndpoints, Certificates and Devices are known.
+const KINDS: u32 = 15;
 
 #[derive(Default)]
 struct Table {
@@ -31,12 +34,23 @@ struct Table {
     names: HashMap<ObjectKey, Vec<Box<str>>>,
     /// Who wants which port: of the claims of one port the first has it.
     ports: BTreeMap<PortClaim, Arc<RouteEntry>>,
+    /// Devices whose owners let their addresses inside the home be told.
+    lan: HashMap<DeviceName, Lan>,
     claims: HashMap<ObjectKey, PortClaim>,
+}
+
+/// What a device's names inside the home have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Lan {
+    owner: String,
+    addresses: Vec<IpAddr>,
 }
 
 /// Hostnames and the devices behind them.
 #[derive(Default)]
 pub(crate) struct RouteTable {
+    /// Hostnames outside of it are routed once their owner has shown that they are theirs. Empty in tests: there all are.
+    zone: Box<str>,
     table: RwLock<Table>,
     serial: watch::Sender<u32>,
     /// Which of the kinds that it is fed by are known, a bit each.
@@ -44,12 +58,17 @@ pub(crate) struct RouteTable {
 }
 
 impl RouteTable {
+    pub(crate) fn new(zone: &str) -> Self {
+        Self { zone: zone.into(), ..Self::default() }
+    }
+
     /// All objects of a kind that there are were set.
     pub(crate) fn set_primed(&self, kind: &GroupKind) {
-        let bit = match &*kind.kind {
-            "Route" => 1,
-            "Certificate" => 4,
-            _ => 2,
+        let bit = match kind {
+            kind if *kind == GroupKind::ROUTE => 1,
+            kind if *kind == GroupKind::DNS_ENDPOINT => 2,
+            kind if *kind == GroupKind::CERTIFICATE => 4,
+            _ => 8,
         };
         self.primed.fetch_or(bit, Ordering::Release);
     }
@@ -57,7 +76,10 @@ impl RouteTable {
     /// A Route is this now, or is gone. `revision` is that of the change.
     pub(crate) fn set(&self, key: &ObjectKey, route: Option<&Object>, revision: Revision) {
         let value = route.map(Object::value);
-        let entry = value.as_ref().and_then(entry);
+        let entry = value.as_ref().and_then(entry).filter(|entry| {
+            let verified = value.as_ref().and_then(|value| value.pointer("/status/domain/verifiedSince"));
+            !is_custom(&entry.hostname, &self.zone) || verified.is_some()
+        });
         let claim = value.as_ref().and_then(PortClaim::of).filter(|_| entry.is_some());
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let same = match (&entry, table.hostnames.get(key)) {
@@ -102,6 +124,21 @@ impl RouteTable {
         self.raise(revision);
     }
 
+    /// A Device is this now, or is gone. `revision` is that of the change.
+    pub(crate) fn set_device(&self, key: &ObjectKey, object: Option<&Object>, revision: Revision) {
+        let (name, lan) = (DeviceName::from(&*key.name), object.and_then(|object| lan(&object.value())));
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        if table.lan.get(&name) == lan.as_ref() {
+            return;
+        }
+        match lan {
+            Some(lan) => drop(table.lan.insert(name, lan)),
+            None => drop(table.lan.remove(&name)),
+        }
+        drop(table);
+        self.raise(revision);
+    }
+
     /// The zone is another.
     fn raise(&self, revision: Revision) {
         // The revision rises with every change and is the same on every server; its low bits do for a serial (RFC 1982).
@@ -125,6 +162,16 @@ fn entry(route: &Value) -> Option<RouteEntry> {
     let owner = route.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
     let port = PortClaim::of(route).map(|claim| claim.port);
     Some(RouteEntry { hostname: hostname.to_owned(), owner: owner.to_owned(), port, devices })
+}
+
+/// The addresses of a Device that may be told; `None` where there are none.
+fn lan(device: &Value) -> Option<Lan> {
+    let is_told = device.pointer("/spec/publish/lan") == Some(&Value::Bool(true));
+    let list = device.pointer("/status/addresses").filter(|_| is_told)?.as_array()?;
+    let addresses = list.iter().filter_map(|one| one["address"].as_str()?.parse().ok());
+    let addresses: Vec<IpAddr> = addresses.filter(|ip| is_private_use(*ip)).take(MAX_ADDRESSES).collect();
+    let owner = device.pointer("/spec/owner")?.as_str()?.to_owned();
+    (!addresses.is_empty()).then_some(Lan { owner, addresses })
 }
 
 /// A DNSEndpoint's records by name. What this release does not know is left out.
@@ -269,6 +316,14 @@ impl RouteLookup for RouteTable {
         table.records.get(name).into_iter().flat_map(BTreeMap::values).flatten().cloned().collect()
     }
 
+    /// Those of the first of its devices that has some: where a ready pod is, if there is one. A device that is lent is in another's home.
+    fn lan_addresses(&self, hostname: &str) -> Vec<IpAddr> {
+        let Some(route) = self.lookup(hostname).filter(|route| route.port.is_none()) else { return Vec::new() };
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let told = route.devices.iter().filter_map(|device| table.lan.get(device)).find(|lan| lan.owner == route.owner);
+        told.map(|lan| lan.addresses.clone()).unwrap_or_default()
+    }
+
     fn primed(&self) -> bool {
         self.primed.load(Ordering::Acquire) == KINDS
     }
@@ -337,6 +392,20 @@ mod tests {
     }
 
     #[test]
+    fn a_domain_is_routed_while_it_is_shown_to_be_its_owners() {
+        let table = RouteTable::new("zone");
+        let key = ObjectKey::new(GroupKind::ROUTE, "n", "shop");
+        let mut shop = route("shop", "shop.example", &["nas"]).value();
+        for (revision, since, there) in
+            [(1, json!(null), false), (2, json!("2026-01-01T00:00:00Z"), true), (3, json!(null), false)]
+        {
+            shop["status"]["domain"] = if since.is_null() { json!({}) } else { json!({"verifiedSince": since}) };
+            table.set(&key, Some(&Object::from_value(shop.clone()).expect("an object")), Revision(revision));
+            assert_eq!(table.lookup("shop.example").is_some(), there);
+        }
+    }
+
+    #[test]
     fn records_follow_their_objects_and_those_of_several_come_together() {
         let table = RouteTable::default();
         let key = |name: &str| ObjectKey::new(GroupKind::DNS_ENDPOINT, "alice", name);
@@ -378,8 +447,41 @@ mod tests {
         table.set_primed(&GroupKind::ROUTE);
         assert!(!table.primed(), "records are not known yet");
         table.set_primed(&GroupKind::DNS_ENDPOINT);
+        assert!(!table.primed(), "certificates and devices are not known yet");
         table.set_primed(&GroupKind::CERTIFICATE);
+        assert!(!table.primed(), "devices are not known yet");
+        table.set_primed(&GroupKind::DEVICE);
         assert!(table.primed());
+    }
+
+    #[test]
+    fn addresses_inside_the_home_are_told_of_the_owners_device_while_the_owner_wants_it() {
+        let table = RouteTable::default();
+        let key = ObjectKey::new(GroupKind::DEVICE, "", "nas");
+        let told = |owner: &str, publish: bool, addresses: &[&str], revision: u64| {
+            let list: Vec<_> = addresses.iter().map(|one| json!({"type": "InternalIP", "address": one})).collect();
+            let object = Object::from_value(
+                json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Device", "metadata": {"name": "nas"},
+                "spec": {"owner": owner, "publish": {"lan": publish}}, "status": {"addresses": list}}),
+            )
+            .expect("an object");
+            table.set_device(&key, Some(&object), Revision(revision));
+            table.lan_addresses("notes.n.zone").iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        table.set(
+            &ObjectKey::new(GroupKind::ROUTE, "n", "notes"),
+            Some(&route("notes", "notes.n.zone", &["away", "nas"])),
+            Revision(1),
+        );
+        assert_eq!(told("n", true, &["192.168.1.2", "fd00::2"], 2), ["192.168.1.2", "fd00::2"]);
+        assert_eq!(table.serial(), 2);
+        assert_eq!(told("n", true, &["8.8.8.8", "127.0.0.1", "x", "192.168.1.3"], 3), ["192.168.1.3"]);
+        assert!(told("n", false, &["192.168.1.3"], 4).is_empty(), "not wanted");
+        assert!(told("other", true, &["192.168.1.3"], 5).is_empty(), "in another's home");
+        assert!(!told("n", true, &["192.168.1.3"], 6).is_empty());
+        assert!(table.lan_addresses("other.n.zone").is_empty());
+        table.set_device(&key, None, Revision(7));
+        assert!(table.lan_addresses("notes.n.zone").is_empty());
     }
 
     #[tokio::test]
@@ -394,8 +496,9 @@ mod tests {
             value["status"]["endpoints"][0]["device"] = json!(name);
             Object::from_value(value).expect("an object")
         };
+        let number = |route: &RouteEntry| route.port.map(|port| port.number);
         let has = |table: &RouteTable| -> Vec<(Option<u16>, String)> {
-            table.by_port().iter().map(|route| (route.port, route.devices[0].to_string())).collect()
+            table.by_port().iter().map(|route| (number(route), route.devices[0].to_string())).collect()
         };
         table.set(&key("young"), Some(&tcp("young", "2026-01-02T00:00:00Z", 2222)), Revision(1));
         table.set(&key("other"), Some(&tcp("other", "2026-01-03T00:00:00Z", 99)), Revision(2));
@@ -406,7 +509,7 @@ mod tests {
         changed.await.expect("told");
         assert_eq!(has(&table), [(Some(99), "other".into()), (Some(2222), "old".into())]);
         // The name is found for DNS, and for HTTPS only once a Route for that has it.
-        assert_eq!(table.lookup("git.n.zone").expect("there").port, Some(2222));
+        assert_eq!(table.lookup("git.n.zone").as_deref().and_then(number), Some(2222));
         table.set(&key("web"), Some(&route("web", "git.n.zone", &["nas"])), Revision(4));
         assert_eq!(table.lookup("git.n.zone").expect("there").port, None);
         table.set(&key("old"), None, Revision(5));

@@ -1,21 +1,42 @@
 //! What the gateway says of a connection, ahead of the connection's own bytes: in the form of this release or the one before.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
-use hearth_types::tunnel::{
-    BadHeader, IngressHeader,
-    proxy::{self, ProxyHeader},
+use hearth_types::{
+    routes::{PublicPort, Transport},
+    tunnel::{
+        BadHeader, IngressHeader,
+        proxy::{self, ProxyHeader},
+    },
 };
 use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::{Ingress, RouteView};
 
 /// What the gateway says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Call {
     pub(super) caller: SocketAddr,
+    /// What comes in the stream.
+    pub(super) transport: Transport,
     /// The hostname of the Route; `None` from a gateway of the release before.
     pub(super) name: Option<String>,
-    /// The gateway's port that was called; `None` from a gateway of the release before.
-    pub(super) port: Option<u16>,
+    /// The gateway's address that was called; `None` from a gateway of the release before.
+    pub(super) called: Option<SocketAddr>,
+}
+
+impl Call {
+    /// The Route of the public port that was called.
+    pub(super) fn route(&self, ingress: &Ingress) -> Option<Arc<RouteView>> {
+        let number = self.called?.port();
+        ingress.port(self.name.as_deref()?, PublicPort { transport: self.transport, number })
+    }
+
+    /// What an app is told that wants to know who calls.
+    pub(super) fn proxy_header(&self) -> Vec<u8> {
+        let Self { caller, transport, ref name, called } = *self;
+        ProxyHeader { transport, caller, called: called.unwrap_or(caller), authority: name.clone() }.encode()
+    }
 }
 
 /// Why there is no header.
@@ -37,7 +58,7 @@ pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Call, H
         bytes.resize(length, 0);
         fill(stream, &mut bytes[2..]).await?;
         let IngressHeader { caller } = IngressHeader::decode(&bytes)?;
-        return Ok(Call { caller, name: None, port: None });
+        return Ok(Call { caller, transport: Transport::Tcp, name: None, called: None });
     }
     if !proxy::SIGNATURE.starts_with(&bytes) {
         return Err(BadHeader.into());
@@ -49,8 +70,8 @@ pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Call, H
     bytes.splice(.., prefix);
     bytes.resize(length, 0);
     fill(stream, &mut bytes[proxy::PREFIX..]).await?;
-    let header = ProxyHeader::decode(&bytes)?;
-    Ok(Call { caller: header.caller, name: header.authority, port: Some(header.called.port()) })
+    let ProxyHeader { transport, caller, called, authority } = ProxyHeader::decode(&bytes)?;
+    Ok(Call { caller, transport, name: authority, called: Some(called) })
 }
 
 async fn fill<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut [u8]) -> Result<(), HeaderError> {
@@ -64,7 +85,7 @@ mod tests {
     fn proxied(authority: &str) -> Vec<u8> {
         let (caller, called) =
             ("[2001:db8::1]:7".parse().expect("an address"), "[::1]:2222".parse().expect("an address"));
-        ProxyHeader { caller, called, authority: Some(authority.into()) }.encode()
+        ProxyHeader { transport: Transport::Udp, caller, called, authority: Some(authority.into()) }.encode()
     }
 
     #[tokio::test]
@@ -76,7 +97,7 @@ mod tests {
                 let mut stream = all[..split].chain(&all[split..]);
                 let call = read(&mut stream).await.expect("a header");
                 assert_eq!(
-                    (call.caller.to_string().as_str(), call.name.as_deref(), call.port),
+                    (call.caller.to_string().as_str(), call.name.as_deref(), call.called.map(|called| called.port())),
                     ("[2001:db8::1]:7", name, port)
                 );
                 let mut rest = Vec::new();

@@ -2,8 +2,10 @@
 //! ingress ends its TLS, and passes its requests on to the pod behind the name.
 
 mod certs;
+mod flow;
 mod header;
 mod headers;
+pub(crate) mod lan;
 mod origin;
 mod page;
 mod place;
@@ -23,17 +25,28 @@ use std::{
 
 use hearth_types::{
     GroupKind,
-    kinds::{IntOrString, Route, RouteProtocol},
-    names::{dns_subdomain, inside_name},
+    kinds::{Device, IntOrString, ProxyProtocol, Route, RouteProtocol},
+    lan::name_of,
+    names::dns_subdomain,
+    routes::{PublicPort, Transport},
 };
 use tokio::sync::{Semaphore, watch};
 
 pub(crate) use certs::Certificates;
+pub(crate) use flow::{Sockets, sockets_inside};
 
-use crate::{desired::Objects, metrics::Metrics, shared::Pods};
+use crate::{
+    desired::{self, Objects},
+    metrics::Metrics,
+    shared::Pods,
+};
 
 /// Connections of users at once: bounds memory to some 100 MB at worst, far above what a household has.
 const MAX_CONNECTIONS: usize = 512;
+/// Connections at once from inside the home, beside those that come by gateways.
+const MAX_NEIGHBOURS: usize = 256;
+/// Flows of datagrams at once: a socket each, and some 5 KB.
+const MAX_FLOWS: usize = 512;
 /// Routes that a device serves at most.
 const MAX_ROUTES: usize = 1024;
 
@@ -44,6 +57,8 @@ pub(crate) struct RouteView {
     pub(crate) selector: BTreeMap<String, String>,
     pub(crate) port: Port,
     pub(crate) stopped: bool,
+    /// Whether the app is told who calls, by a PROXY header of version 2.
+    pub(crate) proxy: bool,
 }
 
 impl RouteView {
@@ -66,7 +81,7 @@ struct Table {
     /// Those of HTTPS, by hostname.
     names: BTreeMap<String, Arc<RouteView>>,
     /// Those that have a public port of their own, by hostname and that port.
-    ports: BTreeMap<(String, u16), Arc<RouteView>>,
+    ports: BTreeMap<(String, PublicPort), Arc<RouteView>>,
 }
 
 /// A handle on the ingress; cheap to clone.
@@ -79,9 +94,14 @@ struct Inner {
     table: RwLock<Arc<Table>>,
     certificates: Certificates,
     connections: Arc<Semaphore>,
+    flows: Arc<Semaphore>,
+    neighbours: Arc<Semaphore>,
+    /// Whether this device's addresses inside the home are told.
+    lan: watch::Sender<bool>,
     tls: Arc<rustls::ServerConfig>,
     upstream: proxy::Upstream,
     pods: Arc<Pods>,
+    sockets: Sockets,
     metrics: Metrics,
 }
 
@@ -96,7 +116,12 @@ pub(crate) enum IngressError {
 
 impl Ingress {
     /// Makes the ingress with the keys and certificates on the disk. Blocks.
-    pub(crate) fn open(dir: PathBuf, pods: Arc<Pods>, metrics: Metrics) -> Result<Self, IngressError> {
+    pub(crate) fn open(
+        dir: PathBuf,
+        pods: Arc<Pods>,
+        sockets: Sockets,
+        metrics: Metrics,
+    ) -> Result<Self, IngressError> {
         let certificates = Certificates::open(dir)?;
         let tls = serve::config(certificates.clone()).map_err(IngressError::Tls)?;
         Ok(Self {
@@ -104,9 +129,13 @@ impl Ingress {
                 table: RwLock::default(),
                 certificates,
                 connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+                flows: Arc::new(Semaphore::new(MAX_FLOWS)),
+                neighbours: Arc::new(Semaphore::new(MAX_NEIGHBOURS)),
+                lan: watch::channel(false).0,
                 tls: Arc::new(tls),
                 upstream: proxy::upstream(),
                 pods,
+                sockets,
                 metrics,
             }),
         })
@@ -119,6 +148,8 @@ impl Ingress {
     /// The routes of this device are these now.
     pub(crate) fn routes_changed(&self, objects: &Objects) {
         let mut table = Table::default();
+        let device = desired::device(objects).and_then(|object| object.view::<Device>().ok()).map(|device| device.spec);
+        let inside = device.filter(|spec| spec.publish.as_ref().is_some_and(|publish| publish.lan));
         for object in objects.values().filter(|object| *object.kind() == GroupKind::ROUTE) {
             let Ok(route) = object.view::<Route>() else {
                 tracing::warn!(route = %object.key(), "a route cannot be read, so it is not served");
@@ -127,7 +158,10 @@ impl Ingress {
             // The name becomes a file name, too.
             let hostname = route.spec.hostname.trim_end_matches('.').to_ascii_lowercase();
             let full = table.names.len() + table.ports.len() >= MAX_ROUTES;
-            if dns_subdomain(&hostname).is_err() || object.is_deleting() || full {
+            // A domain outside of the zone is nobody's before it is shown whose it is.
+            let domain = route.status.as_ref().and_then(|status| status.domain.as_ref());
+            let unverified = domain.is_some_and(|domain| domain.verified_since.is_none());
+            if dns_subdomain(&hostname).is_err() || object.is_deleting() || full || unverified {
                 continue;
             }
             let port = match route.spec.target.port {
@@ -139,29 +173,33 @@ impl Ingress {
                 selector: route.spec.target.selector,
                 port,
                 stopped: route.spec.stopped,
+                proxy: route.spec.proxy_protocol == Some(ProxyProtocol::V2),
             };
-            match (route.spec.protocol, route.spec.port) {
-                (Some(RouteProtocol::Tcp), Some(port)) => {
-                    table.ports.insert((hostname, port), Arc::new(view));
+            let transport = match route.spec.protocol {
+                Some(RouteProtocol::Tcp) => Transport::Tcp,
+                Some(RouteProtocol::Udp) => Transport::Udp,
+                Some(RouteProtocol::Https) | None => {
+                    let view = Arc::new(view);
+                    // Of the owner's own apps: what others have here answers at their own names alone.
+                    let owner =
+                        inside.as_ref().map(|spec| spec.owner.as_str()).filter(|owner| *owner == view.namespace);
+                    if let Some(name) = owner.and_then(|owner| name_of(&hostname, owner)) {
+                        table.names.entry(name).or_insert_with(|| Arc::clone(&view));
+                    }
+                    table.names.insert(hostname, view);
+                    continue;
                 }
-                // Without a port of its own it has no door.
-                (Some(RouteProtocol::Tcp), None) => {}
-                (Some(RouteProtocol::Https) | None, _) => {
-                    table.names.insert(hostname, Arc::new(view));
-                }
+            };
+            // Without a port of its own it has no door.
+            if let Some(number) = route.spec.port {
+                table.ports.insert((hostname, PublicPort { transport, number }), Arc::new(view));
             }
-        }
-        // Inside the home an app has another name, by which it is found without the internet.
-        let inside =
-            |(name, view): (&String, &Arc<RouteView>)| Some((inside_name(name, &view.namespace)?, Arc::clone(view)));
-        let inside: Vec<_> = table.names.iter().filter_map(inside).collect();
-        for (name, view) in inside {
-            table.names.entry(name).or_insert(view);
         }
         let names = table.names.keys().cloned().collect();
         *self.inner.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
         self.inner.certificates.serve(names);
         self.inner.certificates.follow(objects);
+        self.inner.lan.send_if_modified(|before| std::mem::replace(before, inside.is_some()) != inside.is_some());
     }
 
     fn route(&self, hostname: &str) -> Option<Arc<RouteView>> {
@@ -169,7 +207,7 @@ impl Ingress {
     }
 
     /// The Route of a public port.
-    fn port(&self, hostname: &str, port: u16) -> Option<Arc<RouteView>> {
+    fn port(&self, hostname: &str, port: PublicPort) -> Option<Arc<RouteView>> {
         let table = Arc::clone(&self.inner.table.read().unwrap_or_else(PoisonError::into_inner));
         table.ports.get(&(hostname.to_owned(), port)).cloned()
     }

@@ -90,7 +90,7 @@ async fn respond(ingress: &Ingress, connection: &Connection, mut request: Reques
         return own(page::misdirected(&host, &said));
     };
     let target = match target::choose(&route, &ingress.inner.pods) {
-        Ok(target) => target,
+        Ok(target) => target.address,
         Err(outage) => return own(page::outage(&outage, &host, &said)),
     };
     let method = request.method().clone();

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use hearth_types::routes::Transport;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -18,8 +19,8 @@ use tokio::{
 use tokio_rustls::LazyConfigAcceptor;
 
 use super::{
-    Certificates, Ingress, RouteView,
-    header::{self, HeaderError},
+    Certificates, Ingress, RouteView, flow,
+    header::{self, Call, HeaderError},
     place::Place,
     proxy, relay,
 };
@@ -57,6 +58,8 @@ enum Refused {
     Header(#[source] HeaderError),
     #[error("the gateway says that it is for {said:?}, and the client asks for {asked:?}")]
     OtherName { said: String, asked: String },
+    #[error("no Route of this device has the port that the datagrams came to")]
+    NoPort,
     #[error("no handshake in time")]
     Slow,
     #[error("handshake: {0}")]
@@ -76,7 +79,15 @@ where
         Ok(Ok(Begun::Https { caller, name, tls })) => {
             serve(ingress.clone(), proxy::Connection { place: Arc::new(place), caller, name }, *tls).await;
         }
-        Ok(Ok(Begun::Port(route, stream))) => relay::connection(ingress, &route, stream, place).await,
+        Ok(Ok(Begun::Port(route, call, stream))) => relay::connection(ingress, &route, &call, stream, place).await,
+        Ok(Ok(Begun::Flow(call, stream))) => {
+            drop(place);
+            if let Some(place) = Place::take_for_flow(ingress) {
+                flow::serve(ingress, &call, stream, place).await;
+            } else {
+                tracing::debug!("too many flows of users' datagrams at once: one is refused");
+            }
+        }
         Ok(Err(error)) => tracing::debug!(error = crate::files::chain(&error), "a user's connection was refused"),
         Err(_) => tracing::debug!(error = %Refused::Slow, "a user's connection was refused"),
     }
@@ -85,7 +96,8 @@ where
 /// A connection whose purpose is known.
 enum Begun<S> {
     Https { caller: SocketAddr, name: String, tls: Box<tokio_rustls::server::TlsStream<S>> },
-    Port(Arc<RouteView>, S),
+    Port(Arc<RouteView>, Call, S),
+    Flow(Call, S),
 }
 
 async fn begin<S>(ingress: &Ingress, mut stream: S) -> Result<Begun<S>, Refused>
@@ -93,19 +105,53 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let call = header::read(&mut stream).await.map_err(Refused::Header)?;
-    if let (Some(name), Some(port)) = (&call.name, call.port)
-        && let Some(route) = ingress.port(name, port)
-    {
-        return Ok(Begun::Port(route, stream));
+    match (call.transport, call.route(ingress)) {
+        (Transport::Tcp, Some(route)) => return Ok(Begun::Port(route, call, stream)),
+        (Transport::Tcp, None) => {}
+        (Transport::Udp, Some(_)) => return Ok(Begun::Flow(call, stream)),
+        (Transport::Udp, None) => return Err(Refused::NoPort),
     }
+    let Call { caller, name: said, .. } = call;
+    let (name, tls) = handshake(ingress, stream, said).await?;
+    Ok(Begun::Https { caller, name, tls })
+}
+
+/// Ends the TLS of a connection that is for this name, where that is said.
+async fn handshake<S>(
+    ingress: &Ingress,
+    stream: S,
+    said: Option<String>,
+) -> Result<(String, Box<tokio_rustls::server::TlsStream<S>>), Refused>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(Refused::Tls)?;
     let name = start.client_hello().server_name().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
-    if let Some(said) = call.name.filter(|said| *said != name) {
+    if let Some(said) = said.filter(|said| *said != name) {
         return Err(Refused::OtherName { said, asked: name });
     }
     wait_for_certificate(&ingress.inner.certificates, &name).await;
     let tls = start.into_stream(Arc::clone(&ingress.inner.tls)).await.map_err(Refused::Tls)?;
-    Ok(Begun::Https { caller: call.caller, name, tls: Box::new(tls) })
+    Ok((name, Box::new(tls)))
+}
+
+/// Serves a connection from inside the home, which comes without a gateway and its header.
+pub(super) async fn neighbour<S>(ingress: &Ingress, stream: S, caller: SocketAddr)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let Some(place) = Place::take_for_neighbour(ingress) else {
+        tracing::warn!("too many connections from inside the home at once: one is refused");
+        return;
+    };
+    match timeout(HANDSHAKE_TIMEOUT + CERTIFICATE_WAIT, handshake(ingress, stream, None)).await {
+        Ok(Ok((name, tls))) => {
+            let caller = SocketAddr::new(caller.ip().to_canonical(), caller.port());
+            serve(ingress.clone(), proxy::Connection { place: Arc::new(place), caller, name }, *tls).await;
+        }
+        Ok(Err(error)) => tracing::debug!(error = crate::files::chain(&error), "a neighbour's connection was refused"),
+        Err(_) => tracing::debug!(error = %Refused::Slow, "a neighbour's connection was refused"),
+    }
 }
 
 /// A name that was just installed has its certificate in a moment.

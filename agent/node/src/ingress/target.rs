@@ -1,6 +1,9 @@
 //! Which pod answers a request, or why none does. Pure but for reading what the workers publish.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use hearth_pod::Phase;
 use hearth_types::kinds::Pod;
@@ -32,8 +35,15 @@ pub(crate) enum Outage {
     TimedOut,
 }
 
-/// The address to pass a request on to.
-pub(super) fn choose(route: &RouteView, pods: &Pods) -> Result<SocketAddr, Outage> {
+/// Where to pass a request on to.
+pub(super) struct Target {
+    pub(super) address: SocketAddr,
+    /// The pod that has the address.
+    pub(super) pod: Arc<PodEntry>,
+}
+
+/// The first pod that takes requests, or why none does.
+pub(super) fn choose(route: &RouteView, pods: &Pods) -> Result<Target, Outage> {
     if route.stopped {
         return Err(Outage::Stopped);
     }
@@ -44,7 +54,7 @@ pub(super) fn choose(route: &RouteView, pods: &Pods) -> Result<SocketAddr, Outag
             continue;
         }
         match address(&entry, &route.port) {
-            Ok(address) => return Ok(address),
+            Ok(address) => return Ok(Target { address, pod: entry }),
             Err(why) => {
                 let weight = weight(&why);
                 if weight >= best {

@@ -7,7 +7,11 @@ use hearth_pod::Phase;
 use hearth_types::{
     GroupKind, Object, ObjectKey, Timestamp,
     kinds::Pod,
-    tunnel::{IngressHeader, proxy::ProxyHeader},
+    tunnel::{
+        IngressHeader,
+        datagram::{self, Datagrams},
+        proxy::ProxyHeader,
+    },
 };
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
@@ -17,7 +21,7 @@ use rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     sync::watch,
     time::timeout,
 };
@@ -50,12 +54,23 @@ fn route(hostname: &str, port: u16, stopped: bool) -> Object {
     .unwrap()
 }
 
+/// The test's pods are servers of this process, so that sockets towards them are its own.
+fn sockets() -> Sockets {
+    Arc::new(|_, to| {
+        Box::pin(async move {
+            let socket = UdpSocket::bind("127.0.0.1:0").await?;
+            socket.connect(to).await?;
+            Ok(socket)
+        })
+    })
+}
+
 impl House {
     fn new(port: u16) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let pods = Arc::new(Pods::default());
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-        let ingress = Ingress::open(dir.path().to_owned(), Arc::clone(&pods), metrics).unwrap();
+        let ingress = Ingress::open(dir.path().to_owned(), Arc::clone(&pods), sockets(), metrics).unwrap();
         let mut house = Self { ingress, ca: Ca::new(), pods, objects: Objects::new(), _dir: dir };
         house.add(&route(HOST, port, false));
         house.certify();
@@ -155,7 +170,7 @@ impl House {
 /// The header of a gateway.
 fn proxied(name: &str) -> Vec<u8> {
     let (caller, called) = (CALLER.parse().unwrap(), "198.51.100.1:443".parse().unwrap());
-    ProxyHeader { caller, called, authority: Some(name.to_owned()) }.encode()
+    ProxyHeader { transport: Transport::Tcp, caller, called, authority: Some(name.to_owned()) }.encode()
 }
 
 fn request(version: Version, host: &str) -> http::request::Builder {
@@ -412,7 +427,8 @@ async fn a_port_of_a_route_carries_bytes_as_they_are_and_no_other_port_or_name_d
         let ingress = house.ingress.clone();
         tokio::spawn(async move { ingress.serve(device).await });
         let (caller, called) = (CALLER.parse().unwrap(), SocketAddr::from(([198, 51, 100, 1], called)));
-        let header = ProxyHeader { caller, called, authority: Some(name.to_owned()) }.encode();
+        let header =
+            ProxyHeader { transport: Transport::Tcp, caller, called, authority: Some(name.to_owned()) }.encode();
         async move {
             let mut user = user;
             user.write_all(&header).await.unwrap();
@@ -430,6 +446,143 @@ async fn a_port_of_a_route_carries_bytes_as_they_are_and_no_other_port_or_name_d
     }
     // The name's HTTPS is served beside it.
     house.connect(HOST, b"h2").await.unwrap();
+}
+
+/// A Route with a public port, 2222, to a port of the pod.
+fn port_route(protocol: &str, port: u16, proxy: bool) -> Object {
+    let mut raw = route(HOST, port, false).value();
+    raw["metadata"]["name"] = json!("raw");
+    raw["spec"]["protocol"] = json!(protocol);
+    raw["spec"]["port"] = json!(2222);
+    if proxy {
+        raw["spec"]["proxyProtocol"] = json!("v2");
+    }
+    Object::from_value(raw).unwrap()
+}
+
+fn port_header(transport: Transport) -> ProxyHeader {
+    let (caller, called) = (CALLER.parse().unwrap(), "198.51.100.1:2222".parse().unwrap());
+    ProxyHeader { transport, caller, called, authority: Some(HOST.to_owned()) }
+}
+
+#[tokio::test]
+async fn an_app_that_wants_to_know_who_calls_is_told_before_the_first_byte() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut house = House::new(port);
+    house.pod(true, json!({}));
+    for proxy in [true, false] {
+        house.add(&port_route("TCP", port, proxy));
+        let (mut user, device) = duplex(4096);
+        let ingress = house.ingress.clone();
+        tokio::spawn(async move { ingress.serve(device).await });
+        let header = port_header(Transport::Tcp).encode();
+        user.write_all(&header).await.unwrap();
+        user.write_all(b"EHLO").await.unwrap();
+        user.shutdown().await.unwrap();
+        let (mut app, _) = timeout(BOUND, listener.accept()).await.unwrap().unwrap();
+        let mut got = Vec::new();
+        timeout(BOUND, app.read_to_end(&mut got)).await.unwrap().unwrap();
+        let expected = if proxy { [header.as_slice(), b"EHLO"].concat() } else { b"EHLO".to_vec() };
+        assert_eq!(got, expected);
+    }
+}
+
+/// The gateway's end of a flow.
+struct UserFlow {
+    stream: DuplexStream,
+    datagrams: Datagrams,
+}
+
+impl UserFlow {
+    async fn begin(house: &House, header: &ProxyHeader) -> Self {
+        let (mut stream, device) = duplex(256 << 10);
+        let ingress = house.ingress.clone();
+        tokio::spawn(async move { ingress.serve(device).await });
+        stream.write_all(&header.encode()).await.unwrap();
+        Self { stream, datagrams: Datagrams::default() }
+    }
+
+    async fn send(&mut self, datagram: &[u8]) {
+        let mut bytes = Vec::new();
+        assert!(datagram::push(&mut bytes, datagram));
+        self.stream.write_all(&bytes).await.unwrap();
+    }
+
+    /// The next answer; `None` at the end.
+    async fn heard(&mut self) -> Option<Vec<u8>> {
+        loop {
+            if let Some(one) = self.datagrams.next() {
+                return Some(one.to_vec());
+            }
+            let read = self.stream.read_buf(self.datagrams.buffer());
+            if timeout(BOUND, read).await.unwrap().unwrap() == 0 {
+                return None;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_flow_carries_datagrams_whole_from_one_sender_and_follows_its_route() {
+    let app = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let port = app.local_addr().unwrap().port();
+    let mut house = House::new(port);
+    house.pod(true, json!({}));
+    house.add(&port_route("UDP", port, false));
+    let hear = async || {
+        let mut got = vec![0; 70_000];
+        let (length, from) = timeout(BOUND, app.recv_from(&mut got)).await.unwrap().unwrap();
+        got.truncate(length);
+        (got, from)
+    };
+    let mut flow = UserFlow::begin(&house, &port_header(Transport::Udp)).await;
+    let mut senders = std::collections::BTreeSet::new();
+    for datagram in [&b"question"[..], b"", &vec![7; 30_000]] {
+        flow.send(datagram).await;
+        let (got, from) = hear().await;
+        assert_eq!(got, datagram);
+        senders.insert(from);
+        app.send_to(&[datagram, b"!"].concat(), from).await.unwrap();
+        assert_eq!(flow.heard().await.unwrap(), [datagram, b"!"].concat());
+    }
+    assert_eq!(senders.len(), 1, "one caller, one sender");
+    let mut other = UserFlow::begin(&house, &port_header(Transport::Udp)).await;
+    other.send(b"x").await;
+    assert!(senders.insert(hear().await.1), "another caller, another sender");
+
+    // The app now wants to know who calls: flows that are there tell it, within the time in which they look.
+    house.add(&port_route("UDP", port, true));
+    let header = port_header(Transport::Udp).encode();
+    timeout(BOUND, async {
+        loop {
+            flow.send(b"who").await;
+            let (got, _) = hear().await;
+            if got == [&header[..], b"who"].concat() {
+                return;
+            }
+            assert_eq!(got, b"who");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
+
+    // What is none of the Route's ends at once, and the flow ends with its Route.
+    let mut tcp_port = port_header(Transport::Udp);
+    tcp_port.called.set_port(2223);
+    assert_eq!(UserFlow::begin(&house, &tcp_port).await.heard().await, None);
+    house.objects.retain(|_, object| object.name() != "raw");
+    house.ingress.routes_changed(&house.objects);
+    timeout(BOUND, async {
+        let mut bytes = Vec::new();
+        assert!(datagram::push(&mut bytes, b"gone"));
+        while flow.stream.write_all(&bytes).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test]

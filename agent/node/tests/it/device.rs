@@ -50,6 +50,7 @@ pub fn drive(dir: &Path) {
             registry: prometheus::Registry::new(),
             resolv_conf: "/etc/resolv.conf".into(),
             host_paths: Vec::new(),
+            lan_port: 443,
         };
         let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
         let agent = Agent::new(config).unwrap();

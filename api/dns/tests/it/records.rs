@@ -117,7 +117,10 @@ async fn an_owners_wildcard_stands_for_names_that_do_not_exist() {
 async fn addresses_inside_a_home_are_told_under_lan_alone_and_only_where_there_are_any() {
     let server = Running::start(config()).await;
     let photos = "photos.alice.hearth.internal".to_owned();
-    server.routes.lan.lock().unwrap().insert(photos, addresses(&["192.168.1.20", "fd00::20", "127.0.0.1", "0.0.0.0"]));
+    server.routes.lan.lock().unwrap().insert(
+        photos,
+        addresses(&["192.168.1.20", "fd00::20", "127.0.0.1", "0.0.0.0", "203.0.113.9", "2001:db8::9", "169.254.1.1"]),
+    );
     let (ok, no) = (ResponseCode::NoError, ResponseCode::NXDomain);
     let name = "photos.lan.alice.hearth.internal.";
     check(&server, name, T::A, ok, &["photos.lan.alice.hearth.internal. A 192.168.1.20"]).await;

@@ -16,7 +16,7 @@ use std::{
 use hearth_gateway::{Gateway, GatewayConfig, GatewayError, Limits};
 use hearth_types::{
     BoxFuture, DeviceName,
-    routes::{RouteEntry, RouteLookup},
+    routes::{PublicPort, RouteEntry, RouteLookup, Transport},
     tunnel::{
         DialError, Dialer, HeaderVersion, IngressHeader, StreamKind,
         proxy::{self, ProxyHeader},
@@ -144,13 +144,13 @@ async fn echo(
     (reads, tls_ends): (HeaderVersion, bool),
     headers: &Mutex<Vec<ProxyHeader>>,
 ) -> io::Result<()> {
-    let caller = match reads {
+    let (caller, transport) = match reads {
         HeaderVersion::Text => {
             let mut header = vec![0; 2];
             stream.read_exact(&mut header).await?;
             header.resize(IngressHeader::length([header[0], header[1]]).expect("a header"), 0);
             stream.read_exact(&mut header[2..]).await?;
-            IngressHeader::decode(&header).expect("a header").caller
+            (IngressHeader::decode(&header).expect("a header").caller, Transport::Tcp)
         }
         HeaderVersion::Proxy => {
             let mut header = vec![0; proxy::PREFIX];
@@ -159,9 +159,14 @@ async fn echo(
             stream.read_exact(&mut header[proxy::PREFIX..]).await?;
             let header = ProxyHeader::decode(&header).expect("a header");
             headers.lock().unwrap().push(header.clone());
-            header.caller
+            (header.caller, header.transport)
         }
     };
+    if transport == Transport::Udp {
+        // Every datagram comes back as it is in the stream.
+        let (mut reads, mut writes) = tokio::io::split(stream);
+        return tokio::io::copy(&mut reads, &mut writes).await.map(drop);
+    }
     if !tls_ends {
         stream.write_all(format!("{caller}\n").as_bytes()).await?;
         let (mut reads, mut writes) = tokio::io::split(stream);
@@ -258,13 +263,8 @@ pub(crate) async fn gateway_on(
         devices: devices.iter().map(|(name, _)| DeviceName::from(*name)).collect(),
     };
     // A name whose Route has a port of its own is none for HTTPS.
-    let raw = RouteEntry {
-        hostname: RAW_NAME.to_owned(),
-        owner: "alice".into(),
-        port: Some(1),
-        devices: vec![DeviceName::from(RAW)],
-    };
-    let names = [route, raw].into_iter().map(|route| (route.hostname.clone(), Arc::new(route))).collect();
+    let names =
+        [route, raw(Transport::Tcp, 1)].into_iter().map(|route| (route.hostname.clone(), Arc::new(route))).collect();
     let raw = devices.iter().find(|(_, one)| *one == Device::Old).map_or(Device::Serves, |(_, one)| *one);
     let devices = Arc::new(Devices {
         behaviour: devices.iter().copied().chain([(RAW, raw)]).collect(),
@@ -363,15 +363,14 @@ impl Fixture {
         until(outcome, || self.outcomes(outcome) == count).await;
     }
 
-    /// These ports are those of Routes now, all to the device [`RAW`].
+    /// These TCP ports are those of Routes now, all to the device [`RAW`].
     pub(crate) fn set_ports(&self, ports: &[u16]) {
-        let route = |port: &u16| RouteEntry {
-            hostname: RAW_NAME.to_owned(),
-            owner: "alice".into(),
-            port: Some(*port),
-            devices: vec![DeviceName::from(RAW)],
-        };
-        let routes = ports.iter().map(|port| Arc::new(route(port))).collect();
+        self.set_routes(ports.iter().map(|port| raw(Transport::Tcp, *port)).collect());
+    }
+
+    /// The Routes that have ports now.
+    pub(crate) fn set_routes(&self, routes: Vec<RouteEntry>) {
+        let routes = routes.into_iter().map(Arc::new).collect();
         self.ports.send_modify(|(serial, all)| (*serial, *all) = (*serial + 1, routes));
     }
 
@@ -388,6 +387,16 @@ impl Fixture {
     pub(crate) async fn stopped(&mut self) {
         let running = self.running.take().expect("not waited for before");
         soon("the end", running).await.expect("no panic").expect("a proper end");
+    }
+}
+
+/// A Route of a port, to the device [`RAW`].
+pub(crate) fn raw(transport: Transport, number: u16) -> RouteEntry {
+    RouteEntry {
+        hostname: RAW_NAME.to_owned(),
+        owner: "alice".into(),
+        port: Some(PublicPort { transport, number }),
+        devices: vec![DeviceName::from(RAW)],
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod fixture;
+mod flows;
 mod limits;
 mod plain;
 mod ports;

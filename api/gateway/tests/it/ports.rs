@@ -2,7 +2,7 @@
 
 use std::io;
 
-use hearth_types::tunnel::proxy::ProxyHeader;
+use hearth_types::{routes::Transport, tunnel::proxy::ProxyHeader};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -41,7 +41,7 @@ async fn bytes_go_through_as_they_are_and_the_device_knows_who_calls_which_port(
     tcp.shutdown().await.expect("half a close");
     assert_eq!(read_all(&mut tcp).await, b"");
     let called = ([127, 0, 0, 1], port).into();
-    let expected = ProxyHeader { caller, called, authority: Some(RAW_NAME.to_owned()) };
+    let expected = ProxyHeader { transport: Transport::Tcp, caller, called, authority: Some(RAW_NAME.to_owned()) };
     assert_eq!(*gateway.devices.headers.lock().unwrap(), [expected]);
     gateway.wait_outcomes("passed", 1).await;
 }

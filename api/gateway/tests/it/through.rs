@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use hearth_types::tunnel::proxy::ProxyHeader;
+use hearth_types::{routes::Transport, tunnel::proxy::ProxyHeader};
 use rustls::version::{TLS12, TLS13};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -135,7 +135,8 @@ async fn a_device_is_told_who_calls_whom_in_the_newest_form_it_reads() {
     let caller = tcp.local_addr().expect("an address");
     let mut tls = gateway.tls_over(tcp, "Notes.Alice.Hearth.Internal").await.expect("through");
     assert_eq!(caller_line(&mut tls).await, caller);
-    let expected = ProxyHeader { caller, called: gateway.address, authority: Some(NAME.to_owned()) };
+    let expected =
+        ProxyHeader { transport: Transport::Tcp, caller, called: gateway.address, authority: Some(NAME.to_owned()) };
     assert_eq!(*gateway.devices.headers.lock().unwrap(), [expected]);
 
     let gateway = gateway_with(&[("one", Device::Old)], |_| {}).await;

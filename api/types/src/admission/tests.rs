@@ -244,13 +244,25 @@ fn own_kinds_are_validated() {
         json!({"protocol": "TCP"}),
         json!({"protocol": "TCP", "port": 0}),
         json!({"protocol": "TCP", "port": 65536}),
-        json!({"protocol": "UDP", "port": 53}),
+        json!({"protocol": "UDP"}),
         json!({"protocol": "tcp", "port": 53}),
+        json!({"proxyProtocol": "v2"}),
+        json!({"protocol": "TCP", "port": 53, "proxyProtocol": "v1"}),
     ] {
         assert!(with(spec.clone()).is_err(), "{spec}");
     }
+    for protocol in ["TCP", "UDP"] {
+        with(json!({"protocol": protocol, "port": 53, "proxyProtocol": "v2"})).expect("it is told who calls");
+    }
     assert_eq!(with(json!({"protocol": "HTTPS"})).expect("said in full").object.value()["spec"].get("port"), None);
     assert!(route("a.bob.hearth.internal").is_err());
+    route("shop.example.com").expect("a domain of the owner's");
+    for bad in
+        ["hearth.internal", "a.hearth.internal", "localhost", "192.0.2.1", "Shop.example.com", "shop.example.com."]
+    {
+        assert!(route(bad).is_err(), "{bad}");
+    }
+    with(json!({"hostname": "shop.example.com", "protocol": "TCP", "port": 53})).expect_err("a port needs no domain");
     assert!(route(".alice.hearth.internal").is_err());
 }
 

@@ -4,7 +4,7 @@ use kube_derive::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Bandwidth, Quantity};
+use super::{Bandwidth, NodeAddress, Quantity};
 use crate::{condition::Condition, names, relay::MAX_RELAYS};
 
 /// A machine of an owner. It proves itself by one of its keys; removing a key revokes it. Tools see it
@@ -31,6 +31,19 @@ pub struct DeviceSpec {
     /// What all apps on it send and receive together, so that they do not fill the home's line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<Bandwidth>,
+    /// Which of its addresses the region may tell; none unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publish: Option<Publish>,
+}
+
+/// Which addresses of a device the region may tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Publish {
+    /// Those inside the home, of private use (RFC 1918, RFC 4193), at `<install>.lan.<owner>.<zone>` and nowhere else; anybody can ask for them there.
+    /// The device then serves its owner's apps at these addresses too, so that whoever is at home needs no gateway.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lan: bool,
 }
 
 /// What a device lends to other owners' apps, all of them together.
@@ -85,6 +98,9 @@ pub struct DeviceStatus {
     /// How it is reached, as it was told last: nothing before somebody reached into it for some seconds, and what it was since then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<DeviceNetwork>,
+    /// Its addresses inside the home at which it serves its owner's apps, where `spec.publish` says so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<NodeAddress>,
 }
 
 /// How a device is reached, and what its line is like. Written when it changed for good; the round trips are as they were then, and are told anew

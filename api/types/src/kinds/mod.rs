@@ -17,7 +17,7 @@ pub use certificate::{
     IssuedCertificate,
 };
 pub use device::{
-    Device, DeviceInfo, DeviceNetwork, DeviceSpec, DeviceStatus, Lend, LendWindow, NatMapping, RelayDistance,
+    Device, DeviceInfo, DeviceNetwork, DeviceSpec, DeviceStatus, Lend, LendWindow, NatMapping, Publish, RelayDistance,
     TunnelKind, UdpPassage,
 };
 pub use dns_endpoint::{DNSEndpoint, DNSEndpointSpec, DNSEndpointStatus, Endpoint};
@@ -28,9 +28,9 @@ pub use k8s_openapi::{
         core::v1::{
             ConfigMap, Container, ContainerPort, ContainerState, ContainerStateRunning, ContainerStateTerminated,
             ContainerStateWaiting, ContainerStatus, EnvVar, EphemeralContainer, Event, HTTPGetAction, Lifecycle,
-            LifecycleHandler, LocalObjectReference, Namespace, Node, NodeSpec, NodeStatus, PersistentVolumeClaim,
-            PersistentVolumeClaimSpec, Pod, PodCondition, PodSpec, PodStatus, PodTemplateSpec, Probe,
-            ResourceRequirements, Secret, Taint, Toleration, Volume, VolumeMount,
+            LifecycleHandler, LocalObjectReference, Namespace, Node, NodeAddress, NodeSpec, NodeStatus,
+            PersistentVolumeClaim, PersistentVolumeClaimSpec, Pod, PodCondition, PodSpec, PodStatus, PodTemplateSpec,
+            Probe, ResourceRequirements, Secret, Taint, Toleration, Volume, VolumeMount,
         },
     },
     apimachinery::pkg::{
@@ -40,7 +40,7 @@ pub use k8s_openapi::{
     },
 };
 pub use relay::{Relay, RelaySpec};
-pub use route::{Route, RouteEndpoint, RouteProtocol, RouteSpec, RouteStatus, RouteTarget};
+pub use route::{ProxyProtocol, Route, RouteDomain, RouteEndpoint, RouteProtocol, RouteSpec, RouteStatus, RouteTarget};
 
 /// The API group of Hearth's own kinds.
 pub const GROUP: &str = "hearth.dev";

@@ -26,17 +26,22 @@ use crate::condition::Condition;
 ))]
 #[serde(rename_all = "camelCase")]
 pub struct RouteSpec {
-    /// The hostname, in lower case and without a dot at the end: under `<namespace>.<zone>`.
+    /// The hostname, in lower case and without a dot at the end: under `<namespace>.<zone>`, or with HTTPS a domain of the owner's outside of the zone,
+    /// which is routed once its ownership is shown (`status.domain`).
     pub hostname: String,
     /// Which pods answer.
     pub target: RouteTarget,
     /// How they are spoken to; absent means `HTTPS`. The words are those of Gateway API's `ProtocolType`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<RouteProtocol>,
-    /// The public port at the region's gateways, 1 to 65535: with `TCP`, where it tells Routes apart, and with nothing else. The oldest
-    /// Route that names a port has it; the condition `Accepted` says who does not and why.
+    /// The public port at the region's gateways, 1 to 65535: with `TCP` and `UDP`, where it tells Routes apart, and with nothing else. The
+    /// oldest Route that names a port of a protocol has it; the condition `Accepted` says who does not and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// Whether the app is told who calls, in the PROXY protocol: with `TCP` and `UDP`, and with nothing else, since apps behind HTTPS are told in
+    /// `X-Forwarded-For`. Absent: it is told nothing. An app that does not expect it takes it for its caller's bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// Whether the app was stopped by its owner: the page for it says so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stopped: bool,
@@ -51,6 +56,17 @@ pub enum RouteProtocol {
     /// Bytes, as they come, on a port of the Route's own. Gateways carry what they are given: it is as readable on the way as the
     /// app and its clients leave it.
     Tcp,
+    /// Datagrams, as they come, on a port of the Route's own. As with TCP they are as readable on the way as the app and its clients leave them.
+    Udp,
+}
+
+/// A version of the PROXY protocol ("The PROXY protocol, versions 1 & 2", HAProxy).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ProxyProtocol {
+    /// The binary form (section 2.2): before the first byte of a connection; with `UDP` before the bytes of every datagram of the
+    /// caller's, as DNS servers and DNS proxies have it.
+    #[serde(rename = "v2")]
+    V2,
 }
 
 /// Which pods answer, at which port.
@@ -71,9 +87,29 @@ pub struct RouteStatus {
     /// too, so that their device can say what is going on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<RouteEndpoint>,
-    /// `Ready`, and with a port of its own `Accepted` (as of a Listener in Gateway API).
+    /// `Ready`, with a port of its own `Accepted` (as of a Listener in Gateway API), and of a domain outside of the zone `DomainVerified`,
+    /// `DomainPointsHere` and `CertificateReady`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+    /// Of a domain outside of the zone: how its ownership is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<RouteDomain>,
+}
+
+/// How the ownership of a domain is shown, and since when it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteDomain {
+    /// The name of the TXT record that shows it.
+    pub challenge_name: String,
+    /// What it has to hold.
+    pub challenge_value: String,
+    /// Since when it is shown; absent while it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified_since: Option<String>,
+    /// Since when the record is missing again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failing_since: Option<String>,
 }
 
 /// One pod behind a Route.

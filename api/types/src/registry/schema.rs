@@ -194,6 +194,10 @@ fn boil(schema: &Value) -> Shape {
     if let Some(list) = schema.get("enum").and_then(Value::as_array) {
         return Shape::OneOf(list.iter().filter_map(|one| one.as_str().map(Into::into)).collect());
     }
+    // The only word of its kind.
+    if let Some(word) = schema.get("const").and_then(Value::as_str) {
+        return Shape::OneOf(vec![word.into()]);
+    }
     let kind = match schema.get("type") {
         Some(Value::String(kind)) => kind.as_str(),
         Some(Value::Array(kinds)) => {

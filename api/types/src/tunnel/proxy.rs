@@ -4,7 +4,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::BadHeader;
-use crate::names::{MAX_SUBDOMAIN, dns_subdomain};
+use crate::{
+    names::{MAX_SUBDOMAIN, dns_subdomain},
+    routes::Transport,
+};
 
 /// The first bytes of every header (section 2.2). None of them begins a TLS record or the older text header.
 pub const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
@@ -17,8 +20,12 @@ pub const PREFIX: usize = 16;
 
 /// Version 2, command PROXY. LOCAL, by which a proxy checks its server, is written by nobody here.
 const VERSION_AND_COMMAND: u8 = 0x21;
-const TCP_OVER_IPV4: u8 = 0x11;
-const TCP_OVER_IPV6: u8 = 0x21;
+const IPV4: u8 = 0x10;
+const IPV6: u8 = 0x20;
+/// SOCK_STREAM.
+const STREAM: u8 = 0x01;
+/// SOCK_DGRAM.
+const DGRAM: u8 = 0x02;
 const TYPE_AUTHORITY: u8 = 0x02;
 const TYPE_CRC32C: u8 = 0x03;
 const TLV_HEADER: usize = 3;
@@ -27,6 +34,8 @@ const CRC_BYTES: usize = 4;
 /// Who called whom, as the gateway saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyHeader {
+    /// What the caller sends.
+    pub transport: Transport,
     /// The caller's address.
     pub caller: SocketAddr,
     /// The gateway's address that was called.
@@ -41,14 +50,18 @@ impl ProxyHeader {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = SIGNATURE.to_vec();
         out.push(VERSION_AND_COMMAND);
+        let transport = match self.transport {
+            Transport::Tcp => STREAM,
+            Transport::Udp => DGRAM,
+        };
         match (self.caller.ip().to_canonical(), self.called.ip().to_canonical()) {
             (IpAddr::V4(caller), IpAddr::V4(called)) => {
-                out.extend([TCP_OVER_IPV4, 0, 0]);
+                out.extend([IPV4 | transport, 0, 0]);
                 out.extend(caller.octets());
                 out.extend(called.octets());
             }
             (caller, called) => {
-                out.extend([TCP_OVER_IPV6, 0, 0]);
+                out.extend([IPV6 | transport, 0, 0]);
                 out.extend(as_ipv6(caller).octets());
                 out.extend(as_ipv6(called).octets());
             }
@@ -73,13 +86,14 @@ impl ProxyHeader {
         let length = PREFIX + usize::from(u16::from_be_bytes([prefix[14], prefix[15]]));
         let known = prefix.starts_with(&SIGNATURE)
             && prefix[12] == VERSION_AND_COMMAND
-            && matches!(prefix[13], TCP_OVER_IPV4 | TCP_OVER_IPV6);
+            && matches!(prefix[13] & 0xf0, IPV4 | IPV6)
+            && matches!(prefix[13] & 0x0f, STREAM | DGRAM);
         if known && length <= MAX_BYTES { Ok(length) } else { Err(BadHeader) }
     }
 
     /// Reads a whole header.
     ///
-    /// Guarantees: pure, never panics, and strict: version 2, command PROXY, TCP, a checksum that is there and right, no field twice, an
+    /// Guarantees: pure, never panics, and strict: version 2, command PROXY, TCP or UDP, a checksum that is there and right, no field twice, an
     /// authority that is a DNS name in lower case, no byte too many. Fields of unknown types are passed over, as section 2.2 asks for.
     /// An IPv4 address in the form of IPv6 is an IPv4 address.
     pub fn decode(bytes: &[u8]) -> Result<Self, BadHeader> {
@@ -88,7 +102,8 @@ impl ProxyHeader {
             return Err(BadHeader);
         }
         let mut rest = Reader(&bytes[PREFIX..]);
-        let (caller, called) = if prefix[13] == TCP_OVER_IPV4 {
+        let transport = if prefix[13] & 0x0f == STREAM { Transport::Tcp } else { Transport::Udp };
+        let (caller, called) = if prefix[13] & 0xf0 == IPV4 {
             (IpAddr::from(Ipv4Addr::from(rest.array::<4>()?)), IpAddr::from(Ipv4Addr::from(rest.array::<4>()?)))
         } else {
             (IpAddr::from(Ipv6Addr::from(rest.array::<16>()?)), IpAddr::from(Ipv6Addr::from(rest.array::<16>()?)))
@@ -114,7 +129,7 @@ impl ProxyHeader {
             return Err(BadHeader);
         }
         let address = |ip: IpAddr, port| SocketAddr::new(ip.to_canonical(), port);
-        Ok(Self { caller: address(caller, ports[0]), called: address(called, ports[1]), authority })
+        Ok(Self { transport, caller: address(caller, ports[0]), called: address(called, ports[1]), authority })
     }
 }
 
@@ -170,6 +185,7 @@ mod tests {
 
     fn header(caller: &str, called: &str, authority: Option<&str>) -> ProxyHeader {
         ProxyHeader {
+            transport: Transport::Tcp,
             caller: caller.parse().expect("an address"),
             called: called.parse().expect("an address"),
             authority: authority.map(str::to_owned),
@@ -258,8 +274,8 @@ mod tests {
     #[test]
     fn other_versions_commands_and_protocols_are_refused() {
         let bytes = header("192.0.2.1:1", "192.0.2.2:2", None).encode();
-        // LOCAL, version 1, UDP, unix sockets, unspecified.
-        for (at, value) in [(12, 0x20), (12, 0x11), (13, 0x12), (13, 0x31), (13, 0x00)] {
+        // LOCAL, version 1, neither stream nor datagram, unix sockets, unspecified.
+        for (at, value) in [(12, 0x20), (12, 0x11), (13, 0x13), (13, 0x31), (13, 0x00)] {
             let mut other = bytes.clone();
             other[at] = value;
             assert_eq!(ProxyHeader::length(other.first_chunk().expect("a prefix")), Err(BadHeader), "{at} {value}");

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{Report, bandwidth, each, immutable, pod, text, volume};
 use crate::{
-    DeviceKey,
+    DeviceKey, domains,
     hours::Hours,
     kinds::{Lend, ON_RETURN},
     lease::VOLUME_POLICIES,
@@ -210,26 +210,42 @@ pub(super) fn route(object: &Value, zone: &str, report: &mut Report) {
     owner("metadata.namespace", namespace, report);
     let hostname = object.pointer("/spec/hostname").and_then(Value::as_str).unwrap_or_default();
     let suffix = format!(".{namespace}.{zone}");
-    if names::dns_subdomain(hostname).is_err() || !hostname.ends_with(&suffix) || hostname.len() == suffix.len() {
-        report.wrong("spec.hostname", format!("{hostname:?}: must be a lowercase hostname that ends in {suffix}"));
+    let own = hostname.ends_with(&suffix) && hostname.len() > suffix.len();
+    let https = matches!(object.pointer("/spec/protocol").and_then(Value::as_str), None | Some("HTTPS"));
+    // A domain of one label is a top-level one; and its record has a name, too.
+    let custom = https
+        && domains::is_custom(hostname, zone)
+        && hostname.contains('.')
+        && domains::challenge_name(hostname).len() <= names::MAX_SUBDOMAIN
+        && hostname.rsplit('.').next().is_some_and(|last| !last.bytes().all(|byte| byte.is_ascii_digit()));
+    if names::dns_subdomain(hostname).is_err() || !(own || custom) {
+        let why = format!(
+            "{hostname:?}: must be a lowercase hostname that ends in {suffix}, or with HTTPS a domain outside of {zone}"
+        );
+        report.wrong("spec.hostname", why);
     }
     let selector = object.pointer("/spec/target/selector").and_then(Value::as_object);
     if selector.is_none_or(serde_json::Map::is_empty) {
         report.wrong("spec.target.selector", "must not be empty: it would select every pod");
     }
     let port = object.pointer("/spec/port").filter(|port| !port.is_null());
+    let proxy = object.pointer("/spec/proxyProtocol").filter(|one| !one.is_null());
     match object.pointer("/spec/protocol").and_then(Value::as_str) {
-        Some("TCP") => {
+        Some(protocol @ ("TCP" | "UDP")) => {
             if !port.and_then(Value::as_u64).is_some_and(|port| (1..=u64::from(u16::MAX)).contains(&port)) {
-                report
-                    .wrong("spec.port", "must be a port between 1 and 65535: with protocol TCP it tells Routes apart");
+                let why = format!("must be a port between 1 and 65535: with protocol {protocol} it tells Routes apart");
+                report.wrong("spec.port", why);
             }
         }
         None | Some("HTTPS") => {
             if port.is_some() {
-                report.wrong("spec.port", "may be set with protocol TCP only: HTTPS has the gateway's own port");
+                report.wrong("spec.port", "may be set with protocol TCP or UDP only: HTTPS has the gateway's own port");
+            }
+            if proxy.is_some() {
+                let why = "may be set with protocol TCP or UDP only: behind HTTPS, X-Forwarded-For says who calls";
+                report.wrong("spec.proxyProtocol", why);
             }
         }
-        Some(other) => report.wrong("spec.protocol", format!("{other:?}: must be HTTPS or TCP")),
+        Some(other) => report.wrong("spec.protocol", format!("{other:?}: must be HTTPS, TCP or UDP")),
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hearth_proto::v1::{Certificate, CertificateRequest, region_message::Message};
-use hearth_types::{GroupKind, ObjectKey, Timestamp};
+use hearth_types::{GroupKind, ObjectKey, Timestamp, domains::is_custom};
 use serde_json::{Value, json};
 
 use super::{Session, desired};
@@ -59,9 +59,15 @@ fn check(hub: &Hub, session: &Session, request: &CertificateRequest) -> Result<V
     if request.csr_der.is_empty() || request.csr_der.len() > MAX_CSR {
         return Err(format!("the certificate request has {} bytes; 1 to {MAX_CSR} can be", request.csr_der.len()));
     }
+    if let Some(name) = request.names.iter().find(|name| is_custom(name, &hub.config.zone)) {
+        let name: String = name.chars().take(253).collect();
+        return Err(format!(
+            "{name:?} is outside of the region's zone, which is all that its CA may sign: a public authority is needed"
+        ));
+    }
     let cache = hub.cache();
     let device = session.device.as_str();
-    match request.names.iter().find(|name| !desired::leads_to(&cache, name, device)) {
+    match request.names.iter().find(|name| !desired::may_serve(&cache, name, device)) {
         None => Ok(request.names.clone()),
         Some(name) => {
             let name: String = name.chars().take(253).collect();

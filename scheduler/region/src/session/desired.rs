@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hearth_proto::v1;
-use hearth_types::{GroupKind, Object, ObjectKey};
+use hearth_types::{GroupKind, Object, ObjectKey, lan};
 
 use crate::{
     cache::{Cache, Entry, View},
@@ -93,10 +93,26 @@ pub(super) fn belongs_to(entry: &Entry, device: &str) -> bool {
         || ((*kind == GroupKind::DEVICE || *kind == GroupKind::NODE) && entry.object.name() == device)
 }
 
-/// Whether a Route of a hostname leads to a device, be it as that is called inside the home.
-pub(super) fn leads_to(cache: &Cache, hostname: &str, device: &str) -> bool {
-    let inside = hearth_types::names::outside_name(hostname);
-    let hostname = inside.as_deref().unwrap_or(hostname);
+/// Whether a device may have a certificate for a name: a Route's hostname that leads to it, or the name inside the home that goes with one, where
+/// its owner lets that be told.
+pub(super) fn may_serve(cache: &Cache, name: &str, device: &str) -> bool {
+    leads_to(cache, name, device) || leads_inside_to(cache, name, device)
+}
+
+fn leads_inside_to(cache: &Cache, name: &str, device: &str) -> bool {
+    let Some(hostname) = lan::hostname_of(name) else { return false };
+    let Some(object) = cache.object(GroupKind::DEVICE, "", device).map(|entry| entry.object.value()) else {
+        return false;
+    };
+    let is_told = object.pointer("/spec/publish/lan") == Some(&serde_json::Value::Bool(true));
+    let owner = object.pointer("/spec/owner").and_then(serde_json::Value::as_str).unwrap_or_default();
+    // Of the owner's own apps: what others have here answers at their own names alone.
+    let own = cache.routes_named(&hostname).any(|route| route.object.namespace() == owner);
+    is_told && own && lan::name_of(&hostname, owner).as_deref() == Some(name) && leads_to(cache, &hostname, device)
+}
+
+/// Whether a Route of a hostname leads to a device.
+fn leads_to(cache: &Cache, hostname: &str, device: &str) -> bool {
     cache.routes_named(hostname).any(|route| {
         let mut devices = BTreeSet::new();
         triggers::route_devices(cache, route, &mut devices);

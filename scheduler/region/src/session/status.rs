@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -12,6 +13,7 @@ use hearth_types::{
     GroupKind, Object, ObjectKey, Status, Timestamp, Uid,
     condition::{self, Condition},
     kinds::{DeviceNetwork, PRESSURES},
+    lan::{MAX_ADDRESSES, is_private_use},
     store::{Consistency, Expect, MAX_OPS, Op},
 };
 use serde_json::{Value, json};
@@ -281,6 +283,9 @@ fn device(item: &Item, base: &Object, now: Timestamp) -> Action {
     if let Some(said) = told.get("network").and_then(DeviceNetwork::read) {
         network(&mut value, said, now);
     }
+    if let Some(said) = told.get("addresses") {
+        addresses(&mut value, said, &item.device);
+    }
     Action::Update { base: base.clone(), value }
 }
 
@@ -290,6 +295,24 @@ fn network(device: &mut Value, mut said: DeviceNetwork, now: Timestamp) {
     let since = known.filter(|known| known.is_like(&said)).and_then(|known| known.last_transition_time);
     said.last_transition_time = Some(since.unwrap_or_else(|| now.seconds().to_string()));
     device["status"]["network"] = json!(said);
+}
+
+/// The addresses inside the home that a device tells, where its owner wants that, and of them those that may be told.
+fn addresses(device: &mut Value, said: &Value, name: &str) {
+    let is_told = device.pointer("/spec/publish/lan") == Some(&Value::Bool(true));
+    let mut told: Vec<IpAddr> = Vec::new();
+    for one in said.as_array().into_iter().flatten().take(MAX_ADDRESSES).filter(|_| is_told) {
+        match one["address"].as_str().and_then(|text| text.parse().ok()) {
+            Some(ip) if is_private_use(ip) => told.push(ip),
+            _ => tracing::warn!(device = name, "dropped an address that is of no home's network (RFC 1918, RFC 4193)"),
+        }
+    }
+    if told.is_empty() {
+        device["status"].as_object_mut().map(|status| status.remove("addresses"));
+    } else {
+        let list: Vec<Value> = told.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()})).collect();
+        device["status"]["addresses"] = Value::Array(list);
+    }
 }
 
 /// A claim's status; and once its data is deleted, the mark by which its controller lets it go.

@@ -105,6 +105,7 @@ impl Rig {
         let address = listener.local_addr().expect("an address");
         cluster.add(Server { id, address: address.to_string() });
         let config = Config {
+            domains: None,
             zone: ZONE.into(),
             region: "test".into(),
             clock: Arc::new(SystemClock),
