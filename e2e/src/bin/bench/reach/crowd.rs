@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use hearth_e2e::server::Server;
+use hearth_e2e::{netns::Netns, server::Server};
 use serde_json::Value;
 
 use super::cpu;
@@ -149,8 +149,11 @@ fn opened(gateway: &mut Load, devices: &mut Load) -> Result<f64> {
 }
 
 pub(super) fn tunnels(report: &mut Report) -> Result<()> {
+    // A network of their own: each socket of iroh's is bound anew whenever a link of its machine's comes or goes.
+    let network = Netns::new("crowd")?;
+    let program = ends()?.display().to_string();
     let start = |arguments: &[&str]| -> Result<Load> {
-        let mut load = Load::of(Command::new(ends()?).args(arguments))?;
+        let mut load = Load::of(network.program(&program).args(arguments))?;
         ensure!(load.next()?["ready"] == true);
         Ok(load)
     };
