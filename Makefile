@@ -43,11 +43,12 @@ fix: ## format, and mend what clippy can mend
 	cargo fmt --all
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 
-bench: ## figures beside a peer's; NAME=... for one
+bench: ## figures beside a peer's; NAME=... for one, NAME=reach PART=dns for a part of it
 	@scripts/deps.sh build run bench
 	@$(MAKE) --no-print-directory build
 	cargo build --release --locked -p hearth-client --example load
-	cargo run --release --locked -p hearth-e2e --bin bench -- $(NAME)
+	cargo build --release --locked -p hearth-e2e --bins
+	cargo run --release --locked -p hearth-e2e --bin bench -- $(NAME) $(PART)
 
 fuzz: ## fuzz a decoder: TARGET=... SECONDS=60; without a target, lists them
 	@scripts/deps.sh build fuzz

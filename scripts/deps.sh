@@ -71,6 +71,11 @@ for what in "$@"; do
         need /usr/share/containers/seccomp.json golang-github-containers-common
         need h2load nghttp2-client
         need etcd etcd-server
+        need dnsperf dnsperf
+        need knotd knot
+        need kdig knot-dnsutils
+        need nft nftables
+        need ip iproute2
         command -v nginx >/dev/null || need_unpacked usr/sbin/nginx nginx nginx
         ;;
     fuzz) need c++ g++ ;;

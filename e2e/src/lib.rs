@@ -8,6 +8,7 @@ pub mod history;
 pub mod instance;
 pub mod nat;
 pub mod netns;
+pub mod region;
 pub mod server;
 pub mod sim;
 pub mod traces;

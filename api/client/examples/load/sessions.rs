@@ -21,6 +21,7 @@ use hearth_proto::{
         region_message::Message as Down,
     },
 };
+use hearth_types::kinds::DeviceInfo;
 use serde_json::json;
 use tokio::{
     sync::mpsc,
@@ -129,6 +130,22 @@ fn chance(number: usize, most: Duration) -> Duration {
     most.mul_f64((number.wrapping_mul(2_654_435_761) % 1000) as f64 / 1000.0)
 }
 
+/// A mini-PC.
+fn info() -> DeviceInfo {
+    DeviceInfo {
+        architecture: "amd64".into(),
+        kernel_version: "6.12.0".into(),
+        os_image: "Debian GNU/Linux 13 (trixie)".into(),
+        agent_version: env!("CARGO_PKG_VERSION").into(),
+        cpu_millis: 4000,
+        memory_bytes: 8 << 30,
+        pods: 110,
+        storage_bytes: Some(100 << 30),
+        storage_allocatable_bytes: Some(80 << 30),
+        missing: Vec::new(),
+    }
+}
+
 /// Counts a session as open.
 struct Open<'a>(&'a AtomicUsize);
 
@@ -148,8 +165,11 @@ async fn session(
         DevicesClient::new(device::connect(region, identity)?).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let (sender, receiver) = mpsc::channel(4);
     let message = |message| DeviceMessage { message: Some(message) };
-    let info = json!({"architecture": "amd64", "operatingSystem": "linux"}).to_string().into_bytes();
-    let hello = DeviceHello { versions: vec![SESSION_VERSION], info_json: info.into(), ..DeviceHello::default() };
+    let hello = DeviceHello {
+        versions: vec![SESSION_VERSION],
+        info_json: serde_json::to_vec(&info())?.into(),
+        ..DeviceHello::default()
+    };
     sender.send(message(Up::Hello(hello))).await?;
     let outgoing =
         stream::unfold(receiver, |mut receiver| async move { receiver.recv().await.map(|one| (one, receiver)) });

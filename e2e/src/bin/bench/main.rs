@@ -44,8 +44,10 @@ fn main() -> Result<()> {
     for (name, bench) in BENCHES {
         if wanted.as_deref().is_none_or(|wanted| wanted == name) {
             let mut report = report::Report::new(name)?;
-            bench(&mut report)?;
+            let done = bench(&mut report);
+            // Also what there is where a later part failed.
             report.finish();
+            done?;
         }
     }
     Ok(())

@@ -64,6 +64,11 @@ impl Report {
         Ok(())
     }
 
+    /// Something to know of the figures.
+    pub(crate) fn note(&mut self, text: &str) {
+        println!("{}: {text}", self.name);
+    }
+
     pub(crate) fn finish(self) {
         let width = |at: usize| self.rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
         for row in &self.rows {

@@ -78,7 +78,7 @@ impl Etcd {
 }
 
 /// The program that makes the load; `make bench` builds it.
-fn program() -> Result<PathBuf> {
+pub(crate) fn program() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let found = own.parent().map(|folder| folder.join("examples/load")).filter(|path| path.is_file());
     found.context("the program `load` is missing: cargo build --release -p hearth-client --example load")
