@@ -25,19 +25,19 @@ build: ## target/release/hearth and the example's image beside it
 
 test: ## every test, those with real containers included
 	@scripts/deps.sh build run test
-	cargo build --locked -p hearth
+	cargo nextest run --locked --workspace --no-run
 	@scripts/example-image.sh debug
 	@scripts/hostile.sh
 	cargo nextest run --locked --workspace $(TESTS)
-	cargo test --locked -q -p hearth-runtime --features unprotected --test hostile
-	cargo nextest run --locked -p hearth-e2e --features sabotage --lib -E 'test(sim::tests::bugs)'
+	cargo test --locked -q --workspace --features hearth-runtime/unprotected --test hostile
+	cargo nextest run --locked --workspace --features hearth-e2e/sabotage --test bugs
 
 verify: ## what CI holds every change to: format, clippy, licences, the house's arrows
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check bans licenses sources; \
 	 else echo "cargo deny is not installed: licences and sources were not checked"; fi
-	cargo test --locked -q -p hearth-e2e --test house
+	cargo test --locked -q -p hearth-house
 
 fix: ## format, and mend what clippy can mend
 	cargo fmt --all

@@ -4,6 +4,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
-built=$(cargo test --locked --no-run --message-format=json -p hearth-runtime --features unprotected --test hostile |
+built=$(cargo test --locked --no-run --message-format=json --workspace --features hearth-runtime/unprotected --test hostile |
     sed -n 's/.*"name":"hostile".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
 strip -o "$target/debug/hearth-hostile" "$built"

@@ -52,6 +52,9 @@ use self::{
     workload::Workload,
 };
 
+/// The seeds that CI runs, from 0 on: a known bug has to be found within them.
+pub const CI_RUNS: u64 = 240;
+
 /// How long a healed region may take until every server is ready and equal, in virtual time.
 const RECOVERY: Duration = Duration::from_mins(2);
 /// How long the first servers may take to form a group.

@@ -2,15 +2,12 @@
 
 #![allow(clippy::unwrap_used)] // a test may panic
 
-#[cfg(feature = "sabotage")]
-mod bugs;
-
 use std::ops::Range;
 
-use super::run;
+use super::{CI_RUNS, run};
 
 /// Seeds of one test; the tests run beside each other.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = CI_RUNS / 4;
 
 fn judge(seeds: Range<u64>) {
     for seed in seeds {

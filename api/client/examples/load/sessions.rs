@@ -143,6 +143,7 @@ fn info() -> DeviceInfo {
         storage_bytes: Some(100 << 30),
         storage_allocatable_bytes: Some(80 << 30),
         missing: Vec::new(),
+        features: Vec::new(),
     }
 }
 

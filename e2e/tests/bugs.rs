@@ -1,17 +1,16 @@
 //! Bugs that are put back are found, within the seeds that CI runs.
 
+#![allow(clippy::unwrap_used)] // a test may panic
+
+use hearth_e2e::sim::{CI_RUNS, run_with};
 use hearth_raft::sabotage::Bug;
 
-use super::{super::run_with, SEEDS};
-
-/// The seeds of all tests together.
-const BUDGET: u64 = 4 * SEEDS;
 /// Not to be met in a short run: the history holds 20,000 changes. `scheduler/raft/tests/it/watch.rs` has a watcher that falls behind.
 const BEYOND: [Bug; 1] = [Bug::WatcherSkips];
 
 fn find(bug: Bug) {
-    let found = (0..BUDGET).find(|seed| !run_with(bug, *seed).unwrap().violations.is_empty());
-    assert!(found.is_some(), "{bug:?} is not found within {BUDGET} seeds");
+    let found = (0..CI_RUNS).find(|seed| !run_with(bug, *seed).unwrap().violations.is_empty());
+    assert!(found.is_some(), "{bug:?} is not found within {CI_RUNS} seeds");
 }
 
 macro_rules! found {
