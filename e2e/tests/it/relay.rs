@@ -12,6 +12,7 @@ use hearth_e2e::{
     eventually,
     instance::{Instance, binary},
     nat::{Behaviour, Home, Host, Internet, Kind},
+    netns::Netns,
 };
 use serde_json::Value;
 
@@ -39,8 +40,9 @@ fn start(instance: &Instance, log: &str, mut command: std::process::Command) -> 
     Ok(Role(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?))
 }
 
-/// A region of one server, every part of which answers at port 443 of an address of its own.
+/// A region of one server.
 struct Region {
+    gateway: &'static str,
     instance: Instance,
     cafe: Host,
     _server: Role,
@@ -48,8 +50,38 @@ struct Region {
 }
 
 impl Region {
-    /// With a relay in its server, or with none.
+    /// Every part answers at port 443 of an address of its own; with a relay in its server, or with none.
     fn start(internet: &Internet, relay: bool) -> Result<Self> {
+        let flags = [
+            ("--listen-api", format!("{API}:443")),
+            ("--listen-gateway", format!("{GATEWAY}:443")),
+            ("--listen-tunnel", format!("{GATEWAY}:0")),
+            ("--listen-relay", format!("{RELAY}:443")),
+        ];
+        Self::start_with(
+            internet,
+            GATEWAY,
+            &flags[..if relay { 4 } else { 3 }],
+            relay.then_some("https://198.51.100.4:443"),
+        )
+    }
+
+    /// All that is TCP shares the gateway's port.
+    fn start_shared(internet: &Internet) -> Result<Self> {
+        let flags = [
+            ("--listen-api", "gateway".to_owned()),
+            ("--listen-gateway", format!("{API}:443")),
+            ("--listen-relay", "gateway".to_owned()),
+        ];
+        Self::start_with(internet, API, &flags, Some("https://198-51-100-2.relay.api.example.test:443"))
+    }
+
+    fn start_with(
+        internet: &Internet,
+        gateway: &'static str,
+        flags: &[(&str, String)],
+        relay: Option<&str>,
+    ) -> Result<Self> {
         let (host, cafe) = (internet.host("srv", 100)?, internet.host("cafe", 110)?);
         for address in [GATEWAY, RELAY] {
             host.netns.run(&format!("ip address add {address}/24 dev eth0"))?;
@@ -58,31 +90,25 @@ impl Region {
         let mut server =
             instance.hearth(["server", "--zone", ZONE, "--listen-metrics", "127.0.0.1:9643", "--data-dir"]);
         server.arg(instance.path()).args(["--listen-dns", &format!("{API}:53")]);
-        for (flag, host, port) in [
-            ("--listen-api", API, 443),
-            ("--listen-gateway", GATEWAY, 443),
-            ("--listen-tunnel", GATEWAY, 0),
-            ("--listen-relay", RELAY, 443),
-        ]
-        .into_iter()
-        .take(if relay { 4 } else { 3 })
-        {
-            server.args([flag, &format!("{host}:{port}")]);
+        for (flag, value) in flags {
+            server.args([flag, value.as_str()]);
         }
         let server = start(&instance, "server.log", server)?;
         instance.eventually("the server answers", || {
             instance.run("get ns")?;
             ensure!(instance.status()?["api"].is_string());
-            ensure!(!relay || instance.run("get relays")?.contains("https://198.51.100.4:443"));
+            if let Some(url) = relay {
+                ensure!(instance.run("get relays")?.contains(url));
+            }
             Ok(())
         })?;
-        Ok(Self { instance, cafe, _server: server, host })
+        Ok(Self { gateway, instance, cafe, _server: server, host })
     }
 
     /// A home whose device runs an app.
-    fn device(&self, home: &Home) -> Result<(Instance, Role)> {
+    fn device(&self, home: &Home, at: &str) -> Result<(Instance, Role)> {
         let device = Instance::empty()?.in_netns(home.netns.name());
-        let token = self.instance.run("token create --owner alice")?;
+        let token = self.instance.run(&format!("token create --owner alice {at}"))?;
         let mut join = device.hearth(["join", token.trim(), "--name", "nas", "--data-dir"]);
         command::succeed(join.arg(device.path()))?;
         let examples = binary().parent().context("a folder")?.join("hearth-examples/notes");
@@ -127,7 +153,7 @@ impl Region {
 
     fn page_within(&self, path: &str, seconds: f32) -> Result<String> {
         let ca = self.instance.path().join("ca.pem").display().to_string();
-        let resolve = format!("{HOST}:443:{GATEWAY}");
+        let resolve = format!("{HOST}:443:{}", self.gateway);
         let mut curl = self.cafe.netns.program("curl");
         curl.args([
             "-sS",
@@ -187,7 +213,7 @@ fn a_device_that_lets_only_tcp_443_out_is_reached_by_the_relay_which_counts_its_
     let region = Region::start(&internet, true)?;
     let home = internet.home(Kind::Only443, 1)?;
     assert_eq!(Behaviour::measure(&home.netns, &internet)?, Behaviour::Blocked);
-    let (device, _agent) = region.device(&home)?;
+    let (device, _agent) = region.device(&home, "")?;
     eventually("the app answers in the cafe", Duration::from_secs(30), || region.page("/healthz"))
         .with_context(|| device.logs() + &region.instance.logs())?;
     // Whoever asks is told why.
@@ -217,7 +243,7 @@ fn relays_of_their_own_join_by_token_and_one_that_stands_still_is_left_for_anoth
         Ok(())
     })?;
     let home = internet.home(Kind::Only443, 1)?;
-    let (device, _agent) = region.device(&home)?;
+    let (device, _agent) = region.device(&home, "")?;
     let logs = || device.logs() + &region.instance.logs() + &relays[0].log() + &relays[1].log();
     // The gateway may go to a nearer relay while the first page is under way.
     let used = eventually("the app answers in the cafe by a relay that counts it", Duration::from_secs(30), || {
@@ -270,4 +296,78 @@ fn relays_of_their_own_join_by_token_and_one_that_stands_still_is_left_for_anoth
         );
         Ok(())
     })
+}
+
+/// How many packets a counter of [`watch_line`] has seen.
+fn packets(netns: &Netns, counter: &str) -> Result<u64> {
+    let said = netns.run(&format!("nft list counter ip line {counter}"))?;
+    let count = said.split_whitespace().skip_while(|word| *word != "packets").nth(1).context("a count")?;
+    count.parse().with_context(|| said.clone())
+}
+
+/// Counts what leaves a home: for the gateway's port, and everything else.
+fn watch_line(internet: &Internet, home: &Home) -> Result<()> {
+    let device = &home.device;
+    internet.netns.nft(&format!(
+        "table ip line {{
+            counter gateway {{ }}
+            counter other {{ }}
+            chain through {{ type filter hook forward priority filter;
+                iifname {device} ip daddr {API} tcp dport 443 counter name gateway accept
+                iifname {device} counter name other }}
+        }}"
+    ))
+}
+
+#[test]
+fn where_all_shares_the_gateways_port_a_device_that_reaches_that_alone_joins_and_serves() -> Result<()> {
+    let internet = Internet::new()?;
+    let region = Region::start_shared(&internet)?;
+    let home = internet.home(Kind::Only443, 1)?;
+    // Not even another TCP 443.
+    home.routers[0].nft(&format!(
+        "table ip strict {{ chain through {{ type filter hook forward priority filter;
+            oifname wan ip daddr {API} tcp dport 443 accept; oifname wan drop; }}\n}}"
+    ))?;
+    watch_line(&internet, &home)?;
+    let (device, _agent) = region.device(&home, "--at https://198.51.100.2")?;
+    eventually("the app answers in the cafe", Duration::from_secs(30), || region.page("/healthz"))
+        .with_context(|| device.logs() + &region.instance.logs())?;
+    let step = region.device_step().with_context(|| device.logs())?;
+    let facts = &step["facts"];
+    assert_eq!((&facts["path"], &facts["relay"]), (&"Relay".into(), &"home-1".into()), "{step:#}");
+    ensure!(count(&region.metrics()?, "alice")? > 1000.0);
+
+    // Its owner at home works with the region by the same port: calls, watches, and streams from the device.
+    let at_home = |line: &str| {
+        let mut hearth = home.netns.program(&binary().display().to_string());
+        hearth.env("HEARTH_CONFIG", region.instance.path().join("client.yaml")).args(line.split_whitespace());
+        command::succeed(&mut hearth)
+    };
+    ensure!(at_home("get devices -o wide")?.contains("nas"));
+    at_home("wait install/notes -n alice --for condition=Ready --timeout 20s")?;
+    ensure!(!at_home("logs install/notes -n alice")?.is_empty());
+
+    // What else asks for those names at the port: the relay says that it is there, DNS says where, and no other name of the server's is known.
+    let ca = region.instance.path().join("ca.pem").display().to_string();
+    let ask = |name: &str, path: &str| {
+        let mut curl = region.cafe.program("curl");
+        curl.args(["-sS", "--max-time", "10", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", &ca]);
+        curl.args(["--resolve", &format!("{name}:443:{API}")]).arg(format!("https://{name}{path}"));
+        curl
+    };
+    assert_eq!(command::succeed(&mut ask("relay.api.example.test", "/ping"))?, "200");
+    let refused = command::fail(&mut ask("relay.example.test", "/ping"))?;
+    ensure!(refused.contains("unrecognized name"), "{refused}");
+    for name in ["api.example.test", "198-51-100-2.relay.api.example.test"] {
+        assert_eq!(region.cafe.run(&format!("kdig @{API} +short {name} A"))?.trim(), API, "{name}");
+    }
+    let listening = region.host.netns.run("ss -tlnH")?;
+    let mut ports: Vec<_> = listening.lines().filter_map(|line| line.split_whitespace().nth(3)).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, ["127.0.0.1:9643", "198.51.100.2:443", "198.51.100.2:53"]);
+    // On the line was nothing else.
+    assert_eq!(packets(&internet.netns, "other")?, 0);
+    ensure!(packets(&internet.netns, "gateway")? > 100);
+    Ok(())
 }
