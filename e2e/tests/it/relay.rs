@@ -312,9 +312,11 @@ fn watch_line(internet: &Internet, home: &Home) -> Result<()> {
         "table ip line {{
             counter gateway {{ }}
             counter other {{ }}
-            chain through {{ type filter hook forward priority filter;
+            chain through {{
+                type filter hook forward priority filter;
                 iifname {device} ip daddr {API} tcp dport 443 counter name gateway accept
-                iifname {device} counter name other }}
+                iifname {device} counter name other
+            }}
         }}"
     ))
 }
@@ -351,7 +353,7 @@ fn where_all_shares_the_gateways_port_a_device_that_reaches_that_alone_joins_and
     // What else asks for those names at the port: the relay says that it is there, DNS says where, and no other name of the server's is known.
     let ca = region.instance.path().join("ca.pem").display().to_string();
     let ask = |name: &str, path: &str| {
-        let mut curl = region.cafe.program("curl");
+        let mut curl = region.cafe.netns.program("curl");
         curl.args(["-sS", "--max-time", "10", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", &ca]);
         curl.args(["--resolve", &format!("{name}:443:{API}")]).arg(format!("https://{name}{path}"));
         curl
@@ -360,7 +362,7 @@ fn where_all_shares_the_gateways_port_a_device_that_reaches_that_alone_joins_and
     let refused = command::fail(&mut ask("relay.example.test", "/ping"))?;
     ensure!(refused.contains("unrecognized name"), "{refused}");
     for name in ["api.example.test", "198-51-100-2.relay.api.example.test"] {
-        assert_eq!(region.cafe.run(&format!("kdig @{API} +short {name} A"))?.trim(), API, "{name}");
+        assert_eq!(region.cafe.netns.run(&format!("kdig @{API} +short {name} A"))?.trim(), API, "{name}");
     }
     let listening = region.host.netns.run("ss -tlnH")?;
     let mut ports: Vec<_> = listening.lines().filter_map(|line| line.split_whitespace().nth(3)).collect();
