@@ -131,7 +131,7 @@ mod tests {
         }
         assert!(accepted(&split).is_ok(), "{} bytes", split.len());
         assert_eq!(accepted(&bytes[..bytes.len() - 1]).err(), Some(Vec::new()), "half a hello");
-        let alert = accepted(&[22, 3, 1, 0, 4, 2, 0, 0, 0]).err().expect("refused");
+        let alert = accepted(&[22, 3, 1, 0, 4, 2, 0, 0, 0]).expect_err("refused");
         assert_eq!(alert.first(), Some(&21), "an alert: {alert:?}");
     }
 }
