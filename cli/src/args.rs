@@ -172,8 +172,8 @@ pub(crate) struct Listen {
     /// Tunnels of devices, UDP. The host is where devices dial [default: that of the API, port 0].
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen_tunnel: Option<String>,
-    /// A relay for devices whose networks let no tunnel through, TCP, and UDP at the same port [default: none]. Port 443 is open nearly everywhere. `gateway`: at
-    /// the gateway's port, where relay.api.ZONE leads to it in any case.
+    /// A relay for devices whose networks let no tunnel through, TCP, and UDP at the same port [default: none]. Port 443 is open nearly everywhere.
+    /// `gateway`: at the gateway's port, where relay.api.ZONE leads to it in any case.
     #[arg(long, value_name = "HOST:PORT|gateway")]
     pub(crate) listen_relay: Option<String>,
     /// The address at which others reach this server, where it listens on all (0.0.0.0 or ::). The first one is where the other servers do.
@@ -403,8 +403,8 @@ pub(crate) struct TokenCreate {
     /// For a relay of the region that runs by itself (`hearth relay`).
     #[arg(long)]
     pub(crate) relay: bool,
-    /// Where the joining one is to find the region, in the place of its servers' own addresses; once for each. A gateway's port (443) as well as
-    /// the API's: api.ZONE leads from the one to the other.
+    /// Where the joining one is to find the region, in the place of its servers' own addresses; once for each. A gateway's port (443) as well
+    /// as the API's: api.ZONE leads from the one to the other.
     #[arg(long = "at", value_name = "HOST:PORT", value_parser = api_address)]
     pub(crate) at: Vec<String>,
     /// How long it can be used.

@@ -152,8 +152,8 @@ impl ApiServer {
         std::iter::once(server_name(zone)).chain(own).collect()
     }
 
-    /// Serves who comes in by a listener, or is handed over by the gateway, until `shutdown` is done, then stops gracefully: no new connections, streams end with
-    /// `Unavailable` after half a second, and what is left after another five seconds is cut.
+    /// Serves who comes in by a listener, or is handed over by the gateway, until `shutdown` is done. Then it stops gracefully: no new
+    /// connections, streams end with `Unavailable` after half a second, and what is left after another five seconds is cut.
     pub async fn serve(
         self,
         incoming: impl Into<Incoming>,

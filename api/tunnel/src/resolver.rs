@@ -1,5 +1,5 @@
-//! How the hosts of relays become addresses: one that says its address ([`hearth_types::relay::host_at`]) needs nobody who knows it, so that
-//! a relay at the gateway's port works where DNS does not know the zone, or is not reached.
+//! How the hosts of relays become addresses: one that says its address ([`hearth_types::relay::host_at`]) needs nobody who knows it, so
+//! that a relay at the gateway's port works where DNS does not know the zone, or is not reached.
 
 use std::{
     iter,

@@ -64,8 +64,8 @@ pub fn server_name(zone: &str) -> String {
     format!("relay.api.{zone}")
 }
 
-/// The host in the URL of a relay that shares the gateway's port at this address: a name, so that a client's hello has one, and one that says
-/// the address, so that nobody has to be asked for it. `198-51-100-7.relay.api.<zone>`; of IPv6 all eight groups, `2001-db8-0-0-0-0-0-1`.
+/// The host in the URL of a relay that shares the gateway's port at this address: a name, so that a client's hello has one, and one that
+/// says the address, so that nobody has to be asked for it. `198-51-100-7.relay.api.<zone>`; of IPv6 all eight groups, `2001-db8-0-0-0-0-0-1`.
 pub fn host_at(ip: IpAddr, zone: &str) -> String {
     let label = match ip {
         IpAddr::V4(ip) => ip.octets().map(|part| part.to_string()).join("-"),

@@ -27,8 +27,8 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// The doors of this server. The API's names are those in its certificate; the relay is known by the name of all relays, and by those of
-    /// this gateway's addresses.
+    /// The doors of this server. The API's names are those in its certificate; the relay is known by the name of all relays, and by those
+    /// of this gateway's addresses.
     pub(super) fn new(zone: &str, id: u64, relay_at: Option<&[SocketAddr]>) -> Self {
         let (sender, api) = door();
         let mut doors = OwnDoors::default().with(server_name(zone), &sender).with(peer_name(id, zone), &sender);
@@ -77,8 +77,8 @@ fn accepted(hello: &[u8]) -> Result<Accepted, Vec<u8>> {
             return Err(Vec::new());
         }
         match acceptor.accept() {
-            // What came behind the hello would be lost. No client sends that before it was answered, but for early data, which is for servers
-            // that gave a ticket before: these give none.
+            // What came behind the hello would be lost. No client sends that before it was answered, but for early data, which is for
+            // servers that gave a ticket before: these give none.
             Ok(Some(accepted)) => return if rest.is_empty() { Ok(accepted) } else { Err(Vec::new()) },
             Ok(None) => {}
             Err((error, mut alert)) => {

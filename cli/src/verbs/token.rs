@@ -41,7 +41,7 @@ pub(crate) async fn create(context: &Context, args: &TokenCreate) -> Result<()> 
     Ok(())
 }
 
-/// A token that leads to these addresses, where some are given: they are no secret between the region and who joins, but what the token says.
+/// A token that leads to these addresses, where some are given. The region knows a token by its secret alone.
 fn leading_to(token: &str, at: &[String]) -> Result<String> {
     if at.is_empty() {
         return Ok(token.to_owned());

@@ -350,7 +350,7 @@ fn where_all_shares_the_gateways_port_a_device_that_reaches_that_alone_joins_and
     at_home("wait install/notes -n alice --for condition=Ready --timeout 20s")?;
     ensure!(!at_home("logs install/notes -n alice")?.is_empty());
 
-    // What else asks for those names at the port: the relay says that it is there, DNS says where, and no other name of the server's is known.
+    // What else asks for those names at the port: the relay says that it is there, DNS says where, and no other name is known.
     let ca = region.instance.path().join("ca.pem").display().to_string();
     let ask = |name: &str, path: &str| {
         let mut curl = region.cafe.netns.program("curl");
