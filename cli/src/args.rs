@@ -24,6 +24,8 @@ pub(crate) use view::{
 
 /// Where everything is kept unless `--data-dir` says otherwise.
 pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/hearth";
+/// In the place of an address to listen at: the gateway's, with which it is shared.
+pub(crate) const GATEWAY: &str = "gateway";
 
 /// Runs apps for people on the devices they own.
 #[derive(Debug, Parser)]
@@ -155,8 +157,8 @@ pub(crate) enum Output {
 #[derive(Args, Clone, Debug)]
 #[expect(clippy::struct_field_names, reason = "as the flags are called")]
 pub(crate) struct Listen {
-    /// gRPC API for clients and devices.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7443")]
+    /// gRPC API for clients and devices; `gateway`: at the gateway's port alone, where api.ZONE leads to it in any case.
+    #[arg(long, value_name = "HOST:PORT|gateway", default_value = "127.0.0.1:7443")]
     pub(crate) listen_api: String,
     /// HTTPS for users; plain HTTP on it is redirected.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8443")]
@@ -171,7 +173,8 @@ pub(crate) struct Listen {
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen_tunnel: Option<String>,
     /// A relay for devices whose networks let no tunnel through, TCP, and UDP at the same port [default: none]. Port 443 is open nearly everywhere.
-    #[arg(long, value_name = "HOST:PORT")]
+    /// `gateway`: at the gateway's port, where relay.api.ZONE leads to it in any case.
+    #[arg(long, value_name = "HOST:PORT|gateway")]
     pub(crate) listen_relay: Option<String>,
     /// The address at which others reach this server, where it listens on all (0.0.0.0 or ::). The first one is where the other servers do.
     #[arg(long, value_name = "IP")]
@@ -296,7 +299,7 @@ pub(crate) struct Agent {
     #[command(flatten)]
     pub(crate) dir: InDataDir,
     /// The region's server, where it is another than at join.
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = api_address)]
     pub(crate) server: Option<String>,
     /// Prometheus metrics of the device, at /metrics, plain HTTP.
     #[arg(long, value_name = "HOST:PORT")]
@@ -370,8 +373,8 @@ pub(crate) struct Join {
     /// The device's name [default: this machine's].
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
-    /// The region's server, where the token's addresses do not reach it.
-    #[arg(long, value_name = "HOST:PORT")]
+    /// The region's server, where the token's addresses do not reach it: HOST:PORT or https://HOST. Also at a gateway's port.
+    #[arg(long, value_name = "HOST:PORT", value_parser = api_address)]
     pub(crate) server: Option<String>,
 }
 
@@ -400,6 +403,10 @@ pub(crate) struct TokenCreate {
     /// For a relay of the region that runs by itself (`hearth relay`).
     #[arg(long)]
     pub(crate) relay: bool,
+    /// Where the joining one is to find the region, in the place of its servers' own addresses; once for each. A gateway's port (443) as well
+    /// as the API's: api.ZONE leads from the one to the other.
+    #[arg(long = "at", value_name = "HOST:PORT", value_parser = api_address)]
+    pub(crate) at: Vec<String>,
     /// How long it can be used.
     #[arg(long, default_value = "1h", value_parser = duration)]
     pub(crate) valid: std::time::Duration,
@@ -515,6 +522,16 @@ pub(crate) struct ImageBuild {
     pub(crate) arch: Option<String>,
 }
 
+/// Reads where an API answers: `HOST:PORT`, or a URL, whose port is 443 unless it says another.
+pub(crate) fn api_address(text: &str) -> Result<String, String> {
+    let (rest, url) = text.strip_prefix("https://").map_or((text, false), |rest| (rest, true));
+    let rest = if url { rest.strip_suffix('/').unwrap_or(rest) } else { rest };
+    let bare = rest.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).is_some() || !rest.contains(':');
+    let address = if url && bare { format!("{rest}:443") } else { rest.to_owned() };
+    let why = "must be HOST:PORT, or https://HOST:PORT and nothing behind that";
+    if hearth_types::names::is_address(&address) { Ok(address) } else { Err(why.into()) }
+}
+
 /// Between what a busy machine keeps up with and what anybody would wait for.
 fn heartbeat(text: &str) -> Result<std::time::Duration, String> {
     let beat = duration(text)?;
@@ -575,6 +592,32 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn addresses_of_the_api_are_read() {
+        for (text, address) in [
+            ("api.example.test:443", "api.example.test:443"),
+            ("https://api.example.test", "api.example.test:443"),
+            ("https://api.example.test/", "api.example.test:443"),
+            ("https://192.0.2.1:7443", "192.0.2.1:7443"),
+            ("https://[2001:db8::1]", "[2001:db8::1]:443"),
+            ("[2001:db8::1]:443", "[2001:db8::1]:443"),
+        ] {
+            assert_eq!(api_address(text).as_deref(), Ok(address), "{text}");
+        }
+        for text in [
+            "",
+            "api.example.test",
+            "http://a.b:1",
+            "https://",
+            "https://a.b/path",
+            "a.b:0",
+            "https://a b",
+            "2001:db8::1",
+        ] {
+            assert!(api_address(text).is_err(), "{text}");
+        }
     }
 
     #[test]

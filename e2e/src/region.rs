@@ -18,7 +18,8 @@ use crate::{
 pub const ZONE: &str = "example.test";
 /// The name of the example that [`Region::device`] has.
 pub const HOST: &str = "notes.alice.example.test";
-const API: &str = "198.51.100.2";
+/// Its API, at port 443; and the gateway where all share one port.
+pub const API: &str = "198.51.100.2";
 /// Its gateway, at port 443.
 pub const GATEWAY: &str = "198.51.100.3";
 const RELAY: &str = "198.51.100.4";
@@ -40,19 +41,51 @@ pub fn start(instance: &Instance, log: &str, mut command: std::process::Command)
     Ok(Role(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?))
 }
 
-/// A region of one server, every part of which answers at port 443 of an address of its own.
+/// A region of one server.
 pub struct Region {
+    gateway: &'static str,
     /// Its data directory, and the verbs that ask it.
     pub instance: Instance,
     /// Where its users are.
     pub cafe: Host,
     _server: Role,
-    host: Host,
+    /// Where it runs.
+    pub host: Host,
 }
 
 impl Region {
-    /// With a relay in its server, or with none.
+    /// Every part answers at port 443 of an address of its own; with a relay in its server, or with none.
     pub fn start(internet: &Internet, relay: bool) -> Result<Self> {
+        let flags = [
+            ("--listen-api", format!("{API}:443")),
+            ("--listen-gateway", format!("{GATEWAY}:443")),
+            ("--listen-tunnel", format!("{GATEWAY}:0")),
+            ("--listen-relay", format!("{RELAY}:443")),
+        ];
+        Self::start_with(
+            internet,
+            GATEWAY,
+            &flags[..if relay { 4 } else { 3 }],
+            relay.then_some("https://198.51.100.4:443"),
+        )
+    }
+
+    /// All that is TCP shares the gateway's port.
+    pub fn start_shared(internet: &Internet) -> Result<Self> {
+        let flags = [
+            ("--listen-api", "gateway".to_owned()),
+            ("--listen-gateway", format!("{API}:443")),
+            ("--listen-relay", "gateway".to_owned()),
+        ];
+        Self::start_with(internet, API, &flags, Some("https://198-51-100-2.relay.api.example.test:443"))
+    }
+
+    fn start_with(
+        internet: &Internet,
+        gateway: &'static str,
+        flags: &[(&str, String)],
+        relay: Option<&str>,
+    ) -> Result<Self> {
         let (host, cafe) = (internet.host("srv", 100)?, internet.host("cafe", 110)?);
         for address in [GATEWAY, RELAY] {
             host.netns.run(&format!("ip address add {address}/24 dev eth0"))?;
@@ -61,31 +94,25 @@ impl Region {
         let mut server =
             instance.hearth(["server", "--zone", ZONE, "--listen-metrics", "127.0.0.1:9643", "--data-dir"]);
         server.arg(instance.path()).args(["--listen-dns", &format!("{API}:53")]);
-        for (flag, host, port) in [
-            ("--listen-api", API, 443),
-            ("--listen-gateway", GATEWAY, 443),
-            ("--listen-tunnel", GATEWAY, 0),
-            ("--listen-relay", RELAY, 443),
-        ]
-        .into_iter()
-        .take(if relay { 4 } else { 3 })
-        {
-            server.args([flag, &format!("{host}:{port}")]);
+        for (flag, value) in flags {
+            server.args([flag, value.as_str()]);
         }
         let server = start(&instance, "server.log", server)?;
         instance.eventually("the server answers", || {
             instance.run("get ns")?;
             ensure!(instance.status()?["api"].is_string());
-            ensure!(!relay || instance.run("get relays")?.contains("https://198.51.100.4:443"));
+            if let Some(url) = relay {
+                ensure!(instance.run("get relays")?.contains(url));
+            }
             Ok(())
         })?;
-        Ok(Self { instance, cafe, _server: server, host })
+        Ok(Self { gateway, instance, cafe, _server: server, host })
     }
 
-    /// A home whose device runs an app.
-    pub fn device(&self, home: &Home) -> Result<(Instance, Role)> {
+    /// A home whose device runs an app; `at` are more arguments for the making of its token.
+    pub fn device(&self, home: &Home, at: &str) -> Result<(Instance, Role)> {
         let device = Instance::empty()?.in_netns(home.netns.name());
-        let token = self.instance.run("token create --owner alice")?;
+        let token = self.instance.run(&format!("token create --owner alice {at}"))?;
         let mut join = device.hearth(["join", token.trim(), "--name", "nas", "--data-dir"]);
         command::succeed(join.arg(device.path()))?;
         let examples = binary().parent().context("a folder")?.join("hearth-examples/notes");
@@ -131,7 +158,7 @@ impl Region {
     /// The same, in at most so many seconds.
     pub fn page_within(&self, path: &str, seconds: f32) -> Result<String> {
         let ca = self.instance.path().join("ca.pem").display().to_string();
-        let resolve = format!("{HOST}:443:{GATEWAY}");
+        let resolve = format!("{HOST}:443:{}", self.gateway);
         let mut curl = self.cafe.netns.program("curl");
         curl.args([
             "-sS",

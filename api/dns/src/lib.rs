@@ -7,7 +7,7 @@
 //!
 //! | the question | the answer |
 //! |---|---|
-//! | A, AAAA of a route's hostname, of the apex, of `api.<zone>` and `ns1.<zone>` | gateways' addresses of that family, AA |
+//! | A, AAAA of a route's hostname, of the apex, of `api.<zone>`, `relay.api.<zone>` and `ns1.<zone>` | gateways' addresses of that family, AA |
 //! | A, AAAA, CNAME, TXT, SRV, CAA, HTTPS that an owner set | the records; a CNAME is followed inside the zone |
 //! | a name that does not exist below one with a wildcard (RFC 4592) | what the wildcard has |
 //! | A, AAAA of `<name>.lan.<owner>.<zone>` | addresses inside the home, where its owner lets them be told |

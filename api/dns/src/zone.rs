@@ -9,6 +9,7 @@ use hearth_types::{
         record::{RecordKind, ZoneRecord},
     },
     lan::{LABEL as LAN, is_private_use},
+    relay,
     routes::RouteLookup,
 };
 use hickory_proto::rr::{LowerName, Name};
@@ -22,6 +23,8 @@ use crate::{
 const NAME_SERVER: &str = "ns1";
 /// The label of the region's API.
 const API: &str = "api";
+/// The label of relays, below the API's.
+const RELAY: &str = "relay";
 /// The label of the SOA's mailbox (RFC 2142 section 7).
 const MAILBOX: &str = "hostmaster";
 /// The label below which names are proved to an authority (RFC 8555 section 8.4).
@@ -61,6 +64,8 @@ enum Reach {
     Near,
     /// Those of all: the name servers' own names.
     All,
+    /// This one, if a gateway has it: the name of a relay at its port.
+    One(IpAddr),
 }
 
 /// A name that exists.
@@ -255,6 +260,14 @@ impl Zone {
         match labels {
             [label] if **label == *NAME_SERVER.as_bytes() => return Some(Node::host(Reach::All)),
             [label] if **label == *API.as_bytes() => return Some(Node::host(Reach::Near)),
+            [label, api] if **label == *RELAY.as_bytes() && **api == *API.as_bytes() => {
+                return Some(Node::host(Reach::Near));
+            }
+            [label, .., api] if **api == *API.as_bytes() => {
+                let ip = std::str::from_utf8(label).ok().and_then(relay::address_of_label);
+                let below_relay = labels.len() == 3 && *labels[1] == *RELAY.as_bytes();
+                return ip.filter(|_| below_relay).map(|ip| Node::host(Reach::One(ip)));
+            }
             _ if in_lan(labels) => return self.lan_node(labels, routes),
             _ => {}
         }
@@ -322,10 +335,15 @@ impl Zone {
         let (mut ttl, mut data) = (self.ttl, Vec::new());
         match (kind, facts.keys) {
             (code::A | code::AAAA, _) if node.reach != Reach::No || !node.lan.is_empty() => {
+                let one: Vec<IpAddr>;
                 let addresses = match node.reach {
                     Reach::No => &node.lan,
                     Reach::Near => &facts.near,
                     Reach::All => &facts.all,
+                    Reach::One(ip) => {
+                        one = facts.all.iter().copied().filter(|gateway| *gateway == ip).collect();
+                        &one
+                    }
                 };
                 for ip in addresses {
                     match ip {

@@ -26,6 +26,7 @@ use crate::{
     limits::{KEEP_ALIVE_IDLE, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_PROBES, Limits, MAX_DRAINED_BYTES},
     metrics::{Metrics, Outcome},
     opening::{Opening, inspect},
+    own::{Handed, OwnDoors, hand_over},
     pump::pump,
     request::{Answer, Request},
 };
@@ -40,6 +41,10 @@ const DRAIN_READ: usize = 4096;
 pub(crate) struct Shared<D> {
     pub(crate) routes: Arc<dyn RouteLookup>,
     pub(crate) dialer: Arc<D>,
+    /// Names of this server itself.
+    pub(crate) own: OwnDoors,
+    /// Not cancelled: only those are served yet.
+    pub(crate) open: Option<CancellationToken>,
     pub(crate) admission: Arc<Admission>,
     /// The same for flows of datagrams.
     pub(crate) flows: Arc<Admission>,
@@ -64,7 +69,20 @@ where
     }
     let mut bytes = Vec::new();
     let read = read_opening(&socket, &mut bytes, &shared.draining);
-    match timeout(shared.limits.opening, read).await {
+    let opening = timeout(shared.limits.opening, read).await;
+    if let Ok(Ok(Opening::Tls(name))) = &opening
+        && let Some(door) = shared.own.get(name)
+    {
+        return hand_over(door, Handed { socket, caller, hello: bytes }, &shared.limits).await;
+    }
+    if let Some(open) = &shared.open
+        && !open.is_cancelled()
+        && matches!(opening, Ok(Ok(Opening::Tls(_) | Opening::Http(_))))
+        && let Err(outcome) = opens(shared, &socket, open).await
+    {
+        return outcome;
+    }
+    match opening {
         Ok(Ok(Opening::Tls(name))) => serve_tls(shared, socket, caller, &name, bytes).await,
         Ok(Ok(Opening::Refuse(alert, outcome))) => {
             tracing::debug!(?alert, "refused a hello");
@@ -252,6 +270,15 @@ where
     end.outcome
 }
 
+/// Waits until the gateway is open, or for as long as a caller waits for a device; what cannot be told then is said to be starting.
+async fn opens<D>(shared: &Shared<D>, socket: &TcpStream, open: &CancellationToken) -> Result<(), Outcome> {
+    tokio::select! {
+        () = hung_up(socket) => Err(Outcome::HungUp),
+        () = shared.draining.cancelled() => Err(Outcome::Drained),
+        _ = timeout(shared.limits.connect, open.cancelled()) => Ok(()),
+    }
+}
+
 /// Returns when the caller has gone. One that sends more is there; whether it leaves later is not watched for.
 async fn hung_up(socket: &TcpStream) {
     if matches!(socket.peek(&mut [0]).await, Ok(1..)) {
@@ -328,6 +355,8 @@ mod tests {
         let shared = Shared {
             routes: Arc::new(Nothing),
             dialer: Arc::new(Nothing),
+            own: OwnDoors::default(),
+            open: None,
             admission: Admission::new(1, &limits.caller, &limits.owner),
             flows: Admission::new(1, &limits.flow_caller, &limits.flow_owner),
             waiting: Arc::default(),

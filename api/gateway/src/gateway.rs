@@ -20,6 +20,7 @@ use crate::{
     connection::{Shared, serve, serve_port},
     limits::{ACCEPT_PAUSE, Limits},
     metrics::{Metrics, Outcome},
+    own::OwnDoors,
     ports,
 };
 
@@ -33,12 +34,16 @@ pub struct GatewayConfig {
     pub ports: Option<RangeInclusive<u16>>,
     /// The limits.
     pub limits: Limits,
+    /// Names that lead to other doors of this server.
+    pub own: OwnDoors,
+    /// Until this is cancelled, only those names are served, and other callers wait; `None`: all are served from the start.
+    pub open: Option<CancellationToken>,
 }
 
 impl GatewayConfig {
     /// A configuration with the usual limits.
     pub fn new(listen: SocketAddr) -> Self {
-        Self { listen, ports: None, limits: Limits::default() }
+        Self { listen, ports: None, limits: Limits::default(), own: OwnDoors::default(), open: None }
     }
 }
 
@@ -94,9 +99,21 @@ where
         dialer: Arc<D>,
         registry: &Registry,
     ) -> Result<Self, GatewayError> {
-        let GatewayConfig { listen, ports, limits } = config;
+        let fail = |source| GatewayError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(fail)?;
+        Self::on(listener, config, routes, dialer, registry)
+    }
+
+    /// The same with a socket that listens already, wherever the configuration says.
+    pub fn on(
+        listener: TcpListener,
+        config: GatewayConfig,
+        routes: Arc<dyn RouteLookup>,
+        dialer: Arc<D>,
+        registry: &Registry,
+    ) -> Result<Self, GatewayError> {
+        let GatewayConfig { listen, ports, limits, own, open } = config;
         let fail = |source| GatewayError::Listen { address: listen, source };
-        let listener = TcpListener::bind(listen).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
         let metrics = Metrics::register(registry)?;
         let connections = limits.connections.min(descriptors_for_callers());
@@ -109,7 +126,8 @@ where
         let admission = Admission::new(connections, &limits.caller, &limits.owner);
         let flows = Admission::new(limits.flows, &limits.flow_caller, &limits.flow_owner);
         let (draining, waiting, port) = (CancellationToken::new(), Arc::default(), address.port());
-        let shared = Arc::new(Shared { routes, dialer, admission, flows, waiting, limits, metrics, port, draining });
+        let shared = Shared { routes, dialer, own, open, admission, flows, waiting, limits, metrics, port, draining };
+        let shared = Arc::new(shared);
         Ok(Self { listener, address, ports, shared })
     }
 

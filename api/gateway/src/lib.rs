@@ -12,6 +12,8 @@
 //! | [`hostname`] | how a name that a caller sent becomes one that can be looked up (pure) |
 //! | [`limits`] | every bound, with its unit and its reason |
 //!
+//! Names of the server itself ([`OwnDoors`]: its API, its relay) lead to its other doors, which get the connection as it is.
+//!
 //! Guarantees: nothing hangs. Every phase of a connection has a deadline: the hello, the way to the device, the
 //! handshake, a stalled write, silence. A connection holds no buffer while nothing moves.
 
@@ -29,6 +31,7 @@ mod flows;
 mod gateway;
 mod metrics;
 mod opening;
+mod own;
 mod ports;
 mod pump;
 mod records;
@@ -36,3 +39,4 @@ mod socket;
 
 pub use gateway::{Gateway, GatewayConfig, GatewayError};
 pub use limits::{Limits, Share};
+pub use own::{Handed, OwnDoors};

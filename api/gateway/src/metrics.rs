@@ -24,6 +24,10 @@ pub(crate) enum Outcome {
     CallerLost,
     /// Passed on, then the device's stream broke.
     DeviceLost,
+    /// Handed over to another door of this server.
+    Own,
+    /// The same, and that door took it not in time.
+    OwnBusy,
     /// Plain HTTP, redirected.
     Redirected,
     /// Nobody has the name.
@@ -64,6 +68,8 @@ impl Outcome {
             Self::Stalled => "stalled",
             Self::CallerLost => "caller_lost",
             Self::DeviceLost => "device_lost",
+            Self::Own => "own",
+            Self::OwnBusy => "own_busy",
             Self::Redirected => "redirected",
             Self::UnknownName => "unknown_name",
             Self::Starting => "starting",

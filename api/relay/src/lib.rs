@@ -17,4 +17,4 @@ mod stream;
 
 pub use gate::{Gate, PassGate};
 pub use limits::*;
-pub use server::{Rates, RelayConfig, RelayServer, StartError};
+pub use server::{Begun, Rates, RelayConfig, RelayServer, StartError};

@@ -26,10 +26,13 @@ use iroh_relay::{
 use prometheus::Registry;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{interval, timeout},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{
+    TlsAcceptor,
+    server::{StartHandshake, TlsStream},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -66,8 +69,8 @@ impl Default for Rates {
 /// What a relay is made of.
 #[derive(Clone)]
 pub struct RelayConfig {
-    /// Where devices and gateways connect to, TCP. Port 0 picks one.
-    pub listen: SocketAddr,
+    /// Where devices and gateways connect to, TCP. Port 0 picks one; `None`: nowhere, they are handed over ([`RelayServer::with_begun`]).
+    pub listen: Option<SocketAddr>,
     /// Where they learn their address, UDP. Port 0 picks one.
     pub listen_discovery: SocketAddr,
     /// The relay's certificate, by which they know it.
@@ -82,6 +85,15 @@ impl fmt::Debug for RelayConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RelayConfig").field("listen", &self.listen).field("gate", &self.gate).finish_non_exhaustive()
     }
+}
+
+/// A connection whose hello was read by somebody else, and who called.
+pub type Begun = (StartHandshake<TcpStream>, SocketAddr);
+
+/// A connection, by how far it is.
+enum Connection {
+    New(TcpStream),
+    Begun(Box<StartHandshake<TcpStream>>),
 }
 
 /// Why a relay does not start.
@@ -117,8 +129,8 @@ pub enum StartError {
 /// Guarantees: who has no pass gets no further than the handshake. The number of connections is bounded, by owner too, and so is how
 /// long one may take to show its pass. A connection ends once its pass is no longer good; whoever has a newer one comes back with it.
 pub struct RelayServer {
-    listener: TcpListener,
-    address: SocketAddr,
+    listener: Option<(TcpListener, SocketAddr)>,
+    begun: Option<mpsc::Receiver<Begun>>,
     discovery: Server,
     discovery_address: SocketAddr,
     shared: Arc<Shared>,
@@ -126,7 +138,7 @@ pub struct RelayServer {
 
 impl fmt::Debug for RelayServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RelayServer").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("RelayServer").field("address", &self.address()).finish_non_exhaustive()
     }
 }
 
@@ -175,10 +187,15 @@ impl RelayServer {
     /// Listens. Nothing is accepted before [`RelayServer::run`].
     pub async fn bind(config: RelayConfig, registry: &Registry) -> Result<Self, StartError> {
         let metrics = Metrics::register(registry)?;
-        let listen = config.listen;
-        let failed = |source| StartError::Listen { listen, source };
-        let listener = TcpListener::bind(listen).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
+        let listener = match config.listen {
+            None => None,
+            Some(listen) => {
+                let failed = |source| StartError::Listen { listen, source };
+                let listener = TcpListener::bind(listen).await.map_err(failed)?;
+                let address = listener.local_addr().map_err(failed)?;
+                Some((listener, address))
+            }
+        };
         let failed = |source| StartError::Discovery { listen: config.listen_discovery, source };
         let mut quic = QuicConfig::new(config.listen_discovery);
         quic.server_config = Some((*config.tls).clone());
@@ -200,12 +217,19 @@ impl RelayServer {
             unknown: Arc::new(Semaphore::new(limits::MAX_UNKNOWN)),
             tasks: TaskTracker::new(),
         });
-        Ok(Self { listener, address, discovery, discovery_address, shared })
+        Ok(Self { listener, begun: None, discovery, discovery_address, shared })
     }
 
-    /// Where devices and gateways connect to, TCP.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Takes connections also from the gateway, whose port it shares.
+    #[must_use]
+    pub fn with_begun(mut self, begun: mpsc::Receiver<Begun>) -> Self {
+        self.begun = Some(begun);
+        self
+    }
+
+    /// Where devices and gateways connect to, TCP, if it has a socket of its own.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listener.as_ref().map(|(_, address)| *address)
     }
 
     /// Where they learn their address, UDP.
@@ -214,16 +238,17 @@ impl RelayServer {
     }
 
     /// Relays until `shutdown`.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), StartError> {
-        tracing::info!(address = %self.address, discovery = %self.discovery_address, "relaying");
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), StartError> {
+        tracing::info!(address = ?self.address(), discovery = %self.discovery_address, "relaying");
         let mut checks = interval(limits::PASS_CHECK);
         checks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut meter = tokio::time::interval_at(tokio::time::Instant::now() + limits::METER_LOG, limits::METER_LOG);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => self.shared.accept(stream),
+                Some((begun, _)) = handed(&mut self.begun) => self.shared.accept(Connection::Begun(Box::new(begun))),
+                accepted = accept(self.listener.as_ref()) => match accepted {
+                    Ok((stream, _)) => self.shared.accept(Connection::New(stream)),
                     // Of one connection, or for want of descriptors: whoever is refused comes again.
                     Err(error) => tracing::debug!(%error, "a connection to the relay cannot be accepted"),
                 },
@@ -241,8 +266,22 @@ impl RelayServer {
     }
 }
 
+async fn accept(listener: Option<&(TcpListener, SocketAddr)>) -> std::io::Result<(TcpStream, SocketAddr)> {
+    match listener {
+        Some((listener, _)) => listener.accept().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn handed(begun: &mut Option<mpsc::Receiver<Begun>>) -> Option<Begun> {
+    match begun {
+        Some(begun) => begun.recv().await,
+        None => None,
+    }
+}
+
 impl Shared {
-    fn accept(self: &Arc<Self>, stream: TcpStream) {
+    fn accept(self: &Arc<Self>, stream: Connection) {
         let Ok(permit) = Arc::clone(&self.unknown).try_acquire_owned() else {
             self.refused("full");
             return;
@@ -260,10 +299,19 @@ impl Shared {
     }
 
     /// TLS and HTTP, until the connection has become one of the relay protocol or has ended.
-    async fn serve(self: &Arc<Self>, stream: TcpStream, permit: OwnedSemaphorePermit) {
+    async fn serve(self: &Arc<Self>, stream: Connection, permit: OwnedSemaphorePermit) {
         // It carries packets that were measured out already.
-        let _ = stream.set_nodelay(true);
-        let stream = match self.tls.accept(stream).await {
+        let shaken = match stream {
+            Connection::New(stream) => {
+                let _ = stream.set_nodelay(true);
+                self.tls.accept(stream).await
+            }
+            Connection::Begun(begun) => {
+                let _ = begun.io.set_nodelay(true);
+                begun.into_stream(Arc::clone(self.tls.config())).await
+            }
+        };
+        let stream = match shaken {
             Ok(stream) => stream,
             Err(error) => {
                 self.refused("handshake");

@@ -32,6 +32,7 @@ pub use ca::CertificateAuthority;
 pub use certificate::relay_tls;
 pub use clock::SystemClock;
 pub use dnssec::{Step as DnssecStep, ZoneSigning};
+pub use door::{Begun, Incoming};
 pub use grpc::{BackupSource, DeviceDoorConnector, Frozen, NoDevices, TunnelConnector};
 pub use peers::{PeerChannels, PeerError, peer_name};
 pub use resources::ResourceService;

@@ -5,7 +5,7 @@ use std::{convert::Infallible, io, sync::Arc, time::Duration};
 use hearth_proto::{MAX_MESSAGE_BYTES, v1};
 use hearth_types::group::{Group, PeerService};
 use prometheus::Registry;
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
@@ -19,7 +19,7 @@ use crate::{
     acme::AcmeSettings,
     ca::{CaError, CertificateAuthority},
     dnssec::ZoneSigning,
-    door::{Door, GuardLayer, Room},
+    door::{Door, GuardLayer, Incoming, Room},
     grpc::{
         Backups, DeviceDoorConnector, EnrollmentDoor, NoBackups, NoDevices, PeersDoor, PodsDoor, RegionDoor,
         RelaysDoor, ResourcesDoor, ServersDoor,
@@ -152,11 +152,11 @@ impl ApiServer {
         std::iter::once(server_name(zone)).chain(own).collect()
     }
 
-    /// Serves until `shutdown` is done, then stops gracefully: no new connections, streams end with
-    /// `Unavailable` after half a second, and what is left after another five seconds is cut.
+    /// Serves who comes in by a listener, or is handed over by the gateway, until `shutdown` is done. Then it stops gracefully: no new
+    /// connections, streams end with `Unavailable` after half a second, and what is left after another five seconds is cut.
     pub async fn serve(
         self,
-        listener: TcpListener,
+        incoming: impl Into<Incoming>,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), ServeError> {
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
@@ -172,7 +172,7 @@ impl ApiServer {
             room: Room::default(),
         });
         let guard = GuardLayer::new(door.clock.clone(), devices.clone(), self.metrics, stop.clone());
-        let (ready, incoming) = mpsc::channel::<io::Result<_>>(READY_QUEUE);
+        let (ready, shaken) = mpsc::channel::<io::Result<_>>(READY_QUEUE);
         let closing = CancellationToken::new();
         let mut server = tonic::transport::Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
@@ -183,7 +183,7 @@ impl ApiServer {
             .layer(guard);
         let serving = server
             .add_routes(self.routes)
-            .serve_with_incoming_shutdown(ReceiverStream::new(incoming), closing.clone().cancelled_owned());
+            .serve_with_incoming_shutdown(ReceiverStream::new(shaken), closing.clone().cancelled_owned());
         let store = self.resources.store().clone();
         let following = async {
             let servers = async {
@@ -194,7 +194,7 @@ impl ApiServer {
             };
             tokio::join!(devices.follow(store.as_ref()), servers);
         };
-        let accepting = door.run(listener, ready);
+        let accepting = door.run(incoming.into(), ready);
         let stopping = async {
             shutdown.await;
             closing.cancel();

@@ -15,6 +15,7 @@ mod limits;
 mod metrics;
 mod quic;
 mod relays;
+mod resolver;
 mod stream;
 
 pub use device::{

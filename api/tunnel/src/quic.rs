@@ -8,7 +8,7 @@ use iroh::{
     endpoint::{ConnectOptions, Connection, IdleTimeout, PortmapperConfig, QuicTransportConfig, VarInt, presets},
 };
 
-use crate::{limits, relays::Relays};
+use crate::{limits, relays::Relays, resolver::Hosts};
 
 /// The protocol that both ends must name (ALPN, RFC 7301). It changes when the meaning of a stream's bytes does: the
 /// first version's ingress streams begin with the text header, those of the second with a PROXY header.
@@ -150,6 +150,7 @@ async fn bind(
         .portmapper_config(PortmapperConfig::Disabled)
         .relay_mode(RelayMode::Custom(relays.map()))
         .net_report_config(report)
+        .dns_resolver(Hosts::resolver())
         .ca_tls_config(relays.tls());
     if matches!(role, Role::Gateway) {
         builder = builder.alpns(vec![ALPN_2.to_vec(), ALPN_1.to_vec()]);

@@ -3,7 +3,7 @@
 //! A relay knows nobody. Whoever wants to use one shows a pass: a statement by which the region lends its relays to one
 //! key for some hours. The key is proven to the relay when it is connected to, so that a pass is of no use to others.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -62,6 +62,41 @@ pub struct RelayAccess {
 /// The name in the certificate of every relay of a zone.
 pub fn server_name(zone: &str) -> String {
     format!("relay.api.{zone}")
+}
+
+/// The host in the URL of a relay that shares the gateway's port at this address: a name, so that a client's hello has one, and one that
+/// says the address, so that nobody has to be asked for it. `198-51-100-7.relay.api.<zone>`; of IPv6 all eight groups, `2001-db8-0-0-0-0-0-1`.
+pub fn host_at(ip: IpAddr, zone: &str) -> String {
+    let label = match ip {
+        IpAddr::V4(ip) => ip.octets().map(|part| part.to_string()).join("-"),
+        IpAddr::V6(ip) => ip.segments().map(|part| format!("{part:x}")).join("-"),
+    };
+    format!("{label}.{}", server_name(zone))
+}
+
+/// The address that a host says, if it is one of [`host_at`] in any zone.
+pub fn address_in(host: &str) -> Option<IpAddr> {
+    let (label, rest) = host.strip_suffix('.').unwrap_or(host).split_once('.')?;
+    rest.to_ascii_lowercase().starts_with("relay.api.").then(|| address_of_label(label))?
+}
+
+/// The address that the first label of [`host_at`] says.
+pub fn address_of_label(label: &str) -> Option<IpAddr> {
+    let parts: Vec<&str> = label.split('-').collect();
+    let number = |text: &str, radix| {
+        let plain = !text.is_empty() && text.len() <= 4 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        plain.then(|| u16::from_str_radix(text, radix).ok())?
+    };
+    if let [_, _, _, _] = parts[..] {
+        let octet = |text| u8::try_from(number(text, 10)?).ok();
+        let octets: Vec<u8> = parts.iter().map_while(|text| octet(text)).collect();
+        return <[u8; 4]>::try_from(octets).ok().map(IpAddr::from);
+    }
+    let groups: Vec<u16> = parts.iter().map_while(|text| number(text, 16)).collect();
+    if groups.len() != parts.len() {
+        return None;
+    }
+    <[u16; 8]>::try_from(groups).ok().map(IpAddr::from)
 }
 
 /// Whether a text is where a relay can be: `https://host:port`, and nothing behind that.
@@ -187,6 +222,34 @@ mod tests {
 
     fn key(n: u8) -> SigningKey {
         SigningKey::from_seed(&[n; 32])
+    }
+
+    #[test]
+    fn a_host_says_its_address() {
+        for (ip, label) in
+            [("198.51.100.7", "198-51-100-7"), ("2001:db8::1", "2001-db8-0-0-0-0-0-1"), ("::", "0-0-0-0-0-0-0-0")]
+        {
+            let ip: IpAddr = ip.parse().expect("an address");
+            let host = host_at(ip, "example.test");
+            assert_eq!(host, format!("{label}.relay.api.example.test"));
+            assert_eq!((address_in(&host), address_in(&format!("{}.", host.to_uppercase()))), (Some(ip), Some(ip)));
+            assert!(check_url(&format!("https://{host}:443")).is_ok());
+        }
+        for none in [
+            "198-51-100-7.example.test",
+            "relay.api.example.test",
+            "fra-1.relay.api.example.test",
+            "198-51-100-256.relay.api.example.test",
+            "198-51-100-a.relay.api.example.test",
+            "+1-51-100-7.relay.api.example.test",
+            "1-2-3.relay.api.example.test",
+            "1-2-3-4-5.relay.api.example.test",
+            "x-51-100-7-1-1-1-1.relay.api.example.test",
+            "12345-0-0-0-0-0-0-1.relay.api.example.test",
+            "",
+        ] {
+            assert_eq!(address_in(none), None, "{none}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use hearth_acme::{Acme, AcmeConfig};
 use hearth_api::{
-    AcmeSettings, ApiConfig, ApiServer, BackupSource, CertificateAuthority, Doors, Frozen, PeerChannels,
+    AcmeSettings, ApiConfig, ApiServer, BackupSource, CertificateAuthority, Doors, Frozen, Incoming, PeerChannels,
     ResourceService, TunnelConnector, ZoneSigning, server_name,
 };
 use hearth_client::Config;
@@ -36,10 +36,10 @@ use super::{
     metrics,
     relaying::{self, OwnRelay},
     server::{address, advertised, bind},
-    zone,
+    sharing, zone,
 };
 use crate::{
-    args::Server,
+    args::{GATEWAY, Server},
     data_dir::{DataDir, ServerReport, write_atomically},
     region_files,
 };
@@ -72,9 +72,17 @@ pub(super) async fn run_server(
     let registry = metrics::registry()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     // Ports first: what cannot listen fails before anything was made.
-    let api_listener = bind("--listen-api", "the API", &args.listen.listen_api).await?;
+    let gateway_listener = bind("--listen-gateway", "the gateway", &args.listen.listen_gateway).await?;
+    let gateway_address = gateway_listener.local_addr().context("the gateway's own address")?;
+    let api_listener = match args.listen.listen_api.as_str() {
+        GATEWAY => None,
+        text => Some(bind("--listen-api", "the API", text).await?),
+    };
     let metrics_listener = bind("--listen-metrics", "metrics", &args.listen.listen_metrics).await?;
-    let api_address = api_listener.local_addr().context("the API's own address")?;
+    let api_address = match &api_listener {
+        Some(listener) => listener.local_addr().context("the API's own address")?,
+        None => gateway_address,
+    };
     let metrics_address = metrics_listener.local_addr().context("the metrics' own address")?;
     let addresses: Vec<_> = advertised(api_address, &args.listen.advertise)?.iter().map(ToString::to_string).collect();
     let own_address = addresses.first().context("the API's own address")?.clone();
@@ -102,10 +110,10 @@ pub(super) async fn run_server(
     let store: Arc<dyn Store> = raft.clone();
     let resources = Arc::new(ResourceService::new(Arc::clone(&store), Arc::clone(&clock), &zone));
 
-    let gateway_listen = address("--listen-gateway", &args.listen.listen_gateway)?;
+    let gateways = advertised(gateway_address, &args.listen.advertise)?;
     let domains = Domains {
         lookup: Arc::new(Resolver::new(args.listen.resolver)),
-        gateways: advertised(gateway_listen, &args.listen.advertise)?.iter().map(SocketAddr::ip).collect(),
+        gateways: gateways.iter().map(SocketAddr::ip).collect(),
     };
     let (region, handle) = Region::new(hearth_region::Config {
         domains: Some(domains),
@@ -137,17 +145,17 @@ pub(super) async fn run_server(
     );
     let tunnel_address = *hub.notice().addresses.first().context("the tunnel's own address")?;
 
-    let mut config = GatewayConfig::new(gateway_listen);
+    let shares_relay = args.listen.listen_relay.as_ref().map(|_| gateways.as_slice());
+    let shared = sharing::Shared::new(&zone, own.id, shares_relay);
+    let mut config = GatewayConfig::new(gateway_address);
+    let open = CancellationToken::new();
+    (config.own, config.open) = (shared.doors, Some(open.clone()));
     config.ports.clone_from(&args.listen.port_range);
     config.limits.drain = args.listen.drain;
     // Who has more time to end may also be silent for longer.
     config.limits.drain_quiet = config.limits.drain_quiet.max(args.listen.drain / 5);
-    let gateway = Gateway::bind(config, handle.routes(), Arc::clone(&hub), &registry)
-        .await
-        .map_err(|error| super::server::cannot_listen("--listen-gateway", "the gateway", gateway_listen, &error))?;
-    let gateway_address = gateway.local_addr();
+    let gateway = Gateway::on(gateway_listener, config, handle.routes(), Arc::clone(&hub), &registry)?;
     let dns_listen = address("--listen-dns", &args.listen.listen_dns)?;
-    let gateways = advertised(gateway_address, &args.listen.advertise)?;
     let texts = |addresses: &[SocketAddr]| addresses.iter().map(ToString::to_string).collect();
     let signing = ZoneSigning::new(Arc::clone(&resources), &ca)?;
     let gateway_ips = gateways.iter().map(SocketAddr::ip).collect();
@@ -167,7 +175,8 @@ pub(super) async fn run_server(
     let told_dns = advertised(dns_address, &args.listen.advertise).unwrap_or_default();
     let doors = Doors { gateways: texts(&gateways), dns: texts(&told_dns) };
 
-    let relay = OwnRelay::bind(args, &ca, &clock, handle.dial_notifier(), &registry).await?;
+    let relay =
+        OwnRelay::bind(args, &ca, &clock, handle.dial_notifier(), &registry, (gateway_address, shared.relay)).await?;
     let relay_name = format!("{region_name}-{}", own.id);
     let (relay_address, relay_spec) = (relay.as_ref().map(OwnRelay::address), relay.as_ref().map(OwnRelay::spec));
 
@@ -199,7 +208,10 @@ pub(super) async fn run_server(
     let _handing_over = AbortOnDrop(tokio::spawn(hand_over(Arc::clone(&raft), shutdown, stopping.clone())));
     let (shutdown, stop) = (stopping.clone(), || stopping.clone());
     // Before the store is ready: it is only once the servers call each other.
-    parts.spawn("api", api.serve(api_listener, stop().cancelled_owned()));
+    let incoming = Incoming { listener: api_listener, begun: Some(shared.api) };
+    parts.spawn("api", api.serve(incoming, stop().cancelled_owned()));
+    // For the API's name alone until the routes are known: every other name would be one that nobody has.
+    parts.spawn("gateway", gateway.run(stop()));
     let client_address = own_address.clone();
     let keeping = membership::keep(data.clone(), own, own_address, group, channels, stop());
     parts.spawn("membership", keeping);
@@ -244,8 +256,8 @@ pub(super) async fn run_server(
     };
     let ended = match parts.until(starting, &shutdown).await {
         Ok(true) => {
-            // Not before the routes are known: every name would be one that nobody has.
-            parts.spawn("gateway", gateway.run(stop()));
+            open.cancel();
+            // As the gateway: not before the routes are known.
             parts.spawn("dns", dns.run(stop()));
             parts.spawn("certificates", acme.run(stop()));
             if let Some(relay) = relay {

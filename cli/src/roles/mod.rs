@@ -12,6 +12,7 @@ mod process_logs;
 pub(crate) mod relay;
 mod relaying;
 pub(crate) mod server;
+mod sharing;
 mod signals;
 pub(crate) mod status;
 mod supervisor;

@@ -172,14 +172,15 @@ async fn run(data: &DataDir, args: &Relay, shutdown: CancellationToken) -> Resul
     let listen = address("--listen", &args.listen)?;
     let (certificate, gate) = (RelayCertificate::default(), Arc::new(LateGate(OnceLock::new())));
     let config = RelayConfig {
-        listen,
+        listen: Some(listen),
         listen_discovery: listen,
         tls: certificate.server_config()?,
         gate: gate.clone(),
         rates: Rates::default(),
     };
     let server = RelayServer::bind(config, &registry).await.context("cannot start the relay (--listen)")?;
-    let (url, discovery) = (url(args, server.address())?, server.discovery_address().port());
+    let own = server.address().context("the relay's own address")?;
+    let (url, discovery) = (url(args, own)?, server.discovery_address().port());
 
     fs::create_dir_all(data.relay()).with_context(|| format!("cannot make {}", data.relay().display()))?;
     let identity = DeviceIdentity::from_seed(&tunnel_seed(&data.relay().join("relay.key"))?)?;
@@ -203,7 +204,7 @@ async fn run(data: &DataDir, args: &Relay, shutdown: CancellationToken) -> Resul
         name: joined.name.clone(),
         region: joined.region.clone(),
         url: url.clone(),
-        relay: server.address(),
+        relay: own,
         metrics: metrics_address,
     };
     data.write_report(Role::Relay, &Report::Ready(report))?;

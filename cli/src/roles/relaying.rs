@@ -9,19 +9,20 @@ use hearth_api::{
 };
 use hearth_client::device::relay_trust;
 use hearth_region::RegionHandle;
-use hearth_relay::{Gate, PassGate, Rates, RelayConfig, RelayServer};
+use hearth_relay::{Begun, Gate, PassGate, Rates, RelayConfig, RelayServer};
 use hearth_tunnel::{RelaySet, TunnelHub};
 use hearth_types::{
     Clock, DeviceKey, GroupKind, ObjectKey, Reason,
     kinds::API_VERSION,
-    relay::{BadPass, Holder, PASS_RENEWAL, Pass, RelayAccess, server_name},
+    relay::{BadPass, Holder, PASS_RENEWAL, Pass, RelayAccess, host_at, server_name},
     tunnel::DialNotifier,
 };
 use serde_json::json;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::server::{address, advertised};
-use crate::args::Server;
+use crate::args::{GATEWAY, Server};
 
 /// The pause before the region is told again of this server's relay.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -52,6 +53,7 @@ impl Gate for RegionGate {
 /// The relay of this server, where it was asked for.
 pub(super) struct OwnRelay {
     server: RelayServer,
+    address: SocketAddr,
     url: String,
 }
 
@@ -63,26 +65,38 @@ impl OwnRelay {
         clock: &Arc<dyn Clock>,
         devices: Arc<dyn DialNotifier>,
         registry: &prometheus::Registry,
+        (gateway, begun): (SocketAddr, Option<mpsc::Receiver<Begun>>),
     ) -> Result<Option<Self>> {
         let Some(text) = &args.listen.listen_relay else { return Ok(None) };
-        let listen = address("--listen-relay", text)?;
+        let shares = text == GATEWAY;
+        let listen = if shares { gateway } else { address("--listen-relay", text)? };
         let passes = PassGate::new(ca.signing_key().public(), Arc::clone(clock));
         let config = RelayConfig {
-            listen,
+            listen: (!shares).then_some(listen),
             listen_discovery: listen,
             tls: relay_tls(ca, Arc::clone(clock))?,
             gate: Arc::new(RegionGate { passes, devices }),
             rates: Rates::default(),
         };
-        let server = RelayServer::bind(config, registry).await.context("cannot start the relay (--listen-relay)")?;
-        let own = advertised(server.address(), &args.listen.advertise)?;
-        let url = format!("https://{}", own.first().context("the relay's own address")?);
-        Ok(Some(Self { server, url }))
+        let mut server =
+            RelayServer::bind(config, registry).await.context("cannot start the relay (--listen-relay)")?;
+        if let Some(begun) = begun {
+            server = server.with_begun(begun);
+        }
+        let address = server.address().unwrap_or(gateway);
+        let own = *advertised(address, &args.listen.advertise)?.first().context("the relay's own address")?;
+        let url = if shares {
+            // A client says a name in its hello, and no address.
+            format!("https://{}:{}", host_at(own.ip(), ca.zone()), own.port())
+        } else {
+            format!("https://{own}")
+        };
+        Ok(Some(Self { server, address, url }))
     }
 
     /// Where it listens.
     pub(super) fn address(&self) -> SocketAddr {
-        self.server.address()
+        self.address
     }
 
     /// What the region is to be told of it.

@@ -13,7 +13,7 @@ use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    args::{Listen, Up},
+    args::{GATEWAY, Listen, Up},
     data_dir::{AgentReport, DataDir, Lock, Report, Role, ServerReport, UpReport},
     roles::{process, process_logs},
     verbs,
@@ -121,12 +121,16 @@ async fn wait_unlocked(data: &DataDir) -> Result<()> {
 }
 
 fn fix(listen: &mut Listen, report: &ServerReport) {
-    listen.listen_api = report.api.to_string();
+    if listen.listen_api != GATEWAY {
+        listen.listen_api = report.api.to_string();
+    }
     listen.listen_gateway = report.gateway.to_string();
     listen.listen_dns = report.dns.to_string();
     listen.listen_metrics = report.metrics.to_string();
     listen.listen_tunnel = Some(report.tunnel.to_string());
-    listen.listen_relay = report.relay.map(|relay| relay.to_string());
+    if listen.listen_relay.as_deref() != Some(GATEWAY) {
+        listen.listen_relay = report.relay.map(|relay| relay.to_string());
+    }
 }
 
 fn server_arguments(args: &Up, listen: &Listen) -> Vec<String> {

@@ -1,7 +1,10 @@
 //! `token`: what an operator hands to a new device or server.
 
-use anyhow::Result;
-use hearth_types::Timestamp;
+use anyhow::{Result, ensure};
+use hearth_types::{
+    Timestamp,
+    token::{JoinToken, MAX_TOKEN_ADDRESSES},
+};
 use serde_json::json;
 
 use crate::{
@@ -20,7 +23,7 @@ pub(crate) async fn create(context: &Context, args: &TokenCreate) -> Result<()> 
         None => client.create_token_for_any_owner(args.valid).await,
     };
     let made = made.map_err(|status| refusal(&status))?;
-    output::line(&made.token);
+    output::line(&leading_to(&made.token, &args.at)?);
     let expires = Timestamp(made.expires_millis).seconds();
     if args.server {
         output::note(&format!("good for one server, until {expires}; use it there with: hearth server --join TOKEN"));
@@ -36,6 +39,16 @@ pub(crate) async fn create(context: &Context, args: &TokenCreate) -> Result<()> 
     let whose = args.owner.as_ref().map(|owner| format!(" of {owner}")).unwrap_or_default();
     output::note(&format!("good for one device{whose}, until {expires}; use it there with: hearth join TOKEN"));
     Ok(())
+}
+
+/// A token that leads to these addresses, where some are given. The region knows a token by its secret alone.
+fn leading_to(token: &str, at: &[String]) -> Result<String> {
+    if at.is_empty() {
+        return Ok(token.to_owned());
+    }
+    ensure!(at.len() <= MAX_TOKEN_ADDRESSES, "--at: a token has room for {MAX_TOKEN_ADDRESSES} addresses");
+    let token: JoinToken = token.parse()?;
+    Ok(JoinToken { addresses: at.to_vec(), ..token }.to_string())
 }
 
 /// Lists the tokens.

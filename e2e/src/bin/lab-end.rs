@@ -81,7 +81,7 @@ async fn relay(folder: &Path, listen: &str) -> Result<()> {
     let key = PrivateKeyDer::from_pem_file(folder.join("relay.key"))?;
     let tls = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
     let config = RelayConfig {
-        listen: listen.parse()?,
+        listen: Some(listen.parse()?),
         listen_discovery: listen.parse()?,
         tls: Arc::new(tls),
         gate: Arc::new(PassGate::new(region().public(), Arc::new(Now))),

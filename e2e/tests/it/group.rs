@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use hearth_e2e::{
     command, eventually,
     instance::Instance,
-    server::{PATIENCE, Server, place, three},
+    server::{PATIENCE, Server, place, three, three_by},
 };
 use serde_json::Value;
 
@@ -103,6 +103,24 @@ fn a_server_that_moved_is_found_at_its_new_address() -> Result<()> {
         servers[at].write(&format!("moved-{moving}"))?;
         servers[other].has(&format!("moved-{moving}"))?;
     }
+    Ok(())
+}
+
+#[test]
+fn servers_whose_api_shares_the_gateways_port_are_a_group_by_it() -> Result<()> {
+    let mut servers = three_by(|_, join| Server::spawned_as(Instance::empty()?, "gateway", None, join))?;
+    for server in &servers {
+        assert_eq!(server.api, server.instance.address("gateway")?);
+    }
+    // What comes back has to reach the others, and be reached, before it knows any route.
+    let dead = place(servers[0].leader()?);
+    let other = (dead + 1) % 3;
+    servers[dead].kill()?;
+    eventually("the others take writes", ELECTION, || servers[other].write("without"))
+        .with_context(|| servers[other].log())?;
+    servers[dead].again("gateway", None)?;
+    servers[dead].has("without")?;
+    servers[other].all_well(&[1, 2, 3])?;
     Ok(())
 }
 

@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use hearth_e2e::{
     command, eventually,
-    nat::{Behaviour, Internet, Kind},
-    region::{Region, bytes_of, start},
+    instance::binary,
+    nat::{Behaviour, Home, Internet, Kind},
+    netns::Netns,
+    region::{API, HOST, Region, bytes_of, start},
 };
 
-/// How long the app may not answer when a relay dies.
-const FAILOVER: Duration = Duration::from_secs(5);
+/// How long the app may not answer when a relay dies: five seconds on a machine that has nothing else to do, and this beside other tests. The
+/// tunnels by themselves take half a minute to leave a relay that stands still.
+const FAILOVER: Duration = Duration::from_secs(15);
 
 #[test]
 fn a_device_that_lets_only_tcp_443_out_is_reached_by_the_relay_which_counts_its_owners_bytes() -> Result<()> {
@@ -18,7 +21,7 @@ fn a_device_that_lets_only_tcp_443_out_is_reached_by_the_relay_which_counts_its_
     let region = Region::start(&internet, true)?;
     let home = internet.home(Kind::Only443, 1)?;
     assert_eq!(Behaviour::measure(&home.netns, &internet)?, Behaviour::Blocked);
-    let (device, _agent) = region.device(&home)?;
+    let (device, _agent) = region.device(&home, "")?;
     eventually("the app answers in the cafe", Duration::from_secs(30), || region.page("/healthz"))
         .with_context(|| device.logs() + &region.instance.logs())?;
     // Whoever asks is told why.
@@ -48,7 +51,7 @@ fn relays_of_their_own_join_by_token_and_one_that_stands_still_is_left_for_anoth
         Ok(())
     })?;
     let home = internet.home(Kind::Only443, 1)?;
-    let (device, _agent) = region.device(&home)?;
+    let (device, _agent) = region.device(&home, "")?;
     let logs = || device.logs() + &region.instance.logs() + &relays[0].log() + &relays[1].log();
     // The gateway may go to a nearer relay while the first page is under way.
     let used = eventually("the app answers in the cafe by a relay that counts it", Duration::from_secs(30), || {
@@ -101,4 +104,80 @@ fn relays_of_their_own_join_by_token_and_one_that_stands_still_is_left_for_anoth
         );
         Ok(())
     })
+}
+
+/// How many packets a counter of [`watch_line`] has seen.
+fn packets(netns: &Netns, counter: &str) -> Result<u64> {
+    let said = netns.run(&format!("nft list counter ip line {counter}"))?;
+    let count = said.split_whitespace().skip_while(|word| *word != "packets").nth(1).context("a count")?;
+    count.parse().with_context(|| said.clone())
+}
+
+/// Counts what leaves a home: for the gateway's port, and everything else.
+fn watch_line(internet: &Internet, home: &Home) -> Result<()> {
+    let device = &home.device;
+    internet.netns.nft(&format!(
+        "table ip line {{
+            counter gateway {{ }}
+            counter other {{ }}
+            chain through {{
+                type filter hook forward priority filter;
+                iifname {device} ip daddr {API} tcp dport 443 counter name gateway accept
+                iifname {device} counter name other
+            }}
+        }}"
+    ))
+}
+
+#[test]
+fn where_all_shares_the_gateways_port_a_device_that_reaches_that_alone_joins_and_serves() -> Result<()> {
+    let internet = Internet::new()?;
+    let region = Region::start_shared(&internet)?;
+    let home = internet.home(Kind::Only443, 1)?;
+    // Not even another TCP 443.
+    home.routers[0].nft(&format!(
+        "table ip strict {{ chain through {{ type filter hook forward priority filter;
+            oifname wan ip daddr {API} tcp dport 443 accept; oifname wan drop; }}\n}}"
+    ))?;
+    watch_line(&internet, &home)?;
+    let (device, _agent) = region.device(&home, "--at https://198.51.100.2")?;
+    eventually("the app answers in the cafe", Duration::from_secs(30), || region.page("/healthz"))
+        .with_context(|| device.logs() + &region.instance.logs())?;
+    let step = region.device_step().with_context(|| device.logs())?;
+    let facts = &step["facts"];
+    assert_eq!((&facts["path"], &facts["relay"]), (&"Relay".into(), &"home-1".into()), "{step:#}");
+    ensure!(bytes_of(&region.metrics()?, "alice")? > 1000.0);
+
+    // Its owner at home works with the region by the same port: calls, watches, and streams from the device.
+    let at_home = |line: &str| {
+        let mut hearth = home.netns.program(&binary().display().to_string());
+        hearth.env("HEARTH_CONFIG", region.instance.path().join("client.yaml")).args(line.split_whitespace());
+        command::succeed(&mut hearth)
+    };
+    ensure!(at_home("get devices -o wide")?.contains("nas"));
+    at_home("wait install/notes -n alice --for condition=Ready --timeout 20s")?;
+    ensure!(!at_home("logs install/notes -n alice")?.is_empty());
+
+    // What else asks for those names at the port: the relay says that it is there, DNS says where, and no other name is known.
+    let ca = region.instance.path().join("ca.pem").display().to_string();
+    let ask = |name: &str, path: &str| {
+        let mut curl = region.cafe.netns.program("curl");
+        curl.args(["-sS", "--max-time", "10", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", &ca]);
+        curl.args(["--resolve", &format!("{name}:443:{API}")]).arg(format!("https://{name}{path}"));
+        curl
+    };
+    assert_eq!(command::succeed(&mut ask("relay.api.example.test", "/ping"))?, "200");
+    let refused = command::fail(&mut ask("relay.example.test", "/ping"))?;
+    ensure!(refused.contains("unrecognized name"), "{refused}");
+    for name in ["api.example.test", "198-51-100-2.relay.api.example.test"] {
+        assert_eq!(region.cafe.netns.run(&format!("kdig @{API} +short {name} A"))?.trim(), API, "{name}");
+    }
+    let listening = region.host.netns.run("ss -tlnH")?;
+    let mut ports: Vec<_> = listening.lines().filter_map(|line| line.split_whitespace().nth(3)).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, ["127.0.0.1:9643", "198.51.100.2:443", "198.51.100.2:53"]);
+    // On the line was nothing else.
+    assert_eq!(packets(&internet.netns, "other")?, 0);
+    ensure!(packets(&internet.netns, "gateway")? > 100);
+    Ok(())
 }

@@ -83,6 +83,12 @@ fn cases() -> Vec<Case> {
         // The names of the region itself.
         found("api.hearth.internal.", T::AAAA, &["api.hearth.internal. AAAA 2001:db8::1"]),
         no_data("api.hearth.internal.", T::MX),
+        found("relay.api.hearth.internal.", T::AAAA, &["relay.api.hearth.internal. AAAA 2001:db8::1"]),
+        found("192-0-2-2.relay.api.hearth.internal.", T::A, &["192-0-2-2.relay.api.hearth.internal. A 192.0.2.2"]),
+        no_data("192-0-2-2.relay.api.hearth.internal.", T::AAAA),
+        no_data("198-51-100-9.relay.api.hearth.internal.", T::A),
+        no_name("fra-1.relay.api.hearth.internal.", T::A),
+        no_name("192-0-2-2.api.hearth.internal.", T::A),
         found("NS1.hearth.internal.", T::AAAA, &["NS1.hearth.internal. AAAA 2001:db8::1"]),
         no_name("api.alice.hearth.internal.", T::A),
         no_name("ns2.hearth.internal.", T::A),

@@ -247,6 +247,15 @@ pub(crate) async fn gateway_on(
     devices: &[(&'static str, Device)],
     adjust: impl FnOnce(&mut Limits),
 ) -> Fixture {
+    gateway_of(listen, devices, |config| adjust(&mut config.limits)).await
+}
+
+/// The same, with anything of its configuration changed.
+pub(crate) async fn gateway_of(
+    listen: &str,
+    devices: &[(&'static str, Device)],
+    adjust: impl FnOnce(&mut GatewayConfig),
+) -> Fixture {
     let key = rcgen::generate_simple_self_signed([NAME.to_owned()]).expect("a certificate");
     let certificate = key.cert.der().clone();
     let secret = PrivateKeyDer::try_from(key.signing_key.serialize_der()).expect("a key");
@@ -279,7 +288,7 @@ pub(crate) async fn gateway_on(
     let registry = Registry::new();
     let mut config = GatewayConfig::new(listen.parse().expect("an address"));
     config.ports = Some(2..=u16::MAX);
-    adjust(&mut config.limits);
+    adjust(&mut config);
     let gateway = Gateway::bind(config, Arc::new(routes), Arc::clone(&devices), &registry).await.expect("a free port");
     let address = gateway.local_addr();
     let shutdown = CancellationToken::new();

@@ -5,6 +5,7 @@
 mod fixture;
 mod flows;
 mod limits;
+mod own;
 mod plain;
 mod ports;
 mod refused;

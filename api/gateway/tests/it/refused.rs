@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt;
 use crate::fixture::{BOUND, Device, Fixture, NAME, RAW_NAME, gateway, gateway_with, read_all};
 
 /// The alert that a real client got.
-async fn alert(gateway: &Fixture, name: &str) -> AlertDescription {
+pub(crate) async fn alert(gateway: &Fixture, name: &str) -> AlertDescription {
     let error = gateway.tls(name).await.expect_err("an alert");
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::AlertReceived(alert)) => *alert,

@@ -18,7 +18,10 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::Sleep,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{
+    TlsAcceptor,
+    server::{StartHandshake, TlsStream},
+};
 use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFutureOwned},
     task::TaskTracker,
@@ -62,6 +65,53 @@ pub(crate) struct ConnInfo {
     pub(crate) peer: Arc<Peer>,
 }
 
+/// A connection whose hello was read by somebody else, and who called.
+pub type Begun = (StartHandshake<TcpStream>, SocketAddr);
+
+/// Where connections come from.
+#[derive(Debug, Default)]
+pub struct Incoming {
+    /// A socket of the API's own.
+    pub listener: Option<TcpListener>,
+    /// The gateway, whose port the API shares.
+    pub begun: Option<mpsc::Receiver<Begun>>,
+}
+
+impl From<TcpListener> for Incoming {
+    fn from(listener: TcpListener) -> Self {
+        Self { listener: Some(listener), begun: None }
+    }
+}
+
+impl Incoming {
+    /// The next one. Dropping the future loses none.
+    async fn next(&mut self) -> io::Result<(Connection, SocketAddr)> {
+        let Self { listener, begun } = self;
+        let listened = async {
+            match listener {
+                Some(listener) => listener.accept().await,
+                None => std::future::pending().await,
+            }
+        };
+        let handed = async {
+            match begun {
+                Some(begun) => begun.recv().await,
+                None => None,
+            }
+        };
+        tokio::select! {
+            listened = listened => listened.map(|(tcp, remote)| (Connection::New(tcp), remote)),
+            Some((begun, remote)) = handed => Ok((Connection::Begun(Box::new(begun)), remote)),
+        }
+    }
+}
+
+/// A connection, by how far it is.
+enum Connection {
+    New(TcpStream),
+    Begun(Box<StartHandshake<TcpStream>>),
+}
+
 /// The door of one listener.
 pub(crate) struct Door {
     pub(crate) ca: Arc<CertificateAuthority>,
@@ -98,7 +148,7 @@ impl Door {
     /// them any more.
     pub(crate) async fn run(
         self: Arc<Self>,
-        listener: TcpListener,
+        mut incoming: Incoming,
         ready: mpsc::Sender<io::Result<DoorIo>>,
     ) -> Result<(), CaError> {
         let acceptor = TlsAcceptor::from(Arc::new(self.tls()?));
@@ -107,17 +157,19 @@ impl Door {
         loop {
             let accepted = tokio::select! {
                 () = ready.closed() => return Ok(()),
-                accepted = accept(&listener, &connections) => accepted,
+                accepted = accept(&mut incoming, &connections) => accepted,
             };
             match accepted {
-                Ok((tcp, remote, permit)) => {
+                Ok((connection, remote, permit)) => {
                     let Some(guest) = self.room.handshakes.admit(remote.ip()) else {
                         self.metrics.turned_away.inc();
                         tracing::debug!(%remote, "too many handshakes of one network");
                         continue;
                     };
                     let (door, acceptor, ready) = (self.clone(), acceptor.clone(), ready.clone());
-                    tasks.spawn(async move { door.handshake(tcp, remote, (permit, guest), acceptor, ready).await });
+                    tasks.spawn(
+                        async move { door.handshake(connection, remote, (permit, guest), acceptor, ready).await },
+                    );
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -145,15 +197,26 @@ impl Door {
 
     async fn handshake(
         self: Arc<Self>,
-        tcp: TcpStream,
+        connection: Connection,
         remote: SocketAddr,
-        (connection, handshake): (OwnedSemaphorePermit, Guest),
+        (permit, handshake): (OwnedSemaphorePermit, Guest),
         acceptor: TlsAcceptor,
         ready: mpsc::Sender<io::Result<DoorIo>>,
     ) {
-        let _ = tcp.set_nodelay(true);
+        let handshaking = async {
+            match connection {
+                Connection::New(tcp) => {
+                    let _ = tcp.set_nodelay(true);
+                    acceptor.accept(tcp).await
+                }
+                Connection::Begun(begun) => {
+                    let _ = begun.io.set_nodelay(true);
+                    begun.into_stream(Arc::clone(acceptor.config())).await
+                }
+            }
+        };
         let shaken = tokio::select! {
-            shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)) => shaken,
+            shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshaking) => shaken,
             () = handshake.end.cancelled() => {
                 self.metrics.turned_away.inc();
                 tracing::debug!(%remote, "a TLS handshake had to make room for a newer one");
@@ -209,7 +272,7 @@ impl Door {
             stranger,
             cut: Box::pin(self.cut.clone().cancelled_owned()),
             first: Some(Box::pin(tokio::time::sleep(HANDSHAKE_TIMEOUT))),
-            _held: Held { _registration: registration, _permit: connection, open: self.metrics.connections.clone() },
+            _held: Held { _registration: registration, _permit: permit, open: self.metrics.connections.clone() },
         };
         // Nobody takes it: the server is stopping.
         let _ = ready.send(Ok(io)).await;
@@ -219,12 +282,12 @@ impl Door {
 /// Waits for room, then for a connection, so that what there is no room for waits in the kernel. Those whom nobody knows cannot take
 /// all of that room: there are far fewer places for them.
 async fn accept(
-    listener: &TcpListener,
+    incoming: &mut Incoming,
     connections: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+) -> io::Result<(Connection, SocketAddr, OwnedSemaphorePermit)> {
     let connection = connections.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (tcp, remote) = listener.accept().await?;
-    Ok((tcp, remote, connection))
+    let (accepted, remote) = incoming.next().await?;
+    Ok((accepted, remote, connection))
 }
 
 /// A connection of somebody whom nobody knows: it ends after a while, unless its key has become a device's.
@@ -374,7 +437,7 @@ mod tests {
         let client = tokio_rustls::TlsConnector::from(Arc::new(tls));
         let name = rustls_pki_types::ServerName::try_from("api.hearth.internal").expect("a name");
         let (sender, mut ready) = mpsc::channel(8);
-        let running = tokio::spawn(door.clone().run(listener, sender));
+        let running = tokio::spawn(door.clone().run(listener.into(), sender));
         // All places are taken by two networks that say nothing.
         let mut silent = Vec::new();
         for source in ["127.0.0.2", "127.0.0.2", "127.0.0.3", "127.0.0.3"] {

@@ -8,5 +8,6 @@ mod methods;
 mod rate;
 
 pub(crate) use guard::GuardLayer;
+pub use io::{Begun, Incoming};
 pub(crate) use io::{ConnInfo, Door, Room};
 pub(crate) use rate::Rate;

@@ -18,7 +18,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{Inner, dial};
-use crate::limits;
+use crate::{limits, resolver::dialled};
 
 /// The answer of a relay that is there (RFC 9112).
 const ANSWER: &[u8] = b"HTTP/1.1 200";
@@ -118,7 +118,7 @@ async fn ask(connector: &TlsConnector, url: &RelayUrl) -> io::Result<()> {
     // An IPv6 address stands in brackets in a URL and without them in a name.
     let host = url.host_str().ok_or_else(no_host)?.trim_matches(['[', ']']).to_owned();
     let port = url.port_or_known_default().ok_or_else(no_host)?;
-    let stream = TcpStream::connect((host.as_str(), port)).await?;
+    let stream = TcpStream::connect((dialled(&host), port)).await?;
     let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
     let mut stream = connector.connect(name, stream).await?;
     let request = format!("GET /ping HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");

@@ -60,7 +60,7 @@ fn case(report: &mut Report, name: &str, kind: Kind, by_relay: bool) -> Result<(
     let internet = Internet::new()?;
     let region = Region::start(&internet, true)?;
     let home = internet.home(kind, 1)?;
-    let (device, _agent) = region.device(&home)?;
+    let (device, _agent) = region.device(&home, "")?;
     device.import_busybox()?;
     let host = format!("files.alice.{ZONE}");
     region.instance.apply(&app(&host))?;
