@@ -400,9 +400,12 @@ pub(crate) struct TokenCreate {
     /// For a relay of the region that runs by itself (`hearth relay`).
     #[arg(long)]
     pub(crate) relay: bool,
-    /// How long it can be used.
-    #[arg(long, default_value = "1h", value_parser = duration)]
-    pub(crate) valid: std::time::Duration,
+    /// No device joins by it: it is a link to the status page of the owner, at `status.<zone>`, good as often as it is followed.
+    #[arg(long, requires = "owner")]
+    pub(crate) status: bool,
+    /// How long it can be used [default: 1h; with --status 90d].
+    #[arg(long, value_parser = duration)]
+    pub(crate) valid: Option<std::time::Duration>,
 }
 
 #[derive(Args, Debug)]

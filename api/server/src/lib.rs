@@ -25,6 +25,7 @@ pub mod resources;
 mod seal;
 mod server;
 mod servers;
+mod status_page;
 mod tokens;
 
 pub use acme::AcmeSettings;
