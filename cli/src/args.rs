@@ -407,9 +407,12 @@ pub(crate) struct TokenCreate {
     /// as the API's: api.ZONE leads from the one to the other.
     #[arg(long = "at", value_name = "HOST:PORT", value_parser = api_address)]
     pub(crate) at: Vec<String>,
-    /// How long it can be used.
-    #[arg(long, default_value = "1h", value_parser = duration)]
-    pub(crate) valid: std::time::Duration,
+    /// No device joins by it: it is a link to the status page of the owner, at `status.<zone>`, good as often as it is followed.
+    #[arg(long, requires = "owner", conflicts_with = "at")]
+    pub(crate) status: bool,
+    /// How long it can be used [default: 1h; with --status 90d].
+    #[arg(long, value_parser = duration)]
+    pub(crate) valid: Option<std::time::Duration>,
 }
 
 #[derive(Args, Debug)]

@@ -429,6 +429,20 @@ impl Client {
         self.make_token(owner, false, valid).await
     }
 
+    /// Makes a token that shows the status page of an owner. `valid` zero: the region's default.
+    pub async fn create_status_token(&self, owner: &str, valid: Duration) -> Result<v1::CreateTokenResponse, Status> {
+        let request = v1::CreateTokenRequest {
+            owner: owner.to_owned(),
+            valid_seconds: valid.as_secs(),
+            any_owner: false,
+            server: false,
+            relay: false,
+            status: true,
+        };
+        let create = async |channel, request| region(channel).create_token(request).await;
+        self.servers.call(Again::Never, request, create).await
+    }
+
     /// The same for a device that says itself whose it is: whoever has the token chooses any owner.
     pub async fn create_token_for_any_owner(&self, valid: Duration) -> Result<v1::CreateTokenResponse, Status> {
         self.make_token("", true, valid).await
@@ -446,6 +460,7 @@ impl Client {
             any_owner,
             server: false,
             relay: false,
+            status: false,
         };
         let create = async |channel, request| region(channel).create_token(request).await;
         self.servers.call(Again::Never, request, create).await

@@ -72,6 +72,7 @@ impl Client {
             any_owner: false,
             server: false,
             relay: true,
+            status: false,
         };
         let create = async |channel, request| region(channel).create_token(request).await;
         self.servers.call(Again::Never, request, create).await

@@ -49,6 +49,7 @@ impl Client {
             any_owner: false,
             server: true,
             relay: false,
+            status: false,
         };
         let create = async |channel, request| region(channel).create_token(request).await;
         self.servers.call(Again::Never, request, create).await

@@ -23,6 +23,8 @@ use crate::{
 const NAME_SERVER: &str = "ns1";
 /// The label of the region's API.
 const API: &str = "api";
+/// The label of the page that shows owners what they have; the API has it.
+const STATUS: &str = "status";
 /// The label of relays, below the API's.
 const RELAY: &str = "relay";
 /// The label of the SOA's mailbox (RFC 2142 section 7).
@@ -259,7 +261,9 @@ impl Zone {
         let hostname = self.hostname(labels)?;
         match labels {
             [label] if **label == *NAME_SERVER.as_bytes() => return Some(Node::host(Reach::All)),
-            [label] if **label == *API.as_bytes() => return Some(Node::host(Reach::Near)),
+            [label] if [API, STATUS].iter().any(|own| **label == *own.as_bytes()) => {
+                return Some(Node::host(Reach::Near));
+            }
             [label, api] if **label == *RELAY.as_bytes() && **api == *API.as_bytes() => {
                 return Some(Node::host(Reach::Near));
             }

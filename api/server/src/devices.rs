@@ -69,6 +69,16 @@ impl DeviceIndex {
         Some((name.clone(), inner.devices.get(name)?.owner.clone()))
     }
 
+    /// The devices of an owner, by name, so many at most.
+    pub(crate) fn of_owner(&self, owner: &str, most: usize) -> Vec<DeviceName> {
+        let inner = self.read();
+        let own = inner.devices.iter().filter(|(_, entry)| entry.owner == owner && !entry.keys.is_empty());
+        let mut names: Vec<_> = own.map(|(name, _)| name.clone()).collect();
+        names.sort();
+        names.truncate(most);
+        names
+    }
+
     /// Whether the Devices were read at all. Before, an unknown key means nothing.
     pub(crate) fn is_primed(&self) -> bool {
         self.primed.load(Ordering::Acquire)

@@ -25,6 +25,7 @@ pub mod resources;
 mod seal;
 mod server;
 mod servers;
+mod status_page;
 mod tokens;
 
 pub use acme::AcmeSettings;
@@ -37,3 +38,4 @@ pub use grpc::{BackupSource, DeviceDoorConnector, Frozen, NoDevices, TunnelConne
 pub use peers::{PeerChannels, PeerError, peer_name};
 pub use resources::ResourceService;
 pub use server::{ApiConfig, ApiServer, ApiServerBuilder, Doors, ServeError, server_name};
+pub use status_page::status_host;

@@ -28,6 +28,7 @@ use crate::{
     peers::{MAX_PEER_BYTES, peer_name},
     resources::ResourceService,
     servers::Servers,
+    status_page::{StatusLayer, StatusPage, status_host},
     tokens::Tokens,
 };
 
@@ -93,6 +94,7 @@ pub struct ApiServer {
     ca: Arc<CertificateAuthority>,
     metrics: Arc<Metrics>,
     servers: Option<Arc<Servers>>,
+    status: StatusLayer,
     routes: Routes,
 }
 
@@ -145,11 +147,11 @@ impl ApiServer {
         }
     }
 
-    /// The names in its certificate: the one that all servers of the region have, and its own as one of them.
+    /// The names in its certificate: the one that all servers of the region have, that of the status page, and its own as one of them.
     fn names(&self) -> Vec<String> {
         let zone = self.resources.zone();
         let own = self.servers.iter().map(|servers| peer_name(servers.group().id(), zone));
-        std::iter::once(server_name(zone)).chain(own).collect()
+        [server_name(zone), status_host(zone)].into_iter().chain(own).collect()
     }
 
     /// Serves who comes in by a listener, or is handed over by the gateway, until `shutdown` is done. Then it stops gracefully: no new
@@ -180,6 +182,7 @@ impl ApiServer {
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+            .layer(self.status)
             .layer(guard);
         let serving = server
             .add_routes(self.routes)
@@ -330,7 +333,7 @@ impl ApiServerBuilder {
                 RelayEnrollmentServer::new(RelaysDoor::new(tokens.clone())).max_decoding_message_size(MAX_JOIN_BYTES),
             );
         if let (Some(servers), Some(peers)) = (&servers, peers) {
-            let door = ServersDoor::new(servers.clone(), tokens);
+            let door = ServersDoor::new(servers.clone(), tokens.clone());
             self.more
                 .add_service(
                     PeersServer::new(PeersDoor::new(servers.clone(), peers))
@@ -340,6 +343,7 @@ impl ApiServerBuilder {
                 .add_service(MembersServer::new(door).max_decoding_message_size(MAX_JOIN_BYTES));
         }
         let (config, ca, routes) = (self.config, self.ca, self.more.routes().prepare());
-        Ok(ApiServer { config, resources, ca, metrics, servers, routes })
+        let status = StatusLayer::new(StatusPage { resources: resources.clone(), tokens });
+        Ok(ApiServer { config, resources, ca, metrics, servers, status, routes })
     }
 }

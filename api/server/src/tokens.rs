@@ -3,6 +3,7 @@
 
 mod relays;
 mod servers;
+mod status;
 
 use std::{sync::Arc, time::Duration};
 
@@ -72,6 +73,8 @@ pub(crate) enum Joiner<'a> {
     Server,
     /// A relay of the region.
     Relay,
+    /// Nobody: it shows this owner's status page.
+    StatusOf(&'a str),
 }
 
 /// A token as it is stored.
@@ -82,14 +85,20 @@ struct Stored {
     expires: Timestamp,
     used_by: Option<DeviceKey>,
     device: String,
-    /// Whether it is for a server, not for a device.
-    for_server: bool,
+    purpose: Purpose,
     /// The number of the server that used it; 0 for none.
     server: u64,
-    /// Whether it is for a relay.
-    for_relay: bool,
     /// The relay that used it.
     relay: String,
+}
+
+/// What a token is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Device,
+    Server,
+    Relay,
+    Status,
 }
 
 impl Stored {
@@ -107,14 +116,20 @@ impl Stored {
             None => None,
         };
         Some(Self {
-            hash: text("secret-sha256")?,
+            hash: text(hash_field(text("for").as_deref() == Some(FOR_STATUS)))?,
             owner: text("owner").unwrap_or_default(),
             expires: Timestamp::parse(&text("expiration")?)?,
             used_by,
             device: text("used-by-device").unwrap_or_default(),
-            for_server: text("for").is_some_and(|text| text == FOR_SERVER),
+            purpose: match text("for").as_deref() {
+                None => Purpose::Device,
+                Some(FOR_SERVER) => Purpose::Server,
+                Some(FOR_RELAY) => Purpose::Relay,
+                Some(FOR_STATUS) => Purpose::Status,
+                // Of a newer release: good for nothing here.
+                Some(_) => return None,
+            },
             server: text("used-by-server").and_then(|text| text.parse().ok()).unwrap_or_default(),
-            for_relay: text("for").is_some_and(|text| text == FOR_RELAY),
             relay: text("used-by-relay").unwrap_or_default(),
             object,
         })
@@ -132,10 +147,11 @@ impl Stored {
             expires_millis: self.expires.0,
             used_by_device: self.device.clone(),
             used_by_key: self.used_by.map(|key| key.to_string()).unwrap_or_default(),
-            server: self.for_server,
+            server: self.purpose == Purpose::Server,
             used_by_server: self.server,
-            relay: self.for_relay,
+            relay: self.purpose == Purpose::Relay,
             used_by_relay: self.relay.clone(),
+            status: self.purpose == Purpose::Status,
         }
     }
 }
@@ -144,6 +160,14 @@ impl Stored {
 const FOR_SERVER: &str = "server";
 /// The same of a relay's.
 const FOR_RELAY: &str = "relay";
+/// The same of one that shows an owner's status page.
+const FOR_STATUS: &str = "status";
+/// Where the secret's hash is. A server of a release that knows no status pages takes a token without the first for none, and lets no device
+/// join by it.
+fn hash_field(status: bool) -> &'static str {
+    if status { "status-secret-sha256" } else { "secret-sha256" }
+}
+
 /// What the names of the Secrets begin with.
 const KEY_PREFIX: &str = "join-token-";
 
@@ -172,19 +196,23 @@ fn forbidden(text: impl Into<String>) -> Status {
 impl Tokens {
     /// Makes a token. It is answered whole, once; `valid` zero means the default.
     pub(crate) async fn create(&self, joiner: Joiner<'_>, valid: Duration) -> Result<(JoinToken, Timestamp), Status> {
-        if let Joiner::DeviceOf(owner) = joiner {
+        if let Joiner::DeviceOf(owner) | Joiner::StatusOf(owner) = joiner {
             check_owner(owner)?;
         }
-        let valid = if valid.is_zero() { DEFAULT_VALIDITY } else { valid };
-        if valid > MAX_VALIDITY {
-            let text = format!("a join token is good for at most {} days", MAX_VALIDITY.as_secs() / 86_400);
+        let (usual, most, what) = match joiner {
+            Joiner::StatusOf(_) => (status::DEFAULT_VALIDITY, status::MAX_VALIDITY, "token of a status page"),
+            _ => (DEFAULT_VALIDITY, MAX_VALIDITY, "join token"),
+        };
+        let valid = if valid.is_zero() { usual } else { valid };
+        if valid > most {
+            let text = format!("a {what} is good for at most {} days", most.as_secs() / 86_400);
             return Err(Status::new(Reason::BadRequest, text));
         }
         self.clean().await?;
         let (id, secret) = (random_text(ID_CHARS)?, random_text(SECRET_CHARS)?);
         let expires = self.now().plus(valid).seconds();
         let mut data = json!({
-            "secret-sha256": hex(&sha256(secret.as_bytes())),
+            hash_field(matches!(joiner, Joiner::StatusOf(_))): hex(&sha256(secret.as_bytes())),
             "expiration": expires.to_string(),
         });
         match joiner {
@@ -192,6 +220,10 @@ impl Tokens {
             Joiner::Device => {}
             Joiner::Server => data["for"] = json!(FOR_SERVER),
             Joiner::Relay => data["for"] = json!(FOR_RELAY),
+            Joiner::StatusOf(owner) => {
+                data["for"] = json!(FOR_STATUS);
+                data["owner"] = json!(owner);
+            }
         }
         let object = json!({
             "apiVersion": "v1", "kind": "Secret", "type": kinds::JOIN_TOKEN_TYPE,
@@ -283,14 +315,17 @@ impl Tokens {
             Status::new(Reason::BadRequest, format!("device name {}: {why}", shown(&request.device_name)))
         })?;
         for _ in 0..MAX_ATTEMPTS {
-            let token = self.presented(&request.token).await?;
-            if token.for_server {
-                return Err(forbidden(
-                    "the join token is for a server of the region: use it with `hearth server --join TOKEN`",
-                ));
-            }
-            if token.for_relay {
-                return Err(forbidden("the join token is for a relay: use it with `hearth relay --join TOKEN`"));
+            let token = self.presented(&request.token, Consistency::Linearizable).await?;
+            let other = match token.purpose {
+                Purpose::Device => None,
+                Purpose::Server => {
+                    Some("the join token is for a server of the region: use it with `hearth server --join TOKEN`")
+                }
+                Purpose::Relay => Some("the join token is for a relay: use it with `hearth relay --join TOKEN`"),
+                Purpose::Status => Some("the token shows a status page, and no device joins by it"),
+            };
+            if let Some(why) = other {
+                return Err(forbidden(why));
             }
             match token.used_by {
                 Some(used) if used == key => return self.again(request, &token, key).await,
@@ -313,7 +348,7 @@ impl Tokens {
     }
 
     /// The token that somebody shows, if it is one.
-    async fn presented(&self, shown: &str) -> Result<Stored, Status> {
+    async fn presented(&self, shown: &str, read: Consistency) -> Result<Stored, Status> {
         let unknown = || {
             Status::new(
                 Reason::Unauthorized,
@@ -325,7 +360,7 @@ impl Tokens {
         if malformed(id) || malformed(secret) || id.is_empty() {
             return Err(unknown());
         }
-        let object = self.get(&token_key(id)).await?.ok_or_else(unknown)?;
+        let object = self.resources.store().get(&token_key(id), read).await?.ok_or_else(unknown)?;
         let token = Stored::read(object).ok_or_else(unknown)?;
         // Hashes are compared, so the time that it takes tells nothing of the secret.
         if token.hash == hex(&sha256(secret.as_bytes())) { Ok(token) } else { Err(unknown()) }

@@ -8,7 +8,7 @@ use rustls::server::{Accepted, Acceptor};
 use tokio::{net::TcpStream, sync::mpsc};
 use tokio_rustls::server::StartHandshake;
 
-use hearth_api::{peer_name, server_name};
+use hearth_api::{peer_name, server_name, status_host};
 
 /// Connections that wait for a door to take them. It takes them as they come, but for a moment at the start.
 const QUEUE: usize = 64;
@@ -31,7 +31,8 @@ impl Shared {
     /// of this gateway's addresses.
     pub(super) fn new(zone: &str, id: u64, relay_at: Option<&[SocketAddr]>) -> Self {
         let (sender, api) = door();
-        let mut doors = OwnDoors::default().with(server_name(zone), &sender).with(peer_name(id, zone), &sender);
+        let names = [server_name(zone), peer_name(id, zone), status_host(zone)];
+        let mut doors = names.into_iter().fold(OwnDoors::default(), |doors, name| doors.with(name, &sender));
         let relay = relay_at.map(|addresses| {
             let (sender, relay) = door();
             let hosts = addresses.iter().map(|address| relay::host_at(address.ip(), zone));

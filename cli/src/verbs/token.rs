@@ -16,13 +16,26 @@ use crate::{
 /// Makes a token. It goes to stdout alone, so that it can be passed on.
 pub(crate) async fn create(context: &Context, args: &TokenCreate) -> Result<()> {
     let client = context.client()?;
+    // Zero is the region's default.
+    let valid = args.valid.unwrap_or_default();
     let made = match &args.owner {
-        Some(owner) => client.create_token(owner, args.valid).await,
-        None if args.server => client.create_server_token(args.valid).await,
-        None if args.relay => client.create_relay_token(args.valid).await,
-        None => client.create_token_for_any_owner(args.valid).await,
+        Some(owner) if args.status => client.create_status_token(owner, valid).await,
+        Some(owner) => client.create_token(owner, valid).await,
+        None if args.server => client.create_server_token(valid).await,
+        None if args.relay => client.create_relay_token(valid).await,
+        None => client.create_token_for_any_owner(valid).await,
     };
     let made = made.map_err(|status| refusal(&status))?;
+    if args.status {
+        output::line(&made.token);
+        output::note(&format!(
+            "good until {}; whoever has the link sees what {} has here, and can change nothing; end it with: hearth token delete {}",
+            Timestamp(made.expires_millis).seconds(),
+            args.owner.as_deref().unwrap_or_default(),
+            made.id
+        ));
+        return Ok(());
+    }
     output::line(&leading_to(&made.token, &args.at)?);
     let expires = Timestamp(made.expires_millis).seconds();
     if args.server {
@@ -61,7 +74,7 @@ pub(crate) async fn list(context: &Context, args: &TokenLs) -> Result<()> {
             .map(|one| {
                 json!({"id": one.id, "owner": one.owner, "created": time(one.created_millis),
                     "expires": time(one.expires_millis), "usedByDevice": one.used_by_device, "usedByKey": one.used_by_key,
-                    "server": one.server, "usedByServer": one.used_by_server, "relay": one.relay, "usedByRelay": one.used_by_relay})
+                    "server": one.server, "status": one.status, "usedByServer": one.used_by_server, "relay": one.relay, "usedByRelay": one.used_by_relay})
             })
             .collect();
         return output::documents(&values, true, output);
@@ -76,6 +89,8 @@ pub(crate) async fn list(context: &Context, args: &TokenLs) -> Result<()> {
             format!("used by relay {}", one.used_by_relay)
         } else if one.expires_millis <= now().0 {
             "expired".to_owned()
+        } else if one.status {
+            "status page".to_owned()
         } else {
             "unused".to_owned()
         };

@@ -8,7 +8,7 @@ use hearth_e2e::{
     instance::binary,
     nat::{Behaviour, Home, Internet, Kind},
     netns::Netns,
-    region::{API, HOST, Region, bytes_of, start},
+    region::{API, Region, bytes_of, start},
 };
 
 /// How long the app may not answer when a relay dies: five seconds on a machine that has nothing else to do, and this beside other tests. The

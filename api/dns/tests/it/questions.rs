@@ -83,6 +83,7 @@ fn cases() -> Vec<Case> {
         // The names of the region itself.
         found("api.hearth.internal.", T::AAAA, &["api.hearth.internal. AAAA 2001:db8::1"]),
         no_data("api.hearth.internal.", T::MX),
+        found("status.hearth.internal.", T::AAAA, &["status.hearth.internal. AAAA 2001:db8::1"]),
         found("relay.api.hearth.internal.", T::AAAA, &["relay.api.hearth.internal. AAAA 2001:db8::1"]),
         found("192-0-2-2.relay.api.hearth.internal.", T::A, &["192-0-2-2.relay.api.hearth.internal. A 192.0.2.2"]),
         no_data("192-0-2-2.relay.api.hearth.internal.", T::AAAA),

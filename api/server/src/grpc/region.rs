@@ -1,6 +1,6 @@
 //! What a region says of itself, and the making of join tokens.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use hearth_proto::v1;
 use hearth_types::{
@@ -21,6 +21,7 @@ use crate::{
     dnssec::{Step, ZoneSigning},
     resources::ResourceService,
     server::Doors,
+    status_page::status_host,
     tokens::{Joiner, Tokens},
 };
 
@@ -49,6 +50,18 @@ impl RegionDoor {
             Ok(Ok(members)) => members.into_iter().map(|member| member.server.address).take(MAX_SERVERS).collect(),
             // Whoever asks keeps what it knows.
             Ok(Err(_)) | Err(_) => Vec::new(),
+        }
+    }
+}
+
+impl RegionDoor {
+    /// The page is reached as apps are: at the gateways' port.
+    fn status_link(&self, token: &str) -> String {
+        let host = status_host(self.resources.zone());
+        let gateway = self.doors.gateways.first().and_then(|address| address.parse::<SocketAddr>().ok());
+        match gateway.map(|address| address.port()) {
+            None | Some(443) => format!("https://{host}/in/{token}"),
+            Some(port) => format!("https://{host}:{port}/in/{token}"),
         }
     }
 }
@@ -97,6 +110,13 @@ fn told(settings: Settings) -> v1::AcmeResponse {
 
 fn joiner(request: &v1::CreateTokenRequest) -> Result<Joiner<'_>, Status> {
     let bad = |text: &str| Err(Status::new(Reason::BadRequest, text));
+    if request.status {
+        return match (request.owner.as_str(), request.any_owner, request.server, request.relay) {
+            ("", ..) => bad("owner: required: whose status page the token shows"),
+            (owner, false, false, false) => Ok(Joiner::StatusOf(owner)),
+            _ => bad("status excludes any_owner, server and relay: nobody joins by the token"),
+        };
+    }
     if request.relay {
         return match (request.owner.as_str(), request.any_owner, request.server) {
             ("", false, false) => Ok(Joiner::Relay),
@@ -145,7 +165,8 @@ impl v1::region_server::Region for RegionDoor {
         let joiner = joiner(&request).map_err(grpc)?;
         let (token, expires) = self.tokens.create(joiner, valid).await.map_err(grpc)?;
         let id = token.secret.split_once('.').map_or("", |(id, _)| id).to_owned();
-        Ok(Response::new(v1::CreateTokenResponse { token: token.to_string(), expires_millis: expires.0, id }))
+        let text = if request.status { self.status_link(&token.secret) } else { token.to_string() };
+        Ok(Response::new(v1::CreateTokenResponse { token: text, expires_millis: expires.0, id }))
     }
 
     async fn list_tokens(

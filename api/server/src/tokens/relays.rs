@@ -10,7 +10,7 @@ use hearth_types::{
 };
 use serde_json::{Value, json};
 
-use super::{MAX_ATTEMPTS, Stored, Tokens, forbidden, fresh_id};
+use super::{MAX_ATTEMPTS, Purpose, Stored, Tokens, forbidden, fresh_id};
 use crate::resources::shown;
 
 /// Where a relay answers.
@@ -41,8 +41,8 @@ impl Tokens {
             .map_err(|why| Status::new(Reason::BadRequest, format!("relay name {}: {why}", shown(&request.name))))?;
         let place = Place { url: &request.url, discovery_port: request.discovery_port };
         for _ in 0..MAX_ATTEMPTS {
-            let token = self.presented(&request.token).await?;
-            if !token.for_relay {
+            let token = self.presented(&request.token, Consistency::Linearizable).await?;
+            if token.purpose != Purpose::Relay {
                 return Err(forbidden(
                     "the join token is for a device or a server; make one for a relay with `hearth token create --relay`",
                 ));

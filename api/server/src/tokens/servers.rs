@@ -4,10 +4,10 @@ use hearth_proto::v1;
 use hearth_types::{
     DeviceKey, Reason, Status,
     group::{MAX_SERVERS, Server},
-    store::{OpError, Txn},
+    store::{Consistency, OpError, Txn},
 };
 
-use super::{MAX_ATTEMPTS, Stored, Tokens, forbidden, fresh_id};
+use super::{MAX_ATTEMPTS, Purpose, Stored, Tokens, forbidden, fresh_id};
 use crate::servers::Servers;
 
 impl Tokens {
@@ -22,8 +22,8 @@ impl Tokens {
         servers: &Servers,
     ) -> Result<v1::JoinServerResponse, Status> {
         for _ in 0..MAX_ATTEMPTS {
-            let token = self.presented(&request.token).await?;
-            if !token.for_server {
+            let token = self.presented(&request.token, Consistency::Linearizable).await?;
+            if token.purpose != Purpose::Server {
                 return Err(forbidden(
                     "the join token is for a device or a relay: use it with `hearth join` or `hearth relay --join`, or make one for a server with `hearth token create --server`",
                 ));
