@@ -67,6 +67,7 @@ mod pod;
 mod prefix;
 mod program;
 mod service;
+mod services;
 mod shared;
 mod store;
 mod teardown;
@@ -81,6 +82,7 @@ pub use error::NetworkError;
 pub use firewall::firewall_version;
 pub use notice::Notice;
 pub use service::Network;
+pub use services::{Service, ServicePod, ServicePort, ServiceProtocol};
 pub use shared::SharedBandwidth;
 pub use teardown::{TeardownReport, teardown};
 

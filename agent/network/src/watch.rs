@@ -17,6 +17,7 @@ use crate::netlink::socket::{Protocol, Socket};
 use crate::netlink::{messages, route};
 use crate::netlink::{nft, tc};
 use crate::prefix::Prefix;
+use crate::services::Plan;
 use crate::shared::SharedBandwidth;
 use crate::{NetworkError, Notice};
 
@@ -49,6 +50,9 @@ pub(crate) struct Guard {
     /// What pods share, and whether the kernel holds them to it; found out by the last installation.
     shared: RwLock<SharedBandwidth>,
     shares: AtomicBool,
+    /// Where Services lead, and whether the kernel can lead there; found out by the last installation.
+    services: RwLock<Arc<Plan>>,
+    serves: AtomicBool,
 }
 
 /// Sockets that hear of changes. Opened before the first look, so that nothing is missed between.
@@ -87,6 +91,8 @@ impl Guard {
             addresses: watch::channel(Arc::from([])).0,
             shared: RwLock::new(shared),
             shares: AtomicBool::new(true),
+            services: RwLock::default(),
+            serves: AtomicBool::new(true),
         })
     }
 
@@ -126,6 +132,31 @@ impl Guard {
             self.install_in_turn(host, &mut told).await?;
         }
         if self.is_shared() { Ok(()) } else { Err(NetworkError::NoSharing) }
+    }
+
+    /// Where Services lead from now on.
+    pub(crate) async fn serve(self: &Arc<Self>, host: &Host, plan: Arc<Plan>) -> Result<(), NetworkError> {
+        let mut told = self.told.lock().await;
+        let before =
+            std::mem::replace(&mut *self.services.write().unwrap_or_else(PoisonError::into_inner), Arc::clone(&plan));
+        if before == plan {
+            return self.can_serve(&plan);
+        }
+        let guard = Arc::clone(self);
+        let (old, new) = (Arc::clone(&before), Arc::clone(&plan));
+        let changed = host.run("tell the firewall of Services", move || {
+            guard.change("updating the rules of Services", &guard.firewall.services_script(&old, &new))
+        });
+        if !self.serves.load(Ordering::Relaxed) || changed.await.is_err() {
+            // Somebody may have emptied the table just now: then the whole of it is what is missing.
+            self.install_in_turn(host, &mut told).await?;
+        }
+        self.can_serve(&plan)
+    }
+
+    fn can_serve(&self, plan: &Plan) -> Result<(), NetworkError> {
+        let can = self.serves.load(Ordering::Relaxed) || plan.addresses.is_empty();
+        if can { Ok(()) } else { Err(NetworkError::NoServices) }
     }
 
     /// Puts the whole table in place.
@@ -214,13 +245,29 @@ impl Guard {
     }
 
     fn put_with(&self, home: &Home, shared: SharedBandwidth) -> Result<(), NetworkError> {
+        let services = Arc::clone(&self.services.read().unwrap_or_else(PoisonError::into_inner));
+        match self.put_counting(home, shared, Some(&services)) {
+            Err(error @ NetworkError::NftFailed { .. }) => {
+                self.put_counting(home, shared, None)?;
+                self.serves.store(false, Ordering::Relaxed);
+                tracing::error!(%error, "the firewall cannot lead to Services; none is served");
+                Ok(())
+            }
+            put => {
+                self.serves.fetch_or(put.is_ok(), Ordering::Relaxed);
+                put
+            }
+        }
+    }
+
+    fn put_counting(&self, home: &Home, shared: SharedBandwidth, services: Option<&Plan>) -> Result<(), NetworkError> {
         let doing = "installing the firewall";
         if !self.counts.load(Ordering::Relaxed) {
-            return self.change(doing, &self.firewall.script(home, false, shared));
+            return self.change(doing, &self.firewall.script(home, false, shared, services));
         }
-        match self.change(doing, &self.firewall.script(home, true, shared)) {
+        match self.change(doing, &self.firewall.script(home, true, shared, services)) {
             Err(NetworkError::NftFailed { .. }) => {
-                self.change(doing, &self.firewall.script(home, false, shared))?;
+                self.change(doing, &self.firewall.script(home, false, shared, services))?;
                 self.counts.store(false, Ordering::Relaxed);
                 Ok(())
             }
