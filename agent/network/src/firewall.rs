@@ -178,7 +178,7 @@ impl Firewall {
         for gateway in gateways() {
             for protocol in ["udp", "tcp"] {
                 let to = format!("{} daddr {gateway} {protocol} dport {port}", family(gateway));
-                let _ = writeln!(s, "    meta iifgroup {} {to} accept", internet());
+                let _ = writeln!(s, "    {to} accept");
             }
         }
         s.push_str("    reject with icmpx type admin-prohibited\n  }\n");

@@ -7,8 +7,8 @@
 //! # Guarantees
 //! Whatever the host's rules are, what a pod sends to a denied range, to the host or by another protocol than TCP, UDP and
 //! ICMP is refused before it leaves the namespace. To its gateway go questions to the name relay, TCP segments of
-//! connections that the host opened, echo replies and ICMP errors; an isolated pod sends only the latter three. To the range of
-//! Services go TCP, UDP and ICMP errors: what becomes of them is for the host's rules to say, without which the range leads nowhere.
+//! connections that the host opened, echo replies and ICMP errors; an isolated pod sends nothing further but to the range of
+//! Services. There go TCP, UDP and ICMP errors: what becomes of them is for the host's rules to say, without which the range leads nowhere.
 //!
 //! # Caveats
 //! It keeps no connections, so that a pod cannot fill a table of its own with them: therefore UDP that the host sends to a
@@ -94,7 +94,7 @@ impl Inner<'_> {
         // A socket that is just sending its SYN takes a reset to heart, and an ICMP error only at the next SYN, a second later.
         t.rule(REFUSE, &[Step::Meta(Meta::Transport), Step::Equals(&[TCP]), Step::Reset]);
         t.rule(REFUSE, &[Step::Reject]);
-        self.gateway_rules(&mut t);
+        gateway_rules(&mut t);
         service_rules(&mut t);
         // The pod's processes among themselves.
         t.rule(OUTPUT, &[Step::Meta(Meta::OutLink), Step::Equals(&LOOPBACK.to_ne_bytes()), Step::Accept]);
@@ -133,28 +133,27 @@ impl Inner<'_> {
         t.rule(OUTPUT, &[Step::Goto(REFUSE)]);
         t
     }
+}
 
-    fn gateway_rules(&self, t: &mut Transaction) {
-        let port = Step::Transport { offset: 2, len: 2 };
-        for protocol in [UDP, TCP] {
-            if self.internet {
-                let is_protocol = [Step::Meta(Meta::Transport), Step::Equals(std::slice::from_ref(&protocol))];
-                t.rule(TO_GATEWAY, &[is_protocol.as_slice(), &[port, Step::Equals(&DNS), Step::Accept]].concat());
-            }
-        }
-        let flags = [Step::Transport { offset: 13, len: 1 }, Step::Mask(TCP_FLAGS), Step::Differs(&[TCP_SYN])];
-        let is_tcp = [Step::Meta(Meta::Transport), Step::Equals(&[TCP])];
-        t.rule(TO_GATEWAY, &[is_tcp.as_slice(), &flags, &[Step::Accept]].concat());
-        for (protocol, kinds) in [(ICMP, ICMP_ANSWERS.as_slice()), (ICMPV6, &ICMPV6_ANSWERS)] {
-            for kind in kinds {
-                let kind = Step::Equals(std::slice::from_ref(kind));
-                let protocol = Step::Equals(std::slice::from_ref(&protocol));
-                let kind_of_message = Step::Transport { offset: 0, len: 1 };
-                t.rule(TO_GATEWAY, &[Step::Meta(Meta::Transport), protocol, kind_of_message, kind, Step::Accept]);
-            }
-        }
-        t.rule(TO_GATEWAY, &[Step::Goto(REFUSE)]);
+fn gateway_rules(t: &mut Transaction) {
+    let port = Step::Transport { offset: 2, len: 2 };
+    // Also of an isolated pod: the relay tells it of Services.
+    for protocol in [UDP, TCP] {
+        let is_protocol = [Step::Meta(Meta::Transport), Step::Equals(std::slice::from_ref(&protocol))];
+        t.rule(TO_GATEWAY, &[is_protocol.as_slice(), &[port, Step::Equals(&DNS), Step::Accept]].concat());
     }
+    let flags = [Step::Transport { offset: 13, len: 1 }, Step::Mask(TCP_FLAGS), Step::Differs(&[TCP_SYN])];
+    let is_tcp = [Step::Meta(Meta::Transport), Step::Equals(&[TCP])];
+    t.rule(TO_GATEWAY, &[is_tcp.as_slice(), &flags, &[Step::Accept]].concat());
+    for (protocol, kinds) in [(ICMP, ICMP_ANSWERS.as_slice()), (ICMPV6, &ICMPV6_ANSWERS)] {
+        for kind in kinds {
+            let kind = Step::Equals(std::slice::from_ref(kind));
+            let protocol = Step::Equals(std::slice::from_ref(&protocol));
+            let kind_of_message = Step::Transport { offset: 0, len: 1 };
+            t.rule(TO_GATEWAY, &[Step::Meta(Meta::Transport), protocol, kind_of_message, kind, Step::Accept]);
+        }
+    }
+    t.rule(TO_GATEWAY, &[Step::Goto(REFUSE)]);
 }
 
 /// Connections of TCP and UDP in either direction, and what is said of them.

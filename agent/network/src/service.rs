@@ -9,10 +9,11 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinSet;
 
 use crate::bandwidth::{self, Bandwidth, Limits};
+use crate::dns::asking::Asking;
 use crate::dns::relay::Sockets;
 use crate::firewall::{Firewall, Strangers};
 use crate::host::{self, Host, Survey};
-use crate::names::{GATEWAY_INDEX, Instance, check_uid};
+use crate::names::{GATEWAY_INDEX, Instance, check_uid, has_internet};
 use crate::netlink::{Batch, route};
 use crate::pod::{self, Plan};
 use crate::prefix::{Prefix, choose4, home_of, nth, unique_local};
@@ -43,6 +44,7 @@ struct Inner {
     limits: Arc<Limits>,
     allocations: Mutex<Allocations>,
     services: Services,
+    asking: Asking,
     busy: KeyedLocks,
     /// Relay and watchers; aborted when dropped.
     tasks: Mutex<JoinSet<()>>,
@@ -54,6 +56,7 @@ struct Foundation {
     prefixes: Prefixes,
     allocations: Allocations,
     services: (Range, Numbers),
+    asking: Asking,
     ipv6: bool,
     sockets: Sockets,
     ears: Ears,
@@ -77,6 +80,10 @@ impl Network {
         &self.inner.services
     }
 
+    pub(crate) fn prefixes_of_pods(&self) -> [Prefix; 2] {
+        [self.inner.prefixes.ipv4, self.inner.prefixes.ipv6]
+    }
+
     /// The number of each pod, by its uid.
     pub(crate) fn numbers_of_pods(&self) -> HashMap<String, u16> {
         self.inner.allocations().iter().map(|(uid, index)| (uid.to_owned(), index)).collect()
@@ -95,7 +102,7 @@ impl Network {
             let (instance, dir) = (instance.clone(), config.state_dir.clone());
             host.run("prepare the pod network", move || prepare(&instance, &dir)).await?
         };
-        let Foundation { store, prefixes, allocations, services, ipv6, sockets, ears, strangers } = foundation;
+        let Foundation { store, prefixes, allocations, services, asking, ipv6, sockets, ears, strangers } = foundation;
         let (range, numbers) = services;
 
         let firewall = Firewall {
@@ -116,7 +123,8 @@ impl Network {
 
         let pods = [Some(prefixes.ipv4), ipv6.then_some(prefixes.ipv6)].into_iter().flatten().collect();
         let (denied, book) = (guard.denied().clone(), SharedBook::new(ipv6));
-        let mut tasks = sockets.serve(config.resolv_conf, config.zone.as_deref(), pods, denied, book.clone())?;
+        let zone = config.zone.as_deref();
+        let mut tasks = sockets.serve(config.resolv_conf, zone, pods, denied, book.clone(), asking.clone())?;
         let [routes, tables, links] = watch::register(ears)?;
         let limits = Limits::new(instance.clone());
         tasks.spawn(Arc::clone(&guard).watch_routes(host.clone(), routes));
@@ -133,6 +141,7 @@ impl Network {
             limits,
             allocations: Mutex::new(allocations),
             services: Services::new(range, numbers, book),
+            asking,
             busy: KeyedLocks::default(),
             tasks: Mutex::new(tasks),
         };
@@ -323,6 +332,7 @@ impl Inner {
     fn attach(&self, uid: String, policy: PodPolicy) -> Result<PodNetwork, NetworkError> {
         let (index, new) = self.allocate(&uid, None)?;
         let plan = self.plan(uid, index, policy);
+        self.asking.set(index, policy.internet);
         // One of the same number may be gone by itself, and its limit with it.
         self.limits.set(index, Bandwidth::default());
         match pod::create(&plan) {
@@ -347,6 +357,7 @@ impl Inner {
         };
         let (index, _) = self.allocate(&uid, wanted)?;
         let plan = self.plan(uid, index, policy);
+        self.asking.set(index, policy.internet);
         // Before: what hears of the new limit must not put back the old one.
         self.limits.set(index, policy.bandwidth);
         let netns = pod::take_over(&plan, netns)?;
@@ -371,6 +382,7 @@ impl Inner {
     fn remove(&self, uid: &str) -> Result<(), NetworkError> {
         let Some(index) = self.allocations().get(uid) else { return Ok(()) };
         self.limits.set(index, Bandwidth::default());
+        self.asking.set(index, false);
         pod::remove(&host::route_socket()?, &self.instance.link(index))?;
         self.free(uid)
     }
@@ -448,7 +460,12 @@ fn prepare(instance: &Instance, dir: &std::path::Path) -> Result<Foundation, Net
     let sockets = Sockets::bind(&gateways)?;
     let ears = Ears::open()?;
     let strangers = note_forwarding(&store, ipv6)?;
-    Ok(Foundation { store, prefixes, allocations, services, ipv6, sockets, ears, strangers })
+    // What the agent before let pods do, until they are adopted.
+    let links = host::links(&host::route_socket()?)?;
+    let asking =
+        links.iter().filter(|link| has_internet(link.group)).filter_map(|link| instance.link_index(&link.name));
+    let asking = Asking::new(asking);
+    Ok(Foundation { store, prefixes, allocations, services, asking, ipv6, sockets, ears, strangers })
 }
 
 /// Which families the host is about to forward, or forwards since this machine started, for our sake only. Written down before

@@ -134,13 +134,13 @@ impl Guard {
         if self.is_shared() { Ok(()) } else { Err(NetworkError::NoSharing) }
     }
 
-    /// Where Services lead from now on.
-    pub(crate) async fn serve(self: &Arc<Self>, host: &Host, plan: Arc<Plan>) -> Result<(), NetworkError> {
+    /// Where Services lead from now on; where they led before.
+    pub(crate) async fn serve(self: &Arc<Self>, host: &Host, plan: Arc<Plan>) -> Result<Arc<Plan>, NetworkError> {
         let mut told = self.told.lock().await;
         let before =
             std::mem::replace(&mut *self.services.write().unwrap_or_else(PoisonError::into_inner), Arc::clone(&plan));
         if before == plan {
-            return self.can_serve(&plan);
+            return self.can_serve(&plan).map(|()| before);
         }
         let guard = Arc::clone(self);
         let (old, new) = (Arc::clone(&before), Arc::clone(&plan));
@@ -151,7 +151,7 @@ impl Guard {
             // Somebody may have emptied the table just now: then the whole of it is what is missing.
             self.install_in_turn(host, &mut told).await?;
         }
-        self.can_serve(&plan)
+        self.can_serve(&plan).map(|()| before)
     }
 
     fn can_serve(&self, plan: &Plan) -> Result<(), NetworkError> {
@@ -300,7 +300,7 @@ impl Guard {
     }
 
     fn find_notices(&self) -> Result<Vec<Notice>, NetworkError> {
-        let Firewall { instance, pods4, pods6, .. } = &self.firewall;
+        let Firewall { instance, pods4, pods6, services, .. } = &self.firewall;
         let chains = firewall::foreign_drop_policies(instance)?.into_iter();
         let links = format!("{}*", instance.link_prefix());
         let mut notices: Vec<Notice> =
@@ -309,6 +309,9 @@ impl Guard {
         let taken = Survey::take()?.taken(instance);
         if let Some(other) = taken.iter().find(|t| t.overlaps(*pods4)) {
             notices.push(Notice::Overlap { host: other.to_string(), pods: pods4.to_string() });
+        }
+        if let Some(other) = taken.iter().find(|t| t.overlaps(services.ipv4)) {
+            notices.push(Notice::Overlap { host: other.to_string(), pods: services.ipv4.to_string() });
         }
         notices.extend((!self.counts.load(Ordering::Relaxed)).then_some(Notice::ConnectionsNotCounted));
         Ok(notices)

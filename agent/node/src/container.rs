@@ -299,9 +299,13 @@ pub(crate) fn stop_signal(image: Option<&Image>) -> i32 {
     NAMES.iter().find(|(known, _)| *known == name).map_or(SIGTERM, |(_, number)| *number)
 }
 
-/// `/etc/resolv.conf` of a pod.
-pub(crate) fn resolv_conf(addresses: &PodAddresses) -> String {
-    addresses.dns.iter().flat_map(|server| ["nameserver ".to_owned(), server.to_string(), "\n".to_owned()]).collect()
+/// `/etc/resolv.conf` of a pod: as the kubelet writes it for the same `dnsPolicy`, so that short names of Services are found.
+pub(crate) fn resolv_conf(addresses: &PodAddresses, namespace: &str, pod: &Pod) -> String {
+    let servers: String = addresses.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+    if pod.spec.as_ref().and_then(|spec| spec.dns_policy.as_deref()) == Some("Default") {
+        return servers;
+    }
+    format!("search {namespace}.svc.cluster.local svc.cluster.local cluster.local\n{servers}options ndots:5\n")
 }
 
 /// `/etc/hosts` of a pod.

@@ -40,6 +40,7 @@ mod pressure;
 mod recover;
 mod relay;
 mod requests;
+mod services;
 mod trace;
 mod volumes;
 // Emulating a machine of another architecture's kernel is not worth a test's time.

@@ -17,7 +17,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::message::{NOERROR, NXDOMAIN, Query, Refusal, SERVFAIL};
+use super::asking::Asking;
+use super::message::{NOERROR, NXDOMAIN, Query, REFUSED, Refusal, SERVFAIL};
 use super::policy::{NamePolicy, Verdict, leads_home};
 use super::resolv_conf::nameservers;
 use crate::NetworkError;
@@ -110,12 +111,14 @@ impl Sockets {
         pods: Vec<Prefix>,
         denied: SharedDenied,
         services: SharedBook,
+        asking: Asking,
     ) -> Result<JoinSet<()>, NetworkError> {
         let relay = Arc::new(Relay {
             upstreams: Upstreams::new(resolv_conf, self.gateways.clone()),
             names: NamePolicy::new(zone),
             denied,
             services,
+            asking,
             pods,
             queries: Admission::new(MAX_QUERIES, MAX_QUERIES_A_POD),
             connections: Admission::new(MAX_CONNECTIONS, MAX_CONNECTIONS_A_POD),
@@ -161,6 +164,8 @@ struct Relay {
     denied: SharedDenied,
     /// The names of Services.
     services: SharedBook,
+    /// Who may ask for other names.
+    asking: Asking,
     /// The prefixes that pods' addresses are in.
     pods: Vec<Prefix>,
     queries: Admission,
@@ -241,6 +246,9 @@ impl Relay {
     async fn resolve(&self, query: &Query, pod: Client, transport: Transport) -> Vec<u8> {
         if let Some(answer) = self.services.answer(query, pod, transport == Transport::Udp) {
             return answer;
+        }
+        if !self.asking.may(pod) {
+            return query.failure(REFUSED);
         }
         let verdict = self.names.judge(query, &self.denied.get());
         if verdict == Verdict::Private {

@@ -13,9 +13,10 @@
 //! permission. Connections to a pod that is not ready any more go on while the Service selects it. What is refused is refused audibly.
 //!
 //! # Caveats
-//! A Service leads to pods of this device. UDP of one caller, port and Service stays with the pod that it began with until it is silent for
-//! as long as the kernel remembers it (`nf_conntrack_udp_timeout_stream`, two minutes).
+//! A Service leads to pods of this device. UDP of one caller's port to one Service stays with one pod while that is ready, and then goes to
+//! another (`flows.rs`; not on a kernel without `CONFIG_NF_CT_NETLINK`, where the caller has to fall silent first, for two minutes).
 
+mod flows;
 pub(crate) mod names;
 mod plan;
 mod range;
@@ -157,8 +158,16 @@ impl Network {
         let number = |uid: &str| pods.get(uid).copied().filter(|_| !state.leaving.contains(uid));
         let plan = Plan::new(&state.services, &state.numbers, number);
         let book = names::Book::new(&state.services, &state.numbers, self.services().range, number);
-        self.guard().serve(self.host(), Arc::new(plan)).await?;
+        let plan = Arc::new(plan);
+        let before = self.guard().serve(self.host(), Arc::clone(&plan)).await?;
         self.services().book.set(book);
+        if before != plan && (flows::has_datagrams(&before) || flows::has_datagrams(&plan)) {
+            let (range, pods) = (self.services().range, self.prefixes_of_pods());
+            let forget = move || flows::forget_stale(&plan, range, &pods);
+            if let Err(error) = self.host().run("forget flows of Services", forget).await {
+                tracing::warn!(%error, "datagrams of those who called a pod before still go there");
+            }
+        }
         Ok(())
     }
 }
