@@ -92,7 +92,8 @@ fn an_install_gets_its_claim_deployment_and_route() {
 fn grants_placement_and_environment_reach_the_pods() {
     let mut wanted = install();
     wanted["spec"]["env"] = json!([{"name": "B", "value": "mine"}, {"name": "C", "value": "mine"}]);
-    wanted["spec"]["grants"] = json!({"internet": false, "capabilities": ["NET_RAW", "CHOWN"], "services": ["db", "mail"]});
+    wanted["spec"]["grants"] =
+        json!({"internet": false, "capabilities": ["NET_RAW", "CHOWN"], "services": ["db", "mail"]});
     wanted["spec"]["placement"] = json!({"device": "nas", "ownDevicesOnly": true});
     wanted["spec"]["imagePullSecrets"] = json!([{"name": "login"}]);
     let mut app = app();
