@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow, bail};
 use hearth_types::registry::{self, KindInfo};
 
 /// What `all` stands for: what an owner runs.
-const ALL: [&str; 5] = ["Install", "Deployment", "ReplicaSet", "Pod", "Route"];
+const ALL: [&str; 6] = ["Install", "Deployment", "ReplicaSet", "Pod", "Service", "Route"];
 /// Letters of a word that are compared at most: no kind has a longer name.
 const MAX_WORD: usize = 40;
 

@@ -126,7 +126,10 @@ impl Network {
     pub async fn set_services(&self, services: Vec<Service>) -> Result<(), NetworkError> {
         let mut state = self.services().turn.lock().await;
         state.services = services;
-        state.services.truncate(plan::MAX_SERVICES);
+        if state.services.len() > plan::MAX_SERVICES {
+            tracing::error!(services = state.services.len(), most = plan::MAX_SERVICES, "some Services are not served");
+            state.services.truncate(plan::MAX_SERVICES);
+        }
         let named: Vec<String> = state.services.iter().filter(|one| !one.headless).map(|one| one.uid.clone()).collect();
         if state.numbers.keep(&named)? {
             let (numbers, store) = (state.numbers.clone(), self.store().clone());
