@@ -57,7 +57,8 @@ fn exec(instance: &Instance, pod: &str, namespace: &str, command: &str) -> Resul
     hearth_e2e::command::succeed(&mut hearth)
 }
 
-/// Whether a pod is served at a name or address. Not by wget: of a static program, it looks up names by libraries that an image of one file has not.
+/// Whether a pod is served at a name or address. Not by wget: of a static program, it looks up names by libraries that an image of one
+/// file has not.
 fn served(instance: &Instance, pod: &str, namespace: &str, to: &str, port: u16) -> Result<()> {
     let ask = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | busybox nc -w 5 {to} {port} 2>&1 | busybox tail -n 1");
     let line = exec(instance, pod, namespace, &ask)?;

@@ -1,5 +1,5 @@
-//! As much of connection tracking as Services need (`include/uapi/linux/netfilter/nfnetlink_conntrack.h`): which flows there are, and that one
-//! is to be forgotten.
+//! As much of connection tracking as Services need (`include/uapi/linux/netfilter/nfnetlink_conntrack.h`): which flows there are, and
+//! that one is to be forgotten.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

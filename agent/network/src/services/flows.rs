@@ -1,5 +1,5 @@
-//! Flows of UDP whose pod is not one to call any more. The kernel would go on with them for as long as the caller does not fall silent, whatever
-//! the rules say of new ones; a caller that uses one port for all it asks would never reach another pod.
+//! Flows of UDP whose pod is not one to call any more. The kernel would go on with them for as long as the caller does not fall silent,
+//! whatever the rules say of new ones; a caller that uses one port for all it asks would never reach another pod.
 
 use std::net::IpAddr;
 

@@ -1,16 +1,17 @@
 //! Services: names and addresses under which the pods of this device reach each other.
 //!
 //! # How
-//! The instance has a second range of addresses, beside that of its pods, which is routable nowhere. In its lower half each pod has an alias
-//! (the number is the pod's own), in its upper half each Service has an address. The host's firewall translates both ends of a permitted
-//! connection: the Service's address becomes that of a pod, and the caller's its alias. So neither pod ever sees another one's real
-//! address, and the firewall inside of a pod, which keeps no connections, lets the range pass and nothing else; a pod that calls its own
-//! Service is no special case.
+//! The instance has a second range of addresses, beside that of its pods, which is routable nowhere. In its lower half each pod has an
+//! alias (the number is the pod's own), in its upper half each Service has an address. The host's firewall translates both ends of a
+//! permitted connection: the Service's address becomes that of a pod, and the caller's its alias. So neither pod ever sees another one's
+//! real address, and the firewall inside of a pod, which keeps no connections, lets the range pass and nothing else; a pod that calls its
+//! own Service is no special case.
 //!
 //! # Guarantees
-//! Without the host's rules the range leads nowhere (it is claimed by an `unreachable` route), so whoever flushes them opens nothing. Only the pods that
-//! a Service names as its clients reach it, and only at its ports; every packet is judged anew, so that a connection ends with the
-//! permission. Connections to a pod that is not ready any more go on while the Service selects it. What is refused is refused audibly.
+//! Without the host's rules the range leads nowhere (it is claimed by an `unreachable` route), so whoever flushes them opens nothing.
+//! Only the pods that a Service names as its clients reach it, and only at its ports; every packet is judged anew, so that a connection
+//! ends with the permission. Connections to a pod that is not ready any more go on while the Service selects it. What is refused is
+//! refused audibly.
 //!
 //! # Caveats
 //! A Service leads to pods of this device. UDP of one caller's port to one Service stays with one pod while that is ready, and then goes to
@@ -118,8 +119,8 @@ impl Network {
     /// These are the Services of this device, in the place of those before. Pods that are attached later count from then on.
     ///
     /// # Guarantees
-    /// A Service has the same address as long as it is named here, also across restarts of the agent. When this returns, rules and names are
-    /// in effect.
+    /// A Service has the same address as long as it is named here, also across restarts of the agent. When this returns, rules and names
+    /// are in effect.
     ///
     /// # Errors
     /// The rules are then those of before, or none; what is not in effect is tried again with the next call.

@@ -76,8 +76,8 @@ pub const NAMESPACE_FINALIZER: &str = "hearth.dev/contents";
 /// The pod annotation that says whether its containers may reach the internet: `"false"` cuts it off.
 pub const INTERNET_ANNOTATION: &str = "hearth.dev/internet";
 
-/// The pod annotation that names the Services that it may use beside those of its own Install, or, where it is of none, of none: names in its
-/// namespace, separated by commas. An Install's pods have it from what the App asks for and the owner grants.
+/// The pod annotation that names the Services that it may use beside those of its own Install, or, where it is of none, of none: names in
+/// its namespace, separated by commas. An Install's pods have it from what the App asks for and the owner grants.
 pub const SERVICES_ANNOTATION: &str = "hearth.dev/services";
 
 /// The conditions by which a device tells that it runs short of something, and the taint of its Node that goes with each, as in Kubernetes.

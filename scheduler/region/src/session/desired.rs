@@ -1,4 +1,5 @@
-//! What a device shall have: its pods, what they use, the Services of their namespaces, the routes that lead to it, and its own Device. Nothing else, ever.
+//! What a device shall have: its pods, what they use, the Services of their namespaces, the routes that lead to it, and its own Device.
+//! Nothing else, ever.
 
 use std::collections::{BTreeMap, BTreeSet};
 
