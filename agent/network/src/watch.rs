@@ -24,6 +24,8 @@ use crate::{NetworkError, Notice};
 /// Least time between two looks at the host's network: a route daemon that changes routes all the time must not keep a
 /// home device busy. The first change of a burst is acted on at once.
 const SETTLE: Duration = Duration::from_millis(250);
+/// The same where notifications were lost: a table that is put back for that alone may be what makes others lose theirs.
+const SETTLE_AFTER_LOSS: Duration = Duration::from_secs(5);
 /// After a failure to put the firewall right.
 const RETRY: Duration = Duration::from_secs(1);
 /// Largest notification: the kernel's are below 4 KiB, nf_tables' at most 32 KiB.
@@ -170,7 +172,13 @@ impl Guard {
         // In turn: a change of ours may be heard of before it is known to be ours.
         let mut told = self.told.lock().await;
         let known = self.generation.load(Ordering::Relaxed) as u16;
-        let is_foreign = heard.lost || heard.ours.is_some_and(|generation| is_later(generation, known));
+        let mut is_foreign = heard.ours.is_some_and(|generation| is_later(generation, known));
+        if heard.lost && !is_foreign {
+            // A large change of ours is too much to hear of, too: it was the last one, or somebody changed something since.
+            let now = || nft::generation().map_err(|e| NetworkError::netlink("read the firewall's generation", e));
+            let now = host.run("look whether the firewall was changed", now).await?;
+            is_foreign = now != self.generation.load(Ordering::Relaxed);
+        }
         if is_foreign {
             self.install_in_turn(host, &mut told).await?;
         }
@@ -381,7 +389,8 @@ impl Guard {
             if heard.others || heard.lost {
                 self.look_around_or_log(&host).await;
             }
-            tokio::time::sleep(SETTLE).await;
+            // What one instance writes may be what another one on this host misses, and the other way round.
+            tokio::time::sleep(if heard.lost { SETTLE_AFTER_LOSS } else { SETTLE }).await;
         }
     }
 
