@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow, bail};
 use hearth_types::registry::{self, KindInfo};
 
 /// What `all` stands for: what an owner runs.
-const ALL: [&str; 5] = ["Install", "Deployment", "ReplicaSet", "Pod", "Route"];
+const ALL: [&str; 6] = ["Install", "Deployment", "ReplicaSet", "Pod", "Service", "Route"];
 /// Letters of a word that are compared at most: no kind has a longer name.
 const MAX_WORD: usize = 40;
 
@@ -112,8 +112,9 @@ mod tests {
         assert_eq!(read("pod a b").expect("two"), [named("pods", "a"), named("pods", "b")]);
         assert_eq!(read("pod/a install/b").expect("two"), [named("pods", "a"), named("installs", "b")]);
         assert_eq!(read("pods,routes").expect("two").len(), 2);
-        assert_eq!(read("all").expect("five").len(), ALL.len());
-        for (wrong, near) in [("pds", "pods"), ("deploymnets", "deployments"), ("Instal", "install"), ("servicess", "")]
+        assert_eq!(read("all").expect("all").len(), ALL.len());
+        for (wrong, near) in
+            [("pds", "pods"), ("deploymnets", "deployments"), ("Instal", "install"), ("horizontalpodautoscalers", "")]
         {
             let error = read(wrong).expect_err(wrong).to_string();
             assert!(error.contains(&format!("resource type {wrong:?}")), "{error}");

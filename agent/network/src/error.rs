@@ -62,6 +62,12 @@ pub enum NetworkError {
          started: run another kernel, as Debian's, or take `bandwidth` out of the Device"
     )]
     NoSharing,
+    /// The kernel or `nft` cannot translate addresses as Services need it.
+    #[error(
+        "the firewall cannot lead to Services (nftables 1.0.2 and Linux 5.13 or newer can, with CONFIG_NFT_NAT and CONFIG_NFT_NUMGEN; \
+         try: modprobe nft_numgen), so no pod reaches one"
+    )]
+    NoServices,
     /// A kernel parameter could not be read or set.
     #[error("cannot {verb} kernel parameter {path:?}: is /proc/sys mounted read-write and is this process root?")]
     Sysctl {

@@ -12,6 +12,7 @@ use crate::denied::{DENIED4, GLOBAL6, denied6};
 use crate::names::{GROUP_GUEST_INTERNET, GROUP_INTERNET, Instance};
 use crate::prefix::Prefix;
 use crate::program;
+use crate::services::{Plan, Range, rules};
 use crate::shared::SharedBandwidth;
 
 /// Connections that one pod may have in the host's table, whose room (65,536 on a device with 1 GiB) it shares with the host and
@@ -40,6 +41,8 @@ pub(crate) struct Firewall {
     pub(crate) pods6: Option<(Prefix, IpAddr)>,
     /// Where the name relay listens on the gateway addresses: 53, or another port where 53 was taken.
     pub(crate) relay_port: u16,
+    /// Where Services have their addresses.
+    pub(crate) services: Range,
     /// The families whose forwarding this instance enabled, on a host that forwarded nothing before.
     pub(crate) strangers: Strangers,
 }
@@ -66,17 +69,37 @@ impl Firewall {
     /// The script that puts the table in the place of any older one of this instance, in one transaction.
     ///
     /// `count` says whether connections and questions are counted: not every kernel can (`CONFIG_NFT_CONNLIMIT`, `CONFIG_NFT_LIMIT`).
-    pub(crate) fn script(&self, home: &Home, count: bool, shared: SharedBandwidth) -> String {
+    /// Without `services` there is nothing for any.
+    pub(crate) fn script(&self, home: &Home, count: bool, shared: SharedBandwidth, services: Option<&Plan>) -> String {
         let table = self.instance.table();
         let mut s = format!("table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
         Self::sets(&mut s, home, count);
         self.source_check(&mut s);
         self.host_chains(&mut s, count);
-        self.forward_chains(&mut s, count);
-        self.nat_chains(&mut s);
+        if services.is_some() {
+            self.write_services(|writer| writer.frame(&mut s));
+        }
+        self.forward_chains(&mut s, count, services.is_some());
+        self.nat_chains(&mut s, services.is_some());
         shared.chains(&mut s, &self.pod_links());
         s.push_str("}\n");
+        if let Some(plan) = services {
+            self.write_services(|writer| writer.add(&mut s, &table, plan));
+        }
         s
+    }
+
+    /// The script that replaces what is known of Services, in one transaction.
+    pub(crate) fn services_script(&self, old: &Plan, new: &Plan) -> String {
+        let (table, mut s) = (self.instance.table(), String::new());
+        self.write_services(|writer| writer.change(&mut s, &table, old, new));
+        s
+    }
+
+    fn write_services(&self, write: impl FnOnce(rules::Writer<'_>)) {
+        let links = self.pod_links();
+        let pods6 = self.pods6.map(|(prefix, _)| prefix);
+        write(rules::Writer { links: &links, range: self.services, pods4: self.pods4, pods6 });
     }
 
     /// The script that replaces what is known of the host, in one transaction.
@@ -155,20 +178,32 @@ impl Firewall {
         for gateway in gateways() {
             for protocol in ["udp", "tcp"] {
                 let to = format!("{} daddr {gateway} {protocol} dport {port}", family(gateway));
-                let _ = writeln!(s, "    meta iifgroup {} {to} accept", internet());
+                let _ = writeln!(s, "    {to} accept");
             }
         }
         s.push_str("    reject with icmpx type admin-prohibited\n  }\n");
         s.push_str("  chain from_host {\n    type filter hook output priority filter; policy accept;\n");
         let _ = writeln!(s, "    oifname {pod} ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} drop");
+        // A pod that calls its own Service is on the best way already, and needs not be told.
+        let _ = writeln!(s, "    oifname {pod} icmp type redirect drop");
         let _ = writeln!(s, "    oifname {pod} ip6 daddr ff00::/8 drop\n  }}");
     }
 
     /// What is forwarded from and to pods: connections that pods open to the internet, and their replies.
-    fn forward_chains(&self, s: &mut String, count: bool) {
+    fn forward_chains(&self, s: &mut String, count: bool, services: bool) {
         let pod = self.pod_links();
         let refuse = "reject with icmpx type admin-prohibited";
-        s.push_str("  chain forwarded {\n    type filter hook forward priority filter; policy accept;\n");
+        s.push_str("  chain counted {\n");
+        if count {
+            let over = format!("iifname ct count over {MAX_CONNECTIONS_A_POD}");
+            let _ = writeln!(s, "    add @connections {{ {over} }} {refuse}");
+        }
+        s.push_str("  }\n  chain forwarded {\n    type filter hook forward priority filter; policy accept;\n");
+        if services {
+            let translated = format!("iifname {pod} oifname {pod} ct status dnat");
+            let _ = writeln!(s, "    {translated} ct state new jump counted");
+            let _ = writeln!(s, "    {translated} jump {}", rules::TRAFFIC);
+        }
         // Also to pods of other instances.
         let _ = writeln!(s, "    iifname {pod} oifname \"hearth-*\" {refuse}");
         let _ = writeln!(s, "    oifname {pod} jump to_pod");
@@ -208,16 +243,15 @@ impl Firewall {
             let _ = writeln!(s, "    {rule} {refuse}");
         }
         s.push_str("    ct state invalid drop\n");
-        if count {
-            let over = format!("iifname ct count over {MAX_CONNECTIONS_A_POD}");
-            let _ = writeln!(s, "    ct state new add @connections {{ {over} }} {refuse}");
-        }
-        s.push_str("  }\n");
+        s.push_str("    ct state new jump counted\n  }\n");
     }
 
-    fn nat_chains(&self, s: &mut String) {
+    fn nat_chains(&self, s: &mut String, services: bool) {
         let pod = self.pod_links();
         s.push_str("  chain source_nat {\n    type nat hook postrouting priority srcnat; policy accept;\n");
+        if services {
+            self.write_services(|writer| writer.aliases(s));
+        }
         let _ = writeln!(s, "    ip saddr {} oifname != {pod} masquerade", self.pods4);
         if let Some((prefix, _)) = self.pods6 {
             let _ = writeln!(s, "    ip6 saddr {prefix} oifname != {pod} masquerade");
@@ -346,12 +380,13 @@ mod tests {
             gateway4: "10.64.128.1".parse().unwrap(),
             pods6: Some(("fd00:1:2:3::/64".parse().unwrap(), "fd00:1:2:3::1".parse().unwrap())),
             relay_port,
+            services: Range { ipv4: "10.66.0.0/16".parse().unwrap(), ipv6: "fd00:9::/64".parse().unwrap() },
             strangers: Strangers::default(),
         }
     }
 
     fn script(firewall: &Firewall) -> String {
-        firewall.script(&Home::default(), true, SharedBandwidth::default())
+        firewall.script(&Home::default(), true, SharedBandwidth::default(), None)
     }
 
     #[test]
@@ -386,7 +421,7 @@ mod tests {
         for counted in ["ct count over 4096", "limit rate over 500/second"] {
             assert!(script(&firewall(53)).contains(counted));
         }
-        let without = firewall(53).script(&Home::default(), false, SharedBandwidth::default());
+        let without = firewall(53).script(&Home::default(), false, SharedBandwidth::default(), None);
         assert!(!without.contains("ct count") && !without.contains("connections") && !without.contains("questions"));
     }
 

@@ -7,7 +7,8 @@
 //! # Guarantees
 //! Whatever the host's rules are, what a pod sends to a denied range, to the host or by another protocol than TCP, UDP and
 //! ICMP is refused before it leaves the namespace. To its gateway go questions to the name relay, TCP segments of
-//! connections that the host opened, echo replies and ICMP errors; an isolated pod sends only the latter three.
+//! connections that the host opened, echo replies and ICMP errors; an isolated pod sends nothing further but to the range of
+//! Services. There go TCP, UDP and ICMP errors: what becomes of them is for the host's rules to say, without which the range leads nowhere.
 //!
 //! # Caveats
 //! It keeps no connections, so that a pod cannot fill a table of its own with them: therefore UDP that the host sends to a
@@ -22,11 +23,13 @@ use crate::denied::Denied;
 use crate::netlink::nft::{Meta, Set, Step, Transaction};
 use crate::netlink::route::LOOPBACK;
 use crate::netlink::socket::Socket;
+use crate::services::Range;
 
 /// The name of the table. The namespace is the pod's alone, so no instance is in it.
 const TABLE: &str = "hearth";
 const OUTPUT: &str = "output";
 const TO_GATEWAY: &str = "to_gateway";
+const TO_SERVICES: &str = "to_services";
 const REFUSE: &str = "refuse";
 const DENIED4: Set = Set::ipv4("denied4", 1);
 const DENIED6: Set = Set::ipv6("denied6", 2);
@@ -44,6 +47,9 @@ const TCP_SYN: u8 = 0x02;
 const ICMP_ANSWERS: [u8; 2] = [0, 3];
 /// Destination unreachable, packet too big, echo reply (RFC 4443).
 const ICMPV6_ANSWERS: [u8; 3] = [1, 2, 129];
+/// Destination unreachable and, of IPv6, packet too big: what is said of a connection.
+const ICMP_ERRORS: [u8; 1] = [3];
+const ICMPV6_ERRORS: [u8; 2] = [1, 2];
 
 /// Whether a namespace may have a table already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +66,8 @@ pub(crate) struct Inner<'a> {
     pub(crate) gateway4: IpAddr,
     pub(crate) gateway6: Option<IpAddr>,
     pub(crate) internet: bool,
+    /// Where Services have their addresses, and other pods their aliases: without the host's rules it leads nowhere.
+    pub(crate) services: Range,
     pub(crate) denied: &'a Denied,
 }
 
@@ -77,6 +85,7 @@ impl Inner<'_> {
         };
         t.chain(REFUSE);
         t.chain(TO_GATEWAY);
+        t.chain(TO_SERVICES);
         t.output_chain(OUTPUT);
         if self.internet {
             t.set(&DENIED4, self.denied.v4());
@@ -85,7 +94,8 @@ impl Inner<'_> {
         // A socket that is just sending its SYN takes a reset to heart, and an ICMP error only at the next SYN, a second later.
         t.rule(REFUSE, &[Step::Meta(Meta::Transport), Step::Equals(&[TCP]), Step::Reset]);
         t.rule(REFUSE, &[Step::Reject]);
-        self.gateway_rules(&mut t);
+        gateway_rules(&mut t);
+        service_rules(&mut t);
         // The pod's processes among themselves.
         t.rule(OUTPUT, &[Step::Meta(Meta::OutLink), Step::Equals(&LOOPBACK.to_ne_bytes()), Step::Accept]);
         for gateway in std::iter::once(self.gateway4).chain(self.gateway6) {
@@ -96,6 +106,18 @@ impl Inner<'_> {
             };
             let rule = [Step::Meta(Meta::Family), Step::Equals(&family), destination, Step::Equals(bytes)];
             t.rule(OUTPUT, &[rule.as_slice(), &[Step::Goto(TO_GATEWAY)]].concat());
+        }
+        for prefix in std::iter::once(self.services.ipv4).chain(self.gateway6.map(|_| self.services.ipv6)) {
+            let (family, start) = destination(prefix.address().is_ipv4());
+            let Step::Network { offset, .. } = start else { continue };
+            // Both prefixes end with a byte.
+            let len = u32::from(prefix.len() / 8);
+            let bytes: Vec<u8> = match prefix.address() {
+                IpAddr::V4(a) => a.octets()[..len as usize].to_vec(),
+                IpAddr::V6(a) => a.octets()[..len as usize].to_vec(),
+            };
+            let rule = [Step::Meta(Meta::Family), Step::Equals(&family), Step::Network { offset, len }];
+            t.rule(OUTPUT, &[rule.as_slice(), &[Step::Equals(&bytes), Step::Goto(TO_SERVICES)]].concat());
         }
         if self.internet {
             for (v4, set) in [(true, &DENIED4), (false, &DENIED6)] {
@@ -111,28 +133,43 @@ impl Inner<'_> {
         t.rule(OUTPUT, &[Step::Goto(REFUSE)]);
         t
     }
+}
 
-    fn gateway_rules(&self, t: &mut Transaction) {
-        let port = Step::Transport { offset: 2, len: 2 };
-        for protocol in [UDP, TCP] {
-            if self.internet {
-                let is_protocol = [Step::Meta(Meta::Transport), Step::Equals(std::slice::from_ref(&protocol))];
-                t.rule(TO_GATEWAY, &[is_protocol.as_slice(), &[port, Step::Equals(&DNS), Step::Accept]].concat());
-            }
-        }
-        let flags = [Step::Transport { offset: 13, len: 1 }, Step::Mask(TCP_FLAGS), Step::Differs(&[TCP_SYN])];
-        let is_tcp = [Step::Meta(Meta::Transport), Step::Equals(&[TCP])];
-        t.rule(TO_GATEWAY, &[is_tcp.as_slice(), &flags, &[Step::Accept]].concat());
-        for (protocol, kinds) in [(ICMP, ICMP_ANSWERS.as_slice()), (ICMPV6, &ICMPV6_ANSWERS)] {
-            for kind in kinds {
-                let kind = Step::Equals(std::slice::from_ref(kind));
-                let protocol = Step::Equals(std::slice::from_ref(&protocol));
-                let kind_of_message = Step::Transport { offset: 0, len: 1 };
-                t.rule(TO_GATEWAY, &[Step::Meta(Meta::Transport), protocol, kind_of_message, kind, Step::Accept]);
-            }
-        }
-        t.rule(TO_GATEWAY, &[Step::Goto(REFUSE)]);
+fn gateway_rules(t: &mut Transaction) {
+    let port = Step::Transport { offset: 2, len: 2 };
+    // Also of an isolated pod: the relay tells it of Services.
+    for protocol in [UDP, TCP] {
+        let is_protocol = [Step::Meta(Meta::Transport), Step::Equals(std::slice::from_ref(&protocol))];
+        t.rule(TO_GATEWAY, &[is_protocol.as_slice(), &[port, Step::Equals(&DNS), Step::Accept]].concat());
     }
+    let flags = [Step::Transport { offset: 13, len: 1 }, Step::Mask(TCP_FLAGS), Step::Differs(&[TCP_SYN])];
+    let is_tcp = [Step::Meta(Meta::Transport), Step::Equals(&[TCP])];
+    t.rule(TO_GATEWAY, &[is_tcp.as_slice(), &flags, &[Step::Accept]].concat());
+    for (protocol, kinds) in [(ICMP, ICMP_ANSWERS.as_slice()), (ICMPV6, &ICMPV6_ANSWERS)] {
+        for kind in kinds {
+            let kind = Step::Equals(std::slice::from_ref(kind));
+            let protocol = Step::Equals(std::slice::from_ref(&protocol));
+            let kind_of_message = Step::Transport { offset: 0, len: 1 };
+            t.rule(TO_GATEWAY, &[Step::Meta(Meta::Transport), protocol, kind_of_message, kind, Step::Accept]);
+        }
+    }
+    t.rule(TO_GATEWAY, &[Step::Goto(REFUSE)]);
+}
+
+/// Connections of TCP and UDP in either direction, and what is said of them.
+fn service_rules(t: &mut Transaction) {
+    for protocol in [TCP, UDP] {
+        t.rule(TO_SERVICES, &[Step::Meta(Meta::Transport), Step::Equals(&[protocol]), Step::Accept]);
+    }
+    for (protocol, kinds) in [(ICMP, ICMP_ERRORS.as_slice()), (ICMPV6, &ICMPV6_ERRORS)] {
+        for kind in kinds {
+            let (protocol, kind) =
+                (Step::Equals(std::slice::from_ref(&protocol)), Step::Equals(std::slice::from_ref(kind)));
+            let kind_of_message = Step::Transport { offset: 0, len: 1 };
+            t.rule(TO_SERVICES, &[Step::Meta(Meta::Transport), protocol, kind_of_message, kind, Step::Accept]);
+        }
+    }
+    t.rule(TO_SERVICES, &[Step::Goto(REFUSE)]);
 }
 
 /// The family as `meta nfproto` gives it, and where a packet's destination is.

@@ -10,9 +10,11 @@
 //! to TCP connections and pings from the host. Nothing else: not the host (whichever address is used), not other pods of any
 //! instance, not private, shared, link-local, multicast or reserved ranges of IPv4 and IPv6, not the home of the host by its
 //! global IPv6 addresses (the /56 around each of its networks), not what [`Network::deny`] names, and none of these in their
-//! 6to4, Teredo or NAT64 form. Only TCP, UDP and ICMP, and a bounded number of connections. It speaks from its own addresses
-//! only. Nobody but the host may open a connection to it. The relay does not tell it about the home either: names that are
-//! never the public internet's do not exist for it, and answers that lead into the home are empty.
+//! 6to4, Teredo or NAT64 form. The one way to another pod is a [`Service`] of this device that it may use ([`Network::set_services`]): at
+//! an address of a range of its own, where it never learns the other one's address. Only TCP, UDP and ICMP, and a bounded number of
+//! connections. It speaks from its own addresses only. Nobody but the host, and who may use a Service that leads to it, may open a
+//! connection to it. The relay does not tell it about the home either: names that are never the public internet's do not exist for it,
+//! answers that lead into the home are empty, and Services that it may not use have no name.
 //!
 //! What is refused is refused audibly (a TCP reset, or ICMP "administratively prohibited"), so that programs fail at once
 //! instead of hanging; forged sources are dropped silently.
@@ -67,6 +69,7 @@ mod pod;
 mod prefix;
 mod program;
 mod service;
+mod services;
 mod shared;
 mod store;
 mod teardown;
@@ -81,6 +84,7 @@ pub use error::NetworkError;
 pub use firewall::firewall_version;
 pub use notice::Notice;
 pub use service::Network;
+pub use services::{Service, ServicePod, ServicePort, ServiceProtocol};
 pub use shared::SharedBandwidth;
 pub use teardown::{TeardownReport, teardown};
 
@@ -104,7 +108,8 @@ pub struct NetworkConfig {
 /// What a pod may reach, and how much it may send and receive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PodPolicy {
-    /// True: the public internet and names. False: nothing but replies to connections that the host opened.
+    /// True: the public internet and names. False: nothing but replies to connections that the host opened, and the Services that it may
+    /// use.
     pub internet: bool,
     /// Whether it is of another owner than the device's: then it shares what guests may send and receive.
     pub guest: bool,
@@ -123,7 +128,8 @@ pub struct PodAddresses {
     pub gateway4: Ipv4Addr,
     /// The pod's IPv6 default router: the host.
     pub gateway6: Option<Ipv6Addr>,
-    /// The name servers for the pod's `resolv.conf`, in order. A pod without internet is refused there at once.
+    /// The name servers for the pod's `resolv.conf`, in order. A pod without internet is told of Services there, and refused all else at
+    /// once.
     pub dns: Vec<IpAddr>,
     /// The host's side of the pod's link.
     pub link: String,

@@ -27,6 +27,11 @@ pub(crate) fn group(policy: PodPolicy) -> u32 {
     }
 }
 
+/// Whether the pods of a link group may reach the internet.
+pub(crate) fn has_internet(group: u32) -> bool {
+    matches!(group, GROUP_INTERNET | GROUP_GUEST_INTERNET)
+}
+
 /// The number of the host's own address in the prefix of the pods.
 pub(crate) const GATEWAY_INDEX: u16 = 1;
 /// The first number for a pod.

@@ -23,6 +23,7 @@ use crate::netlink::Batch;
 use crate::netlink::route::{self, AddressUse, VethPair};
 use crate::netlink::socket::{Protocol, Socket};
 use crate::prefix::Prefix;
+use crate::services::Range;
 use crate::{NetworkError, PodPolicy};
 
 /// Linkwatch takes microseconds, and at most a second where it limits itself (`linkwatch_schedule_work`).
@@ -42,6 +43,8 @@ pub(crate) struct Plan {
     pub(crate) gateway4: IpAddr,
     /// The pod's address and its gateway's, where the host has IPv6.
     pub(crate) ipv6: Option<(IpAddr, IpAddr)>,
+    /// Where Services have their addresses.
+    pub(crate) services: Range,
     /// What is denied to pods at this time.
     pub(crate) denied: Arc<Denied>,
 }
@@ -119,7 +122,13 @@ fn prepare_namespace(plan: &Plan, namespace: Namespace) -> Result<(), NetworkErr
     let tables = Socket::open(Protocol::Netfilter, 0)
         .map_err(|e| NetworkError::netlink("open a socket for the pod's firewall", e))?;
     let gateway6 = plan.ipv6.map(|(_, gateway)| gateway);
-    let inner = Inner { gateway4: plan.gateway4, gateway6, internet: plan.policy.internet, denied: &plan.denied };
+    let inner = Inner {
+        gateway4: plan.gateway4,
+        gateway6,
+        internet: plan.policy.internet,
+        services: plan.services,
+        denied: &plan.denied,
+    };
     inner.install(&tables, namespace)?;
     // Ports below 1024 and ping need no privilege inside a pod, as with other container engines.
     set_sysctl("ipv4/ip_unprivileged_port_start", "0")?;

@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 /// Length of the IPv4 prefix of one instance: 15 host bits, as many as the three base32 characters of a link's name.
 pub(crate) const POD_PREFIX4_LEN: u8 = 17;
+/// Length of the IPv4 prefix of an instance's Services: as many aliases as pods, and as many Services.
+pub(crate) const SERVICE_PREFIX4_LEN: u8 = 16;
 /// Length of the IPv6 prefix of one instance.
 pub(crate) const POD_PREFIX6_LEN: u8 = 64;
 /// An on-link route wider than this is a VPN's way to say "everything", not a LAN: denying it would deny the internet.
@@ -107,6 +109,13 @@ fn candidates4(seed: u32) -> impl Iterator<Item = Prefix> {
 /// The first IPv4 prefix for pods that overlaps nothing in `taken`.
 pub(crate) fn choose4(seed: u32, taken: &BTreeSet<Prefix>) -> Option<Prefix> {
     candidates4(seed).find(|candidate| !taken.iter().any(|t| t.len() > 0 && t.overlaps(*candidate)))
+}
+
+/// The first IPv4 prefix for Services that overlaps nothing in `taken`.
+pub(crate) fn choose_services4(seed: u32, taken: &BTreeSet<Prefix>) -> Option<Prefix> {
+    let wide = candidates4(seed).filter_map(|candidate| Prefix::new(candidate.address, SERVICE_PREFIX4_LEN));
+    let mut wide = wide.filter(|candidate| !taken.iter().any(|t| t.len() > 0 && t.overlaps(*candidate)));
+    wide.next()
 }
 
 /// A unique local IPv6 prefix (RFC 4193 section 3.1) from 56 random bits: a global id of 40 bits and a subnet id of 16.

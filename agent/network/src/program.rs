@@ -33,8 +33,7 @@ struct Job {
     answer: SyncSender<io::Result<Output>>,
 }
 
-/// Runs a program in the calling thread's network namespace, with `input` (which is to be less than a pipe holds) on its standard input;
-/// returns when it has ended. One at a time.
+/// Runs a program in the calling thread's network namespace, with `input` on its standard input; returns when it has ended. One at a time.
 pub(crate) fn output(program: &'static str, arguments: &[&str], input: &str) -> io::Result<Output> {
     static JOBS: OnceLock<SyncSender<Job>> = OnceLock::new();
     let jobs = JOBS.get_or_init(|| {
@@ -89,11 +88,15 @@ fn run_one(job: &Job) -> io::Result<Output> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // Where the program ended early its own message says more than EPIPE.
-        let _ = stdin.write_all(&job.input);
-    }
-    child.wait_with_output()
+    let stdin = child.stdin.take();
+    // Both at once: neither waits for the other where there is more than a pipe holds.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Where the program ended early its own message says more than EPIPE.
+            stdin.map(|mut stdin| stdin.write_all(&job.input))
+        });
+        child.wait_with_output()
+    })
 }
 
 #[cfg(test)]
@@ -108,6 +111,9 @@ mod tests {
         let done = output("cat", &[], "what it is told").expect("it runs");
         assert!(done.status.success());
         assert_eq!(done.stdout, b"what it is told");
+        let much = "x".repeat(1 << 20);
+        let done = output("cat", &[], &much).expect("it runs");
+        assert!(done.stdout == much.as_bytes(), "more than a pipe holds");
         let done = output("sh", &["-c", "echo no >&2; exit 3"], "").expect("it runs");
         assert_eq!((done.status.code(), done.stderr.as_slice()), (Some(3), &b"no\n"[..]));
         let missing = output("no-such-program", &[], "").expect_err("there is none");

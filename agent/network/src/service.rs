@@ -9,13 +9,15 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinSet;
 
 use crate::bandwidth::{self, Bandwidth, Limits};
+use crate::dns::asking::Asking;
 use crate::dns::relay::Sockets;
 use crate::firewall::{Firewall, Strangers};
 use crate::host::{self, Host, Survey};
-use crate::names::{GATEWAY_INDEX, Instance, check_uid};
+use crate::names::{GATEWAY_INDEX, Instance, check_uid, has_internet};
 use crate::netlink::{Batch, route};
 use crate::pod::{self, Plan};
 use crate::prefix::{Prefix, choose4, home_of, nth, unique_local};
+use crate::services::{self, Numbers, Range, Services, SharedBook, drop_other_claims};
 use crate::shared::SharedBandwidth;
 use crate::store::{Allocations, Forwarding, Prefixes, Store};
 use crate::watch::{self, Ears, Guard};
@@ -41,6 +43,8 @@ struct Inner {
     guard: Arc<Guard>,
     limits: Arc<Limits>,
     allocations: Mutex<Allocations>,
+    services: Services,
+    asking: Asking,
     busy: KeyedLocks,
     /// Relay and watchers; aborted when dropped.
     tasks: Mutex<JoinSet<()>>,
@@ -51,6 +55,8 @@ struct Foundation {
     store: Store,
     prefixes: Prefixes,
     allocations: Allocations,
+    services: (Range, Numbers),
+    asking: Asking,
     ipv6: bool,
     sockets: Sockets,
     ears: Ears,
@@ -60,6 +66,27 @@ struct Foundation {
 impl Network {
     pub(crate) fn host(&self) -> &Host {
         &self.inner.host
+    }
+
+    pub(crate) fn guard(&self) -> &Arc<Guard> {
+        &self.inner.guard
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    pub(crate) fn services(&self) -> &Services {
+        &self.inner.services
+    }
+
+    pub(crate) fn prefixes_of_pods(&self) -> [Prefix; 2] {
+        [self.inner.prefixes.ipv4, self.inner.prefixes.ipv6]
+    }
+
+    /// The number of each pod, by its uid.
+    pub(crate) fn numbers_of_pods(&self) -> HashMap<String, u16> {
+        self.inner.allocations().iter().map(|(uid, index)| (uid.to_owned(), index)).collect()
     }
 
     /// Starts the network of an instance in the calling thread's network namespace: chooses prefixes at the first start and
@@ -75,7 +102,8 @@ impl Network {
             let (instance, dir) = (instance.clone(), config.state_dir.clone());
             host.run("prepare the pod network", move || prepare(&instance, &dir)).await?
         };
-        let Foundation { store, prefixes, allocations, ipv6, sockets, ears, strangers } = foundation;
+        let Foundation { store, prefixes, allocations, services, asking, ipv6, sockets, ears, strangers } = foundation;
+        let (range, numbers) = services;
 
         let firewall = Firewall {
             instance: instance.clone(),
@@ -83,6 +111,7 @@ impl Network {
             gateway4: nth(prefixes.ipv4, GATEWAY_INDEX),
             pods6: ipv6.then(|| (prefixes.ipv6, nth(prefixes.ipv6, GATEWAY_INDEX))),
             relay_port: sockets.port,
+            services: range,
             strangers,
         };
         let guard = Guard::new(firewall, config.bandwidth);
@@ -93,7 +122,9 @@ impl Network {
         guard.look_around(&host).await?;
 
         let pods = [Some(prefixes.ipv4), ipv6.then_some(prefixes.ipv6)].into_iter().flatten().collect();
-        let mut tasks = sockets.serve(config.resolv_conf, config.zone.as_deref(), pods, guard.denied().clone())?;
+        let (denied, book) = (guard.denied().clone(), SharedBook::new(ipv6));
+        let zone = config.zone.as_deref();
+        let mut tasks = sockets.serve(config.resolv_conf, zone, pods, denied, book.clone(), asking.clone())?;
         let [routes, tables, links] = watch::register(ears)?;
         let limits = Limits::new(instance.clone());
         tasks.spawn(Arc::clone(&guard).watch_routes(host.clone(), routes));
@@ -109,6 +140,8 @@ impl Network {
             guard,
             limits,
             allocations: Mutex::new(allocations),
+            services: Services::new(range, numbers, book),
+            asking,
             busy: KeyedLocks::default(),
             tasks: Mutex::new(tasks),
         };
@@ -161,6 +194,7 @@ impl Network {
     /// Removes a pod's link and frees its addresses; harmless for a pod that has none.
     pub async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError> {
         let lock = self.inner.busy.lock(pod_uid).await;
+        self.service_pod_goes(pod_uid).await?;
         let (inner, uid) = (Arc::clone(&self.inner), pod_uid.to_owned());
         self.inner
             .host
@@ -253,7 +287,8 @@ impl Network {
         }
         let lock = self.inner.busy.lock(pod_uid).await;
         let (inner, uid) = (Arc::clone(&self.inner), pod_uid.to_owned());
-        self.inner
+        let made = self
+            .inner
             .host
             .run("attach a pod", move || {
                 // Held to the end of the work, also where the caller stops waiting.
@@ -263,7 +298,12 @@ impl Network {
                     Some(netns) => inner.adopt(uid, policy, netns),
                 }
             })
-            .await
+            .await?;
+        // It is a pod all the same without them, and whoever says which Services there are is told.
+        if let Err(error) = self.service_pod_came(pod_uid).await {
+            tracing::error!(pod = pod_uid, %error, "a pod has no Services");
+        }
+        Ok(made)
     }
 }
 
@@ -292,6 +332,7 @@ impl Inner {
     fn attach(&self, uid: String, policy: PodPolicy) -> Result<PodNetwork, NetworkError> {
         let (index, new) = self.allocate(&uid, None)?;
         let plan = self.plan(uid, index, policy);
+        self.asking.set(index, policy.internet);
         // One of the same number may be gone by itself, and its limit with it.
         self.limits.set(index, Bandwidth::default());
         match pod::create(&plan) {
@@ -316,6 +357,7 @@ impl Inner {
         };
         let (index, _) = self.allocate(&uid, wanted)?;
         let plan = self.plan(uid, index, policy);
+        self.asking.set(index, policy.internet);
         // Before: what hears of the new limit must not put back the old one.
         self.limits.set(index, policy.bandwidth);
         let netns = pod::take_over(&plan, netns)?;
@@ -340,6 +382,7 @@ impl Inner {
     fn remove(&self, uid: &str) -> Result<(), NetworkError> {
         let Some(index) = self.allocations().get(uid) else { return Ok(()) };
         self.limits.set(index, Bandwidth::default());
+        self.asking.set(index, false);
         pod::remove(&host::route_socket()?, &self.instance.link(index))?;
         self.free(uid)
     }
@@ -371,6 +414,7 @@ impl Inner {
             ipv4: nth(ipv4, index),
             gateway4: nth(ipv4, GATEWAY_INDEX),
             ipv6: self.ipv6.then(|| (nth(ipv6, index), nth(ipv6, GATEWAY_INDEX))),
+            services: self.services.range(),
             denied: self.guard.denied().get(),
         }
     }
@@ -410,12 +454,18 @@ fn prepare(instance: &Instance, dir: &std::path::Path) -> Result<Foundation, Net
     let allocations = store.allocations()?;
     let ipv6 = host::has_ipv6();
     let prefixes = claim_prefixes(instance, &store, ipv6)?;
+    let services = services::claim(instance, &store, prefixes, ipv6)?;
     let mut gateways = vec![nth(prefixes.ipv4, GATEWAY_INDEX)];
     gateways.extend(ipv6.then(|| nth(prefixes.ipv6, GATEWAY_INDEX)));
     let sockets = Sockets::bind(&gateways)?;
     let ears = Ears::open()?;
     let strangers = note_forwarding(&store, ipv6)?;
-    Ok(Foundation { store, prefixes, allocations, ipv6, sockets, ears, strangers })
+    // What the agent before let pods do, until they are adopted.
+    let links = host::links(&host::route_socket()?)?;
+    let asking =
+        links.iter().filter(|link| has_internet(link.group)).filter_map(|link| instance.link_index(&link.name));
+    let asking = Asking::new(asking);
+    Ok(Foundation { store, prefixes, allocations, services, asking, ipv6, sockets, ears, strangers })
 }
 
 /// Which families the host is about to forward, or forwards since this machine started, for our sake only. Written down before
@@ -457,7 +507,9 @@ fn claim_prefixes(instance: &Instance, store: &Store, ipv6: bool) -> Result<Pref
         if kept != Some(chosen) {
             store.save_prefixes(chosen)?;
         }
-        drop_other_claims(instance, &socket, chosen)?;
+        let mut own = vec![chosen.ipv4, chosen.ipv6];
+        own.extend(store.services()?.into_iter().flat_map(|(range, _)| [range.ipv4, range.ipv6]));
+        drop_other_claims(instance, &socket, &own)?;
         let mut batch = Batch::new();
         route::add_claim(&mut batch, chosen.ipv4, priority);
         if ipv6 {
@@ -473,21 +525,6 @@ fn claim_prefixes(instance: &Instance, store: &Store, ipv6: bool) -> Result<Pref
         }
     }
     Err(NetworkError::NoFreePrefix { prefix_len: crate::prefix::POD_PREFIX4_LEN })
-}
-
-fn drop_other_claims(
-    instance: &Instance,
-    socket: &crate::netlink::socket::Socket,
-    chosen: Prefixes,
-) -> Result<(), NetworkError> {
-    let priority = instance.route_priority();
-    let mut batch = Batch::new();
-    for old in host::routes(socket)?.iter().filter(|r| r.claim == Some(priority)) {
-        if old.prefix != chosen.ipv4 && old.prefix != chosen.ipv6 {
-            route::delete_claim(&mut batch, old.prefix, priority);
-        }
-    }
-    host::delete(socket, &batch).map(drop)
 }
 
 /// One lock a pod, for as long as somebody wants it.

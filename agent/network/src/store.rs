@@ -1,8 +1,9 @@
 //! What outlives the agent: the prefixes of this instance, and which pod has which number.
 //!
-//! Two files, since they have different lives. `prefixes.json` is written once and synced: it must survive a power cut, so
+//! Several files, since they have different lives. `prefixes.json` is written once and synced: it must survive a power cut, so
 //! that pods keep their IPv6 prefix. `pods.json` changes with every pod and is not synced: pods do not survive a power cut
-//! either, and home devices boot from SD cards.
+//! either, and home devices boot from SD cards. So does `services.json` with every Service: a range that is lost is chosen anew, and pods
+//! are told of it when they are adopted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -13,7 +14,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::NetworkError;
 use crate::names::{FIRST_POD_INDEX, LAST_POD_INDEX};
-use crate::prefix::{POD_PREFIX4_LEN, POD_PREFIX6_LEN, Prefix};
+use crate::prefix::{POD_PREFIX4_LEN, POD_PREFIX6_LEN, Prefix, SERVICE_PREFIX4_LEN};
+use crate::services::{Numbers, Range};
 
 /// Largest state file that is read: 4,096 pods with the longest uids take about 700 KiB.
 const MAX_FILE_BYTES: u64 = 2 * 1024 * 1024;
@@ -23,6 +25,7 @@ const VERSION: u32 = 1;
 const PREFIXES: (&str, &str) = ("prefixes.json", "hearth-network-prefixes");
 const FORWARDING: (&str, &str) = ("forwarding.json", "hearth-network-forwarding");
 const PODS: (&str, &str) = ("pods.json", "hearth-network-pods");
+const SERVICES: (&str, &str) = ("services.json", "hearth-network-services");
 
 /// What is looked at first: the rest of a file of another version may be anything.
 #[derive(Deserialize)]
@@ -68,6 +71,14 @@ struct PodsFile {
     pods: BTreeMap<String, PodEntry>,
 }
 
+#[derive(Serialize, Deserialize)]
+struct ServicesFile {
+    ipv4: String,
+    ipv6: String,
+    next: u16,
+    services: BTreeMap<String, u16>,
+}
+
 /// Whose doing it is that the host forwards packets, by family.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Forwarding {
@@ -84,6 +95,17 @@ struct PodEntry {
 }
 
 impl Allocations {
+    /// As they were saved, without what no version writes.
+    fn of(next: u16, saved: impl IntoIterator<Item = (String, u16)>) -> Self {
+        let mut allocations = Self { next, ..Self::default() };
+        for (uid, index) in saved.into_iter().take(MAX_PODS) {
+            if (FIRST_POD_INDEX..=LAST_POD_INDEX).contains(&index) && allocations.used.insert(index) {
+                allocations.pods.insert(uid, index);
+            }
+        }
+        allocations
+    }
+
     pub(crate) fn get(&self, uid: &str) -> Option<u16> {
         self.pods.get(uid).copied()
     }
@@ -192,14 +214,31 @@ impl Store {
             }
             Err(e) => return Err(e),
         };
-        let mut allocations = Allocations { next: file.next, ..Allocations::default() };
-        for (uid, entry) in file.pods.into_iter().take(MAX_PODS) {
-            let valid = (FIRST_POD_INDEX..=LAST_POD_INDEX).contains(&entry.index);
-            if valid && allocations.used.insert(entry.index) {
-                allocations.pods.insert(uid, entry.index);
+        Ok(Allocations::of(file.next, file.pods.into_iter().map(|(uid, entry)| (uid, entry.index))))
+    }
+
+    /// The range of Services and their numbers, where they were chosen before and the file is whole.
+    pub(crate) fn services(&self) -> Result<Option<(Range, Numbers)>, NetworkError> {
+        let file = match self.read_unsynced::<ServicesFile>(SERVICES) {
+            Ok(Some(file)) => file,
+            Ok(None) => return Ok(None),
+            Err(NetworkError::StateFormat { path, detail }) if !detail.contains("version") => {
+                tracing::warn!(?path, detail, "the addresses of Services are forgotten; they get new ones");
+                return Ok(None);
             }
-        }
-        Ok(allocations)
+            Err(e) => return Err(e),
+        };
+        let ipv4 = file.ipv4.parse().ok().filter(|p: &Prefix| p.address().is_ipv4() && p.len() == SERVICE_PREFIX4_LEN);
+        let ipv6 = file.ipv6.parse().ok().filter(|p: &Prefix| p.address().is_ipv6() && p.len() == POD_PREFIX6_LEN);
+        let range = ipv4.zip(ipv6).map(|(ipv4, ipv6)| Range { ipv4, ipv6 });
+        Ok(range.map(|range| (range, Numbers(Allocations::of(file.next, file.services)))))
+    }
+
+    /// Saves them; they survive the process, not a power cut.
+    pub(crate) fn save_services(&self, range: Range, numbers: &Numbers) -> Result<(), NetworkError> {
+        let services = numbers.0.iter().map(|(uid, index)| (uid.to_owned(), index)).collect();
+        let (ipv4, ipv6) = (range.ipv4.to_string(), range.ipv6.to_string());
+        self.write(SERVICES, ServicesFile { ipv4, ipv6, next: numbers.0.next, services }, false)
     }
 
     /// Saves the allocations; they survive the process, not a power cut.

@@ -17,12 +17,15 @@ use crate::netlink::socket::{Protocol, Socket};
 use crate::netlink::{messages, route};
 use crate::netlink::{nft, tc};
 use crate::prefix::Prefix;
+use crate::services::Plan;
 use crate::shared::SharedBandwidth;
 use crate::{NetworkError, Notice};
 
 /// Least time between two looks at the host's network: a route daemon that changes routes all the time must not keep a
 /// home device busy. The first change of a burst is acted on at once.
 const SETTLE: Duration = Duration::from_millis(250);
+/// The same where notifications were lost: a table that is put back for that alone may be what makes others lose theirs.
+const SETTLE_AFTER_LOSS: Duration = Duration::from_secs(5);
 /// After a failure to put the firewall right.
 const RETRY: Duration = Duration::from_secs(1);
 /// Largest notification: the kernel's are below 4 KiB, nf_tables' at most 32 KiB.
@@ -49,6 +52,9 @@ pub(crate) struct Guard {
     /// What pods share, and whether the kernel holds them to it; found out by the last installation.
     shared: RwLock<SharedBandwidth>,
     shares: AtomicBool,
+    /// Where Services lead, and whether the kernel can lead there; found out by the last installation.
+    services: RwLock<Arc<Plan>>,
+    serves: AtomicBool,
 }
 
 /// Sockets that hear of changes. Opened before the first look, so that nothing is missed between.
@@ -87,6 +93,8 @@ impl Guard {
             addresses: watch::channel(Arc::from([])).0,
             shared: RwLock::new(shared),
             shares: AtomicBool::new(true),
+            services: RwLock::default(),
+            serves: AtomicBool::new(true),
         })
     }
 
@@ -128,6 +136,31 @@ impl Guard {
         if self.is_shared() { Ok(()) } else { Err(NetworkError::NoSharing) }
     }
 
+    /// Where Services lead from now on; where they led before.
+    pub(crate) async fn serve(self: &Arc<Self>, host: &Host, plan: Arc<Plan>) -> Result<Arc<Plan>, NetworkError> {
+        let mut told = self.told.lock().await;
+        let before =
+            std::mem::replace(&mut *self.services.write().unwrap_or_else(PoisonError::into_inner), Arc::clone(&plan));
+        if before == plan {
+            return self.can_serve(&plan).map(|()| before);
+        }
+        let guard = Arc::clone(self);
+        let (old, new) = (Arc::clone(&before), Arc::clone(&plan));
+        let changed = host.run("tell the firewall of Services", move || {
+            guard.change("updating the rules of Services", &guard.firewall.services_script(&old, &new))
+        });
+        if !self.serves.load(Ordering::Relaxed) || changed.await.is_err() {
+            // Somebody may have emptied the table just now: then the whole of it is what is missing.
+            self.install_in_turn(host, &mut told).await?;
+        }
+        self.can_serve(&plan).map(|()| before)
+    }
+
+    fn can_serve(&self, plan: &Plan) -> Result<(), NetworkError> {
+        let can = self.serves.load(Ordering::Relaxed) || plan.addresses.is_empty();
+        if can { Ok(()) } else { Err(NetworkError::NoServices) }
+    }
+
     /// Puts the whole table in place.
     pub(crate) async fn install(self: &Arc<Self>, host: &Host) -> Result<(), NetworkError> {
         let mut told = self.told.lock().await;
@@ -139,7 +172,13 @@ impl Guard {
         // In turn: a change of ours may be heard of before it is known to be ours.
         let mut told = self.told.lock().await;
         let known = self.generation.load(Ordering::Relaxed) as u16;
-        let is_foreign = heard.lost || heard.ours.is_some_and(|generation| is_later(generation, known));
+        let mut is_foreign = heard.ours.is_some_and(|generation| is_later(generation, known));
+        if heard.lost && !is_foreign {
+            // A large change of ours is too much to hear of, too: it was the last one, or somebody changed something since.
+            let now = || nft::generation().map_err(|e| NetworkError::netlink("read the firewall's generation", e));
+            let now = host.run("look whether the firewall was changed", now).await?;
+            is_foreign = now != self.generation.load(Ordering::Relaxed);
+        }
         if is_foreign {
             self.install_in_turn(host, &mut told).await?;
         }
@@ -214,13 +253,29 @@ impl Guard {
     }
 
     fn put_with(&self, home: &Home, shared: SharedBandwidth) -> Result<(), NetworkError> {
+        let services = Arc::clone(&self.services.read().unwrap_or_else(PoisonError::into_inner));
+        match self.put_counting(home, shared, Some(&services)) {
+            Err(error @ NetworkError::NftFailed { .. }) => {
+                self.put_counting(home, shared, None)?;
+                self.serves.store(false, Ordering::Relaxed);
+                tracing::error!(%error, "the firewall cannot lead to Services; none is served");
+                Ok(())
+            }
+            put => {
+                self.serves.fetch_or(put.is_ok(), Ordering::Relaxed);
+                put
+            }
+        }
+    }
+
+    fn put_counting(&self, home: &Home, shared: SharedBandwidth, services: Option<&Plan>) -> Result<(), NetworkError> {
         let doing = "installing the firewall";
         if !self.counts.load(Ordering::Relaxed) {
-            return self.change(doing, &self.firewall.script(home, false, shared));
+            return self.change(doing, &self.firewall.script(home, false, shared, services));
         }
-        match self.change(doing, &self.firewall.script(home, true, shared)) {
+        match self.change(doing, &self.firewall.script(home, true, shared, services)) {
             Err(NetworkError::NftFailed { .. }) => {
-                self.change(doing, &self.firewall.script(home, false, shared))?;
+                self.change(doing, &self.firewall.script(home, false, shared, services))?;
                 self.counts.store(false, Ordering::Relaxed);
                 Ok(())
             }
@@ -253,7 +308,7 @@ impl Guard {
     }
 
     fn find_notices(&self) -> Result<Vec<Notice>, NetworkError> {
-        let Firewall { instance, pods4, pods6, .. } = &self.firewall;
+        let Firewall { instance, pods4, pods6, services, .. } = &self.firewall;
         let chains = firewall::foreign_drop_policies(instance)?.into_iter();
         let links = format!("{}*", instance.link_prefix());
         let mut notices: Vec<Notice> =
@@ -262,6 +317,9 @@ impl Guard {
         let taken = Survey::take()?.taken(instance);
         if let Some(other) = taken.iter().find(|t| t.overlaps(*pods4)) {
             notices.push(Notice::Overlap { host: other.to_string(), pods: pods4.to_string() });
+        }
+        if let Some(other) = taken.iter().find(|t| t.overlaps(services.ipv4)) {
+            notices.push(Notice::Overlap { host: other.to_string(), pods: services.ipv4.to_string() });
         }
         notices.extend((!self.counts.load(Ordering::Relaxed)).then_some(Notice::ConnectionsNotCounted));
         Ok(notices)
@@ -331,7 +389,8 @@ impl Guard {
             if heard.others || heard.lost {
                 self.look_around_or_log(&host).await;
             }
-            tokio::time::sleep(SETTLE).await;
+            // What one instance writes may be what another one on this host misses, and the other way round.
+            tokio::time::sleep(if heard.lost { SETTLE_AFTER_LOSS } else { SETTLE }).await;
         }
     }
 

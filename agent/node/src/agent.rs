@@ -32,6 +32,7 @@ use crate::{
     pressure,
     recovery::Recovery,
     servers::Servers,
+    services,
     session::{Roster, Session},
     shared::{Pods, Shared, blocking},
     usage::Totals,
@@ -272,6 +273,7 @@ impl Agent {
         tasks.spawn(session.run());
         tasks.spawn(house::run(Arc::clone(&shared)));
         tasks.spawn(pressure::run(Arc::clone(&shared), evictor));
+        tasks.spawn(services::run(Arc::clone(&shared)));
         tasks.spawn(line::run(Arc::clone(&shared), tunnel.clone()));
         let inside = lan::run(Arc::clone(&shared), ingress.clone(), shared.network.addresses(), config.lan_port);
         tasks.spawn(inside);

@@ -299,9 +299,17 @@ pub(crate) fn stop_signal(image: Option<&Image>) -> i32 {
     NAMES.iter().find(|(known, _)| *known == name).map_or(SIGTERM, |(_, number)| *number)
 }
 
-/// `/etc/resolv.conf` of a pod.
-pub(crate) fn resolv_conf(addresses: &PodAddresses) -> String {
-    addresses.dns.iter().flat_map(|server| ["nameserver ".to_owned(), server.to_string(), "\n".to_owned()]).collect()
+/// `/etc/resolv.conf` of a pod: as the kubelet writes it for the same `dnsPolicy`, so that short names of Services are found.
+pub(crate) fn resolv_conf(addresses: &PodAddresses, namespace: &str, pod: &Pod) -> String {
+    let servers: String = addresses
+        .dns
+        .iter()
+        .flat_map(|server| ["nameserver ".to_owned(), server.to_string(), "\n".to_owned()])
+        .collect();
+    if pod.spec.as_ref().and_then(|spec| spec.dns_policy.as_deref()) == Some("Default") {
+        return servers;
+    }
+    format!("search {namespace}.svc.cluster.local svc.cluster.local cluster.local\n{servers}options ndots:5\n")
 }
 
 /// `/etc/hosts` of a pod.
@@ -328,6 +336,26 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+
+    #[test]
+    fn short_names_of_services_are_found_unless_the_pod_says_otherwise() {
+        let ip = "10.64.0.1".parse().expect("an address");
+        let addresses = PodAddresses {
+            ipv4: ip,
+            ipv6: None,
+            gateway4: ip,
+            gateway6: None,
+            dns: vec![IpAddr::V4(ip)],
+            link: String::new(),
+        };
+        let of = |policy: &str| {
+            let pod = json!({"metadata": {}, "spec": {"containers": [], "dnsPolicy": policy}});
+            resolv_conf(&addresses, "alice", &serde_json::from_value(pod).expect("a pod"))
+        };
+        let domains = "alice.svc.cluster.local svc.cluster.local cluster.local";
+        assert_eq!(of("ClusterFirst"), format!("search {domains}\nnameserver 10.64.0.1\noptions ndots:5\n"));
+        assert_eq!(of("Default"), "nameserver 10.64.0.1\n");
+    }
     use crate::{config::Myself, desired::Objects};
 
     fn image() -> Image {

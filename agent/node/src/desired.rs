@@ -23,12 +23,13 @@ pub(crate) const MAX_OBJECTS: usize = 8192;
 const FORMAT: Format = Format { magic: "hearth-agent-desired", version: 1, max_bytes: 128 << 20 };
 
 /// The kinds that mean something to a device. Others are skipped, so that a newer region may send more.
-const KINDS: [GroupKind; 7] = [
+const KINDS: [GroupKind; 8] = [
     GroupKind::POD,
     GroupKind::PERSISTENT_VOLUME_CLAIM,
     GroupKind::CONFIG_MAP,
     GroupKind::SECRET,
     GroupKind::ROUTE,
+    GroupKind::SERVICE,
     GroupKind::DEVICE,
     GroupKind::CERTIFICATE,
 ];

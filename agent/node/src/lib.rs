@@ -54,6 +54,7 @@ mod pressure;
 mod recovery;
 mod reporter;
 mod servers;
+mod services;
 mod session;
 mod shared;
 mod teardown;

@@ -60,6 +60,7 @@ pub(crate) struct Shared {
     /// What this device says of itself, of which each part has its own teller.
     told: Mutex<serde_json::Map<String, Value>>,
     objects: RwLock<Arc<Objects>>,
+    knows_objects: AtomicBool,
 }
 
 impl Shared {
@@ -99,6 +100,7 @@ impl Shared {
             taken_over: AtomicBool::new(false),
             told: Mutex::default(),
             objects: RwLock::default(),
+            knows_objects: AtomicBool::new(false),
         }
     }
 
@@ -135,6 +137,13 @@ impl Shared {
 
     pub(crate) fn set_objects(&self, objects: Objects) {
         *self.objects.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(objects);
+        self.knows_objects.store(true, Ordering::Release);
+        self.pods.touch();
+    }
+
+    /// Whether it was ever said what is desired, so that what is not desired is not.
+    pub(crate) fn knows_objects(&self) -> bool {
+        self.knows_objects.load(Ordering::Acquire)
     }
 }
 
@@ -208,6 +217,7 @@ impl PodEntry {
 #[derive(Debug, Default)]
 pub(crate) struct Pods {
     by_key: Mutex<BTreeMap<ObjectKey, Arc<PodEntry>>>,
+    touched: Notify,
 }
 
 impl Pods {
@@ -217,13 +227,25 @@ impl Pods {
 
     pub(crate) fn insert(&self, entry: Arc<PodEntry>) {
         self.lock().insert(entry.key.clone(), entry);
+        self.touch();
     }
 
     pub(crate) fn remove(&self, key: &ObjectKey, uid: &Uid) {
         let mut pods = self.lock();
         if pods.get(key).is_some_and(|entry| entry.uid == *uid) {
             pods.remove(key);
+            self.touch();
         }
+    }
+
+    /// Something about a pod, or what is desired, is another than before.
+    pub(crate) fn touch(&self) {
+        self.touched.notify_one();
+    }
+
+    /// Returns when something was touched since the last time. For one who waits.
+    pub(crate) async fn touched(&self) {
+        self.touched.notified().await;
     }
 
     pub(crate) fn get(&self, key: &ObjectKey) -> Option<Arc<PodEntry>> {

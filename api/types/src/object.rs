@@ -41,6 +41,7 @@ group_kinds! {
     SECRET = "" "Secret",
     PERSISTENT_VOLUME_CLAIM = "" "PersistentVolumeClaim",
     EVENT = "" "Event",
+    SERVICE = "" "Service",
     DEPLOYMENT = "apps" "Deployment",
     REPLICA_SET = "apps" "ReplicaSet",
     APP = "hearth.dev" "App",

@@ -1,4 +1,4 @@
-//! Which pod and container `logs`, `exec` and the like mean: a pod, or one of those behind a Deployment or Install.
+//! Which pod and container `logs`, `exec` and the like mean: a pod, or one of those behind a Deployment, Install or Service.
 
 use anyhow::{Result, bail};
 use hearth_types::{Object, kinds::labels, selector::LabelSelector};
@@ -43,13 +43,32 @@ async fn selector_of(context: &Context, target: &Target<'_>) -> Result<String> {
             Ok(format!("{}={name}", labels::INSTALL))
         }
         "Deployment" | "ReplicaSet" => pods_selector(&context.get(target.info, name).await?.value()),
-        other => bail!("{other} has no pods; name a pod, a Deployment or an Install"),
+        "Service" => Ok(service_selector(&context.get(target.info, name).await?.value())),
+        other => bail!("{other} has no pods; name a pod, a Deployment, an Install or a Service"),
     }
 }
 
 /// The label selector of the pods of a Deployment or ReplicaSet.
 pub(crate) fn pods_selector(object: &Value) -> Result<String> {
     Ok(LabelSelector::from_json(&object["spec"]["selector"]).map_err(anyhow::Error::msg)?.to_string())
+}
+
+/// The label selector of the pods behind a Service.
+pub(crate) fn service_selector(object: &Value) -> String {
+    let labels = object.pointer("/spec/selector").and_then(Value::as_object).into_iter().flatten();
+    labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect::<Vec<_>>().join(",")
+}
+
+/// The Service that an argument names, where it names one.
+pub(crate) async fn service_of(context: &Context, argument: &str) -> Result<Option<Value>> {
+    if !argument.contains('/') {
+        return Ok(None);
+    }
+    let target = target::one(argument)?;
+    if target.info.kind != "Service" {
+        return Ok(None);
+    }
+    Ok(Some(context.get(target.info, target.name.unwrap_or_default()).await?.value()))
 }
 
 /// The names of a pod's containers.

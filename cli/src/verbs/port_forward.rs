@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::pod_of::pod_of;
+use super::pod_of::{pod_of, service_of};
 use crate::{
     args::PortForward,
     context::{Context, refusal},
@@ -46,9 +46,14 @@ struct Pair {
 
 /// Runs the verb: it ends when the pod is gone, or by a signal.
 pub(crate) async fn run(context: &Context, args: &PortForward) -> Result<()> {
+    let service = service_of(context, &args.pod).await?;
     let pod = pod_of(context, &args.pod).await?;
     let value = pod.value();
-    let pairs = args.ports.iter().map(|text| pair(text, &value)).collect::<Result<Vec<_>>>()?;
+    let read = |text: &String| match &service {
+        Some(service) => pair(&through(text, service)?, &value),
+        None => pair(text, &value),
+    };
+    let pairs = args.ports.iter().map(read).collect::<Result<Vec<_>>>()?;
     let phase = value["status"]["phase"].as_str().unwrap_or("Unknown");
     if phase != "Running" {
         bail!("unable to forward port because pod is not running. Current status={phase}");
@@ -95,6 +100,28 @@ fn pair(text: &str, pod: &Value) -> Result<Pair> {
         }
     };
     Ok(Pair { local, remote })
+}
+
+/// The same ports where the remote one is a Service's, by number or name: that of its pods stands for it then.
+fn through(text: &str, service: &Value) -> Result<String> {
+    let (local, remote) = text.split_once(':').map_or((None, text), |(local, remote)| (Some(local), remote));
+    let ports = service.pointer("/spec/ports").and_then(Value::as_array).into_iter().flatten();
+    let mut ports = ports.filter(|one| one["protocol"].as_str().unwrap_or("TCP") == "TCP");
+    let is_meant =
+        |one: &&Value| one["name"] == remote || one["port"].as_u64().is_some_and(|port| remote.parse() == Ok(port));
+    let Some(found) = ports.find(is_meant) else {
+        bail!(
+            "Service {} does not have a service port {remote}",
+            service["metadata"]["name"].as_str().unwrap_or_default()
+        );
+    };
+    let target = match &found["targetPort"] {
+        Value::String(name) => name.clone(),
+        Value::Null => found["port"].to_string(),
+        number => number.to_string(),
+    };
+    let local = local.map_or_else(|| found["port"].to_string(), str::to_owned);
+    Ok(format!("{local}:{target}"))
 }
 
 /// The number of a TCP port that a container names.
@@ -256,6 +283,20 @@ mod tests {
         }
         for text in ["", "0", "80:0", "65536", "-1:80", "a:80", "dns", "80:80:80", "80:"] {
             assert!(pair(text, &pod).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ports_of_a_service_stand_for_those_of_its_pods() {
+        let service = json!({"metadata": {"name": "db"}, "spec": {"ports": [{"name": "sql", "port": 5432, "targetPort": "pg"},
+            {"name": "web", "port": 80, "targetPort": 8080}, {"name": "dns", "port": 53, "protocol": "UDP"}]}});
+        for (text, expected) in
+            [("5432", "5432:pg"), ("sql", "5432:pg"), (":80", ":8080"), ("9000:web", "9000:8080"), ("80", "80:8080")]
+        {
+            assert_eq!(through(text, &service).expect(text), expected);
+        }
+        for text in ["8080", "53", "x", ""] {
+            assert!(through(text, &service).is_err(), "{text}");
         }
     }
 

@@ -40,6 +40,7 @@ mod pressure;
 mod recover;
 mod relay;
 mod requests;
+mod services;
 mod status;
 mod trace;
 mod volumes;

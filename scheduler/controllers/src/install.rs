@@ -81,10 +81,14 @@ fn missing_permissions(app: &Value, install: &Value) -> Vec<String> {
     let asked = list(app, "/spec/permissions/capabilities").filter_map(Value::as_str);
     let capabilities = asked.filter(|one| !granted.contains(one));
     let capabilities: Vec<_> = capabilities.map(|one| format!("{one} (spec.grants.capabilities)")).collect();
+    let granted: Vec<&str> = list(install, "/spec/grants/services").filter_map(Value::as_str).collect();
+    let services = list(app, "/spec/permissions/services").filter_map(Value::as_str);
+    let services = services.filter(|one| !granted.contains(one));
+    let services = services.map(|one| format!("your Service {one:?} (spec.grants.services)"));
     let named = list(app, "/spec/volumes").filter(|volume| volume.get("hostPath").is_some());
     let named = named.map(|volume| text(volume, "/name")).filter(|name| desired::granted_path(install, name).is_none());
     let paths = named.map(|name| format!("a directory of yours as its volume {name:?} (spec.grants.hostPaths)"));
-    capabilities.into_iter().chain(paths).collect()
+    capabilities.into_iter().chain(services).chain(paths).collect()
 }
 
 fn deploy(inputs: Inputs<'_>, install: &Value, app: &Value, now: Timestamp, out: &mut Reconciled) -> Deployed {

@@ -159,6 +159,10 @@ pub(crate) fn of(cache: &Cache, change: &Change) -> Effects {
                 port_rivals(cache, entry, &mut effects);
             }
         }
+        "Service" => {
+            let pods = cache.in_namespace(GroupKind::POD, &key.namespace).filter_map(Entry::pod);
+            effects.devices.extend(pods.filter(|pod| pod.is_bound()).map(|pod| pod.device.clone()));
+        }
         "App" => {
             for install in cache.of_kind(GroupKind::INSTALL) {
                 if matches!(&install.view, View::Install { app } if *app == key.name) {

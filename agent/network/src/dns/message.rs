@@ -26,6 +26,9 @@ pub(crate) const SERVFAIL: u8 = 2;
 /// The kind of query is not served.
 pub(crate) const NOTIMP: u8 = 4;
 
+/// The one who asks may not.
+pub(crate) const REFUSED: u8 = 5;
+
 /// A query that may be passed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Query {

@@ -12,8 +12,8 @@ use crate::prefix::Prefix;
 
 /// Names that are never the public internet's: special use (RFC 6761, RFC 6762, RFC 7686, RFC 8375, RFC 9462, RFC 9476,
 /// RFC 9665, ICANN's `internal`), those that ICANN will not delegate because homes use them (`home`, `corp`, `lan` and the
-/// like), each with all below it.
-const PRIVATE_ZONES: [&str; 16] = [
+/// like), and `svc`, with which names of Services end; each with all below it.
+const PRIVATE_ZONES: [&str; 17] = [
     "local",
     "localhost",
     "localdomain",
@@ -30,6 +30,7 @@ const PRIVATE_ZONES: [&str; 16] = [
     "intranet",
     "private",
     "mail",
+    "svc",
 ];
 
 /// Types of record that a validating resolver asks of a top-level domain: NS, SOA, DS, DNSKEY.

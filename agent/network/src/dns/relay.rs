@@ -17,12 +17,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::message::{NOERROR, NXDOMAIN, Query, Refusal, SERVFAIL};
+use super::asking::Asking;
+use super::message::{NOERROR, NXDOMAIN, Query, REFUSED, Refusal, SERVFAIL};
 use super::policy::{NamePolicy, Verdict, leads_home};
 use super::resolv_conf::nameservers;
 use crate::NetworkError;
 use crate::denied::SharedDenied;
 use crate::prefix::Prefix;
+use crate::services::SharedBook;
 
 /// The port that resolvers ask (RFC 1035 section 4.2).
 const PORT: u16 = 53;
@@ -108,11 +110,15 @@ impl Sockets {
         zone: Option<&str>,
         pods: Vec<Prefix>,
         denied: SharedDenied,
+        services: SharedBook,
+        asking: Asking,
     ) -> Result<JoinSet<()>, NetworkError> {
         let relay = Arc::new(Relay {
             upstreams: Upstreams::new(resolv_conf, self.gateways.clone()),
             names: NamePolicy::new(zone),
             denied,
+            services,
+            asking,
             pods,
             queries: Admission::new(MAX_QUERIES, MAX_QUERIES_A_POD),
             connections: Admission::new(MAX_CONNECTIONS, MAX_CONNECTIONS_A_POD),
@@ -156,6 +162,10 @@ struct Relay {
     upstreams: Upstreams,
     names: NamePolicy,
     denied: SharedDenied,
+    /// The names of Services.
+    services: SharedBook,
+    /// Who may ask for other names.
+    asking: Asking,
     /// The prefixes that pods' addresses are in.
     pods: Vec<Prefix>,
     queries: Admission,
@@ -184,10 +194,11 @@ impl Relay {
                 }
             };
             // Over the limit: no answer, and the pod's resolver asks again.
-            let Some(ticket) = self.queries.admit(client_of(client.ip(), &self.pods)) else { continue };
+            let pod = client_of(client.ip(), &self.pods);
+            let Some(ticket) = self.queries.admit(pod) else { continue };
             let (relay, socket) = (Arc::clone(&self), Arc::clone(&socket));
             answering.spawn(async move {
-                let answer = relay.resolve(&query, Transport::Udp).await;
+                let answer = relay.resolve(&query, pod, Transport::Udp).await;
                 let _ = socket.send_to(&answer, client).await;
                 drop(ticket);
             });
@@ -207,21 +218,22 @@ impl Relay {
                     continue;
                 }
             };
-            let Some(ticket) = self.connections.admit(client_of(client.ip(), &self.pods)) else { continue };
+            let pod = client_of(client.ip(), &self.pods);
+            let Some(ticket) = self.connections.admit(pod) else { continue };
             let relay = Arc::clone(&self);
             answering.spawn(async move {
                 // An error means that the pod went away.
-                let _ = relay.serve_connection(stream).await;
+                let _ = relay.serve_connection(stream, pod).await;
                 drop(ticket);
             });
         }
     }
 
-    async fn serve_connection(&self, mut stream: TcpStream) -> io::Result<()> {
+    async fn serve_connection(&self, mut stream: TcpStream, pod: Client) -> io::Result<()> {
         for _ in 0..MAX_QUERIES_A_CONNECTION {
             let message = timeout(IDLE, read_message(&mut stream)).await??;
             let answer = match Query::parse(&message) {
-                Ok(query) => self.resolve(&query, Transport::Tcp).await,
+                Ok(query) => self.resolve(&query, pod, Transport::Tcp).await,
                 Err(Refusal::Answer(answer)) => answer,
                 Err(Refusal::Ignore) => return Ok(()),
             };
@@ -230,8 +242,14 @@ impl Relay {
         Ok(())
     }
 
-    /// What a pod is told: nothing that is about the home.
-    async fn resolve(&self, query: &Query, transport: Transport) -> Vec<u8> {
+    /// What a pod is told: of the Services that it may use, and nothing that is about the home.
+    async fn resolve(&self, query: &Query, pod: Client, transport: Transport) -> Vec<u8> {
+        if let Some(answer) = self.services.answer(query, pod, transport == Transport::Udp) {
+            return answer;
+        }
+        if !self.asking.may(pod) {
+            return query.failure(REFUSED);
+        }
         let verdict = self.names.judge(query, &self.denied.get());
         if verdict == Verdict::Private {
             return query.failure(NXDOMAIN);

@@ -3,6 +3,7 @@
 //! Why not the netlink crates: one batch of hand-built messages makes a whole pod link in one system call, and what is
 //! needed of the protocol fits on two pages.
 
+pub(crate) mod conntrack;
 pub(crate) mod nft;
 pub(crate) mod route;
 pub(crate) mod socket;

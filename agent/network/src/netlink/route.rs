@@ -292,17 +292,20 @@ pub(crate) struct Link {
     pub(crate) peer: Option<u32>,
     /// Whether the kernel has noticed that the other end is up too, and sends.
     pub(crate) operational: bool,
+    /// The group that says what its pod may do, where it is a pod's.
+    pub(crate) group: u32,
 }
 
 pub(crate) fn parse_link(payload: &[u8]) -> Option<Link> {
     let index = u32_at(payload, 4)?;
     let flags = u32_at(payload, 8)?;
     let shared = flags & (IFF_POINTOPOINT | IFF_NOARP) == 0;
-    let mut link = Link { index, name: String::new(), shared, peer: None, operational: false };
+    let mut link = Link { index, name: String::new(), shared, peer: None, operational: false, group: 0 };
     for (kind, value) in attributes(payload.get(IFINFOMSG..)?) {
         match kind {
             IFLA_IFNAME => link.name = String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned(),
             IFLA_LINK => link.peer = u32_at(value, 0),
+            IFLA_GROUP => link.group = u32_at(value, 0).unwrap_or_default(),
             IFLA_OPERSTATE => link.operational = value == [IF_OPER_UP],
             _ => {}
         }

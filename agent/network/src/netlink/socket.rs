@@ -13,6 +13,8 @@ use super::{Batch, Message, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR
 
 /// One datagram of the kernel is at most 32 KiB (`NLMSG_GOODSIZE` and the dump's skb size), whatever the reader asks.
 const RECEIVE_BYTES: usize = 32 * 1024;
+/// Room for notifications that are not read yet: replacing the largest table of ours makes some MiB of them. Only what is used is taken.
+const NOTIFICATIONS_BYTES: usize = 16 << 20;
 /// The kernel answers at once; RTNL may be held for seconds by a driver, but not for this long.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// A dump interrupted by changes is repeated; a host that changes faster than this is not going to settle.
@@ -47,6 +49,10 @@ impl Socket {
         }
         let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
         bind(&fd, &SocketAddrNetlink::new(0, groups))?;
+        if groups != 0 {
+            // Beyond the host's limit, which needs the privilege that the rest needs, too. Without, some are lost, which is noticed.
+            let _ = sockopt::set_socket_recv_buffer_size_force(&fd, NOTIFICATIONS_BYTES);
+        }
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(ANSWER_TIMEOUT))?;
         Ok(Self { fd })
     }

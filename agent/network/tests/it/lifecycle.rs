@@ -319,7 +319,7 @@ fn two_instances_live_side_by_side_and_one_teardown_spares_the_other() {
         });
         one.stop().await;
         let report = tokio::task::block_in_place(|| teardown(&first.instance)).unwrap();
-        assert_eq!(report, TeardownReport { links: 1, routes: 2, tables: 1 });
+        assert_eq!(report, TeardownReport { links: 1, routes: 4, tables: 1 });
         let again = tokio::task::block_in_place(|| teardown(&first.instance)).unwrap();
         assert_eq!(again, TeardownReport::default());
         assert!(!world.remains(&first.instance).contains(&first.instance));

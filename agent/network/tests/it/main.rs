@@ -7,4 +7,5 @@ mod lifecycle;
 mod names;
 mod packets;
 mod protection;
+mod services;
 mod world;

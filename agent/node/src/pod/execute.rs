@@ -273,7 +273,7 @@ impl Site {
             name: self.places.pod.clone(),
             netns,
             id_map: ids,
-            resolv_conf: container::resolv_conf(&addresses),
+            resolv_conf: container::resolv_conf(&addresses, self.namespace(), &self.pod),
             hosts: container::hosts(&hostname, &addresses),
             hostname,
             limits,

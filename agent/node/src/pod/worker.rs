@@ -367,14 +367,19 @@ impl Worker {
     /// the next one does not know.
     async fn settle(&mut self) {
         let snapshot = snapshot_of(&self.machine, self.sandbox.as_ref(), &self.site.pod);
+        let mut touched = false;
         self.snapshot.send_if_modified(|old| {
             let changed = old.status != snapshot.status
                 || old.ready != snapshot.ready
                 || old.stopping != snapshot.stopping
                 || old.sandbox.is_some() != snapshot.sandbox.is_some();
+            touched = changed || !Arc::ptr_eq(&old.pod, &snapshot.pod);
             *old = snapshot;
             changed
         });
+        if touched {
+            self.site.shared.pods.touch();
+        }
         self.write().await;
         if let Some((status, finished)) = self.report.take() {
             self.site.shared.reporter.status(&self.key, &self.uid, &status, finished);

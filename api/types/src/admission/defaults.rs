@@ -9,6 +9,7 @@ pub(super) fn first_status(info: &KindInfo, _object: &Value) -> Value {
     match info.kind {
         "Pod" | "PersistentVolumeClaim" => json!({"phase": "Pending"}),
         "Namespace" => json!({"phase": "Active"}),
+        "Service" => json!({"loadBalancer": {}}),
         _ => json!({}),
     }
 }
@@ -23,6 +24,7 @@ pub(super) fn fill(info: &KindInfo, object: &mut Value) {
             pod_spec(&mut object["spec"]["template"]["spec"]);
         }
         "Secret" => secret(object),
+        "Service" => service(&mut object["spec"]),
         "PersistentVolumeClaim" => {
             let spec = &mut object["spec"];
             set(spec, "accessModes", json!(["ReadWriteOnce"]));
@@ -68,6 +70,17 @@ fn deployment(object: &mut Value) {
     set(spec, "revisionHistoryLimit", json!(10));
     set(spec, "progressDeadlineSeconds", json!(600));
     pod_spec(&mut spec["template"]["spec"]);
+}
+
+fn service(spec: &mut Value) {
+    set(spec, "type", json!("ClusterIP"));
+    set(spec, "sessionAffinity", json!("None"));
+    for port in items(&mut spec["ports"]) {
+        set(port, "protocol", json!("TCP"));
+        if let Some(number) = port.get("port").cloned() {
+            set(port, "targetPort", number);
+        }
+    }
 }
 
 fn secret(object: &mut Value) {

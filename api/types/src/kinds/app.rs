@@ -106,11 +106,14 @@ pub struct Permissions {
     /// Linux capabilities it needs, as `NET_BIND_SERVICE`. An Install has to grant each one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capabilities: Vec<String>,
+    /// Names of Services of the owner's that it is to reach beside those of its own Install, as `db`. An Install has to grant each one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
 }
 
 impl Default for Permissions {
     fn default() -> Self {
-        Self { internet: true, capabilities: Vec::new() }
+        Self { internet: true, capabilities: Vec::new(), services: Vec::new() }
     }
 }
 

@@ -64,6 +64,9 @@ pub struct Grants {
     /// The Linux capabilities it gets, of those the App asks for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capabilities: Vec<String>,
+    /// The Services that it may reach beside those of its own Install, of those the App asks for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
     /// Directories of the device for the App's volumes of the kind `hostPath`. The device has to be told too, where its agent is
     /// started (`--host-path`), and takes nobody else's word for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -30,7 +30,8 @@ pub use k8s_openapi::{
             ContainerStateWaiting, ContainerStatus, EnvVar, EphemeralContainer, Event, HTTPGetAction, Lifecycle,
             LifecycleHandler, LocalObjectReference, Namespace, Node, NodeAddress, NodeSpec, NodeStatus,
             PersistentVolumeClaim, PersistentVolumeClaimSpec, Pod, PodCondition, PodSpec, PodStatus, PodTemplateSpec,
-            Probe, ResourceRequirements, Secret, Taint, Toleration, Volume, VolumeMount,
+            Probe, ResourceRequirements, Secret, Service, ServicePort, ServiceSpec, ServiceStatus, Taint, Toleration,
+            Volume, VolumeMount,
         },
     },
     apimachinery::pkg::{
@@ -74,6 +75,10 @@ pub const NAMESPACE_FINALIZER: &str = "hearth.dev/contents";
 
 /// The pod annotation that says whether its containers may reach the internet: `"false"` cuts it off.
 pub const INTERNET_ANNOTATION: &str = "hearth.dev/internet";
+
+/// The pod annotation that names the Services that it may use beside those of its own Install, or, where it is of none, of none: names in
+/// its namespace, separated by commas. An Install's pods have it from what the App asks for and the owner grants.
+pub const SERVICES_ANNOTATION: &str = "hearth.dev/services";
 
 /// The conditions by which a device tells that it runs short of something, and the taint of its Node that goes with each, as in Kubernetes.
 pub const PRESSURES: [(&str, &str); 2] =

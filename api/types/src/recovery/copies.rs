@@ -21,7 +21,7 @@ pub const MAX_MANIFEST_BYTES: usize = 1 << 20;
 
 /// The kinds that are copied, in the order in which they are taken where there are more objects than [`MAX_COPIES`]: what an
 /// owner said comes before what controllers made of it.
-pub const KINDS: [GroupKind; 12] = [
+pub const KINDS: [GroupKind; 13] = [
     GroupKind::NAMESPACE,
     GroupKind::DEVICE,
     GroupKind::NODE,
@@ -29,6 +29,7 @@ pub const KINDS: [GroupKind; 12] = [
     GroupKind::INSTALL,
     GroupKind::PERSISTENT_VOLUME_CLAIM,
     GroupKind::ROUTE,
+    GroupKind::SERVICE,
     GroupKind::CONFIG_MAP,
     GroupKind::SECRET,
     GroupKind::DEPLOYMENT,

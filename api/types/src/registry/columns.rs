@@ -253,6 +253,28 @@ pub(super) static EVENT: &[Column] = &[
     wide("NAME", |object, _| text_at(object, "metadata.name")),
 ];
 
+pub(super) static SERVICE: &[Column] = &[
+    NAME,
+    column("TYPE", |object, _| text_at(object, "spec.type")),
+    // Each device that runs pods of the namespace has an address of its own for it.
+    column("CLUSTER-IP", |object, _| match text_at(object, "spec.clusterIP").as_str() {
+        "None" => "None".into(),
+        _ => "<per-device>".into(),
+    }),
+    column("EXTERNAL-IP", |_, _| "<none>".into()),
+    column("PORT(S)", |object, _| {
+        let ports = list(object, "/spec/ports");
+        let ports = ports.map(|one| format!("{}/{}", number(one, "port"), text_at(one, "protocol")));
+        or_none(ports.collect::<Vec<_>>().join(","))
+    }),
+    AGE,
+    wide("SELECTOR", |object, _| {
+        let selector = object.pointer("/spec/selector").and_then(Value::as_object).into_iter().flatten();
+        let pairs = selector.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()));
+        or_none(pairs.collect::<Vec<_>>().join(","))
+    }),
+];
+
 pub(super) static DEPLOYMENT: &[Column] = &[
     NAME,
     column("READY", |object, _| {

@@ -115,7 +115,7 @@ macro_rules! kind {
     };
 }
 
-static KINDS: [KindInfo; 16] = [
+static KINDS: [KindInfo; 17] = [
     kind!("" "v1" "Namespace" "namespaces" ["ns"], Cluster, status: true, fields: ["status.phase"], columns: NAMESPACE),
     kind!("" "v1" "Node" "nodes" ["no"], Cluster, status: true, fields: ["spec.unschedulable"], columns: NODE),
     kind!("" "v1" "Pod" "pods" ["po"], Namespaced, status: true,
@@ -125,6 +125,7 @@ static KINDS: [KindInfo; 16] = [
     kind!("" "v1" "PersistentVolumeClaim" "persistentvolumeclaims" ["pvc"], Namespaced, status: true, fields: ["status.phase"], columns: CLAIM),
     kind!("" "v1" "Event" "events" ["ev"], Namespaced, status: false,
         fields: ["involvedObject.kind", "involvedObject.name", "involvedObject.namespace", "involvedObject.uid", "reason", "type"], columns: EVENT),
+    kind!("" "v1" "Service" "services" ["svc"], Namespaced, status: true, fields: ["spec.clusterIP", "spec.type"], columns: SERVICE),
     kind!("apps" "v1" "Deployment" "deployments" ["deploy"], Namespaced, status: true, fields: [], columns: DEPLOYMENT),
     kind!("apps" "v1" "ReplicaSet" "replicasets" ["rs"], Namespaced, status: true, fields: ["status.replicas"], columns: REPLICA_SET),
     kind!("hearth.dev" "v1alpha1" "App" "apps" [], Cluster, status: false, fields: [], columns: APP),

@@ -64,7 +64,7 @@ impl Shapes {
                 roots.insert(stringify!($name), boil(generator.subschema_for::<kinds::$name>().as_value()));
             )*};
         }
-        whole!(Namespace, Node, Pod, ConfigMap, Secret, PersistentVolumeClaim, Event, Deployment, ReplicaSet);
+        whole!(Namespace, Node, Pod, ConfigMap, Secret, PersistentVolumeClaim, Event, Service, Deployment, ReplicaSet);
         let meta = |generator: &mut SchemaGenerator| boil(generator.subschema_for::<kinds::ObjectMeta>().as_value());
         macro_rules! own {
             ($($name:literal $spec:ident $($status:ident)?),*) => {$(

@@ -8,6 +8,7 @@ mod life;
 mod own;
 mod pod;
 mod process;
+mod service;
 mod volume;
 mod workload;
 
@@ -53,7 +54,7 @@ pub fn metadata(info: &KindInfo, object: &Value, report: &mut Report) {
         report.wrong("metadata.name", "required");
     } else {
         // What becomes a part of a hostname or of a name derived from it has to be a label.
-        let label = matches!(info.kind, "Namespace" | "Install" | "App" | "Device" | "Node");
+        let label = matches!(info.kind, "Namespace" | "Install" | "App" | "Device" | "Node" | "Service");
         report.name("metadata.name", name, if label { names::dns_label } else { names::dns_subdomain });
     }
     let namespace = text("/metadata/namespace");
@@ -116,6 +117,7 @@ pub fn body(info: &KindInfo, object: &Value, old: Option<&Value>, zone: &str, re
         "ReplicaSet" => workload::replica_set(object, old, report),
         "ConfigMap" | "Secret" => workload::config(object, old, report),
         "PersistentVolumeClaim" => workload::claim(object, old, report),
+        "Service" => service::service(object, report),
         "App" => own::app(object, report),
         "Install" => own::install(object, old, zone, report),
         "Device" => own::device(object, old, report),

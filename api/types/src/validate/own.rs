@@ -19,6 +19,9 @@ const MAX_KEYS: usize = 8;
 /// Seconds of silence after which an Install is moved: more than a line that comes and goes takes, and a month.
 const MOVE_AFTER_SECONDS: std::ops::RangeInclusive<i64> = 5..=2_592_000;
 
+/// Services that one App asks for at most.
+const MAX_SERVICES: usize = 64;
+
 /// The architectures of Linux that Go and OCI images have names for (`GOARCH`).
 const ARCHITECTURES: &[&str] = &[
     "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64",
@@ -67,6 +70,7 @@ pub(super) fn app(object: &Value, report: &mut Report) {
         }
     }
     pod::containers(spec, "spec", &names_seen, report);
+    services(&spec["permissions"], "spec.permissions", report);
     for (path, capability) in each(&spec["permissions"], "capabilities", "spec.permissions") {
         pod::check_capability(capability.as_str().unwrap_or_default(), &path, report);
     }
@@ -104,6 +108,17 @@ fn ingress_port(spec: &Value, wanted: &Value, report: &mut Report) {
     }
 }
 
+/// Names of Services that are asked for or granted.
+fn services(value: &Value, path: &str, report: &mut Report) {
+    let all: Vec<_> = each(value, "services", path).collect();
+    if all.len() > MAX_SERVICES {
+        report.wrong(format!("{path}.services"), format!("at most {MAX_SERVICES}"));
+    }
+    for (path, one) in all.into_iter().take(MAX_SERVICES) {
+        report.name(&path, one.as_str().unwrap_or_default(), names::dns_label);
+    }
+}
+
 pub(super) fn install(object: &Value, old: Option<&Value>, zone: &str, report: &mut Report) {
     let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
     owner("metadata.namespace", namespace, report);
@@ -118,6 +133,7 @@ pub(super) fn install(object: &Value, old: Option<&Value>, zone: &str, report: &
     for (path, capability) in each(&object["spec"]["grants"], "capabilities", "spec.grants") {
         pod::check_capability(capability.as_str().unwrap_or_default(), &path, report);
     }
+    services(&object["spec"]["grants"], "spec.grants", report);
     let mut volumes = BTreeSet::new();
     for (path, one) in each(&object["spec"]["grants"], "hostPaths", "spec.grants") {
         let volume = text(one, "volume");

@@ -63,7 +63,7 @@ const POD_FIELDS: &[(&str, Use)] = &[
     ("terminationGracePeriodSeconds", Use::Acted),
     ("tolerations", Use::Acted),
     ("volumes", Use::Acted),
-    // There are no Services whose addresses could be put into the environment.
+    // Addresses of Services are found by their names, and never in the environment.
     ("enableServiceLinks", Use::Only(&["true", "false"])),
     // Nothing is ever preempted.
     ("preemptionPolicy", Use::Only(&["PreemptLowerPriority", "Never"])),

@@ -97,6 +97,7 @@ async fn pods_of(context: &Context, object: &Object) -> Result<Option<Vec<Value>
     let (labels, fields) = match object.kind().kind.as_ref() {
         "Install" => (format!("{}={}", labels::INSTALL, object.name()), String::new()),
         "Deployment" | "ReplicaSet" => (super::pod_of::pods_selector(&object.value())?, String::new()),
+        "Service" => (super::pod_of::service_selector(&object.value()), String::new()),
         "Node" | "Device" => (String::new(), format!("spec.nodeName={}", object.name())),
         _ => return Ok(None),
     };

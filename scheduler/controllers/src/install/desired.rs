@@ -4,7 +4,7 @@ use hearth_types::{
     Object,
     kinds::{
         API_VERSION, ARCHITECTURES_ANNOTATION, BANDWIDTH_ANNOTATIONS, CLAIM_FINALIZER, INTERNET_ANNOTATION,
-        MOVE_AFTER_ANNOTATION, ON_RETURN_ANNOTATION, labels,
+        MOVE_AFTER_ANNOTATION, ON_RETURN_ANNOTATION, SERVICES_ANNOTATION, labels,
     },
     lease::{VOLUME_POLICIES, VOLUME_POLICY_ANNOTATION},
     quantity,
@@ -163,6 +163,11 @@ fn template(install: &Object, value: &Value, app: &Value) -> Value {
     if !architectures.is_empty() {
         // A node selector has one value and cannot say "one of these".
         annotations[ARCHITECTURES_ANNOTATION] = json!(architectures.join(","));
+    }
+    // Asked for and granted, as capabilities are.
+    let services: Vec<&str> = list(app, "/spec/permissions/services").filter_map(Value::as_str).collect();
+    if !services.is_empty() {
+        annotations[SERVICES_ANNOTATION] = json!(services.join(","));
     }
     json!({
         "metadata": {"labels": object_labels(install, app), "annotations": annotations},

@@ -92,11 +92,12 @@ fn an_install_gets_its_claim_deployment_and_route() {
 fn grants_placement_and_environment_reach_the_pods() {
     let mut wanted = install();
     wanted["spec"]["env"] = json!([{"name": "B", "value": "mine"}, {"name": "C", "value": "mine"}]);
-    wanted["spec"]["grants"] = json!({"internet": false, "capabilities": ["NET_RAW", "CHOWN"]});
+    wanted["spec"]["grants"] =
+        json!({"internet": false, "capabilities": ["NET_RAW", "CHOWN"], "services": ["db", "mail"]});
     wanted["spec"]["placement"] = json!({"device": "nas", "ownDevicesOnly": true});
     wanted["spec"]["imagePullSecrets"] = json!([{"name": "login"}]);
     let mut app = app();
-    app["spec"]["permissions"] = json!({"capabilities": ["NET_RAW"]});
+    app["spec"]["permissions"] = json!({"capabilities": ["NET_RAW"], "services": ["db"]});
     let world = world(Some(app), wanted);
     let template = template(&world);
     let container = &template["spec"]["containers"][0];
@@ -106,6 +107,7 @@ fn grants_placement_and_environment_reach_the_pods() {
     );
     assert_eq!(container["securityContext"]["capabilities"]["add"], json!(["NET_RAW"]), "asked for and granted");
     assert_eq!(template["metadata"]["annotations"]["hearth.dev/internet"], "false");
+    assert_eq!(template["metadata"]["annotations"]["hearth.dev/services"], "db", "the same");
     assert_eq!(template["spec"]["imagePullSecrets"], json!([{"name": "login"}]));
     assert_eq!(template["spec"]["nodeSelector"], json!({"kubernetes.io/hostname": "nas", "hearth.dev/owner": "alice"}));
 }
@@ -232,12 +234,15 @@ fn what_is_missing_is_told_and_nothing_is_deployed() {
     assert!(no_app.find("Deployment", "mynotes").is_none());
 
     let mut greedy = app();
-    greedy["spec"]["permissions"] = json!({"capabilities": ["NET_RAW"]});
+    greedy["spec"]["permissions"] = json!({"capabilities": ["NET_RAW"], "services": ["db"]});
     let mut ungranted = world(Some(greedy), install());
     assert_eq!(said(&ungranted, "PermissionsGranted"), is("False", "PermissionNotGranted"));
     assert_eq!(said(&ungranted, "Ready"), is("False", "PermissionNotGranted"));
     assert!(ungranted.find("Deployment", "mynotes").is_none());
     ungranted.edit("Install", "mynotes", |one| one["spec"]["grants"] = json!({"capabilities": ["NET_RAW"]}));
+    settle(&mut ungranted, &[]);
+    assert_eq!(said(&ungranted, "Ready"), is("False", "PermissionNotGranted"), "not the Service");
+    ungranted.edit("Install", "mynotes", |one| one["spec"]["grants"]["services"] = json!(["db"]));
     settle(&mut ungranted, &[]);
     assert_eq!(said(&ungranted, "Ready"), is("False", "Starting"));
 

@@ -1,4 +1,5 @@
-//! What a device shall have: its pods, what they use, the routes that lead to it, and its own Device. Nothing else, ever.
+//! What a device shall have: its pods, what they use, the Services of their namespaces, the routes that lead to it, and its own Device.
+//! Nothing else, ever.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,6 +57,9 @@ pub(super) fn of_device(cache: &Cache, device: &str, leases: bool) -> BTreeMap<O
                 own.into_iter().for_each(&mut add);
             }
         }
+    }
+    for namespace in &namespaces {
+        cache.in_namespace(GroupKind::SERVICE, namespace).for_each(&mut add);
     }
     for route in cache.routes_to(device, &namespaces) {
         add(route);

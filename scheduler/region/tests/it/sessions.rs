@@ -61,13 +61,18 @@ async fn a_device_gets_what_its_pods_use_and_nothing_else() {
         rig.create(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "alice"}, "data": {"k": "v"}})).await;
     }
     rig.create(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "used", "namespace": "bob"}, "stringData": {"k": "v"}})).await;
+    for namespace in ["alice", "bob"] {
+        rig.create(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "db", "namespace": namespace},
+            "spec": {"selector": {"app": "db"}, "ports": [{"port": 5432}]}}))
+            .await;
+    }
     rig.create(pod("elsewhere", "attic")).await;
     rig.create(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "mine", "namespace": "alice"}, "spec": {"nodeName": "nas",
         "volumes": [{"name": "s", "secret": {"secretName": "used"}}, {"name": "c", "configMap": {"name": "used"}}],
         "containers": [{"name": "web", "image": "x", "env": [
             {"name": "A", "valueFrom": {"secretKeyRef": {"name": "from-env", "key": "k"}}},
             {"name": "B", "valueFrom": {"configMapKeyRef": {"name": "from-env", "key": "k"}}}]}]}})).await;
-    device.until("all of it", |desired| desired.len() == 6).await;
+    device.until("all of it", |desired| desired.len() == 7).await;
     let names: Vec<_> = device.desired.keys().map(String::as_str).collect();
     assert_eq!(
         names,
@@ -77,9 +82,14 @@ async fn a_device_gets_what_its_pods_use_and_nothing_else() {
             "Device//nas",
             "Pod/alice/mine",
             "Secret/alice/from-env",
-            "Secret/alice/used"
+            "Secret/alice/used",
+            "Service/alice/db"
         ]
     );
+    rig.edit(GroupKind::SERVICE, "alice", "db", |one| one["spec"]["ports"][0]["port"] = json!(5433)).await;
+    device.until("the port", |desired| desired["Service/alice/db"]["spec"]["ports"][0]["port"] == 5433).await;
+    rig.delete(GroupKind::SERVICE, "alice", "db").await;
+    device.until("its removal", |desired| !desired.contains_key("Service/alice/db")).await;
     rig.edit(GroupKind::CONFIG_MAP, "alice", "used", |one| one["data"]["k"] = json!("w")).await;
     device.until("the change", |desired| desired["ConfigMap/alice/used"]["data"]["k"] == "w").await;
     rig.delete(GroupKind::CONFIG_MAP, "alice", "used").await;
