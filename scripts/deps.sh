@@ -47,6 +47,7 @@ for what in "$@"; do
         need delv bind9-dnsutils
         need unbound-host unbound-host
         need pebble pebble
+        need unbound unbound
         command -v caddy >/dev/null || need_unpacked usr/bin/caddy caddy caddy
         need /bin/busybox busybox-static
         need ping iputils-ping

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::{
     GroupKind, Object, ObjectKey, Status,
     dns::record::{RecordKind, ZoneRecord, record_name},
+    domains::is_custom,
     names::MAX_SUBDOMAIN,
     own_secret,
 };
@@ -238,8 +239,8 @@ pub fn owner_names(owner: &str, zone: &str) -> Vec<String> {
     vec![format!("{owner}.{zone}"), format!("*.{owner}.{zone}"), format!("*.lan.{owner}.{zone}")]
 }
 
-/// Whether a Certificate of a namespace may be for a name: one of the owner's own. (Custom domains, once a region has them, are
-/// allowed here, after the owner was shown to have them.)
+/// Whether a Certificate of a namespace may be for a name: one of the owner's own, or one outside of the zone, which the authority sees
+/// proved only where whoever has that name leads its proofs to this owner ([`challenge_name`]).
 pub fn may_have(name: &str, namespace: &str, zone: &str) -> Result<(), String> {
     record_name(name)?;
     let plain = name.strip_prefix("*.").unwrap_or(name);
@@ -248,7 +249,10 @@ pub fn may_have(name: &str, namespace: &str, zone: &str) -> Result<(), String> {
     if plain.strip_suffix(&owner).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')) {
         return Ok(());
     }
-    Err(format!("must be {owner} or end in .{owner}"))
+    if is_custom(plain, zone) && plain.contains('.') && plain == name {
+        return Ok(());
+    }
+    Err(format!("must be {owner} or end in .{owner}, or be a domain outside of {zone} without `*`"))
 }
 
 /// Where the zone proves a name (without `*.`): below the name itself where it is in the zone. A name elsewhere has a CNAME there that
@@ -358,6 +362,9 @@ mod tests {
             ("malice.z.test", false),
             ("_acme-challenge.alice.z.test", false),
             ("alice.z.test.", false),
+            ("shop.example.org", true),
+            ("*.example.org", false),
+            ("org", false),
         ] {
             assert_eq!(may_have(name, "alice", "z.test").is_ok(), fits, "{name}");
         }

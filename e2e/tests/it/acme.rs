@@ -66,21 +66,21 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// A running Pebble, which sees the region's names by the region's DNS.
-struct Pebble {
+/// A running Pebble, which sees names by a name server's word.
+pub(crate) struct Pebble {
     folder: tempfile::TempDir,
     config: Value,
-    door: PathBuf,
+    pub(crate) door: PathBuf,
     dns: String,
     process: Option<Running>,
 }
 
 impl Pebble {
-    const KID: &str = "hearth";
-    const KEY: &str = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+    pub(crate) const KID: &str = "hearth";
+    pub(crate) const KEY: &str = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
 
     /// Its certificates are valid for so many seconds, and its accounts belong to external ones.
-    fn start(dns: &str, valid_seconds: u64) -> Result<Self> {
+    pub(crate) fn start(dns: &str, valid_seconds: u64) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let door = door_of(folder.path())?;
         let config = json!({"pebble": {
@@ -117,12 +117,12 @@ impl Pebble {
         run("curl", ["-sS", "--fail", "--max-time", "5", "--cacert", &cacert, &format!("https://{address}{path}")])
     }
 
-    fn directory(&self) -> String {
+    pub(crate) fn directory(&self) -> String {
         format!("https://{}/dir", self.config["pebble"]["listenAddress"].as_str().unwrap_or_default())
     }
 
     /// The root under which it issues, as a file. It has another after each start.
-    fn root(&self) -> Result<PathBuf> {
+    pub(crate) fn root(&self) -> Result<PathBuf> {
         let path = self.folder.path().join("root.pem");
         std::fs::write(&path, self.fetch("managementListenAddress", "/roots/0")?)?;
         Ok(path)

@@ -1,13 +1,18 @@
-//! Domains of owners, asked for at Debian's Knot DNS.
+//! Domains of owners, asked for at Debian's Knot DNS, and their certificates, whose proofs Pebble finds by Debian's Unbound.
 
 use std::{
     net::{TcpListener, UdpSocket},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use hearth_e2e::{command, instance::Instance};
+use hearth_e2e::{
+    command::{self, Running},
+    instance::Instance,
+};
+
+use crate::acme::Pebble;
 
 const HOST: &str = "shop.example.test";
 const POD: &str = "
@@ -23,21 +28,46 @@ spec:
     ports: [{name: http, containerPort: 8080}]
 ";
 
+/// A port that nobody has now, of either transport.
+fn free_port() -> Result<u16> {
+    let free = (0..100).find_map(|_| {
+        let port = TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?.port();
+        UdpSocket::bind(("127.0.0.1", port)).ok().map(|_| port)
+    });
+    free.context("a port")
+}
+
+/// A name server that follows CNAMEs from one zone to another, as those of providers do.
+fn unbound(instance: &Instance, port: u16, zones: &[(&str, &str)]) -> Result<Running> {
+    let dir = instance.path().join("unbound");
+    std::fs::create_dir_all(&dir)?;
+    let mut config = format!(
+        "server:\n interface: 127.0.0.1@{port}\n do-daemonize: no\n username: \"\"\n chroot: \"\"\n pidfile: \"\"\n use-syslog: no\n\
+         \x20directory: \"{}\"\n do-not-query-localhost: no\n module-config: \"iterator\"\n local-zone: \"test.\" nodefault\n\
+         \x20cache-max-ttl: 0\n cache-max-negative-ttl: 0\nremote-control:\n control-enable: no\n",
+        dir.display()
+    );
+    for (zone, address) in zones {
+        let address = address.replace(':', "@");
+        config += &format!("forward-zone:\n name: \"{zone}\"\n forward-addr: {address}\n");
+    }
+    std::fs::write(dir.join("unbound.conf"), config)?;
+    let log = std::fs::File::create(dir.join("log"))?;
+    let mut daemon = Command::new("/usr/sbin/unbound");
+    daemon.arg("-c").arg(dir.join("unbound.conf")).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    Ok(Running(daemon.spawn().context("Debian's unbound is needed: scripts/deps.sh test")?))
+}
+
 /// The name server of `example.test`; ends when dropped.
 struct Knot {
-    process: Child,
+    process: Running,
     zone: PathBuf,
     port: u16,
 }
 
 impl Knot {
     fn start(instance: &Instance) -> Result<Self> {
-        let port = (0..100)
-            .find_map(|_| {
-                let port = TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?.port();
-                UdpSocket::bind(("127.0.0.1", port)).ok().map(|_| port)
-            })
-            .context("a port")?;
+        let port = free_port()?;
         let dir = instance.path().join("knot");
         std::fs::create_dir_all(&dir)?;
         let (zone, here) = (dir.join("zone"), dir.display().to_string());
@@ -49,7 +79,7 @@ impl Knot {
             zone.display()
         );
         std::fs::write(dir.join("knot.conf"), config)?;
-        let knot = |process| Self { process, zone, port };
+        let knot = |process| Self { process: Running(process), zone, port };
         let log = std::fs::File::create(dir.join("log"))?;
         let mut daemon = Command::new("knotd");
         daemon.env("PATH", "/usr/sbin:/sbin:/usr/local/sbin").arg("-c").arg(dir.join("knot.conf"));
@@ -65,14 +95,7 @@ impl Knot {
     /// The zone is this now.
     fn set(&self, serial: u32, records: &str) -> Result<()> {
         std::fs::write(&self.zone, Self::text(serial, records))?;
-        command::run("kill", ["-HUP", &self.process.id().to_string()]).map(drop)
-    }
-}
-
-impl Drop for Knot {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        command::run("kill", ["-HUP", &self.process.0.id().to_string()]).map(drop)
     }
 }
 
@@ -135,6 +158,65 @@ fn a_domain_is_routed_once_its_record_shows_whose_it_is_and_is_nobody_elses_then
     says("bob", "DomainVerified", "ChallengeWrong")?;
     instance.eventually("it is nobody's", || {
         ensure!(refused()?.contains("unrecognized name"));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_domain_gets_a_certificate_of_an_authority_once_its_proofs_are_led_to_the_region() -> Result<()> {
+    let instance = Instance::empty()?;
+    let (knot, port) = (Knot::start(&instance)?, free_port()?);
+    let resolver = format!("127.0.0.1:{port}");
+    command::succeed(instance.up_command("none").args(["--resolver", &resolver])).with_context(|| instance.logs())?;
+    let zones = [("example.test", format!("127.0.0.1:{}", knot.port)), ("hearth.internal", instance.address("dns")?)];
+    let _unbound = unbound(&instance, port, &zones.each_ref().map(|(zone, address)| (*zone, address.as_str())))?;
+    let pebble = Pebble::start(&resolver, 3600)?;
+    let key = instance.path().join("eab.key");
+    std::fs::write(&key, Pebble::KEY)?;
+    instance.run(&format!(
+        "region acme --directory {} --contact ops@hearth.internal --roots {} --accept-terms --eab-kid {} --eab-key-file {}",
+        pebble.directory(),
+        pebble.door.display(),
+        Pebble::KID,
+        key.display()
+    ))?;
+    instance.import_busybox()?;
+    instance.apply(POD)?;
+    instance.apply(&route("alice"))?;
+    let domain = instance.eventually("it is told what to set", || {
+        let domain = instance.get("route", "shop", "alice")?["status"]["domain"].clone();
+        ensure!(domain["acmeTarget"].is_string(), "{domain}");
+        Ok(domain)
+    })?;
+    let said = |field: &str| domain[field].as_str().context("told").map(str::to_owned);
+    ensure!(said("acmeName")? == format!("_acme-challenge.{HOST}"), "{domain}");
+    knot.set(
+        2,
+        &format!(
+            "shop 1 A 127.0.0.1\n_hearth-challenge.shop 1 TXT \"{}\"\n_acme-challenge.shop 1 CNAME {}.\n",
+            said("challengeValue")?,
+            said("acmeTarget")?
+        ),
+    )?;
+    let ready = instance.eventually("there is a certificate", || {
+        let one = instance.condition("route", "shop", "alice", "CertificateReady")?;
+        ensure!(one["status"] == "True", "{one}");
+        Ok(one)
+    });
+    ready.with_context(|| instance.run("get certificates -n alice -o yaml").unwrap_or_default())?;
+    let root = pebble.root()?;
+    instance.eventually("a browser takes it", || {
+        let mut curl = instance.curl(HOST, "/", &[])?;
+        let shown = command::succeed(curl.arg("--cacert").arg(&root).args(["-o", "/dev/null", "-w", "%{http_code}"]))?;
+        // The pod has no page; what answers is its app.
+        ensure!(shown == "404", "{shown}");
+        Ok(())
+    })?;
+    // It goes with its Route.
+    instance.run("delete route shop -n alice")?;
+    instance.eventually("it is gone", || {
+        let left = instance.list("certificates", "alice")?;
+        ensure!(left.iter().all(|one| one["spec"]["dnsNames"][0] != HOST), "{left:?}");
         Ok(())
     })
 }

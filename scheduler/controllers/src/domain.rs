@@ -10,7 +10,7 @@ use hearth_types::{
 use serde_json::{Value, json};
 
 use crate::{
-    action::Reconciled,
+    action::{Action, Reconciled},
     meta::{self, text},
 };
 
@@ -31,9 +31,29 @@ pub struct Seen<'a> {
     pub gateways: &'a [IpAddr],
     /// A name that has them, for a CNAME.
     pub alias: String,
+    /// Where a public authority is led for proofs, by a CNAME.
+    pub proofs: String,
+    /// Whether certificates are ordered from a public authority.
+    pub ordered: bool,
+    /// The Certificate for the domain on the device that serves it, where there is one.
+    pub certificate: Option<&'a Object>,
 }
 
-/// Keeps `status.domain` and the conditions `DomainVerified`, `DomainPointsHere` and `CertificateReady`. Routed is what is verified.
+/// The label below which an authority looks for proofs (RFC 8555 section 8.4).
+const ACME_LABEL: &str = "_acme-challenge";
+
+/// The device that serves a Route: the first of its endpoints, which has a ready pod if any has.
+pub fn serving(route: &Value) -> Option<&str> {
+    route.pointer("/status/endpoints/0/device")?.as_str().filter(|device| !device.is_empty())
+}
+
+/// The name of the Certificate for a domain on a device: another device has another key.
+pub fn certificate_name(device: &str, hostname: &str) -> String {
+    format!("{device}.{hostname}")
+}
+
+/// Keeps `status.domain`, the conditions `DomainVerified`, `DomainPointsHere` and `CertificateReady`, and the Certificate of what is verified.
+/// Routed is what is verified.
 pub fn reconcile(route: &Object, seen: &Seen<'_>, now: Timestamp) -> Reconciled {
     let mut out = Reconciled::default();
     let mut value = route.value();
@@ -46,18 +66,57 @@ pub fn reconcile(route: &Object, seen: &Seen<'_>, now: Timestamp) -> Reconciled 
         value["status"] = json!({});
     }
     value["status"]["domain"] = domain;
-    let certificate = Condition::new(
-        "CertificateReady",
-        Truth::False,
-        "NeedsPublicAuthority",
-        "the region's own CA signs names of its zone alone: browsers take this domain once the region asks a public authority (ACME)",
-    );
+    let is_verified = verified.status == Truth::True;
+    let certificate = certified(&hostname, is_verified, seen);
     for mut one in [verified, points_here(&hostname, seen), certificate] {
         one.observed_generation = meta::number(&value, "/metadata/generation");
         condition::set(&mut value, &one, now);
     }
+    match (seen.certificate, serving(&value)) {
+        (None, Some(device)) if is_verified && seen.ordered => {
+            let object = json!({
+                "apiVersion": "hearth.dev/v1alpha1", "kind": "Certificate",
+                "metadata": {
+                    "name": certificate_name(device, &hostname), "namespace": route.namespace(),
+                    "ownerReferences": [meta::owner_reference(route)],
+                },
+                "spec": {"device": device, "dnsNames": [hostname]},
+            });
+            out.actions.push(Action::Create { object });
+        }
+        // It would be renewed for somebody who has the domain no longer.
+        (Some(certificate), _) if !is_verified && !meta::is_deleting(&certificate.value()) => {
+            out.actions.push(Action::Delete { base: certificate.clone(), grace_seconds: None });
+        }
+        _ => {}
+    }
     out.update(route, value);
     out
+}
+
+/// Whether browsers take the domain, and what keeps them from it.
+fn certified(hostname: &str, verified: bool, seen: &Seen<'_>) -> Condition {
+    let no = |reason: &str, why: String| Condition::new("CertificateReady", Truth::False, reason, why);
+    let record = format!("set a CNAME of {ACME_LABEL}.{hostname} to {}", seen.proofs);
+    if !seen.ordered && seen.certificate.is_none() {
+        let why = "the region's own CA signs names of its zone alone: browsers take this domain once the region orders from a public \
+                   authority (ACME: hearth region acme)";
+        return no("NeedsPublicAuthority", why.into());
+    }
+    if !verified {
+        return no("DomainNotVerified", format!("ordered once the domain is verified; {record}"));
+    }
+    let value = seen.certificate.map(Object::value).unwrap_or_default();
+    match (condition::get(&value, "Ready"), condition::get(&value, "Issuing")) {
+        (Some(ready), _) if ready.status == Truth::True => {
+            Condition::new("CertificateReady", Truth::True, "Issued", ready.message)
+        }
+        // What stands in the way, in the words of whoever orders.
+        (_, Some(issuing)) if issuing.status != Truth::True => {
+            no(&issuing.reason, format!("{}; {record}", issuing.message))
+        }
+        _ => no("Ordering", format!("it is being ordered; {record}")),
+    }
 }
 
 /// The condition, and what `status.domain` is now.
@@ -103,7 +162,8 @@ fn judge(route: &Value, hostname: &str, seen: &Seen<'_>, now: Timestamp) -> (Con
             None => no("ChallengeMissing", record),
         },
     };
-    let mut domain = json!({"challengeName": name, "challengeValue": token});
+    let mut domain = json!({"challengeName": name, "challengeValue": token,
+        "acmeName": format!("{ACME_LABEL}.{hostname}"), "acmeTarget": seen.proofs});
     for (field, time) in [("verifiedSince", since), ("failingSince", failing)] {
         if let Some(time) = time {
             domain[field] = json!(time.seconds().to_string());
@@ -148,7 +208,16 @@ mod tests {
         });
         let gateway = IpAddr::from([192, 0, 2, 1]);
         let gateways: &'static [IpAddr] = Box::leak(Box::new([gateway]));
-        Seen { found, token: "hearth-domain=t".into(), taken: false, gateways, alias: "api.zone".into() }
+        Seen {
+            found,
+            token: "hearth-domain=t".into(),
+            taken: false,
+            gateways,
+            alias: "api.zone".into(),
+            proofs: "shop.example.com._acme-challenge.alice.zone".into(),
+            ordered: false,
+            certificate: None,
+        }
     }
 
     /// The status, and the reason of a condition.
@@ -217,5 +286,51 @@ mod tests {
         let mut other = seen(Ok((&[], &[])));
         other.token = "hearth-domain=u".into();
         assert_eq!(after(&had, &other, NOW)["domain"].get("verifiedSince"), None, "shown for another name");
+    }
+
+    #[test]
+    fn a_certificate_is_ordered_for_the_device_that_serves_what_is_verified_and_goes_with_the_proof() {
+        let status = json!({"endpoints": [{"device": "nas"}]});
+        let mut proof = seen(Ok((&["hearth-domain=t"], &[])));
+        let at = |status: &Value, seen: &Seen<'_>| reconcile(&route(status.clone()), seen, NOW).actions;
+        let creates = |actions: &[Action]| actions.iter().filter(|one| matches!(one, Action::Create { .. })).count();
+        assert_eq!(creates(&at(&status, &proof)), 0, "nothing is ordered here");
+        proof.ordered = true;
+        assert_eq!(creates(&at(&json!({}), &proof)), 0, "nobody serves it");
+        let actions = at(&status, &proof);
+        let [Action::Create { object }, Action::Update { value, .. }] = &actions[..] else { panic!("{actions:?}") };
+        assert_eq!(object["metadata"]["name"], "nas.shop.example.com");
+        assert_eq!(object["spec"], json!({"device": "nas", "dnsNames": ["shop.example.com"]}));
+        assert_eq!(value["status"]["domain"]["acmeTarget"], "shop.example.com._acme-challenge.alice.zone");
+
+        let certificate = |conditions: Value| {
+            let mut value = object.clone();
+            value["metadata"]["uid"] = json!("c");
+            value["status"] = json!({"conditions": conditions});
+            Object::from_value(value).expect("an object")
+        };
+        let condition = |kind: &str, status: &str, message: &str| json!({"type": kind, "status": status, "reason": "Why", "message": message});
+        for (conditions, ready, says) in [
+            (json!([]), "False", "it is being ordered; set a CNAME"),
+            (json!([condition("Issuing", "False", "no proof was found")]), "False", "no proof was found; set a CNAME"),
+            (
+                json!([condition("Ready", "True", "until spring"), condition("Issuing", "False", "x")]),
+                "True",
+                "until spring",
+            ),
+        ] {
+            let certificate = certificate(conditions);
+            let seen = Seen { certificate: Some(&certificate), ..proof.clone() };
+            let actions = at(&status, &seen);
+            let [Action::Update { value, .. }] = &actions[..] else { panic!("{actions:?}") };
+            let told = condition::get(value, "CertificateReady").expect("told");
+            assert!(
+                serde_json::to_value(told.status).expect("a word") == ready && told.message.starts_with(says),
+                "{told:?}"
+            );
+        }
+        let certificate = certificate(json!([]));
+        let gone = Seen { certificate: Some(&certificate), ordered: true, ..seen(Ok((&[], &[]))) };
+        assert!(matches!(&at(&status, &gone)[0], Action::Delete { .. }));
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 use futures_util::{StreamExt as _, stream};
 use hearth_controllers::domain;
 use hearth_types::{
-    GroupKind, Object, ObjectKey,
+    GroupKind, Object, ObjectKey, acme, condition,
     domains::{DomainLookup, challenge_value, is_custom},
 };
 use tokio::time::Instant;
@@ -35,8 +35,7 @@ pub struct Domains {
 
 /// When a domain is asked for next.
 struct Plan {
-    uid: String,
-    generation: i64,
+    identity: Identity,
     tries: u32,
     due: Instant,
 }
@@ -49,20 +48,18 @@ pub(crate) async fn run(hub: Arc<Hub>) {
         plans.retain(|key, _| routes.iter().any(|route| route.key() == key));
         let now = Instant::now();
         let due = routes.into_iter().filter(|route| {
-            let (uid, generation) = identity(route);
-            plans
-                .get(route.key())
-                .is_none_or(|plan| plan.due <= now || plan.uid != uid || plan.generation != generation)
+            let identity = identity(&hub, route);
+            plans.get(route.key()).is_none_or(|plan| plan.due <= now || plan.identity != identity)
         });
         let due: Vec<Object> = due.take(IN_A_TURN).collect();
         let looks = stream::iter(due).map(|route| look(&hub, &domains, route)).buffer_unordered(AT_ONCE);
         let looked: Vec<(Object, bool)> = looks.collect().await;
         for (route, verified) in looked {
-            let (uid, generation) = identity(&route);
-            let before = plans.get(route.key()).filter(|plan| plan.uid == uid && plan.generation == generation);
+            let identity = identity(&hub, &route);
+            let before = plans.get(route.key()).filter(|plan| plan.identity == identity);
             let tries = before.map_or(0, |plan| plan.tries + 1);
             let pause = if verified { VERIFIED_PAUSE } else { pause(tries) };
-            plans.insert(route.key().clone(), Plan { uid, generation, tries, due: Instant::now() + pause });
+            plans.insert(route.key().clone(), Plan { identity, tries, due: Instant::now() + pause });
         }
         tokio::time::sleep(EVERY).await;
     }
@@ -72,9 +69,18 @@ fn pause(tries: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << tries.min(16)).min(LAST_PAUSE)
 }
 
-fn identity(route: &Object) -> (String, i64) {
-    let generation = route.value().pointer("/metadata/generation").and_then(serde_json::Value::as_i64);
-    (route.uid().to_string(), generation.unwrap_or_default())
+/// A domain is looked at anew at once where any of this is another: which Route it is, what it asks for, which device serves it, and whether
+/// certificates are ordered.
+type Identity = (String, i64, String, bool);
+
+fn identity(hub: &Hub, route: &Object) -> Identity {
+    // As it is by now: what was looked at may have been written meanwhile.
+    let cache = hub.cache();
+    let value = cache.get(route.key()).map_or_else(|| route.value(), |entry| entry.object.value());
+    let generation = value.pointer("/metadata/generation").and_then(serde_json::Value::as_i64);
+    let device = domain::serving(&value).unwrap_or_default().to_owned();
+    let ordered = cache.get(&acme::object_key()).is_some();
+    (route.uid().to_string(), generation.unwrap_or_default(), device, ordered)
 }
 
 /// The Routes of domains.
@@ -85,12 +91,12 @@ fn custom(hub: &Hub) -> Vec<Object> {
     custom.map(|entry| entry.object.clone()).collect()
 }
 
-/// Asks for one, and writes what came of it. Whether it is verified, and its record was seen.
+/// Asks for one, and writes what came of it. Whether it is verified, its record was seen, and nothing of its certificate is awaited.
 async fn look(hub: &Arc<Hub>, domains: &Domains, route: Object) -> (Object, bool) {
     let hostname =
         route.value().pointer("/spec/hostname").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
     let found = domains.lookup.look(&hostname).await;
-    let (current, token, taken) = {
+    let (current, token, taken, ordered, certificate) = {
         let cache = hub.cache();
         // As it is by now: others write its status, too.
         let current = cache.get(route.key()).filter(|entry| entry.object.uid() == route.uid());
@@ -102,10 +108,17 @@ async fn look(hub: &Arc<Hub>, domains: &Domains, route: Object) -> (Object, bool
             other.object.namespace() != route.namespace()
                 && other.object.value().pointer("/status/domain/verifiedSince").is_some()
         });
-        (current, token, taken)
+        let value = current.value();
+        let name = domain::serving(&value).map(|device| domain::certificate_name(device, &hostname));
+        let certificate = name.and_then(|name| cache.object(GroupKind::CERTIFICATE, route.namespace(), &name));
+        let certificate = certificate.map(|entry| entry.object.clone());
+        (current, token, taken, cache.get(&acme::object_key()).is_some(), certificate)
     };
     let alias = format!("api.{}", hub.config.zone);
-    let seen = domain::Seen { found, token, taken, gateways: &domains.gateways, alias };
+    let proofs = acme::challenge_name(&hostname, route.namespace(), &hub.config.zone).unwrap_or_default();
+    let certificate = certificate.as_ref();
+    let gateways = &domains.gateways;
+    let seen = domain::Seen { found, token, taken, gateways, alias, proofs, ordered, certificate };
     let reconciled = domain::reconcile(&current, &seen, hub.now());
     if let Err(error) = writer::execute(hub, &reconciled.actions, "domain").await {
         tracing::debug!(%error, route = %route.key(), "what DNS says of a domain was not written; trying again");
@@ -114,5 +127,6 @@ async fn look(hub: &Arc<Hub>, domains: &Domains, route: Object) -> (Object, bool
     let now = hub.cache().get(route.key()).map(|entry| entry.object.value()).unwrap_or_default();
     let settled =
         now.pointer("/status/domain/verifiedSince").is_some() && now.pointer("/status/domain/failingSince").is_none();
+    let settled = settled && (!ordered || condition::is_true(&now, "CertificateReady"));
     (route, settled)
 }

@@ -28,7 +28,8 @@ use crate::condition::Condition;
 pub struct CertificateSpec {
     /// The device that has the key.
     pub device: String,
-    /// The names: `<namespace>.<zone>` or below it, in lower case, without a dot at the end; the first label may be `*`.
+    /// The names: `<namespace>.<zone>` or below it, the first label may be `*`; or domains outside of the zone whose proofs are led here
+    /// (`status.domain` of their Route). In lower case, without a dot at the end.
     pub dns_names: Vec<String>,
 }
 

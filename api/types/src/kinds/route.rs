@@ -104,6 +104,12 @@ pub struct RouteDomain {
     pub challenge_name: String,
     /// What it has to hold.
     pub challenge_value: String,
+    /// The name of the CNAME by which a public authority is led to the region for proofs, so that it issues certificates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acme_name: Option<String>,
+    /// Where it leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acme_target: Option<String>,
     /// Since when it is shown; absent while it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified_since: Option<String>,
