@@ -41,17 +41,17 @@ fn free_port() -> Result<u16> {
 fn unbound(instance: &Instance, port: u16, zones: &[(&str, &str)]) -> Result<Running> {
     let dir = instance.path().join("unbound");
     std::fs::create_dir_all(&dir)?;
-    let mut config = format!(
+    let server = format!(
         "server:\n interface: 127.0.0.1@{port}\n do-daemonize: no\n username: \"\"\n chroot: \"\"\n pidfile: \"\"\n use-syslog: no\n\
          \x20directory: \"{}\"\n do-not-query-localhost: no\n module-config: \"iterator\"\n local-zone: \"test.\" nodefault\n\
          \x20cache-max-ttl: 0\n cache-max-negative-ttl: 0\nremote-control:\n control-enable: no\n",
         dir.display()
     );
-    for (zone, address) in zones {
-        let address = address.replace(':', "@");
-        config += &format!("forward-zone:\n name: \"{zone}\"\n forward-addr: {address}\n");
-    }
-    std::fs::write(dir.join("unbound.conf"), config)?;
+    let forward = zones.iter().map(|(zone, address)| {
+        format!("forward-zone:\n name: \"{zone}\"\n forward-addr: {}\n", address.replace(':', "@"))
+    });
+    let config: Vec<String> = std::iter::once(server).chain(forward).collect();
+    std::fs::write(dir.join("unbound.conf"), config.concat())?;
     let log = std::fs::File::create(dir.join("log"))?;
     let mut daemon = Command::new("/usr/sbin/unbound");
     daemon.arg("-c").arg(dir.join("unbound.conf")).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
