@@ -86,5 +86,8 @@ pub const RELAY_PATIENCE: Duration = Duration::from_secs(1);
 /// above, a dead one is noticed within three seconds.
 pub const RELAY_MISSES: u32 = 2;
 
+/// How long an endpoint has to begin a connection to a relay: it takes a message within the process.
+pub const RELAY_BEGIN: Duration = Duration::from_millis(20);
+
 /// How long a gateway that leaves a dead relay waits to be at another one before it asks its devices to dial anew.
 pub const RELAY_MOVE: Duration = Duration::from_secs(1);

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use hearth_types::tunnel::HeaderVersion;
 use iroh::{
-    Endpoint, NetReportConfig, RelayMode, SecretKey,
+    Endpoint, EndpointAddr, NetReportConfig, RelayMode, RelayUrl, SecretKey, Watcher as _,
     endpoint::{ConnectOptions, Connection, IdleTimeout, PortmapperConfig, QuicTransportConfig, VarInt, presets},
 };
 
@@ -162,6 +162,30 @@ async fn bind(
         }
     }
     Ok(builder.bind().await?)
+}
+
+/// Has an endpoint be at these relays, where it is not yet.
+///
+/// iroh goes to a relay when it sends something there, but for a peer that it heard by another relay before: that one gets it instead, for as
+/// long as its connection stands, and it stands for half a minute where the relay's process is stopped. So something is sent to nobody, whom no
+/// relay was heard from.
+pub(crate) async fn be_at(endpoint: &Endpoint, relays: impl IntoIterator<Item = RelayUrl>) {
+    let home = endpoint.home_relay_status().get();
+    let there = |url: &RelayUrl| home.iter().any(|status| status.url() == url && status.is_connected());
+    let mut begun = false;
+    for url in relays.into_iter().filter(|url| !there(url)) {
+        let (endpoint, nobody) = (endpoint.clone(), SecretKey::generate().public());
+        // Nobody answers; it is given up once the relay has been gone to.
+        tokio::spawn(async move {
+            let call = endpoint.connect(EndpointAddr::new(nobody).with_relay_url(url), ALPN_2);
+            tokio::time::timeout(limits::RELAY_MOVE, call).await.is_ok()
+        });
+        begun = true;
+    }
+    if begun {
+        // Else what is sent now would still go by the other one.
+        tokio::time::sleep(limits::RELAY_BEGIN).await;
+    }
 }
 
 /// Closes an endpoint, within a bound.

@@ -25,6 +25,7 @@ pub(super) struct EndpointUse {
 impl EndpointUse {
     /// Dials a gateway, of this release or the one before.
     pub(super) async fn connect(&self, address: EndpointAddr) -> Result<Connection, ConnectError> {
+        quic::be_at(&self.endpoint, address.relay_urls().cloned()).await;
         let connecting = self.endpoint.connect_with_opts(address, quic::ALPN_2, quic::older()).await?;
         Ok(connecting.await?)
     }

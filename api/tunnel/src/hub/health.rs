@@ -18,7 +18,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{Inner, dial};
-use crate::{limits, resolver::dialled};
+use crate::{limits, quic, resolver::dialled};
 
 /// The answer of a relay that is there (RFC 9112).
 const ANSWER: &[u8] = b"HTTP/1.1 200";
@@ -70,6 +70,9 @@ async fn leave(inner: &Arc<Inner>, dead: &[RelayUrl]) {
     if dead.is_empty() {
         return;
     }
+    // Where devices will look for it: which relay is its next home it finds out in some seconds.
+    let alive = inner.relays.alive().into_iter().filter_map(|relay| relay.url.parse().ok());
+    quic::be_at(&inner.endpoint, alive.collect::<Vec<RelayUrl>>()).await;
     let mut home = inner.endpoint.home_relay_status();
     let moved = async {
         while home.get().iter().any(|status| dead.contains(status.url()) || !status.is_connected()) {
