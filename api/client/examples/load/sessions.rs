@@ -33,7 +33,7 @@ use crate::{Failure, line};
 /// Devices of one owner.
 const OF_AN_OWNER: usize = 10;
 /// Objects of one call.
-const A_CALL: usize = 500;
+const A_CALL: usize = 400;
 /// How long connecting and the region's hello may take, as the agent has it.
 const HELLO: Duration = Duration::from_secs(10);
 /// Pauses before the next try, as the agent has them; half of each is left to chance.
