@@ -62,8 +62,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         let again = if head[0] == IngressHeader::VERSION {
             IngressHeader { caller: call.caller }.encode()
         } else {
-            let called = ProxyHeader::decode(head).expect("it was read").called;
-            ProxyHeader { caller: call.caller, called, authority: call.name.clone() }.encode()
+            call.proxy_header()
         };
         assert_eq!(read(&again, usize::MAX), (Some(call), 0));
     }

@@ -103,7 +103,7 @@ impl Flow<'_> {
             return Some(());
         }
         self.looked = Some(Instant::now());
-        let route = self.call.route(self.ingress)?;
+        let route = self.ingress.called(self.call)?;
         self.header = route.proxy.then(|| self.call.proxy_header());
         match target::choose(&route, &self.ingress.inner.pods) {
             Ok(target) if !self.broken && self.pod.as_ref().is_some_and(|(_, there)| *there == Whose::of(&target)) => {}

@@ -1,17 +1,15 @@
 //! What the gateway says of a connection, ahead of the connection's own bytes: in the form of this release or the one before.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::net::SocketAddr;
 
 use hearth_types::{
-    routes::{PublicPort, Transport},
+    routes::Transport,
     tunnel::{
         BadHeader, IngressHeader,
         proxy::{self, ProxyHeader},
     },
 };
 use tokio::io::{AsyncRead, AsyncReadExt};
-
-use super::{Ingress, RouteView};
 
 /// What the gateway says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,12 +24,6 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// The Route of the public port that was called.
-    pub(super) fn route(&self, ingress: &Ingress) -> Option<Arc<RouteView>> {
-        let number = self.called?.port();
-        ingress.port(self.name.as_deref()?, PublicPort { transport: self.transport, number })
-    }
-
     /// What an app is told that wants to know who calls.
     pub(super) fn proxy_header(&self) -> Vec<u8> {
         let Self { caller, transport, ref name, called } = *self;

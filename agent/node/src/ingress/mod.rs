@@ -32,6 +32,8 @@ use hearth_types::{
 };
 use tokio::sync::{Semaphore, watch};
 
+use header::Call;
+
 pub(crate) use certs::Certificates;
 pub(crate) use flow::{Sockets, sockets_inside};
 
@@ -206,10 +208,11 @@ impl Ingress {
         self.inner.table.read().unwrap_or_else(PoisonError::into_inner).names.get(hostname).cloned()
     }
 
-    /// The Route of a public port.
-    fn port(&self, hostname: &str, port: PublicPort) -> Option<Arc<RouteView>> {
-        let table = Arc::clone(&self.inner.table.read().unwrap_or_else(PoisonError::into_inner));
-        table.ports.get(&(hostname.to_owned(), port)).cloned()
+    /// The Route of the public port that was called.
+    fn called(&self, call: &Call) -> Option<Arc<RouteView>> {
+        let port = PublicPort { transport: call.transport, number: call.called?.port() };
+        let table = self.inner.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.ports.get(&(call.name.clone()?, port)).cloned()
     }
 
     /// Serves one connection of a user, whose first bytes are the gateway's header.

@@ -105,7 +105,7 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let call = header::read(&mut stream).await.map_err(Refused::Header)?;
-    match (call.transport, call.route(ingress)) {
+    match (call.transport, ingress.called(&call)) {
         (Transport::Tcp, Some(route)) => return Ok(Begun::Port(route, call, stream)),
         (Transport::Tcp, None) => {}
         (Transport::Udp, Some(_)) => return Ok(Begun::Flow(call, stream)),
