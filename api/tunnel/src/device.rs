@@ -324,7 +324,8 @@ impl Inner {
                 // The gateway was started anew at another address; the new tunnel would be sought on the old path.
                 stale.close(quic::code::REPLACED, b"the gateway moved");
             }
-            let connection = self.connect(notice, address).await?;
+            let heard = newest.is_some();
+            let connection = self.connect(notice, address, heard).await?;
             *newest = Some((connection.weak_handle(), Instant::now()));
             Ok(true)
         };
@@ -336,10 +337,12 @@ impl Inner {
         }
     }
 
+    /// `heard`: this gateway had a tunnel before, by a relay that may not be the one it is at now.
     async fn connect(
         self: &Arc<Self>,
         notice: &DialNotice,
         address: EndpointAddr,
+        heard: bool,
     ) -> Result<Connection, DeviceDialError> {
         let gateway = || hex(&notice.gateway_key);
         let socket = || async {
@@ -347,6 +350,9 @@ impl Inner {
             socket.map_err(|source| DeviceDialError::Socket { gateway: gateway(), source })
         };
         let mut endpoint = socket().await?;
+        if heard {
+            endpoint.be_at_relays_of(&address).await;
+        }
         let mut connected = endpoint.connect(address.clone()).await;
         if connected.as_ref().is_err_and(endpoint::has_ended) {
             // By an error of the network or a fault of its own; a device must not be out of reach for that.

@@ -131,9 +131,15 @@ impl Certificates {
 
     /// The objects of this device are these now: Certificates among them are followed. Reads and writes small files.
     pub(crate) fn follow(&self, objects: &Objects) {
-        self.state().public.follow(objects);
-        // A Certificate may want to be asked for.
-        self.changed();
+        let mut state = self.state();
+        let before = state.public.wants();
+        let came = state.public.follow(objects);
+        let other = state.public.wants() != before;
+        drop(state);
+        // One may want to be asked for, or at another time.
+        if came || other {
+            self.changed();
+        }
     }
 
     fn key_path(&self, name: &str) -> PathBuf {

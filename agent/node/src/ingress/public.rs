@@ -138,6 +138,12 @@ impl Public {
         came
     }
 
+    /// What decides which of them are asked for, and when.
+    pub(super) fn wants(&self) -> Vec<(String, Vec<String>, bool, Timestamp)> {
+        let of = |(name, owned): (&String, &Owned)| (name.clone(), owned.names.clone(), owned.ordered, owned.renew_at);
+        self.all.iter().map(of).collect()
+    }
+
     fn load(&self, name: &str) -> Owned {
         let mut owned = Owned::default();
         let damaged = |what: &str, why: String| {
@@ -174,16 +180,18 @@ impl Public {
         let request = status.request.map(|request| request.csr);
         owned.ordered = owned.next.as_ref().is_some_and(|next| request == Some(STANDARD.encode(&next.csr)));
         let Some(chain) = status.certificate else { return false };
+        let said = certs::leaf(chain.as_bytes());
+        let is_present = |present: &InUse| present.certificate.cert.first().map(|leaf| leaf.to_vec()) == said;
         let stored = |key: &KeyPair| StoredInUse { key_pem: key.serialize_pem(), chain_pem: chain.clone() };
         let mut came = false;
         // The new key's first; of the present key's, one that the region ordered anew.
         let of_next =
             owned.next.as_ref().map(|next| stored(&next.key)).and_then(|stored| Some((in_use(&stored).ok()?, stored)));
         let of_present = || {
-            let present = owned.in_use.as_ref()?;
+            // Most often it is what is in use, and not worth being read as a whole.
+            let present = owned.in_use.as_ref().filter(|present| !is_present(present))?;
             let stored = stored(&present.key);
-            let one = in_use(&stored).ok()?;
-            (one.certificate.cert.first() != present.certificate.cert.first()).then_some((one, stored))
+            Some((in_use(&stored).ok()?, stored))
         };
         let is_next = of_next.is_some();
         if let Some((one, stored)) = of_next.or_else(of_present) {
@@ -202,8 +210,7 @@ impl Public {
                 Err(error) => tracing::error!(error = files::chain(&error), "a certificate cannot be kept"),
             }
         }
-        let leaf = |present: &InUse| present.certificate.cert.first().map(|leaf| leaf.to_vec());
-        let same = owned.in_use.as_ref().is_some_and(|present| leaf(present) == certs::leaf(chain.as_bytes()));
+        let same = owned.in_use.as_ref().is_some_and(is_present);
         owned.renew_at = match (&owned.in_use, status.renewal_time.as_deref().and_then(Timestamp::parse)) {
             (Some(_), Some(at)) if same => at,
             (Some(present), _) => certs::two_thirds(present.life),

@@ -23,9 +23,13 @@ pub(super) struct EndpointUse {
 }
 
 impl EndpointUse {
+    /// Has the socket be at an address' relays, where what is sent there would else go by another relay.
+    pub(super) async fn be_at_relays_of(&self, address: &EndpointAddr) {
+        quic::be_at(&self.endpoint, address.relay_urls().cloned()).await;
+    }
+
     /// Dials a gateway, of this release or the one before.
     pub(super) async fn connect(&self, address: EndpointAddr) -> Result<Connection, ConnectError> {
-        quic::be_at(&self.endpoint, address.relay_urls().cloned()).await;
         let connecting = self.endpoint.connect_with_opts(address, quic::ALPN_2, quic::older()).await?;
         Ok(connecting.await?)
     }
