@@ -22,6 +22,11 @@ impl Running {
         Ok(Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
     }
 
+    /// Sends it a signal, such as `-STOP`.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        run("kill", [name, &self.0.id().to_string()]).map(drop)
+    }
+
     /// Ends it now.
     pub fn stop(&mut self) -> Result<()> {
         self.0.kill()?;

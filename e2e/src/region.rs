@@ -1,15 +1,12 @@
 //! A region on the internet of the laboratory, relays of its own, and homes whose devices it reaches.
 
-use std::{
-    fs::File,
-    process::{Child, Stdio},
-};
+use std::{fs::File, process::Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
-    command::{self, LIMIT},
+    command::{self, LIMIT, Running},
     instance::{Instance, binary},
     nat::{Home, Host, Internet},
 };
@@ -24,21 +21,11 @@ pub const API: &str = "198.51.100.2";
 pub const GATEWAY: &str = "198.51.100.3";
 const RELAY: &str = "198.51.100.4";
 
-/// A process in the foreground that ends with the test.
-pub struct Role(Child);
-
-impl Drop for Role {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Starts a role whose log is among its instance's.
-pub fn start(instance: &Instance, log: &str, mut command: std::process::Command) -> Result<Role> {
+pub fn start(instance: &Instance, log: &str, mut command: std::process::Command) -> Result<Running> {
     std::fs::create_dir_all(instance.path().join("logs"))?;
     let log = File::create(instance.path().join("logs").join(log))?;
-    Ok(Role(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?))
+    Ok(Running(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?))
 }
 
 /// A region of one server.
@@ -48,7 +35,7 @@ pub struct Region {
     pub instance: Instance,
     /// Where its users are.
     pub cafe: Host,
-    _server: Role,
+    _server: Running,
     /// Where it runs.
     pub host: Host,
 }
@@ -110,7 +97,7 @@ impl Region {
     }
 
     /// A home whose device runs an app; `at` are more arguments for the making of its token.
-    pub fn device(&self, home: &Home, at: &str) -> Result<(Instance, Role)> {
+    pub fn device(&self, home: &Home, at: &str) -> Result<(Instance, Running)> {
         let device = Instance::empty()?.in_netns(home.netns.name());
         let token = self.instance.run(&format!("token create --owner alice {at}"))?;
         let mut join = device.hearth(["join", token.trim(), "--name", "nas", "--data-dir"]);
@@ -182,7 +169,7 @@ impl Region {
 
 /// A relay that is a process of its own.
 pub struct Relay {
-    role: Role,
+    role: Running,
     /// Its data directory.
     pub instance: Instance,
     host: Host,
@@ -193,7 +180,7 @@ pub struct Relay {
 impl Relay {
     /// Sends it a signal, such as `-STOP`.
     pub fn signal(&self, name: &str) -> Result<()> {
-        command::run("kill", [name, &self.role.0.id().to_string()]).map(drop)
+        self.role.signal(name)
     }
 
     /// What it wrote.

@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use futures_util::{StreamExt as _, stream};
+use hearth_e2e::end::{begin, say};
 use hearth_tunnel::{DeviceTunnel, DeviceTunnelConfig, HubConfig, IncomingStreams, TunnelHub};
 use hearth_types::{
     BoxFuture, DeviceKey, DeviceName,
@@ -43,19 +44,11 @@ fn key(seed: &[u8; 32]) -> DeviceKey {
     DeviceKey(SigningKey::from_seed(seed).public().0)
 }
 
-fn say(value: &Value) {
-    println!("{value}");
-}
-
 #[tokio::main]
 async fn main() -> Result<()> {
-    rustls::crypto::ring::default_provider().install_default().ok().context("the provider")?;
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_env("HEARTH_LOG"))
-        .with_writer(std::io::stderr)
-        .init();
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+    let arguments = begin()?;
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
         ["gateway", listen, count] => gateway(listen, count.parse()?).await,
         ["devices", count] => devices(count.parse()?).await,
         other => bail!("what is {other:?}?"),

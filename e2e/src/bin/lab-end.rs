@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use hearth_client::device::relay_trust;
+use hearth_e2e::end::{begin, say};
 use hearth_relay::{PassGate, Rates, RelayConfig, RelayServer};
 use hearth_tunnel::{DeviceTunnel, DeviceTunnelConfig, HubConfig, IncomingStreams, RelaySet, TunnelHub, TunnelPath};
 use hearth_types::{
@@ -54,18 +55,9 @@ fn key(role: &str) -> DeviceKey {
     DeviceKey(SigningKey::from_seed(&seed(role)).public().0)
 }
 
-fn say(value: &Value) {
-    println!("{value}");
-}
-
 #[tokio::main]
 async fn main() -> Result<()> {
-    rustls::crypto::ring::default_provider().install_default().ok().context("the provider")?;
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_env("HEARTH_LOG"))
-        .with_writer(std::io::stderr)
-        .init();
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments = begin()?;
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
         ["relay", folder, listen] => relay(Path::new(folder), listen).await,

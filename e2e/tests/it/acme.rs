@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hearth_e2e::{
     command::{self, Running, run},
-    eventually,
+    eventually, free_port,
     instance::Instance,
     netns::Netns,
 };
@@ -59,11 +59,6 @@ fn door_of(folder: &Path) -> Result<PathBuf> {
     let path = folder.join("door-root.pem");
     std::fs::write(&path, root.pem())?;
     Ok(path)
-}
-
-/// A port that nobody has now.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// A running Pebble, which sees names by a name server's word.

@@ -2,13 +2,13 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{TcpStream, UdpSocket},
     path::Path,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use hearth_e2e::{command, instance::Instance};
+use hearth_e2e::{command, free_ports, instance::Instance};
 use hearth_types::{routes::Transport, tunnel::proxy::ProxyHeader};
 
 /// `whoami.test` has the address of who asks, as the server sees it; `big.test` has 3 KB of text.
@@ -85,18 +85,6 @@ fn import_program(instance: &Instance, name: &str, program: &str) -> Result<()> 
     instance.import(&archive)
 }
 
-/// Two ports in a row that nobody has.
-fn free_ports() -> Result<u16> {
-    for _ in 0..100 {
-        let tcp = TcpListener::bind("127.0.0.1:0")?;
-        let port = tcp.local_addr()?.port();
-        if port < u16::MAX && [port, port + 1].iter().all(|port| UdpSocket::bind(("127.0.0.1", *port)).is_ok()) {
-            return Ok(port);
-        }
-    }
-    anyhow::bail!("no two ports in a row are free")
-}
-
 /// What a name server at a port answers, asked by UDP alone from this address.
 fn ask(port: u16, from: &str, name: &str, kind: &str) -> Result<String> {
     let port = port.to_string();
@@ -122,7 +110,7 @@ fn ask(port: u16, from: &str, name: &str, kind: &str) -> Result<String> {
 
 #[test]
 fn a_udp_port_leads_to_the_app_and_an_app_that_wants_to_know_is_told_who_calls() -> Result<()> {
-    let port = free_ports()?;
+    let port = free_ports(2)?;
     let instance = Instance::empty()?;
     let mut up = instance.up_command("none");
     up.args(["--port-range", &format!("{port}-{}", port + 1)]);

@@ -1,7 +1,6 @@
 //! Domains of owners, asked for at Debian's Knot DNS, and their certificates, whose proofs Pebble finds by Debian's Unbound.
 
 use std::{
-    net::{TcpListener, UdpSocket},
     path::PathBuf,
     process::{Command, Stdio},
 };
@@ -9,6 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use hearth_e2e::{
     command::{self, Running},
+    free_port,
     instance::Instance,
 };
 
@@ -27,15 +27,6 @@ spec:
     args: [httpd, -f, -p, '8080', -h, /]
     ports: [{name: http, containerPort: 8080}]
 ";
-
-/// A port that nobody has now, of either transport.
-fn free_port() -> Result<u16> {
-    let free = (0..100).find_map(|_| {
-        let port = TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?.port();
-        UdpSocket::bind(("127.0.0.1", port)).ok().map(|_| port)
-    });
-    free.context("a port")
-}
 
 /// A name server that follows CNAMEs from one zone to another, as those of providers do.
 fn unbound(instance: &Instance, port: u16, zones: &[(&str, &str)]) -> Result<Running> {

@@ -1,18 +1,14 @@
 //! The device is behind a home router with no way in: a caller in a cafe reaches the app by its name all
 //! the same, and on the wire there is nothing but the session and the tunnel.
 
-use std::{
-    fs::File,
-    process::{Child, Command, Stdio},
-};
-
 use anyhow::{Context as _, Result, ensure};
 use hearth_e2e::{
     command, eventually,
     instance::{Instance, binary},
     netns::Netns,
+    region::start,
 };
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 const SERVER: &str = "198.51.100.2";
 const HOME_WAN: &str = "203.0.113.2";
@@ -53,43 +49,15 @@ fn world() -> Result<World> {
     Ok(World { internet, server, device, cafe, _router: router })
 }
 
-/// A process in the foreground that ends with the test.
-struct Role(Child);
-
-impl Role {
-    fn start(command: &mut Command, log: &std::path::Path) -> Result<Self> {
-        let log = File::create(log)?;
-        Ok(Self(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?))
-    }
-
-    fn signal(&mut self, name: &str) -> Result<()> {
-        command::run("kill", [name, &self.0.id().to_string()])?;
-        self.0.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for Role {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn an_app_behind_a_home_router_answers_in_the_cafe_and_the_wire_shows_session_and_tunnel_only() -> Result<()> {
     let world = world()?;
     let region = Instance::empty()?.in_netns(world.server.name());
     let device = Instance::empty()?.in_netns(world.device.name());
-    for instance in [&region, &device] {
-        std::fs::create_dir_all(instance.path().join("logs"))?;
-    }
     let pcap = device.path().join("wire.pcap");
     let mut tcpdump = world.internet.program("tcpdump");
-    let mut capture = Role::start(
-        tcpdump.args(["-i", "home", "-U", "-s", "0", "-Z", "root", "-w"]).arg(&pcap),
-        &device.path().join("logs/tcpdump.log"),
-    )?;
+    tcpdump.args(["-i", "home", "-U", "-s", "0", "-Z", "root", "-w"]).arg(&pcap);
+    let mut capture = start(&device, "tcpdump.log", tcpdump)?;
     let mut server = region.hearth(["server", "--zone", ZONE, "--listen-metrics", "127.0.0.1:0", "--data-dir"]);
     server.arg(region.path());
     for (flag, port) in
@@ -97,7 +65,7 @@ fn an_app_behind_a_home_router_answers_in_the_cafe_and_the_wire_shows_session_an
     {
         server.args([flag, &format!("{SERVER}:{port}")]);
     }
-    let _server = Role::start(&mut server, &region.path().join("logs/server.log"))?;
+    let _server = start(&region, "server.log", server)?;
     region.eventually("the server answers", || {
         region.run("get ns")?;
         ensure!(region.status()?["tunnel"].is_string());
@@ -110,7 +78,8 @@ fn an_app_behind_a_home_router_answers_in_the_cafe_and_the_wire_shows_session_an
     let examples = binary().parent().context("a folder")?.join("hearth-examples/notes");
     device.import(&examples.join("image.tar"))?;
     let mut agent = device.hearth(["agent", "--data-dir"]);
-    let _agent = Role::start(agent.arg(device.path()), &device.path().join("logs/agent.log"))?;
+    agent.arg(device.path());
+    let _agent = start(&device, "agent.log", agent)?;
     for file in ["app.yaml", "install.yaml"] {
         region.run(&format!("apply -f {}", examples.join(file).display()))?;
     }
@@ -154,6 +123,7 @@ fn an_app_behind_a_home_router_answers_in_the_cafe_and_the_wire_shows_session_an
         ensure!(tried.contains("timed out") || tried.contains("refused") || tried.contains("Failed"), "{tried}");
     }
     capture.signal("-INT")?;
+    capture.0.wait()?;
     let status = region.status()?;
     let tunnel = status["tunnel"]
         .as_str()

@@ -2,13 +2,13 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     process::Stdio,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use hearth_e2e::{command, instance::Instance};
+use hearth_e2e::{command, free_port, instance::Instance};
 
 /// Busybox with an echo on a port of bytes, and a large file over HTTP.
 const APP: &str = "
@@ -55,7 +55,7 @@ fn echo(port: u16) -> Result<()> {
 
 #[test]
 fn a_port_leads_to_the_app_of_the_oldest_route_and_the_younger_one_is_told() -> Result<()> {
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let port = free_port()?;
     let instance = started("--port-range", &format!("{port}-{port}"))?;
     let raw = |port: u16| format!("protocol: TCP, port: {port}, target: {{selector: {{app: echo}}, port: raw}}");
     let accepted = |name: &str, status: &str, says: &str| {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use hearth_e2e::{
     command::{self, Running},
     device::Device,
-    eventually,
+    eventually, free_port,
     instance::{Instance, binary},
     server::{PATIENCE, Server, three},
 };
@@ -62,13 +62,9 @@ fn children(shims: &[Vec<u32>]) -> Result<Vec<String>> {
     shims.iter().flatten().map(read).collect()
 }
 
-fn free_port() -> Result<String> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
-}
-
 #[test]
 fn a_region_that_lost_everything_comes_back_from_three_devices_while_their_apps_run_on() -> Result<()> {
-    let api = free_port()?;
+    let api = format!("127.0.0.1:{}", free_port()?);
     let first = Instance::empty()?;
     let running = server(&first, &api)?;
     let key = first.path().join("recovery.key");
@@ -226,7 +222,7 @@ spec:
 
 #[test]
 fn a_device_that_hands_in_what_it_forged_or_what_is_anothers_is_refused() -> Result<()> {
-    let api = free_port()?;
+    let api = format!("127.0.0.1:{}", free_port()?);
     let first = Instance::empty()?;
     let running = server(&first, &api)?;
     let kept = tempfile::tempdir()?;

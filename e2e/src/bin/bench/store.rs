@@ -4,7 +4,6 @@
 use std::{
     fmt::Write as _,
     io::{BufRead as _, BufReader, Write as _},
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -12,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use hearth_e2e::{
-    command, eventually,
+    command, eventually, free_port,
     server::{PATIENCE, Server, place, three},
 };
 use serde_json::Value;
@@ -49,10 +48,6 @@ impl Drop for Etcd {
             let _ = member.wait();
         }
     }
-}
-
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 impl Etcd {

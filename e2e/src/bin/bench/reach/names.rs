@@ -12,9 +12,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use hearth_e2e::{command, eventually, instance::Instance};
+use hearth_e2e::{command, eventually, free_port, instance::Instance};
 
-use super::{cpu, crowd::Load, peers::free_port};
+use super::{cpu, crowd::Load};
 use crate::report::{Better, Report, median};
 
 const ZONE: &str = "hearth.internal";

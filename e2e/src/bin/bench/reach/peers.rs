@@ -8,12 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use hearth_e2e::{command::run as sh, instance::Instance};
-
-/// A free port of loopback, as a rule for as long as a benchmark takes to use it.
-pub(crate) fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
+use hearth_e2e::{command::run as sh, free_port, instance::Instance};
 
 /// A program that was installed, in one of the places where it may be.
 fn installed(names: &[String], ask: &str) -> Option<String> {
