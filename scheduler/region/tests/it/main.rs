@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod apps;
+mod certificates;
 mod group;
 mod placement;
 mod recovery;
+mod reports;
 mod sessions;
 mod support;
