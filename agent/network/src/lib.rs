@@ -55,6 +55,7 @@
 //! not known. Forwarding is enabled for the whole host and stays so after a teardown.
 
 mod bandwidth;
+mod claims;
 mod denied;
 mod dns;
 mod error;

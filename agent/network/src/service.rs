@@ -9,6 +9,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinSet;
 
 use crate::bandwidth::{self, Bandwidth, Limits};
+use crate::claims;
 use crate::dns::asking::Asking;
 use crate::dns::relay::Sockets;
 use crate::firewall::{Firewall, Strangers};
@@ -17,14 +18,11 @@ use crate::names::{GATEWAY_INDEX, Instance, check_uid, has_internet};
 use crate::netlink::{Batch, route};
 use crate::pod::{self, Plan};
 use crate::prefix::{Prefix, choose4, home_of, nth, unique_local};
-use crate::services::{self, Numbers, Range, Services, SharedBook, drop_other_claims};
+use crate::services::{self, Numbers, Range, Services, SharedBook};
 use crate::shared::SharedBandwidth;
 use crate::store::{Allocations, Forwarding, Prefixes, Store};
 use crate::watch::{self, Ears, Guard};
 use crate::{NetworkConfig, NetworkError, Notice, PodAddresses, PodNetwork, PodPolicy};
-
-/// Tries to claim an IPv4 prefix while another instance claims the same at the same time.
-const CLAIM_ATTEMPTS: u32 = 8;
 
 /// This instance's pod network. Clones are cheap handles on the same one; the name relay and the watch over the firewall
 /// end with the last of them, while pods, links and firewall stay.
@@ -485,9 +483,8 @@ fn note_forwarding(store: &Store, ipv6: bool) -> Result<Strangers, NetworkError>
 /// The prefixes that were kept, or new ones: at the first start, and where the host meanwhile uses them and no pod does.
 fn claim_prefixes(instance: &Instance, store: &Store, ipv6: bool) -> Result<Prefixes, NetworkError> {
     let socket = host::route_socket()?;
-    let priority = instance.route_priority();
     let kept = store.prefixes()?;
-    for attempt in 0..CLAIM_ATTEMPTS {
+    for attempt in 0..claims::ATTEMPTS {
         let survey = Survey::take()?;
         // Allocations say nothing about it: they outlive pods and reboots.
         let no_pods = !survey.has_pods(instance);
@@ -509,17 +506,7 @@ fn claim_prefixes(instance: &Instance, store: &Store, ipv6: bool) -> Result<Pref
         }
         let mut own = vec![chosen.ipv4, chosen.ipv6];
         own.extend(store.services()?.into_iter().flat_map(|(range, _)| [range.ipv4, range.ipv6]));
-        drop_other_claims(instance, &socket, &own)?;
-        let mut batch = Batch::new();
-        route::add_claim(&mut batch, chosen.ipv4, priority);
-        if ipv6 {
-            route::add_claim(&mut batch, chosen.ipv6, priority);
-        }
-        host::must(&socket, &batch)?;
-        // Another instance may have claimed the same since we looked; whoever sees it moves on.
-        let conflict = host::routes(&socket)?
-            .iter()
-            .any(|r| r.claim.is_some_and(|other| other != priority) && r.prefix.overlaps(chosen.ipv4));
+        let conflict = claims::put(instance, &socket, &own, (chosen.ipv4, ipv6.then_some(chosen.ipv6)))?;
         if !conflict || !no_pods {
             return Ok(chosen);
         }

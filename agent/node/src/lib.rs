@@ -53,6 +53,7 @@ mod pod;
 mod pressure;
 mod recovery;
 mod reporter;
+mod selecting;
 mod servers;
 mod services;
 mod session;

@@ -1,10 +1,6 @@
 //! Services of this device: which of its pods each leads to, and which may use it. The network is told whenever that changes.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use hearth_network::{Service, ServicePod, ServicePort, ServiceProtocol};
 use hearth_pod::Phase;
@@ -16,6 +12,7 @@ use hearth_types::{
 use crate::{
     desired::Objects,
     files::chain,
+    selecting::{named_port, selects},
     shared::{PodEntry, Shared},
 };
 
@@ -23,8 +20,6 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(2);
 /// The least time between two changes: while many pods start, the firewall is not written for each of them.
 const SETTLE: Duration = Duration::from_millis(50);
-/// What a label of a selector is compared with.
-type Labels = BTreeMap<String, String>;
 
 /// Tells the network for as long as the agent runs.
 pub(crate) async fn run(shared: Arc<Shared>) {
@@ -82,10 +77,6 @@ impl Known {
         self.pod.metadata.labels.as_ref()?.get(key).map(String::as_str)
     }
 
-    fn is_selected(&self, selector: &Labels) -> bool {
-        !selector.is_empty() && selector.iter().all(|(key, value)| self.label(key) == Some(value))
-    }
-
     /// Whether it may use a Service of its namespace: one of the same Install, or of none if it is of none; or one that it was granted.
     fn may_use(&self, name: &str, install: Option<&str>) -> bool {
         let annotations = self.pod.metadata.annotations.as_ref();
@@ -114,7 +105,7 @@ fn services(objects: &Objects, pods: &[Known]) -> Vec<Service> {
             let said = at.1.target_port.clone().unwrap_or(IntOrString::Int(at.1.port));
             container_port(pod, &said, at.0.protocol)
         };
-        let pods = own.iter().filter(|pod| pod.is_selected(&selector)).map(|pod| ServicePod {
+        let pods = own.iter().filter(|pod| selects(&selector, &pod.pod)).map(|pod| ServicePod {
             uid: pod.uid.clone(),
             ready: (pod.ready || early) && !pod.stopping,
             targets: ports.iter().map(|one| target(&pod.pod, one)).collect(),
@@ -148,13 +139,8 @@ fn container_port(pod: &Pod, said: &IntOrString, protocol: ServiceProtocol) -> O
         IntOrString::Int(number) => return u16::try_from(*number).ok().filter(|port| *port > 0),
         IntOrString::String(name) => name,
     };
-    let sidecars = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-    let sidecars = sidecars.filter(|one| one.restart_policy.as_deref() == Some("Always"));
-    let containers = sidecars.chain(pod.spec.iter().flat_map(|spec| &spec.containers));
     let speaks = if protocol == ServiceProtocol::Udp { "UDP" } else { "TCP" };
-    let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
-    let found = ports.find(|one| one.name.as_ref() == Some(name) && one.protocol.as_deref().unwrap_or("TCP") == speaks);
-    found.and_then(|one| u16::try_from(one.container_port).ok())
+    named_port(pod, name, Some(speaks))
 }
 
 #[cfg(test)]

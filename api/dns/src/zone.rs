@@ -4,6 +4,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use hearth_types::{
     Timestamp,
+    acme::CHALLENGE,
     dns::{
         keys::{DNSKEY_TTL, wire_name},
         record::{RecordKind, ZoneRecord},
@@ -29,8 +30,6 @@ const STATUS: &str = "status";
 const RELAY: &str = "relay";
 /// The label of the SOA's mailbox (RFC 2142 section 7).
 const MAILBOX: &str = "hostmaster";
-/// The label below which names are proved to an authority (RFC 8555 section 8.4).
-const CHALLENGE: &str = "_acme-challenge";
 
 /// A zone whose every name has the gateways' addresses, and what owners set beside them.
 #[derive(Clone, Debug)]

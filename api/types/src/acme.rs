@@ -23,7 +23,7 @@ pub const CERTIFICATES_PER_WEEK: u32 = 50;
 /// Names of one Certificate at most: what public authorities take.
 pub const MAX_NAMES: usize = 100;
 /// The label below which names are proved (RFC 8555 section 8.4).
-const CHALLENGE: &str = "_acme-challenge";
+pub const CHALLENGE: &str = "_acme-challenge";
 /// How long others may keep a proof, in seconds: no longer than an order takes.
 const CHALLENGE_TTL: u32 = 1;
 /// How long others may keep who may issue, in seconds.

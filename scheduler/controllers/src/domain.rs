@@ -4,6 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use hearth_types::{
     Object, Timestamp,
+    acme::CHALLENGE,
     condition::{self, Condition, Truth},
     domains::{Found, challenge_name, is_challenge},
 };
@@ -38,9 +39,6 @@ pub struct Seen<'a> {
     /// The Certificate for the domain on the device that serves it, where there is one.
     pub certificate: Option<&'a Object>,
 }
-
-/// The label below which an authority looks for proofs (RFC 8555 section 8.4).
-const ACME_LABEL: &str = "_acme-challenge";
 
 /// The device that serves a Route: the first of its endpoints, which has a ready pod if any has.
 pub fn serving(route: &Value) -> Option<&str> {
@@ -97,7 +95,7 @@ pub fn reconcile(route: &Object, seen: &Seen<'_>, now: Timestamp) -> Reconciled 
 /// Whether browsers take the domain, and what keeps them from it.
 fn certified(hostname: &str, verified: bool, seen: &Seen<'_>) -> Condition {
     let no = |reason: &str, why: String| Condition::new("CertificateReady", Truth::False, reason, why);
-    let record = format!("set a CNAME of {ACME_LABEL}.{hostname} to {}", seen.proofs);
+    let record = format!("set a CNAME of {CHALLENGE}.{hostname} to {}", seen.proofs);
     if !seen.ordered && seen.certificate.is_none() {
         let why = "the region's own CA signs names of its zone alone: browsers take this domain once the region orders from a public \
                    authority (ACME: hearth region acme)";
@@ -163,7 +161,7 @@ fn judge(route: &Value, hostname: &str, seen: &Seen<'_>, now: Timestamp) -> (Con
         },
     };
     let mut domain = json!({"challengeName": name, "challengeValue": token,
-        "acmeName": format!("{ACME_LABEL}.{hostname}"), "acmeTarget": seen.proofs});
+        "acmeName": format!("{CHALLENGE}.{hostname}"), "acmeTarget": seen.proofs});
     for (field, time) in [("verifiedSince", since), ("failingSince", failing)] {
         if let Some(time) = time {
             domain[field] = json!(time.seconds().to_string());

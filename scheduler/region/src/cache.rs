@@ -9,7 +9,7 @@ use std::{
 use hearth_controllers::PodView;
 use hearth_placement as placement;
 use hearth_types::{
-    DeviceKey, DeviceName, GroupKind, Object, ObjectKey, Revision, Timestamp, Uid,
+    DeviceKey, DeviceName, GroupKind, Object, ObjectKey, Revision, Timestamp, Uid, acme,
     lease::{Epoch, Tenure, VolumePolicy},
     object::canonical,
     routes::{PortClaim, PublicPort},
@@ -264,6 +264,11 @@ impl Cache {
 
     pub(crate) fn claims_on(&self, device: &str) -> impl Iterator<Item = &Entry> {
         self.claims_on.get(device).into_iter().flatten().filter_map(|key| self.objects.get(key))
+    }
+
+    /// Whether certificates are ordered from a public authority.
+    pub(crate) fn orders_certificates(&self) -> bool {
+        self.objects.contains_key(&acme::object_key())
     }
 
     /// The Certificates whose keys a device has.

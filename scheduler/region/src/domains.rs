@@ -79,7 +79,7 @@ fn identity(hub: &Hub, route: &Object) -> Identity {
     let value = cache.get(route.key()).map_or_else(|| route.value(), |entry| entry.object.value());
     let generation = value.pointer("/metadata/generation").and_then(serde_json::Value::as_i64);
     let device = domain::serving(&value).unwrap_or_default().to_owned();
-    let ordered = cache.get(&acme::object_key()).is_some();
+    let ordered = cache.orders_certificates();
     (route.uid().to_string(), generation.unwrap_or_default(), device, ordered)
 }
 
@@ -112,7 +112,7 @@ async fn look(hub: &Arc<Hub>, domains: &Domains, route: Object) -> (Object, bool
         let name = domain::serving(&value).map(|device| domain::certificate_name(device, &hostname));
         let certificate = name.and_then(|name| cache.object(GroupKind::CERTIFICATE, route.namespace(), &name));
         let certificate = certificate.map(|entry| entry.object.clone());
-        (current, token, taken, cache.get(&acme::object_key()).is_some(), certificate)
+        (current, token, taken, cache.orders_certificates(), certificate)
     };
     let alias = format!("api.{}", hub.config.zone);
     let proofs = acme::challenge_name(&hostname, route.namespace(), &hub.config.zone).unwrap_or_default();

@@ -280,7 +280,7 @@ fn controller(hub: &Hub, key: &Key, absent: &Absent) -> Reconciled {
             };
             let inputs = certificate::Inputs {
                 device: &object,
-                ordered: cache.get(&hearth_types::acme::object_key()).is_some(),
+                ordered: cache.orders_certificates(),
                 serves: cache.serves(object.name(), &owner),
                 exists: cache.object(GroupKind::CERTIFICATE, &owner, object.name()).is_some(),
                 zone: &hub.config.zone,

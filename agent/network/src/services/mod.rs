@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 pub(crate) use names::SharedBook;
 pub(crate) use plan::Plan;
-pub(crate) use range::{Numbers, Range, claim, drop_other_claims};
+pub(crate) use range::{Numbers, Range, claim};
 
 use crate::{Network, NetworkError};
 

@@ -3,14 +3,12 @@
 use std::net::IpAddr;
 
 use crate::NetworkError;
+use crate::claims;
 use crate::host::{self, Survey};
 use crate::names::Instance;
-use crate::netlink::{Batch, route};
 use crate::prefix::{Prefix, choose_services4, nth, unique_local};
 use crate::store::{Allocations, Prefixes, Store};
 
-/// Tries to claim an IPv4 prefix while another instance claims the same at the same time.
-const CLAIM_ATTEMPTS: u32 = 8;
 /// What tells the number of a Service from that of a pod, whose alias has the pod's own.
 const SERVICE_BIT: u16 = 0x8000;
 
@@ -65,11 +63,10 @@ pub(crate) fn claim(
     ipv6: bool,
 ) -> Result<(Range, Numbers), NetworkError> {
     let socket = host::route_socket()?;
-    let priority = instance.route_priority();
     let kept = store.services()?;
     let numbers = kept.as_ref().map(|(_, numbers)| numbers.clone()).unwrap_or_default();
     let kept = kept.map(|(range, _)| range);
-    for attempt in 0..CLAIM_ATTEMPTS {
+    for attempt in 0..claims::ATTEMPTS {
         let mut taken = Survey::take()?.taken(instance);
         taken.insert(pods.ipv4);
         let chosen = match kept {
@@ -84,37 +81,13 @@ pub(crate) fn claim(
         if kept != Some(chosen) {
             store.save_services(chosen, &numbers)?;
         }
-        drop_other_claims(instance, &socket, &[pods.ipv4, pods.ipv6, chosen.ipv4, chosen.ipv6])?;
-        let mut batch = Batch::new();
-        route::add_claim(&mut batch, chosen.ipv4, priority);
-        if ipv6 {
-            route::add_claim(&mut batch, chosen.ipv6, priority);
-        }
-        host::must(&socket, &batch)?;
-        let conflict = host::routes(&socket)?
-            .iter()
-            .any(|r| r.claim.is_some_and(|other| other != priority) && r.prefix.overlaps(chosen.ipv4));
+        let own = [pods.ipv4, pods.ipv6, chosen.ipv4, chosen.ipv6];
+        let conflict = claims::put(instance, &socket, &own, (chosen.ipv4, ipv6.then_some(chosen.ipv6)))?;
         if !conflict {
             return Ok((chosen, numbers));
         }
     }
     Err(NetworkError::NoFreePrefix { prefix_len: crate::prefix::SERVICE_PREFIX4_LEN })
-}
-
-/// Gives up what this instance claimed before and does not any more.
-pub(crate) fn drop_other_claims(
-    instance: &Instance,
-    socket: &crate::netlink::socket::Socket,
-    keep: &[Prefix],
-) -> Result<(), NetworkError> {
-    let priority = instance.route_priority();
-    let mut batch = Batch::new();
-    for old in host::routes(socket)?.iter().filter(|r| r.claim == Some(priority)) {
-        if !keep.contains(&old.prefix) {
-            route::delete_claim(&mut batch, old.prefix, priority);
-        }
-    }
-    host::delete(socket, &batch).map(drop)
 }
 
 #[cfg(test)]

@@ -10,7 +10,10 @@ use hearth_types::kinds::Pod;
 use serde_json::Value;
 
 use super::{Port, RouteView};
-use crate::shared::{PodEntry, Pods, lasting_statuses};
+use crate::{
+    selecting::{named_port, selects},
+    shared::{PodEntry, Pods, lasting_statuses},
+};
 
 /// What is going on with an app that does not answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +53,7 @@ pub(super) fn choose(route: &RouteView, pods: &Pods) -> Result<Target, Outage> {
     let mut outage = Outage::Absent;
     let mut best = 0;
     for entry in pods.all() {
-        if &*entry.key.namespace != route.namespace.as_str() || !selected(&entry.pod(), route) {
+        if &*entry.key.namespace != route.namespace.as_str() || !selects(&route.selector, &entry.pod()) {
             continue;
         }
         match address(&entry, &route.port) {
@@ -77,13 +80,6 @@ fn weight(outage: &Outage) -> u8 {
     }
 }
 
-fn selected(pod: &Pod, route: &RouteView) -> bool {
-    let labels = pod.metadata.labels.as_ref();
-    // A selector that selects everything is none.
-    !route.selector.is_empty()
-        && route.selector.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
-}
-
 fn address(entry: &PodEntry, port: &Port) -> Result<SocketAddr, Outage> {
     let snapshot = entry.snapshot.borrow();
     if snapshot.stopping {
@@ -106,13 +102,7 @@ fn number(pod: &Pod, port: &Port) -> Result<u16, Outage> {
         Port::Number(number) => return Ok(*number),
         Port::Name(name) => name,
     };
-    // Of what runs while the app does: sidecars, too.
-    let sidecars = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-    let sidecars = sidecars.filter(|one| one.restart_policy.as_deref() == Some("Always"));
-    let containers = sidecars.chain(pod.spec.iter().flat_map(|spec| &spec.containers));
-    let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
-    let found = ports.find(|one| one.name.as_ref() == Some(name));
-    found.and_then(|one| u16::try_from(one.container_port).ok()).ok_or_else(|| Outage::NoPort(name.clone()))
+    named_port(pod, name, None).ok_or_else(|| Outage::NoPort(name.clone()))
 }
 
 /// What a status says of an app that is not ready.

@@ -86,7 +86,7 @@ impl StatusPage {
             return Ok(said(StatusCode::UNAUTHORIZED, &page::locked()));
         };
         let (owner, _) = self.tokens.status_of(token).await?;
-        let of = |kind: GroupKind| Query { kind, namespace: Some(owner.clone()), ..Query::all(GroupKind::DEVICE) };
+        let of = |kind: GroupKind| Query { namespace: Some(owner.clone()), ..Query::all(kind) };
         // What this server knows now: the page is of use above all when the region is not at its best.
         let list = async |query: Query| self.resources.list(&query, MAX_OBJECTS, None, Consistency::Local).await;
         let mut devices = Vec::new();
