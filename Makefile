@@ -30,7 +30,7 @@ test: ## every test, those with real containers included
 	@scripts/hostile.sh
 	cargo nextest run --locked --workspace $(TESTS)
 	cargo test --locked -q --workspace --features hearth-runtime/unprotected --test hostile
-	cargo nextest run --locked --workspace --features hearth-e2e/sabotage --test bugs
+	cargo nextest run --locked --workspace --features hearth-sim/sabotage --test bugs
 
 verify: ## what CI holds every change to: format, clippy, licences, the house's arrows
 	cargo fmt --all --check
@@ -59,4 +59,4 @@ RUNS ?= 300
 FIRST ?= 0
 
 sim: ## simulated groups of servers in virtual time; SEED=... for one with its trace, RUNS=... for many
-	cargo run --locked -q -p hearth-e2e --bin sim -- $(if $(SEED),seed $(SEED),runs $(RUNS) $(FIRST))
+	cargo run --locked -q -p hearth-sim -- $(if $(SEED),seed $(SEED),runs $(RUNS) $(FIRST))

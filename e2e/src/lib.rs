@@ -5,13 +5,11 @@ pub mod command;
 pub mod device;
 pub mod disk;
 pub mod end;
-pub mod history;
 pub mod instance;
 pub mod nat;
 pub mod netns;
 pub mod region;
 pub mod server;
-pub mod sim;
 pub mod traces;
 
 use std::{

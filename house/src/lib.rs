@@ -48,6 +48,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "hearth-types",
         ],
     ),
+    ("hearth-sim", &["hearth-raft", "hearth-types"]),
     ("notes", &[]),
     ("hearth-house", &[]),
 ];

@@ -14,12 +14,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use hearth_client::{Client, Config, Selection, WriteOptions};
 use hearth_e2e::{
     eventually,
-    history::{
-        Outcome, Recorder,
-        objects::{self, Answer, Call, Key, ObjectOperation, Stored},
-    },
     netns::Netns,
     server::{PATIENCE, Server},
+};
+use hearth_sim::history::{
+    Outcome, Recorder,
+    objects::{self, Answer, Call, Key, ObjectOperation, Stored},
 };
 use hearth_types::{GroupKind, Object, ObjectKey, Reason};
 use serde_json::json;

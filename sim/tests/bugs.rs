@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // a test may panic
 
-use hearth_e2e::sim::{CI_RUNS, run_with};
 use hearth_raft::sabotage::Bug;
+use hearth_sim::{CI_RUNS, run_with};
 
 /// Not to be met in a short run: the history holds 20,000 changes. `scheduler/raft/tests/it/watch.rs` has a watcher that falls behind.
 const BEYOND: [Bug; 1] = [Bug::WatcherSkips];

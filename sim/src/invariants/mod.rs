@@ -7,8 +7,6 @@ pub mod leaders;
 pub mod linearizable;
 pub mod local;
 pub mod rising;
-#[cfg(test)]
-mod tests;
 pub mod watches;
 
 use super::observed::Observed;

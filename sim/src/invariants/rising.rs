@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::sim::observed::Observed;
+use crate::observed::Observed;
 
 /// Whether no server went back.
 pub fn check(observed: &Observed) -> Result<(), String> {

@@ -1,7 +1,7 @@
 //! Once everything is healed, all servers hold the same, and it is what the history ends with.
 
 use super::changes::Changes;
-use crate::sim::observed::Observed;
+use crate::observed::Observed;
 
 /// Whether all servers ended equal.
 pub fn check(observed: &Observed) -> Result<(), String> {

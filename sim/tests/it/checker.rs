@@ -1,17 +1,15 @@
 //! The checker is checked: by tables, by histories of a real object, and against all orders of short histories.
 
-#![allow(clippy::unwrap_used)] // a test may panic
-
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use proptest::{collection::vec, prelude::*};
-
-use super::{
-    Operation, Outcome,
-    brute::{self, Plain},
+use hearth_sim::history::{
+    Operation, Outcome, Recorder,
     linearize::Violation,
     objects::{Answer, Call, Key, ObjectOperation, Refusal, Stored, check},
 };
+use proptest::{collection::vec, prelude::*};
+
+use crate::brute::{self, Plain};
 
 fn key(name: &str) -> Key {
     Arc::from(name)
@@ -491,4 +489,15 @@ fn thousands_of_operations_take_no_time() {
 fn a_get_may_not_be_answered_like_a_list() {
     let history = [op(1, 2, get("a"), Answer::Listed { items: BTreeMap::new(), revision: 1 })];
     assert!(check(&history).is_err());
+}
+
+#[test]
+fn moments_are_unique_and_what_is_not_finished_is_unknown() {
+    let recorder = Recorder::new(|| 7);
+    let first = recorder.invoke(1, "a");
+    let _second = recorder.invoke(2, "b");
+    recorder.finish(first, Outcome::Ok(1));
+    let history = recorder.history();
+    assert_eq!(history[0], Operation { client: 1, invoked: 7, returned: 9, call: "a", outcome: Outcome::Ok(1) });
+    assert_eq!((history[1].invoked, &history[1].outcome), (8, &Outcome::Unknown));
 }

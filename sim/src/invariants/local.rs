@@ -1,7 +1,7 @@
 //! What a server has is the state of one revision, also where it is behind.
 
 use super::changes::Changes;
-use crate::sim::observed::Observed;
+use crate::observed::Observed;
 
 /// Whether each list of what one server had is the state of the history at the list's revision.
 pub fn check(observed: &Observed) -> Result<(), String> {

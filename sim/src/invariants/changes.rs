@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     history::objects::{Key, Stored},
-    sim::observed::{Change, Observed, Sight, What},
+    observed::{Change, Observed, Sight, What},
 };
 
 /// The changes by revision; each revision changes one object, since clients write one at a time.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use hearth_e2e::sim::{self, Report};
+use hearth_sim::Report;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -32,7 +32,7 @@ fn one(seed: u64) -> Result<()> {
         // What the servers say of themselves comes between; the trace with its times comes at the end.
         tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
     }
-    let report = sim::run(seed)?;
+    let report = hearth_sim::run(seed)?;
     for line in &report.trace {
         println!("{line}");
     }
@@ -50,7 +50,7 @@ fn many(runs: u64, first: Option<u64>) -> Result<()> {
             if seed >= first + runs {
                 return Ok(found);
             }
-            let report = sim::run(seed)?;
+            let report = hearth_sim::run(seed)?;
             for violation in &report.violations {
                 println!("seed {seed}: {violation}");
             }
@@ -77,7 +77,7 @@ fn bugs(runs: u64) -> Result<()> {
         let started = Instant::now();
         let mut found = None;
         for seed in 0..runs {
-            let report = sim::run_with(bug, seed)?;
+            let report = hearth_sim::run_with(bug, seed)?;
             if let Some(violation) = report.violations.into_iter().next() {
                 found = Some((seed, violation));
                 break;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{
+use hearth_sim::history::{
     Outcome,
     objects::{Answer, Call, Key, ObjectOperation, Refusal, Stored},
 };
@@ -12,14 +12,14 @@ const FINE: u64 = 16;
 
 /// A store of one thread. Its revisions are `FINE` times those of the history.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Plain {
-    pub(super) objects: BTreeMap<Key, Stored>,
-    pub(super) revision: u64,
+pub(crate) struct Plain {
+    pub(crate) objects: BTreeMap<Key, Stored>,
+    pub(crate) revision: u64,
 }
 
 impl Plain {
     /// Does it, at a revision if it changes something; the answer has this store's revisions.
-    pub(super) fn execute(&mut self, call: &Call, revision: u64) -> Answer {
+    pub(crate) fn execute(&mut self, call: &Call, revision: u64) -> Answer {
         let at = self.revision;
         let refuse = |why| Answer::Refused { why, at };
         match call {
@@ -58,7 +58,7 @@ impl Plain {
 }
 
 /// Whether an order of the history exists. For a handful of operations.
-pub(super) fn is_linearizable(history: &[ObjectOperation]) -> bool {
+pub(crate) fn is_linearizable(history: &[ObjectOperation]) -> bool {
     let fine: Vec<_> = history.iter().map(finer).collect();
     let revisions = fine.iter().filter_map(|one| one.answer()).flat_map(revisions_of).collect();
     let left = fine.iter().filter(|one| one.outcome != Outcome::Failed).collect();

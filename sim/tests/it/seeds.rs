@@ -1,10 +1,8 @@
 //! Runs of the simulation: some hundred seeds, the same twice, and bugs that were put back.
 
-#![allow(clippy::unwrap_used)] // a test may panic
-
 use std::ops::Range;
 
-use super::{CI_RUNS, run};
+use hearth_sim::{CI_RUNS, Report, run};
 
 /// Seeds of one test; the tests run beside each other.
 const SEEDS: u64 = CI_RUNS / 4;
@@ -75,7 +73,7 @@ fn runs_meet_what_they_are_for() {
     ] {
         assert!(met(what), "no run of these meets {what:?}");
     }
-    let answered = |report: &super::Report| report.observed.history.iter().filter(|one| one.answer().is_some()).count();
+    let answered = |report: &Report| report.observed.history.iter().filter(|one| one.answer().is_some()).count();
     let operations: usize = reports.iter().map(|report| report.observed.history.len()).sum();
     let answers: usize = reports.iter().map(answered).sum();
     assert!(

@@ -3,7 +3,7 @@
 use super::changes::Changes;
 use crate::{
     history::objects::{Answer, Call},
-    sim::observed::{Observed, What},
+    observed::{Observed, What},
 };
 
 /// Whether each acknowledged write is there, and nothing that surely did not happen.

@@ -8,13 +8,9 @@
 //!
 //! [`objects::check`] is what most callers want.
 
-#[cfg(test)]
-mod brute;
 pub mod linearize;
 pub mod objects;
 pub mod recorder;
-#[cfg(test)]
-mod tests;
 
 pub use recorder::{Recorder, Token};
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::sim::observed::Observed;
+use crate::observed::Observed;
 
 /// Whether no two servers were said to lead in one term.
 pub fn check(observed: &Observed) -> Result<(), String> {

@@ -19,11 +19,10 @@ pub mod clock;
 pub mod cluster;
 pub mod dice;
 pub mod faults;
+pub mod history;
 pub mod invariants;
 pub mod network;
 pub mod observed;
-#[cfg(test)]
-mod tests;
 pub mod trace;
 pub mod workload;
 

@@ -1,7 +1,7 @@
 //! A watch is a prefix of the history: no event is lost, doubled or out of order, whatever servers it moves between, and no bookmark is ahead.
 
 use super::changes::Changes;
-use crate::sim::observed::{Observed, Sight, Watched};
+use crate::observed::{Observed, Sight, Watched};
 
 /// Whether each watcher saw all changes between its beginning and its end that it asked for, once each and in order.
 pub fn check(observed: &Observed) -> Result<(), String> {

@@ -1,6 +1,6 @@
 //! What clients were told is linearizable: registers, compare-and-set, and lists.
 
-use crate::{history::objects, sim::observed::Observed};
+use crate::{history::objects, observed::Observed};
 
 /// Whether it is.
 pub fn check(observed: &Observed) -> Result<(), String> {

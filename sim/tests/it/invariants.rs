@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{acknowledged, equal, leaders, local, rising, violations, watches};
-use crate::{
+use hearth_sim::{
     history::{
         Operation, Outcome,
         objects::{Answer, Call, Key, Stored},
     },
-    sim::observed::{Change, Claim, Final, LocalList, Observed, Progress, Sight, Watched, What},
+    invariants::{acknowledged, equal, leaders, local, rising, violations, watches},
+    observed::{Change, Claim, Final, LocalList, Observed, Progress, Sight, Watched, What},
 };
 
 fn key(name: &str) -> Key {

@@ -61,19 +61,3 @@ impl<C, A> Recorder<C, A> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn moments_are_unique_and_what_is_not_finished_is_unknown() {
-        let recorder = Recorder::new(|| 7);
-        let first = recorder.invoke(1, "a");
-        let _second = recorder.invoke(2, "b");
-        recorder.finish(first, Outcome::Ok(1));
-        let history = recorder.history();
-        assert_eq!(history[0], Operation { client: 1, invoked: 7, returned: 9, call: "a", outcome: Outcome::Ok(1) });
-        assert_eq!((history[1].invoked, &history[1].outcome), (8, &Outcome::Unknown));
-    }
-}
