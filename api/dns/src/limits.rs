@@ -14,6 +14,9 @@ pub const PLAIN_PAYLOAD: u16 = 512;
 /// and padding (RFC 7830). A TCP connection that announces more is closed before anything is allocated for it.
 pub const MAX_QUERY: usize = 4096;
 
+/// Datagrams that one call to the kernel takes at most: each has room for [`MAX_QUERY`] bytes in each task that reads, so 64 KiB a task.
+pub const UDP_BATCH: usize = 16;
+
 /// Tasks that read the UDP socket at most: as many as there are cores, but beyond this the one socket is the limit.
 pub const MAX_UDP_TASKS: usize = 4;
 

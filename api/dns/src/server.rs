@@ -9,10 +9,7 @@ use std::{
 
 use hearth_types::{Clock, routes::RouteLookup};
 use prometheus::Registry;
-use tokio::{
-    net::{TcpListener, UdpSocket},
-    task::JoinSet,
-};
+use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -22,7 +19,7 @@ use crate::{
 
 /// A name server that has its sockets; [`DnsServer::run`] makes it serve.
 pub struct DnsServer {
-    udp: UdpSocket,
+    udp: udp::Socket,
     tcp: TcpListener,
     address: SocketAddr,
     slots: Slots,
@@ -117,13 +114,13 @@ impl DnsServer {
 }
 
 /// Both sockets on one port.
-async fn take_port(listen: SocketAddr) -> Result<(UdpSocket, TcpListener), DnsError> {
+async fn take_port(listen: SocketAddr) -> Result<(udp::Socket, TcpListener), DnsError> {
     let mut attempts = if listen.port() == 0 { limits::PORT_ATTEMPTS } else { 1 };
     loop {
         attempts -= 1;
         let tcp = TcpListener::bind(listen).await.map_err(|source| DnsError::BindTcp { listen, source })?;
         let taken = tcp.local_addr().map_err(|source| DnsError::BindTcp { listen, source })?;
-        match UdpSocket::bind(taken).await {
+        match udp::Socket::bind(taken).await {
             Ok(udp) => return Ok((udp, tcp)),
             Err(source) if source.kind() == std::io::ErrorKind::AddrInUse && attempts > 0 => {}
             Err(source) => return Err(DnsError::BindUdp { listen: taken, source }),

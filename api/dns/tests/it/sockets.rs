@@ -1,6 +1,12 @@
 //! Ports, connections, limits, the end.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use hearth_dns::{DnsConfig, DnsError, DnsServer, limits};
 use hickory_proto::{
@@ -45,6 +51,32 @@ async fn ipv6_is_served_too() {
     let mut buffer = [0; 512];
     let (length, _) = tokio::time::timeout(PATIENCE, client.recv_from(&mut buffer)).await.expect("an answer").unwrap();
     assert_eq!(buffer[..length], ask_tcp(server.address, &soa()).await);
+}
+
+#[tokio::test]
+async fn an_answer_comes_from_the_address_that_was_asked() {
+    for (listen, asked) in [("0.0.0.0:0", "127.0.0.2"), ("[::]:0", "127.0.0.3"), ("[::]:0", "::1")] {
+        let mut config = config();
+        config.listen = listen.parse().unwrap();
+        let server = Running::start(config).await;
+        let asked: IpAddr = asked.parse().unwrap();
+        let client = UdpSocket::bind(if asked.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }).await.unwrap();
+        // Several at once, as they come under load; each has its answer.
+        for id in 0..40 {
+            let mut query = question("hearth.internal.", RecordType::SOA);
+            query.metadata.id = id;
+            client.send_to(&query.to_vec().unwrap(), (asked, server.address.port())).await.unwrap();
+        }
+        let mut answered = BTreeSet::new();
+        while answered.len() < 40 {
+            let mut buffer = [0; 512];
+            let (length, from) =
+                tokio::time::timeout(PATIENCE, client.recv_from(&mut buffer)).await.expect("an answer").unwrap();
+            assert_eq!(from, SocketAddr::new(asked, server.address.port()), "asked at {asked}, listening at {listen}");
+            answered.insert(Message::from_vec(&buffer[..length]).unwrap().metadata.id);
+        }
+        assert_eq!(answered, (0..40).collect());
+    }
 }
 
 #[tokio::test]
