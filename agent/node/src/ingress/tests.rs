@@ -1,6 +1,10 @@
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use hearth_pod::Phase;
@@ -22,7 +26,8 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
     net::{TcpListener, UdpSocket},
-    sync::watch,
+    sync::{Barrier, watch},
+    task::JoinSet,
     time::timeout,
 };
 
@@ -301,6 +306,48 @@ async fn large_bodies_stream_through() {
     let told = response.into_body().collect().await.unwrap().to_bytes();
     let told: Value = serde_json::from_slice(&told).unwrap();
     assert_eq!(told["bytes"], CHUNKS * CHUNK);
+}
+
+#[tokio::test]
+async fn many_requests_at_once_use_the_same_connections_to_the_app_again_and_again() {
+    const AT_ONCE: usize = 64;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (accepted, together) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(AT_ONCE)));
+    let counted = Arc::clone(&accepted);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            counted.fetch_add(1, Ordering::Relaxed);
+            let together = Arc::clone(&together);
+            // Nobody is answered before all have asked.
+            let service = hyper::service::service_fn(move |_: Request<Incoming>| {
+                let together = Arc::clone(&together);
+                async move {
+                    together.wait().await;
+                    Ok::<_, std::convert::Infallible>(Response::new(Empty::<Bytes>::new()))
+                }
+            });
+            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    let house = House::new(port);
+    house.pod(true, json!({}));
+    let io = TokioIo::new(house.connect(HOST, b"h2").await.unwrap());
+    let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    for _ in 0..20 {
+        let mut round = JoinSet::new();
+        for _ in 0..AT_ONCE {
+            let mut sender = sender.clone();
+            round.spawn(async move { sender.send_request(empty(request(Version::HTTP_2, HOST))).await });
+        }
+        while let Some(answered) = timeout(BOUND, round.join_next()).await.unwrap() {
+            assert_eq!(answered.unwrap().unwrap().status(), 200);
+        }
+    }
+    let accepted = accepted.load(Ordering::Relaxed);
+    assert!(accepted <= 2 * AT_ONCE, "{accepted} connections for {AT_ONCE} requests at once");
 }
 
 #[tokio::test]
