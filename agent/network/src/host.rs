@@ -234,9 +234,18 @@ impl Survey {
 
     /// The host's own addresses on its [uplinks](Self::uplinks), of any scope.
     pub(crate) fn own_addresses(&self) -> BTreeSet<IpAddr> {
+        self.on_uplinks().map(|a| a.local).collect()
+    }
+
+    /// Those of them by which others can call the host for some time.
+    pub(crate) fn lasting_addresses(&self) -> BTreeSet<IpAddr> {
+        self.on_uplinks().filter(|a| a.lasting).map(|a| a.local).collect()
+    }
+
+    fn on_uplinks(&self) -> impl Iterator<Item = &Address> {
         let uplinks = self.uplinks();
         let indices: BTreeSet<u32> = self.links.iter().filter(|l| uplinks.contains(&l.name)).map(|l| l.index).collect();
-        self.addresses.iter().filter(|a| indices.contains(&a.index)).map(|a| a.local).collect()
+        self.addresses.iter().filter(move |a| indices.contains(&a.index))
     }
 
     /// Whether a pod of `instance` may be alive: a link goes with the namespace of its pod.

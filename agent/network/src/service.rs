@@ -246,8 +246,8 @@ impl Network {
         self.inner.guard.notices()
     }
 
-    /// The host's own addresses on links that lead to its neighbours or to a router, without those of bridges and links of containers. Current
-    /// within some 250 ms.
+    /// The host's own addresses on links that lead to its neighbours or to a router, without those of bridges and links of containers, and without
+    /// temporary ones of IPv6 (RFC 8981) and those whose time is over. Current within some 250 ms.
     pub fn addresses(&self) -> tokio::sync::watch::Receiver<Arc<[IpAddr]>> {
         self.inner.guard.addresses()
     }

@@ -223,7 +223,7 @@ impl Guard {
         denied.extend(self.requested.read().unwrap_or_else(PoisonError::into_inner).iter());
         self.denied.set(Denied::new(&denied));
         let (uplinks, addresses) = (survey.uplinks(), survey.own_addresses());
-        let now: Arc<[IpAddr]> = addresses.iter().copied().collect();
+        let now: Arc<[IpAddr]> = survey.lasting_addresses().into_iter().collect();
         self.addresses.send_if_modified(|before| {
             let changed = *before != now;
             *before = now;

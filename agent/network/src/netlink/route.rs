@@ -47,7 +47,10 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_CACHEINFO: u16 = 6;
 const IFA_FLAGS: u16 = 8;
+/// Of IPv6; of IPv4 the same bit says that there is another one of the prefix (`IFA_F_SECONDARY`).
+const IFA_F_TEMPORARY: u32 = 0x01;
 const IFA_F_NODAD: u32 = 0x02;
+const IFA_F_DEPRECATED: u32 = 0x20;
 const IFA_F_NOPREFIXROUTE: u32 = 0x200;
 /// Length of `struct ifaddrmsg`.
 const IFADDRMSG: usize = 8;
@@ -322,21 +325,26 @@ pub(crate) struct Address {
     pub(crate) local: IpAddr,
     /// The same, or the peer's on a point-to-point link (`IFA_ADDRESS`).
     pub(crate) peer: IpAddr,
+    /// Whether it is to be used for some time and for callers: neither one that the kernel makes up to hide behind (RFC 8981), nor one whose time is over
+    /// (RFC 4862 section 5.5.4).
+    pub(crate) lasting: bool,
 }
 
 pub(crate) fn parse_address(payload: &[u8]) -> Option<Address> {
     let index = u32_at(payload, 4)?;
     let prefix_len = *payload.get(1)?;
-    let (mut local, mut peer) = (None, None);
+    let (mut local, mut peer, mut flags) = (None, None, u32::from(*payload.get(2)?));
     for (kind, value) in attributes(payload.get(IFADDRMSG..)?) {
         match kind {
             IFA_LOCAL => local = ip(value),
             IFA_ADDRESS => peer = ip(value),
+            IFA_FLAGS => flags = u32_at(value, 0)?,
             _ => {}
         }
     }
     let peer = peer.or(local)?;
-    Some(Address { index, prefix_len, local: local.unwrap_or(peer), peer })
+    let lasting = flags & IFA_F_DEPRECATED == 0 && (peer.is_ipv4() || flags & IFA_F_TEMPORARY == 0);
+    Some(Address { index, prefix_len, local: local.unwrap_or(peer), peer, lasting })
 }
 
 /// A route as the kernel reports it.
@@ -417,11 +425,33 @@ mod tests {
     }
 
     #[test]
+    fn temporary_and_deprecated_addresses_do_not_last() {
+        for (address, flags, lasting) in [
+            ("2a00::7", 0, true),
+            ("2a00::7", IFA_F_NODAD | IFA_F_NOPREFIXROUTE, true),
+            ("2a00::7", IFA_F_TEMPORARY, false),
+            ("2a00::7", IFA_F_DEPRECATED, false),
+            ("25.0.0.7", IFA_F_TEMPORARY, true),
+            ("25.0.0.7", IFA_F_DEPRECATED, false),
+        ] {
+            let (address, mut batch) = (address.parse().unwrap(), Batch::new());
+            let fixed = ifaddrmsg(4, address, 64, RT_SCOPE_UNIVERSE);
+            batch.push("add an address", RTM_NEWADDR, 0, &fixed, |a| {
+                put_address(a, IFA_ADDRESS, address);
+                a.u32(IFA_FLAGS, flags);
+            });
+            let read = parse_address(messages(batch.bytes()).next().unwrap().payload).unwrap();
+            assert_eq!(read.lasting, lasting, "{address} {flags:x}");
+        }
+    }
+
+    #[test]
     fn addresses_and_links_read_back() {
         let mut batch = Batch::new();
         add_address(&mut batch, 4, "fd00::7".parse().unwrap(), AddressUse::Own);
         let read = parse_address(messages(batch.bytes()).next().unwrap().payload).unwrap();
         assert_eq!((read.index, read.prefix_len, read.local.to_string().as_str()), (4, 128, "fd00::7"));
+        assert!(read.lasting);
 
         let mut batch = Batch::new();
         delete_link_named(&mut batch, "hearth-abcd-a2b");
