@@ -341,7 +341,8 @@ pub(crate) struct Give {
     /// A directory of this machine that its owner's apps may mount (hostPath) with what is below it; with `:ro` none may write. Once for each.
     #[arg(long = "host-path", value_name = "PATH[:ro]", env = "HEARTH_HOST_PATHS", value_delimiter = ',')]
     pub(crate) host_paths: Vec<hearth_agent::HostPath>,
-    /// The TCP port at this machine's addresses inside the home, where the owner's apps answer if the Device says so (spec.publish.lan).
+    /// The TCP port at this machine's own addresses, where the owner's apps answer if the Device says so (spec.publish): inside the home (lan), and to
+    /// the internet (external, which takes 443, and externalIPs, of which the router's port 443 has to lead here).
     #[arg(long, value_name = "PORT", default_value_t = 443, value_parser = clap::value_parser!(u16).range(1..), env = "HEARTH_LAN_PORT")]
     pub(crate) lan_port: u16,
 }

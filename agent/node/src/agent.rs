@@ -25,7 +25,7 @@ use crate::{
     house,
     identity::IdentityError,
     ids::IdRanges,
-    ingress::{Ingress, IngressError, lan, sockets_inside},
+    ingress::{Ingress, IngressError, direct, sockets_inside},
     line,
     manager::{self, lend},
     metrics::Metrics,
@@ -65,7 +65,7 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// Directories of this machine that the owner's apps may mount.
     pub host_paths: Vec<HostPath>,
-    /// The TCP port at this machine's addresses inside the home, where the Device says that they are told.
+    /// The TCP port at this machine's own addresses, where the Device says that they are told.
     pub lan_port: u16,
 }
 
@@ -229,7 +229,9 @@ impl Agent {
         let pods = Arc::new(Pods::default());
         let (served, counted) = (Arc::clone(&pods), metrics.clone());
         let reach = network.clone();
-        let opened = blocking(move || open(&stores, &instance, reach, served, counted)).await?;
+        let prover = identity.key()?.prover(hearth_types::external::ALPN);
+        let prover = prover.map_err(|error| AgentError::Ingress(chain(&error)))?;
+        let opened = blocking(move || open(&stores, &instance, reach, served, prover, counted)).await?;
         let (images, volumes, ids, ingress, info) = opened;
         let servers = paths.servers();
         let (clock, owner) = (config.clock, identity.owner().to_owned());
@@ -275,8 +277,8 @@ impl Agent {
         tasks.spawn(pressure::run(Arc::clone(&shared), evictor));
         tasks.spawn(services::run(Arc::clone(&shared)));
         tasks.spawn(line::run(Arc::clone(&shared), tunnel.clone()));
-        let inside = lan::run(Arc::clone(&shared), ingress.clone(), shared.network.addresses(), config.lan_port);
-        tasks.spawn(inside);
+        let direct = direct::run(Arc::clone(&shared), ingress.clone(), shared.network.addresses(), config.lan_port);
+        tasks.spawn(direct);
         tasks.spawn(accept(shared, ingress, door, streams));
         ready();
         let exit = tokio::select! {
@@ -304,6 +306,7 @@ fn open(
     instance: &InstanceId,
     network: Network,
     pods: Arc<Pods>,
+    prover: rustls::ServerConfig,
     metrics: Metrics,
 ) -> Result<Opened, AgentError> {
     files::private_dir(paths.root())?;
@@ -316,7 +319,7 @@ fn open(
     let images = Images::open(paths, Some(is_public)).map_err(AgentError::Images)?;
     let volumes = VolumeStore::open(&paths.volumes()).map_err(AgentError::Volumes)?;
     let ids = IdRanges::open(paths.ids(), instance.as_str());
-    let ingress = Ingress::open(paths.ingress(), pods, sockets_inside(network), metrics)?;
+    let ingress = Ingress::open(paths.ingress(), pods, sockets_inside(network), prover, metrics)?;
     let info = crate::facts::device_info(paths);
     if !info.missing.is_empty() {
         tracing::warn!(missing = ?info.missing, "this machine lacks what isolation or limits want");

@@ -12,9 +12,12 @@ use hearth_types::{DeviceKey, Reason, Status, token::JoinToken};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ED25519};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use rustls::{
-    ClientConfig,
+    ClientConfig, ServerConfig,
     client::danger::ServerCertVerifier,
+    crypto::ring::sign::any_eddsa_type,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName},
+    server::AlwaysResolvesServerRawPublicKeys,
+    sign::CertifiedKey,
 };
 use tonic::transport::Channel;
 
@@ -97,6 +100,23 @@ impl DeviceIdentity {
     /// The private key, PKCS #8.
     pub(crate) fn pkcs8(&self) -> PrivatePkcs8KeyDer<'static> {
         self.pkcs8.clone_key()
+    }
+
+    /// TLS 1.3 of one protocol (ALPN) by which the device shows who is at its address: its key alone, as a raw public key (RFC 7250). Whoever asks proves
+    /// nothing, and is to be told nothing else.
+    pub fn prover(&self, alpn: &[u8]) -> Result<ServerConfig, DeviceError> {
+        let signer = any_eddsa_type(&self.pkcs8).map_err(DeviceError::Tls)?;
+        let spki = signer.public_key().ok_or_else(|| DeviceError::Key("it has no public key".into()))?.to_vec();
+        let shown = CertifiedKey::new(vec![CertificateDer::from(spki)], signer);
+        let mut tls = ServerConfig::builder_with_provider(connect::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(DeviceError::Tls)?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(Arc::new(shown))));
+        tls.alpn_protocols = vec![alpn.to_vec()];
+        // The key is to be proved each time.
+        tls.send_tls13_tickets = 0;
+        Ok(tls)
     }
 
     /// The public key: what the region knows the device by.

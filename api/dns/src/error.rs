@@ -47,6 +47,9 @@ pub enum DnsError {
     /// The metrics.
     #[error("cannot register the name server's metrics; are two name servers in one registry?")]
     Metrics(#[from] prometheus::Error),
+    /// TLS towards devices.
+    #[error("cannot set up TLS to ask devices at their public addresses")]
+    Tls(#[source] rustls::Error),
     /// A task that serves died.
     #[error("the task that serves {0} died; this is a defect of the server, restart it")]
     Died(&'static str),
@@ -60,7 +63,7 @@ impl From<DnsError> for io::Error {
             DnsError::Zone { .. } | DnsError::NoGateway | DnsError::Gateway(_) | DnsError::Ttl(_) => {
                 Self::new(io::ErrorKind::InvalidInput, error)
             }
-            DnsError::Metrics(_) | DnsError::Died(_) => Self::other(error),
+            DnsError::Metrics(_) | DnsError::Tls(_) | DnsError::Died(_) => Self::other(error),
         }
     }
 }

@@ -8,6 +8,7 @@
 //! | the question | the answer |
 //! |---|---|
 //! | A, AAAA of a route's hostname, of the apex, of `api.<zone>`, `relay.api.<zone>` and `ns1.<zone>` | gateways' addresses of that family, AA |
+//! | A, AAAA of a route's hostname whose device is published at public addresses, and answers there | those of that family; A of one that has IPv6 alone, the gateways' |
 //! | A, AAAA, CNAME, TXT, SRV, CAA, HTTPS that an owner set | the records; a CNAME is followed inside the zone |
 //! | a name that does not exist below one with a wildcard (RFC 4592) | what the wildcard has |
 //! | A, AAAA of `<name>.lan.<owner>.<zone>` | addresses inside the home, where its owner lets them be told |
@@ -50,6 +51,7 @@ mod cookie;
 mod dnssec;
 mod edns;
 mod error;
+mod external;
 mod gateways;
 mod location;
 mod message;
@@ -66,6 +68,7 @@ mod zone;
 pub use config::DnsConfig;
 pub use dnssec::{KeyError, Keys};
 pub use error::DnsError;
+pub use external::{Answering, watch_external};
 pub use gateways::{Candidate, Gateway, watch_health};
 pub use location::{Locate, Located, LocationError, Nowhere, PrefixTable};
 pub use message::{Answerer, Asking, Outcome, Rcode, Silence, Transport};

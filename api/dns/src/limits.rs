@@ -80,6 +80,28 @@ pub const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 /// After how many tries without an answer a gateway is left out: one lost packet is no failure.
 pub const PROBE_FAILURES: u32 = 2;
 
+/// Public addresses of devices that are looked after at most: some 200 bytes each; four of each device of a full region.
+pub const EXTERNAL_PLACES: usize = 40_000;
+
+/// How often it is looked whether a device answers at its public address, give or take an eighth: 10,000 homes are some 700 handshakes a second.
+pub const EXTERNAL_EVERY: Duration = Duration::from_secs(15);
+
+/// How long a handshake with a device may take: some round trips on a bad line.
+pub const EXTERNAL_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The first pause after a try without an answer; it doubles up to the last one, so that a home whose line came back waits no longer, and those that
+/// never answer cost little.
+pub const EXTERNAL_RETRY: (Duration, Duration) = (Duration::from_secs(3), Duration::from_mins(2));
+
+/// Devices that are asked at once: a socket and some 30 KB each.
+pub const EXTERNAL_AT_ONCE: usize = 256;
+
+/// How long changes of routes are gathered before it is looked which devices are to be asked: there may be a thousand a second.
+pub const EXTERNAL_SETTLE: Duration = Duration::from_millis(500);
+
+/// How long answers of devices are gathered before they are told.
+pub const EXTERNAL_TURN: Duration = Duration::from_millis(100);
+
 /// Open TCP connections at most: each holds a socket and at most [`MAX_QUERY`] bytes, so 2 MiB in all.
 pub const TCP_CONNECTIONS: usize = 512;
 

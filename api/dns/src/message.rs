@@ -19,7 +19,7 @@ use hickory_server::{
 use tokio::sync::watch;
 
 use crate::{
-    DnsConfig, DnsError, Gateway, Keys, Locate, Located, Nowhere,
+    Answering, DnsConfig, DnsError, Gateway, Keys, Locate, Located, Nowhere,
     cookie::{Cookies, Shown},
     dnssec::{Signatures, nsec},
     edns::{self, Asked},
@@ -175,6 +175,7 @@ pub struct Answerer {
     routes: Arc<dyn RouteLookup>,
     pub(crate) keys: watch::Receiver<Arc<Keys>>,
     pub(crate) gateways: watch::Receiver<Arc<[Gateway]>>,
+    answering: watch::Receiver<Arc<Answering>>,
     pub(crate) locate: Arc<dyn Locate>,
     cookies: Cookies,
     limiter: Limiter,
@@ -225,6 +226,7 @@ impl Answerer {
             routes,
             keys: watch::channel(Arc::new(Keys::none())).1,
             gateways,
+            answering: watch::channel(Arc::default()).1,
             locate: Arc::new(Nowhere),
             cookies: Cookies::new(&config.cookie_secret),
             limiter: Limiter::new(Rates {
@@ -248,6 +250,12 @@ impl Answerer {
     #[must_use]
     pub fn with_gateways(self, gateways: watch::Receiver<Arc<[Gateway]>>) -> Self {
         Self { gateways, ..self }
+    }
+
+    /// Answers with the addresses of devices that were found there, as they are now.
+    #[must_use]
+    pub fn with_external(self, answering: watch::Receiver<Arc<Answering>>) -> Self {
+        Self { answering, ..self }
     }
 
     /// Has this say which gateways are nearest.
@@ -340,8 +348,10 @@ impl Answerer {
         let gateways = self.gateways.borrow().clone();
         let gateways = if gateways.is_empty() { self.zone.gateways().clone() } else { gateways };
         let nowhere = Located { scope: 0, nearest: Arc::from([]) };
+        let answering = self.answering.borrow().clone();
         let facts = Facts {
             routes: self.routes.as_ref(),
+            answering: &answering,
             near: gateways::nearest(&gateways, &located),
             all: gateways::nearest(&gateways, &nowhere),
             keys: keys.sign(asking.now).then_some(&*keys),

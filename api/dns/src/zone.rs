@@ -9,6 +9,7 @@ use hearth_types::{
         keys::{DNSKEY_TTL, wire_name},
         record::{RecordKind, ZoneRecord},
     },
+    external::is_global,
     lan::{LABEL as LAN, is_private_use},
     relay,
     routes::RouteLookup,
@@ -16,7 +17,7 @@ use hearth_types::{
 use hickory_proto::rr::{LowerName, Name};
 
 use crate::{
-    DnsConfig, DnsError, Gateway, Keys, limits,
+    Answering, DnsConfig, DnsError, Gateway, Keys, limits,
     rrset::{RrSet, code, wire},
 };
 
@@ -48,6 +49,8 @@ pub struct Zone {
 /// What an answer is made of, as it is now.
 pub(crate) struct Facts<'a> {
     pub(crate) routes: &'a dyn RouteLookup,
+    /// Which devices were found at their public addresses.
+    pub(crate) answering: &'a Answering,
     /// The addresses of the gateways nearest to who asks.
     pub(crate) near: Vec<IpAddr>,
     /// The addresses of all gateways.
@@ -76,12 +79,20 @@ struct Node {
     reach: Reach,
     /// Addresses inside the home.
     lan: Vec<IpAddr>,
+    /// Public addresses of the device that answers at the name, in the place of gateways.
+    external: Vec<IpAddr>,
     records: Arc<[ZoneRecord]>,
 }
 
 impl Node {
     fn host(reach: Reach) -> Self {
-        Self { apex: false, reach, lan: Vec::new(), records: Arc::from([]) }
+        Self { apex: false, reach, lan: Vec::new(), external: Vec::new(), records: Arc::from([]) }
+    }
+
+    /// Whether the device's own addresses are the answer to a question for addresses. One that has none of IPv4 leaves the gateways to those who have no
+    /// IPv6. One that has none of IPv6 has no AAAA: with both, clients would prefer the gateways, and those without IPv4 reach it by NAT64 (RFC 6147).
+    fn is_direct(&self, kind: u16) -> bool {
+        !self.external.is_empty() && (kind == code::AAAA || self.external.iter().any(IpAddr::is_ipv4))
     }
 
     /// A name with an owner's records alone: a CNAME is alone at its name (RFC 1034 section 3.6.2).
@@ -184,7 +195,7 @@ impl Zone {
                 Some(labels) => labels.iter().map(|label| &**label).collect(),
                 None => labels.clone(),
             };
-            let found = self.look(&here, below, facts.routes);
+            let found = self.look(&here, below, facts);
             if followed.is_empty() {
                 let wildcard = |encloser: &[u8]| [b"\x01*", encloser].concat();
                 answer.about = match &found {
@@ -199,7 +210,8 @@ impl Zone {
             };
             let sets = self.sets(&node, &target, kind, facts);
             if !sets.is_empty() {
-                answer.tailored |= node.reach == Reach::Near && matches!(kind, code::A | code::AAAA | code::ANY);
+                let near = node.reach == Reach::Near && !node.is_direct(kind);
+                answer.tailored |= near && matches!(kind, code::A | code::AAAA | code::ANY);
                 if node.apex && kind == code::NS {
                     self.beside_name_server(&mut answer, facts);
                 }
@@ -232,18 +244,18 @@ impl Zone {
     }
 
     /// The node of a name, or of the wildcard that stands for it (RFC 4592), and then the name that is above both.
-    fn look(&self, labels: &[&[u8]], below: usize, routes: &dyn RouteLookup) -> (Option<Node>, Option<Vec<u8>>) {
-        if let Some(node) = self.node(&labels[..below], routes) {
+    fn look(&self, labels: &[&[u8]], below: usize, facts: &Facts<'_>) -> (Option<Node>, Option<Vec<u8>>) {
+        if let Some(node) = self.node(&labels[..below], facts) {
             return (Some(node), None);
         }
         for above in 1..below {
             let rest = &labels[above..below];
-            if self.node(rest, routes).is_none() {
+            if self.node(rest, facts).is_none() {
                 continue;
             }
             // The closest encloser: it alone can have a wildcard.
             let Some(text) = self.hostname(rest).filter(|_| !in_lan(rest)) else { break };
-            let records = routes.records(&format!("*.{text}"));
+            let records = facts.routes.records(&format!("*.{text}"));
             if records.is_empty() {
                 break;
             }
@@ -253,7 +265,8 @@ impl Zone {
     }
 
     /// The node of exactly these labels before the apex.
-    fn node(&self, labels: &[&[u8]], routes: &dyn RouteLookup) -> Option<Node> {
+    fn node(&self, labels: &[&[u8]], facts: &Facts<'_>) -> Option<Node> {
+        let routes = facts.routes;
         if labels.is_empty() {
             return Some(Node { apex: true, records: routes.records(&self.text), ..Node::host(Reach::Near) });
         }
@@ -276,8 +289,11 @@ impl Zone {
         }
         let records = routes.records(&hostname);
         let reach = if routes.lookup(&hostname).is_some() { Reach::Near } else { Reach::No };
-        (reach != Reach::No || !records.is_empty() || routes.has_names_below(&hostname))
-            .then(|| Node { records, ..Node::host(reach) })
+        (reach != Reach::No || !records.is_empty() || routes.has_names_below(&hostname)).then(|| Node {
+            records,
+            external: external(&hostname, reach, facts),
+            ..Node::host(reach)
+        })
     }
 
     /// `<name>.lan.<owner>` has the addresses inside the home of what answers at `<name>.<owner>`, and `lan.<owner>` is a name above such.
@@ -341,6 +357,7 @@ impl Zone {
                 let one: Vec<IpAddr>;
                 let addresses = match node.reach {
                     Reach::No => &node.lan,
+                    Reach::Near if node.is_direct(kind) => &node.external,
                     Reach::Near => &facts.near,
                     Reach::All => &facts.all,
                     Reach::One(ip) => {
@@ -409,6 +426,13 @@ impl Zone {
         }
         data
     }
+}
+
+/// The public addresses of a name's device at which it was found. What may not be told is not, whoever says so.
+fn external(hostname: &str, reach: Reach, facts: &Facts<'_>) -> Vec<IpAddr> {
+    let device = facts.routes.external(hostname).filter(|_| reach == Reach::Near);
+    let found = device.map(|device| facts.answering.of(&device)).unwrap_or_default();
+    found.into_iter().filter(|ip| is_global(*ip)).collect()
 }
 
 /// Whether labels before the apex are `lan.<owner>` or below it.

@@ -12,6 +12,7 @@
 //! | [`admission`] | how an object that somebody sent becomes one that may be stored |
 //! | [`validate`] | names, specs and fields, with the path of what is wrong |
 //! | [`patch`] | merge patch and three-way apply |
+//! | [`external`] | which devices the internet reaches at an address of their own |
 //! | [`group`] | the servers of a region: who belongs, who leads, how they call each other |
 //! | [`hours`] | hours of a week in the time of a place |
 //! | [`lease`] | who may write a volume that moves, and until when |
@@ -33,6 +34,7 @@ pub mod condition;
 pub mod dns;
 pub mod domains;
 pub mod downward;
+pub mod external;
 pub mod group;
 pub mod hours;
 pub mod id;

@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use serde_json::Value;
 
-use crate::{BoxFuture, DeviceName, dns::record::ZoneRecord};
+use crate::{BoxFuture, DeviceName, dns::record::ZoneRecord, external::External};
 
 /// What goes to a public port of a Route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +68,18 @@ pub trait RouteLookup: Send + Sync + 'static {
     /// `*.lan.<owner>.<zone>`, whoever gives them.
     fn lan_addresses(&self, hostname: &str) -> Vec<IpAddr> {
         let _ = hostname;
+        Vec::new()
+    }
+
+    /// The device that alone answers at a hostname, where its owner lets public addresses of it be told. They are told only once that device was
+    /// found there.
+    fn external(&self, hostname: &str) -> Option<Arc<External>> {
+        let _ = hostname;
+        None
+    }
+
+    /// All devices whose owners let public addresses of them be told.
+    fn externals(&self) -> Vec<Arc<External>> {
         Vec::new()
     }
 

@@ -164,9 +164,11 @@ pub(super) async fn run_server(
     let locations = zone::locations(args.listen.dns_locations.as_deref())?;
     let (keys, fed_keys) = watch::channel(Arc::new(Keys::none()));
     let (healthy, fed_gateways) = watch::channel(Arc::from([]));
+    let (answering, fed_answering) = watch::channel(Arc::default());
     let answerer = Answerer::new(&config, handle.routes())?
         .with_keys(fed_keys)
         .with_gateways(fed_gateways)
+        .with_external(fed_answering)
         .with_locations(zone::locator(locations.as_ref()));
     let dns = DnsServer::bind_with(config, answerer, Arc::clone(&clock), &registry)
         .await
@@ -222,6 +224,7 @@ pub(super) async fn run_server(
     parts.spawn("zone keys", zone::feed_keys(Arc::clone(&signing), keys, stop()));
     parts.spawn("zone gateways", zone::feed_gateways(gateways, locations, handle.servers(), healthy, stop()));
     let renewal = (data.clone(), Arc::clone(&ca), zone.clone(), region_name.clone());
+    parts.spawn("zone devices", zone::feed_external(handle.routes(), zone.clone(), answering, stop()));
     parts.spawn("client-config", renew_client_config(renewal, api_address, (client_address, handle.servers()), stop()));
 
     let (relays, clock) = (handle.clone(), Arc::clone(&clock));

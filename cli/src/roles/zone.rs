@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use hearth_api::ZoneSigning;
-use hearth_dns::{Candidate, Gateway, Keys, Nowhere, PrefixTable, watch_health};
-use hearth_types::{Status, dns::keys::KeySet};
+use hearth_dns::{Answering, Candidate, Gateway, Keys, Nowhere, PrefixTable, watch_external, watch_health};
+use hearth_types::{Status, dns::keys::KeySet, external, routes::RouteLookup};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -77,6 +77,16 @@ pub(super) async fn feed_gateways(
     };
     tokio::join!(stop.run_until_cancelled(naming), watch_health(candidates, gateways, stop.clone()));
     Ok(())
+}
+
+/// Feeds which devices answer at the public addresses that their owners let be told.
+pub(super) async fn feed_external(
+    routes: Arc<dyn RouteLookup>,
+    zone: String,
+    answering: watch::Sender<Arc<Answering>>,
+    stop: CancellationToken,
+) -> Result<()> {
+    Ok(watch_external(routes, zone, external::PORT, answering, stop).await?)
 }
 
 fn candidates(own: &[SocketAddr], table: Option<&PrefixTable>, servers: &[String]) -> Arc<[Candidate]> {

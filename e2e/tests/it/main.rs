@@ -14,6 +14,7 @@ mod debian;
 mod debug;
 mod disconnect;
 mod domains;
+mod external;
 mod faults;
 mod fitness;
 mod floods;

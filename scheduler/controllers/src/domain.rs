@@ -28,7 +28,7 @@ pub struct Seen<'a> {
     pub token: String,
     /// Another owner has shown that the domain is theirs, and still has it.
     pub taken: bool,
-    /// The gateways' addresses.
+    /// The gateways' addresses, and those that the owner publishes of the device that serves it.
     pub gateways: &'a [IpAddr],
     /// A name that has them, for a CNAME.
     pub alias: String,
@@ -176,7 +176,7 @@ fn points_here(hostname: &str, seen: &Seen<'_>) -> Condition {
     match &seen.found {
         Err(_) => new(Truth::Unknown, "LookupFailed", "DNS cannot be asked".into()),
         Ok(found) if found.addresses.iter().any(|ip| seen.gateways.contains(ip)) => {
-            new(Truth::True, "PointsHere", "it has the address of a gateway".into())
+            new(Truth::True, "PointsHere", "it has the address of a gateway, or of its device".into())
         }
         Ok(found) if found.addresses.is_empty() => {
             new(Truth::False, "NoAddress", format!("it has no address; {wanted}"))

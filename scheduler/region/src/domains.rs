@@ -7,6 +7,7 @@ use hearth_controllers::domain;
 use hearth_types::{
     GroupKind, Object, ObjectKey, acme, condition,
     domains::{DomainLookup, challenge_value, is_custom},
+    external::External,
 };
 use tokio::time::Instant;
 
@@ -96,7 +97,7 @@ async fn look(hub: &Arc<Hub>, domains: &Domains, route: Object) -> (Object, bool
     let hostname =
         route.value().pointer("/spec/hostname").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
     let found = domains.lookup.look(&hostname).await;
-    let (current, token, taken, ordered, certificate) = {
+    let (current, token, taken, ordered, certificate, here) = {
         let cache = hub.cache();
         // As it is by now: others write its status, too.
         let current = cache.get(route.key()).filter(|entry| entry.object.uid() == route.uid());
@@ -112,13 +113,18 @@ async fn look(hub: &Arc<Hub>, domains: &Domains, route: Object) -> (Object, bool
         let name = domain::serving(&value).map(|device| domain::certificate_name(device, &hostname));
         let certificate = name.and_then(|name| cache.object(GroupKind::CERTIFICATE, route.namespace(), &name));
         let certificate = certificate.map(|entry| entry.object.clone());
-        (current, token, taken, cache.orders_certificates(), certificate)
+        // By a CNAME to a name of the zone that leads straight to the device.
+        let device = domain::serving(&value).and_then(|device| cache.object(GroupKind::DEVICE, "", device));
+        let external = device.and_then(|device| External::of(&device.object.value()));
+        let external = external.filter(|external| external.owner == route.namespace());
+        let mut here = domains.gateways.to_vec();
+        here.extend(external.into_iter().flat_map(|external| external.addresses));
+        (current, token, taken, cache.orders_certificates(), certificate, here)
     };
     let alias = format!("api.{}", hub.config.zone);
     let proofs = acme::challenge_name(&hostname, route.namespace(), &hub.config.zone).unwrap_or_default();
     let certificate = certificate.as_ref();
-    let gateways = &domains.gateways;
-    let seen = domain::Seen { found, token, taken, gateways, alias, proofs, ordered, certificate };
+    let seen = domain::Seen { found, token, taken, gateways: &here, alias, proofs, ordered, certificate };
     let reconciled = domain::reconcile(&current, &seen, hub.now());
     if let Err(error) = writer::execute(hub, &reconciled.actions, "domain").await {
         tracing::debug!(%error, route = %route.key(), "what DNS says of a domain was not written; trying again");

@@ -13,6 +13,7 @@ use hearth_types::{
     BoxFuture, DeviceName, GroupKind, Object, ObjectKey, Revision, acme,
     dns::record::{RecordKind, ZoneRecord},
     domains::is_custom,
+    external::External,
     lan::{MAX_ADDRESSES, is_private_use},
     routes::{PortClaim, RouteEntry, RouteLookup},
 };
@@ -36,6 +37,8 @@ struct Table {
     ports: BTreeMap<PortClaim, Arc<RouteEntry>>,
     /// Devices whose owners let their addresses inside the home be told.
     lan: HashMap<DeviceName, Lan>,
+    /// Devices whose owners let public addresses of them be told.
+    external: BTreeMap<DeviceName, Arc<External>>,
     claims: HashMap<ObjectKey, PortClaim>,
 }
 
@@ -126,14 +129,19 @@ impl RouteTable {
 
     /// A Device is this now, or is gone. `revision` is that of the change.
     pub(crate) fn set_device(&self, key: &ObjectKey, object: Option<&Object>, revision: Revision) {
-        let (name, lan) = (DeviceName::from(&*key.name), object.and_then(|object| lan(&object.value())));
+        let (name, device) = (DeviceName::from(&*key.name), object.map(Object::value));
+        let (lan, external) = (device.as_ref().and_then(lan), device.as_ref().and_then(External::of).map(Arc::new));
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        if table.lan.get(&name) == lan.as_ref() {
+        if table.lan.get(&name) == lan.as_ref() && table.external.get(&name) == external.as_ref() {
             return;
         }
         match lan {
-            Some(lan) => drop(table.lan.insert(name, lan)),
+            Some(lan) => drop(table.lan.insert(name.clone(), lan)),
             None => drop(table.lan.remove(&name)),
+        }
+        match external {
+            Some(external) => drop(table.external.insert(name, external)),
+            None => drop(table.external.remove(&name)),
         }
         drop(table);
         self.raise(revision);
@@ -324,6 +332,19 @@ impl RouteLookup for RouteTable {
         told.map(|lan| lan.addresses.clone()).unwrap_or_default()
     }
 
+    /// The first of its devices, where a gateway would lead, too. A lent one is in another's home; and a name that has a port at the gateways, too,
+    /// keeps their addresses, since a name has the same for all ports.
+    fn external(&self, hostname: &str) -> Option<Arc<External>> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let routes = table.entries.get(hostname)?;
+        let route = routes.values().next().filter(|_| routes.values().all(|route| route.port.is_none()))?;
+        table.external.get(route.devices.first()?).filter(|external| external.owner == route.owner).cloned()
+    }
+
+    fn externals(&self) -> Vec<Arc<External>> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).external.values().cloned().collect()
+    }
+
     fn primed(&self) -> bool {
         self.primed.load(Ordering::Acquire) == KINDS
     }
@@ -482,6 +503,49 @@ mod tests {
         assert!(table.lan_addresses("other.n.zone").is_empty());
         table.set_device(&key, None, Revision(7));
         assert!(table.lan_addresses("notes.n.zone").is_empty());
+    }
+
+    #[test]
+    fn a_name_leads_to_its_owners_own_device_where_they_want_it_and_no_port_of_the_gateways_has_the_name() {
+        let table = RouteTable::default();
+        let set = |name: &str, object: &Object, revision: u64| {
+            table.set(&ObjectKey::new(GroupKind::ROUTE, "n", name), Some(object), Revision(revision));
+        };
+        let device = |owner: &str, publish: Value, revision: u64| {
+            let object = Object::from_value(
+                json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Device", "metadata": {"name": "nas"},
+                "spec": {"owner": owner, "keys": ["ab".repeat(32)], "publish": publish},
+                "status": {"addresses": [{"type": "ExternalIP", "address": "2a00::1"}, {"type": "InternalIP", "address": "10.0.0.1"}]}}),
+            )
+            .expect("an object");
+            table.set_device(&ObjectKey::new(GroupKind::DEVICE, "", "nas"), Some(&object), Revision(revision));
+        };
+        let told = || {
+            let external = table.external("notes.n.zone")?;
+            Some(external.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        };
+        set("notes", &route("notes", "notes.n.zone", &["nas", "away"]), 1);
+        device("n", json!({"lan": true}), 2);
+        assert_eq!((told(), table.externals().len()), (None, 0), "another opt-in");
+        device("n", json!({"external": true, "externalIPs": ["25.0.0.1", "192.168.0.1"]}), 3);
+        assert_eq!((told().as_deref(), table.serial()), (Some("25.0.0.1 2a00::1"), 3));
+        assert_eq!(table.externals(), [table.external("notes.n.zone").expect("there")]);
+        assert!(table.external("other.n.zone").is_none());
+        set("notes", &route("notes", "notes.n.zone", &["away", "nas"]), 4);
+        assert_eq!(told(), None, "served elsewhere first");
+        set("notes", &route("notes", "notes.n.zone", &["nas"]), 5);
+        device("other", json!({"external": true}), 6);
+        assert_eq!(told(), None, "a guest in another's home");
+        device("n", json!({"external": true}), 7);
+        assert_eq!(told().as_deref(), Some("2a00::1"));
+        let mut git = route("git", "notes.n.zone", &["nas"]).value();
+        (git["spec"]["protocol"], git["spec"]["port"]) = (json!("TCP"), json!(2222));
+        set("git", &Object::from_value(git).expect("an object"), 8);
+        assert_eq!(told(), None, "the name has a port at the gateways");
+        table.set(&ObjectKey::new(GroupKind::ROUTE, "n", "git"), None, Revision(9));
+        assert!(told().is_some());
+        device("n", json!({}), 10);
+        assert_eq!((told(), table.externals().len(), table.serial()), (None, 0, 10), "no longer wanted");
     }
 
     #[tokio::test]

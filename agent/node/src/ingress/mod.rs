@@ -2,10 +2,10 @@
 //! ingress ends its TLS, and passes its requests on to the pod behind the name.
 
 mod certs;
+pub(crate) mod direct;
 mod flow;
 mod header;
 mod headers;
-pub(crate) mod lan;
 mod origin;
 mod page;
 mod place;
@@ -34,6 +34,9 @@ use tokio::sync::{Semaphore, watch};
 
 use header::Call;
 
+use direct::Direct;
+use place::Outsiders;
+
 pub(crate) use certs::Certificates;
 pub(crate) use flow::{Sockets, sockets_inside};
 
@@ -47,6 +50,10 @@ use crate::{
 const MAX_CONNECTIONS: usize = 512;
 /// Connections at once from inside the home, beside those that come by gateways.
 const MAX_NEIGHBOURS: usize = 256;
+/// Connections at once that come from the internet without a gateway, beside both: as many as by gateways.
+const MAX_OUTSIDERS: usize = 512;
+/// Of those from one address, or one /64 of IPv6: a household's browsers, or some customers of a carrier.
+const MAX_OF_ONE_OUTSIDER: usize = 64;
 /// Flows of datagrams at once: a socket each, and some 5 KB.
 const MAX_FLOWS: usize = 512;
 /// Routes that a device serves at most.
@@ -98,9 +105,12 @@ struct Inner {
     connections: Arc<Semaphore>,
     flows: Arc<Semaphore>,
     neighbours: Arc<Semaphore>,
-    /// Whether this device's addresses inside the home are told.
-    lan: watch::Sender<bool>,
+    outsiders: Arc<Outsiders>,
+    /// At which addresses of its own this device serves.
+    direct: watch::Sender<Direct>,
     tls: Arc<rustls::ServerConfig>,
+    /// Shows who this device is.
+    prover: Arc<rustls::ServerConfig>,
     upstream: proxy::Upstream,
     pods: Arc<Pods>,
     sockets: Sockets,
@@ -122,6 +132,7 @@ impl Ingress {
         dir: PathBuf,
         pods: Arc<Pods>,
         sockets: Sockets,
+        prover: rustls::ServerConfig,
         metrics: Metrics,
     ) -> Result<Self, IngressError> {
         let certificates = Certificates::open(dir)?;
@@ -133,8 +144,10 @@ impl Ingress {
                 connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
                 flows: Arc::new(Semaphore::new(MAX_FLOWS)),
                 neighbours: Arc::new(Semaphore::new(MAX_NEIGHBOURS)),
-                lan: watch::channel(false).0,
+                outsiders: Arc::new(Outsiders::new(MAX_OUTSIDERS, MAX_OF_ONE_OUTSIDER)),
+                direct: watch::channel(Direct::default()).0,
                 tls: Arc::new(tls),
+                prover: Arc::new(prover),
                 upstream: proxy::upstream(),
                 pods,
                 sockets,
@@ -151,7 +164,8 @@ impl Ingress {
     pub(crate) fn routes_changed(&self, objects: &Objects) {
         let mut table = Table::default();
         let device = desired::device(objects).and_then(|object| object.view::<Device>().ok()).map(|device| device.spec);
-        let inside = device.filter(|spec| spec.publish.as_ref().is_some_and(|publish| publish.lan));
+        let direct = device.as_ref().and_then(|spec| spec.publish.as_ref()).map(Direct::of).unwrap_or_default();
+        let inside = device.filter(|_| direct.lan);
         for object in objects.values().filter(|object| *object.kind() == GroupKind::ROUTE) {
             let Ok(route) = object.view::<Route>() else {
                 tracing::warn!(route = %object.key(), "a route cannot be read, so it is not served");
@@ -201,7 +215,11 @@ impl Ingress {
         *self.inner.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
         self.inner.certificates.serve(names);
         self.inner.certificates.follow(objects);
-        self.inner.lan.send_if_modified(|before| std::mem::replace(before, inside.is_some()) != inside.is_some());
+        self.inner.direct.send_if_modified(|before| {
+            let other = *before != direct;
+            *before = direct;
+            other
+        });
     }
 
     fn route(&self, hostname: &str) -> Option<Arc<RouteView>> {

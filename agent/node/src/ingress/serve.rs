@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use hearth_types::routes::Transport;
+use hearth_types::{external::ALPN, routes::Transport};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -16,7 +16,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
 };
-use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use super::{
     Certificates, Ingress, RouteView, flow,
@@ -112,20 +112,19 @@ where
         (Transport::Udp, None) => return Err(Refused::NoPort),
     }
     let Call { caller, name: said, .. } = call;
-    let (name, tls) = handshake(ingress, stream, said).await?;
+    let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(Refused::Tls)?;
+    let (name, tls) = end_tls(ingress, start, said).await?;
     Ok(Begun::Https { caller, name, tls })
 }
 
+/// A name and the TLS that was ended for it.
+type Https<S> = (String, Box<tokio_rustls::server::TlsStream<S>>);
+
 /// Ends the TLS of a connection that is for this name, where that is said.
-async fn handshake<S>(
-    ingress: &Ingress,
-    stream: S,
-    said: Option<String>,
-) -> Result<(String, Box<tokio_rustls::server::TlsStream<S>>), Refused>
+async fn end_tls<S>(ingress: &Ingress, start: StartHandshake<S>, said: Option<String>) -> Result<Https<S>, Refused>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(Refused::Tls)?;
     let name = start.client_hello().server_name().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
     if let Some(said) = said.filter(|said| *said != name) {
         return Err(Refused::OtherName { said, asked: name });
@@ -135,23 +134,39 @@ where
     Ok((name, Box::new(tls)))
 }
 
-/// Serves a connection from inside the home, which comes without a gateway and its header.
-pub(super) async fn neighbour<S>(ingress: &Ingress, stream: S, caller: SocketAddr)
+/// Serves a connection at an address of the device's own, which comes without a gateway and its header.
+pub(super) async fn direct<S>(ingress: &Ingress, stream: S, caller: SocketAddr)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let Some(place) = Place::take_for_neighbour(ingress) else {
-        tracing::warn!("too many connections from inside the home at once: one is refused");
+    let caller = SocketAddr::new(caller.ip().to_canonical(), caller.port());
+    let Some(place) = Place::take_for_direct(ingress, caller.ip()) else {
+        tracing::warn!("too many connections at once at this device's own addresses: one is refused");
         return;
     };
-    match timeout(HANDSHAKE_TIMEOUT + CERTIFICATE_WAIT, handshake(ingress, stream, None)).await {
-        Ok(Ok((name, tls))) => {
-            let caller = SocketAddr::new(caller.ip().to_canonical(), caller.port());
+    match timeout(HANDSHAKE_TIMEOUT + CERTIFICATE_WAIT, begin_direct(ingress, stream)).await {
+        Ok(Ok(Some((name, tls)))) => {
             serve(ingress.clone(), proxy::Connection { place: Arc::new(place), caller, name }, *tls).await;
         }
-        Ok(Err(error)) => tracing::debug!(error = crate::files::chain(&error), "a neighbour's connection was refused"),
-        Err(_) => tracing::debug!(error = %Refused::Slow, "a neighbour's connection was refused"),
+        Ok(Ok(None)) => {}
+        Ok(Err(error)) => tracing::debug!(error = crate::files::chain(&error), "a direct connection was refused"),
+        Err(_) => tracing::debug!(error = %Refused::Slow, "a direct connection was refused"),
     }
+}
+
+/// Ends the TLS of a connection without a gateway; nothing is left of one that asks who is here. Who comes by a gateway is not told that: the
+/// gateway's address is not the device's.
+async fn begin_direct<S>(ingress: &Ingress, stream: S) -> Result<Option<Https<S>>, Refused>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(Refused::Tls)?;
+    let asks_who = start.client_hello().alpn().is_some_and(|mut offered| offered.any(|one| one == ALPN));
+    if asks_who && ingress.inner.direct.borrow().is_external() {
+        start.into_stream(Arc::clone(&ingress.inner.prover)).await.map_err(Refused::Tls)?;
+        return Ok(None);
+    }
+    end_tls(ingress, start, None).await.map(Some)
 }
 
 /// A name that was just installed has its certificate in a moment.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use hearth_pod::Phase;
 use hearth_types::{
     GroupKind, Object, ObjectKey, Timestamp,
+    external::ALPN,
     kinds::Pod,
     tunnel::{
         IngressHeader,
@@ -39,6 +40,8 @@ use crate::{
 };
 
 const HOST: &str = "photos.alice.test";
+/// Of the device's key.
+const SEED: [u8; 32] = [5; 32];
 const CALLER: &str = "203.0.113.9:50000";
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -75,7 +78,8 @@ impl House {
         let dir = tempfile::tempdir().unwrap();
         let pods = Arc::new(Pods::default());
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-        let ingress = Ingress::open(dir.path().to_owned(), Arc::clone(&pods), sockets(), metrics).unwrap();
+        let prover = hearth_client::device::DeviceIdentity::from_seed(&SEED).unwrap().prover(ALPN).unwrap();
+        let ingress = Ingress::open(dir.path().to_owned(), Arc::clone(&pods), sockets(), prover, metrics).unwrap();
         let mut house = Self { ingress, ca: Ca::new(), pods, objects: Objects::new(), _dir: dir };
         house.add(&route(HOST, port, false));
         house.certify();
@@ -630,6 +634,94 @@ async fn a_flow_carries_datagrams_whole_from_one_sender_and_follows_its_route() 
     })
     .await
     .unwrap();
+}
+
+/// Takes whatever key is shown and proved.
+#[derive(Debug)]
+struct AnyKey;
+
+impl rustls::client::danger::ServerCertVerifier for AnyKey {
+    fn verify_server_cert(
+        &self,
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &[rustls::pki_types::CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("not spoken".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        key: &rustls::pki_types::CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let algorithms = ring::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature_with_raw_key(message, &key.as_ref().into(), signature, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        vec![rustls::SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test]
+async fn who_asks_who_is_here_is_told_at_the_devices_own_addresses_while_the_internet_is_to_reach_them() {
+    let mut house = House::new(1);
+    let ask = async |ingress: &Ingress, header: Option<Vec<u8>>| {
+        let (mut asks, device) = duplex(64 << 10);
+        let ingress = ingress.clone();
+        let by_gateway = header.is_some();
+        tokio::spawn(async move {
+            if by_gateway {
+                ingress.serve(device).await;
+            } else {
+                serve::direct(&ingress, device, "25.0.0.1:1000".parse().unwrap()).await;
+            }
+        });
+        asks.write_all(&header.unwrap_or_default()).await.unwrap();
+        let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyKey))
+            .with_no_client_auth();
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let asked = connector.connect(ServerName::try_from(HOST).unwrap(), asks);
+        let stream = timeout(BOUND, asked).await.unwrap().ok()?;
+        hearth_types::external::key_of_spki(&stream.get_ref().1.peer_certificates()?[0])
+    };
+    let publish = |value: Value| {
+        Object::from_value(json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Device", "metadata": {"name": "nas"},
+            "spec": {"owner": "alice", "publish": value}}))
+        .unwrap()
+    };
+    let own = hearth_client::device::DeviceIdentity::from_seed(&SEED).unwrap().key();
+    house.add(&publish(json!({"lan": true})));
+    assert_eq!(ask(&house.ingress, None).await, None, "it is for those at home");
+    for wanted in [json!({"external": true}), json!({"externalIPs": ["25.0.0.1"]})] {
+        house.add(&publish(wanted));
+        assert_eq!(ask(&house.ingress, None).await, Some(own));
+        assert_eq!(ask(&house.ingress, Some(proxied(HOST))).await, None, "a gateway is not the device");
+    }
+    house.add(&publish(json!({})));
+    assert_eq!(ask(&house.ingress, None).await, None);
 }
 
 #[tokio::test]

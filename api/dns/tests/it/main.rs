@@ -4,6 +4,7 @@
 
 mod cookies;
 mod dnssec;
+mod external;
 mod hostile;
 mod nearest;
 mod questions;

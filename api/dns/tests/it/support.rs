@@ -17,6 +17,7 @@ use hearth_types::{
         keys::{KeySet, NewKey},
         record::{RecordKind, ZoneRecord},
     },
+    external::External,
     routes::{RouteEntry, RouteLookup},
 };
 use hickory_proto::{
@@ -42,6 +43,8 @@ pub(crate) struct Routes {
     records: Mutex<BTreeMap<String, Vec<ZoneRecord>>>,
     /// Addresses inside homes, by hostname.
     pub(crate) lan: Mutex<BTreeMap<String, Vec<IpAddr>>>,
+    /// Devices with public addresses, by hostname.
+    pub(crate) external: Mutex<BTreeMap<String, Arc<External>>>,
     serial: AtomicU32,
     /// Whether they are not known yet.
     pub(crate) unknown: AtomicBool,
@@ -95,6 +98,14 @@ impl RouteLookup for Routes {
 
     fn lan_addresses(&self, hostname: &str) -> Vec<IpAddr> {
         self.lan.lock().unwrap().get(hostname).cloned().unwrap_or_default()
+    }
+
+    fn external(&self, hostname: &str) -> Option<Arc<External>> {
+        self.external.lock().unwrap().get(hostname).cloned()
+    }
+
+    fn externals(&self) -> Vec<Arc<External>> {
+        self.external.lock().unwrap().values().cloned().collect()
     }
 
     fn primed(&self) -> bool {

@@ -517,3 +517,17 @@ fn bandwidths_are_refused_with_the_words_of_kubernetes_and_where_they_are() {
         "{refused:?}"
     );
 }
+
+#[test]
+fn a_router_has_an_address_of_the_internet() {
+    let device = |ips: Value| {
+        create(json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Device", "metadata": {"name": "nas"},
+            "spec": {"owner": "alice", "publish": {"externalIPs": ips}}}))
+    };
+    assert!(device(json!(["25.0.0.1", "2a00::1"])).is_ok());
+    let found = causes(device(json!(["25.0.0.1", "192.168.1.2", "home.example", "25.0.0.1:443"])));
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found[0].starts_with("spec.publish.externalIPs[1]: 192.168.1.2 is no address by which"), "{found:?}");
+    assert_eq!(found[1], "spec.publish.externalIPs[2]: \"home.example\" is no IP address");
+    assert_eq!(causes(device(json!(vec!["25.0.0.1"; 9]))), ["spec.publish.externalIPs: at most 8"]);
+}

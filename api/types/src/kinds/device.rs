@@ -44,6 +44,14 @@ pub struct Publish {
     /// The device then serves its owner's apps at these addresses too, so that whoever is at home needs no gateway.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lan: bool,
+    /// Those of its own by which the internet reaches it, at which it listens on port 443: most often of IPv6. The names of its owner's apps on it
+    /// then lead straight there instead of to a gateway, so that everybody can learn where the home is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub external: bool,
+    /// Those by which the internet reaches it that it does not know itself: the router's, where that passes port 443 of TCP on to the device. They are told
+    /// like those of `external`, which needs not be set for them, and only of the internet, no private ones.
+    #[serde(default, rename = "externalIPs", skip_serializing_if = "Vec::is_empty")]
+    pub external_ips: Vec<String>,
 }
 
 /// What a device lends to other owners' apps, all of them together.
@@ -98,7 +106,7 @@ pub struct DeviceStatus {
     /// How it is reached, as it was told last: nothing before somebody reached into it for some seconds, and what it was since then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<DeviceNetwork>,
-    /// Its addresses inside the home at which it serves its owner's apps, where `spec.publish` says so.
+    /// Its addresses at which it serves its owner's apps, where `spec.publish` says so: `InternalIP` inside the home, `ExternalIP` of the internet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<NodeAddress>,
 }

@@ -1,12 +1,12 @@
 //! Hearth's own kinds.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use serde_json::Value;
 
 use super::{Report, bandwidth, each, immutable, pod, text, volume};
 use crate::{
-    DeviceKey, domains,
+    DeviceKey, domains, external,
     hours::Hours,
     kinds::{Lend, ON_RETURN},
     lease::VOLUME_POLICIES,
@@ -188,6 +188,7 @@ pub(super) fn device(object: &Value, old: Option<&Value>, report: &mut Report) {
     bandwidth::field(&object["spec"], "spec", report);
     bandwidth::field(&object["spec"]["lend"], "spec.lend", report);
     hours(&object["spec"]["lend"], report);
+    external_ips(&object["spec"]["publish"], report);
     let keys = each(&object["spec"], "keys", "spec").collect::<Vec<_>>();
     if keys.len() > MAX_KEYS {
         report.wrong("spec.keys", format!("at most {MAX_KEYS}"));
@@ -195,6 +196,25 @@ pub(super) fn device(object: &Value, old: Option<&Value>, report: &mut Report) {
     for (path, key) in keys {
         if let Err(why) = key.as_str().unwrap_or_default().parse::<DeviceKey>() {
             report.wrong(path, why.to_string());
+        }
+    }
+}
+
+fn external_ips(publish: &Value, report: &mut Report) {
+    let path = "spec.publish";
+    let ips: Vec<_> = each(publish, "externalIPs", path).collect();
+    if ips.len() > external::MAX_ADDRESSES {
+        report.wrong(format!("{path}.externalIPs"), format!("at most {}", external::MAX_ADDRESSES));
+    }
+    for (path, ip) in ips {
+        let text = ip.as_str().unwrap_or_default();
+        match text.parse::<IpAddr>() {
+            Err(_) => report.wrong(path, format!("{text:?} is no IP address")),
+            Ok(ip) if !external::is_global(ip) => report.wrong(
+                path,
+                format!("{ip} is no address by which the internet reaches a machine; give the one that your router has outside"),
+            ),
+            Ok(_) => {}
         }
     }
 }

@@ -8,6 +8,7 @@ use std::{
 
 use futures_util::future::join_all;
 use hearth_proto::v1::InfoResponse;
+use hearth_types::external::External;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -33,6 +34,8 @@ enum Found {
     ServesNot,
     /// It took the connection, which is all that can be told.
     Open,
+    /// The device itself took it.
+    Device,
     /// Something else.
     Stranger(String),
     /// No way there from this machine, as to IPv6 where it has none.
@@ -41,11 +44,25 @@ enum Found {
     Closed(String),
 }
 
+impl Found {
+    /// Whether it is the region's, or the device.
+    fn is_reached(&self) -> bool {
+        matches!(self, Self::Serves | Self::ServesNot | Self::Open | Self::Device)
+    }
+}
+
 /// The first address that takes connections, and what is told.
-pub(super) async fn look(subject: &Subject, info: &InfoResponse, addresses: &[IpAddr]) -> (Option<SocketAddr>, Step) {
+pub(super) async fn look(
+    subject: &Subject,
+    info: &InfoResponse,
+    addresses: &[IpAddr],
+    external: Option<&External>,
+) -> (Option<SocketAddr>, Step) {
     let told: Vec<SocketAddr> = info.gateways.iter().filter_map(|text| text.parse().ok()).collect();
     let port = subject.port.or_else(|| told.first().map(SocketAddr::port)).unwrap_or(HTTPS);
-    let mut all: Vec<SocketAddr> = addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+    let straight = |ip: IpAddr| external.is_some_and(|external| external.addresses.contains(&ip));
+    let port_at = |ip: IpAddr| if straight(ip) { HTTPS } else { port };
+    let mut all: Vec<SocketAddr> = addresses.iter().map(|ip| SocketAddr::new(*ip, port_at(*ip))).collect();
     if all.is_empty() {
         // Without DNS, where the region says that its gateway is.
         all.extend(told.iter().map(|address| SocketAddr::new(address.ip(), port)));
@@ -53,14 +70,12 @@ pub(super) async fn look(subject: &Subject, info: &InfoResponse, addresses: &[Ip
     if all.is_empty() {
         return (None, Step::unknown(STEP, "no address of a gateway is known"));
     }
-    let found = join_all(all.iter().map(|address| ask(*address, subject))).await;
-    let reached =
-        all.iter().zip(&found).find(|(_, found)| matches!(found, Found::Serves | Found::ServesNot | Found::Open));
-    let reached = reached.map(|(address, _)| *address);
+    let found = join_all(all.iter().map(|address| ask(*address, subject, straight(address.ip())))).await;
+    let reached = all.iter().zip(&found).find(|(_, found)| found.is_reached()).map(|(address, _)| *address);
     (reached, judge(&all, &found))
 }
 
-async fn ask(address: SocketAddr, subject: &Subject) -> Found {
+async fn ask(address: SocketAddr, subject: &Subject, straight: bool) -> Found {
     let mut stream = match within(PATIENCE, TcpStream::connect(address)).await {
         Some(Ok(stream)) => stream,
         Some(Err(error))
@@ -71,6 +86,10 @@ async fn ask(address: SocketAddr, subject: &Subject) -> Found {
         Some(Err(error)) => return Found::Closed(error.to_string()),
         None => return Found::Closed(format!("no answer within {} s", PATIENCE.as_secs())),
     };
+    if straight {
+        // Who is there is seen in the handshake.
+        return Found::Device;
+    }
     if subject.port.is_some() {
         return Found::Open;
     }
@@ -111,18 +130,19 @@ fn who(answer: &[u8], hostname: &str) -> Found {
 }
 
 fn judge(addresses: &[SocketAddr], found: &[Found]) -> Step {
-    let texts = |wanted: fn(&Found) -> bool| -> Vec<String> {
+    let texts = |wanted: &dyn Fn(&Found) -> bool| -> Vec<String> {
         addresses.iter().zip(found).filter(|(_, one)| wanted(one)).map(|(address, _)| address.to_string()).collect()
     };
-    let ours = texts(|one| matches!(one, Found::Serves | Found::ServesNot | Found::Open));
-    let serving = texts(|one| matches!(one, Found::Serves | Found::Open));
+    let ours = texts(&Found::is_reached);
+    let serving = texts(&|one| matches!(one, Found::Serves | Found::Open | Found::Device));
+    let straight = texts(&|one| *one == Found::Device);
     let mut details = Vec::new();
     for (address, found) in addresses.iter().zip(found) {
         match found {
             Found::Stranger(why) => details.push(format!("{address} is no gateway of the region: {why}")),
             Found::Closed(why) => details.push(format!("{address}: {why}")),
             Found::NoWay => details.push(format!("{address}: this machine has no way there")),
-            Found::Serves | Found::ServesNot | Found::Open => {}
+            Found::Serves | Found::ServesNot | Found::Open | Found::Device => {}
         }
     }
     let stranger = found.iter().any(|one| matches!(one, Found::Stranger(_)));
@@ -142,6 +162,8 @@ fn judge(addresses: &[SocketAddr], found: &[Found]) -> Step {
     } else if failed {
         Step::broken(STEP, format!("{} answers, others do not", ours.join(", ")))
             .advise("whoever is told of the others waits for them: see `hearth region members`; DNS leaves one out some seconds after it stopped")
+    } else if straight == ours {
+        Step::ok(STEP, format!("none is asked: the device itself takes connections at {}", ours.join(", ")))
     } else if serving.is_empty() {
         Step::ok(STEP, format!("{} is the region's, and passes nothing on for this name now", ours.join(", ")))
     } else {
@@ -179,6 +201,9 @@ mod tests {
         let verdict = |other: Found| judge(&addresses, &[Found::Serves, other]).verdict;
         assert_eq!(verdict(Found::Serves), Verdict::Ok);
         assert_eq!(verdict(Found::NoWay), Verdict::Ok);
+        assert_eq!(verdict(Found::Device), Verdict::Ok);
+        let straight = judge(&addresses[..1], &[Found::Device]);
+        assert!(straight.verdict == Verdict::Ok && straight.says.contains("the device itself"), "{}", straight.says);
         assert_eq!(verdict(Found::Closed("refused".into())), Verdict::Broken);
         assert_eq!(judge(&addresses, &[Found::NoWay, Found::NoWay]).verdict, Verdict::Broken);
     }

@@ -7,6 +7,7 @@
 mod app;
 mod device;
 mod dns;
+mod external;
 mod gateway;
 mod name;
 mod query;
@@ -63,9 +64,9 @@ pub(crate) async fn run(context: &Context, args: &Trace) -> Result<()> {
 
 /// The steps behind the name.
 async fn follow(context: &Context, subject: &Subject, info: &InfoResponse, steps: &mut Vec<Step>) {
-    let (addresses, told) = dns::look(subject, info).await;
-    steps.push(told);
-    let (reached, told) = gateway::look(subject, info, &addresses).await;
+    let ((addresses, told), external) = tokio::join!(dns::look(subject, info), external::look(context, subject));
+    steps.push(external::explain(told, external.as_ref(), &addresses));
+    let (reached, told) = gateway::look(subject, info, &addresses, external.as_ref()).await;
     steps.push(told);
     let told = device::look(context, subject).await;
     let has_device = told.verdict == Verdict::Ok;

@@ -12,8 +12,9 @@ use hearth_proto::v1::{ObjectStatus, StatusAck, StatusReport, region_message::Me
 use hearth_types::{
     GroupKind, Object, ObjectKey, Status, Timestamp, Uid,
     condition::{self, Condition},
+    external,
     kinds::{DeviceNetwork, PRESSURES},
-    lan::{MAX_ADDRESSES, is_private_use},
+    lan,
     store::{Consistency, Expect, MAX_OPS, Op},
 };
 use serde_json::{Value, json};
@@ -297,21 +298,32 @@ fn network(device: &mut Value, mut said: DeviceNetwork, now: Timestamp) {
     device["status"]["network"] = json!(said);
 }
 
-/// The addresses inside the home that a device tells, where its owner wants that, and of them those that may be told.
+/// The addresses that a device tells, where its owner wants that, and of them those that may be told.
 fn addresses(device: &mut Value, said: &Value, name: &str) {
-    let is_told = device.pointer("/spec/publish/lan") == Some(&Value::Bool(true));
-    let mut told: Vec<IpAddr> = Vec::new();
-    for one in said.as_array().into_iter().flatten().take(MAX_ADDRESSES).filter(|_| is_told) {
-        match one["address"].as_str().and_then(|text| text.parse().ok()) {
-            Some(ip) if is_private_use(ip) => told.push(ip),
-            _ => tracing::warn!(device = name, "dropped an address that is of no home's network (RFC 1918, RFC 4193)"),
+    let publish = |field: &str| device.pointer(&format!("/spec/publish/{field}")) == Some(&Value::Bool(true));
+    let (inside, outside) = (publish("lan"), publish("external"));
+    let mut told: Vec<Value> = Vec::new();
+    for one in said.as_array().into_iter().flatten().take(lan::MAX_ADDRESSES + external::MAX_ADDRESSES) {
+        let ip: Option<IpAddr> = one["address"].as_str().and_then(|text| text.parse().ok());
+        let (wanted, kind, fits) = match one["type"].as_str() {
+            Some("ExternalIP") => (outside, "ExternalIP", ip.is_some_and(external::is_global)),
+            _ => (inside, "InternalIP", ip.is_some_and(lan::is_private_use)),
+        };
+        match ip {
+            Some(ip) if wanted && fits => told.push(json!({"type": kind, "address": ip.to_string()})),
+            // Its owner has changed their mind, which the device does not know yet.
+            _ if !wanted => {}
+            _ => tracing::warn!(
+                device = name,
+                kind,
+                "dropped an address that is none of a home's network (RFC 1918, RFC 4193), or none of the internet"
+            ),
         }
     }
     if told.is_empty() {
         device["status"].as_object_mut().map(|status| status.remove("addresses"));
     } else {
-        let list: Vec<Value> = told.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()})).collect();
-        device["status"]["addresses"] = Value::Array(list);
+        device["status"]["addresses"] = Value::Array(told);
     }
 }
 
@@ -330,4 +342,38 @@ fn claim(item: &Item, base: &Object, deleting: bool) -> Action {
         value["metadata"]["annotations"][DATA_DELETED] = json!("true");
     }
     Action::Update { base: base.clone(), value }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_addresses_that_a_device_tells_those_are_kept_that_its_owner_lets_be_told() {
+        let said = json!([
+            {"type": "InternalIP", "address": "192.168.1.2"}, {"type": "InternalIP", "address": "2a00::1"},
+            {"type": "ExternalIP", "address": "2a00::2"}, {"type": "ExternalIP", "address": "10.0.0.1"},
+            // As a device of a release before says it, and nonsense.
+            {"address": "fd00::2"}, {"type": "Hostname", "address": "x"}, "y", {"type": "ExternalIP"}
+        ]);
+        let kept = |publish: Value| {
+            let mut device = json!({"spec": {"publish": publish}, "status": {"addresses": ["before"]}});
+            addresses(&mut device, &said, "nas");
+            device["status"]["addresses"].clone()
+        };
+        let (one, two) = (
+            json!({"type": "InternalIP", "address": "192.168.1.2"}),
+            json!({"type": "InternalIP", "address": "fd00::2"}),
+        );
+        let public = json!({"type": "ExternalIP", "address": "2a00::2"});
+        assert_eq!(kept(json!({})), json!(null));
+        assert_eq!(kept(json!({"lan": true})), json!([one, two]));
+        assert_eq!(kept(json!({"external": true})), json!([public]));
+        assert_eq!(kept(json!({"lan": true, "external": true})), json!([one, public, two]));
+        assert_eq!(
+            kept(json!({"externalIPs": ["2a00::2"]})),
+            json!(null),
+            "the owner's word needs none of the device's"
+        );
+    }
 }
