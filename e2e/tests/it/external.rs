@@ -161,6 +161,8 @@ fn a_router_that_forwards_leads_to_its_device_and_another_machine_is_never_taken
     page_at(&region, router)?;
     assert_eq!(passed(&region)?, before, "no gateway had a part in it");
     page_at(&region, other).expect_err("it is another machine");
+    let rules = home.netns.run("nft list ruleset")?;
+    assert!(rules.contains(router), "pods are kept from the home's address: {rules}");
     let kept = region.instance.get("device", "nas", "default")?["status"]["addresses"].clone();
     assert!(kept.is_null(), "the device tells none of its own: {kept}");
 

@@ -15,6 +15,9 @@ const FLAG_RECURSION_AVAILABLE: u8 = 0x80;
 /// Zone transfers are answered by a stream of messages, which a relay does not carry.
 const TYPE_TRANSFERS: [u16; 2] = [251, 252];
 
+/// The internet.
+const CLASS_IN: [u8; 2] = [0, 1];
+
 /// All is well.
 pub(crate) const NOERROR: u8 = 0;
 /// There is no such name.
@@ -66,6 +69,19 @@ impl Query {
             return Err(Refusal::Answer(refusal(header, &bytes[HEADER..question_end], NOTIMP)));
         }
         Ok(Self { bytes: bytes.to_vec(), question_end })
+    }
+
+    /// A question of the relay's own; `None` where no such name can be.
+    pub(crate) fn of(labels: &[Vec<u8>], kind: u16) -> Option<Self> {
+        let mut bytes = vec![0, 0, FLAG_RECURSION_DESIRED, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in labels {
+            bytes.push(u8::try_from(label.len()).ok()?);
+            bytes.extend_from_slice(label);
+        }
+        bytes.push(0);
+        bytes.extend_from_slice(&kind.to_be_bytes());
+        bytes.extend_from_slice(&CLASS_IN);
+        Self::parse(&bytes).ok()
     }
 
     /// The labels of the name that is asked for, in lower case.

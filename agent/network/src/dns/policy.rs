@@ -6,7 +6,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::message::{HEADER, Query};
+use hearth_types::external::is_global;
+
+use super::message::{HEADER, NOERROR, Query, SERVFAIL};
 use crate::denied::Denied;
 use crate::prefix::Prefix;
 
@@ -36,8 +38,8 @@ const PRIVATE_ZONES: [&str; 17] = [
 /// Types of record that a validating resolver asks of a top-level domain: NS, SOA, DS, DNSKEY.
 const ZONE_TYPES: [u16; 4] = [2, 6, 43, 48];
 
-const TYPE_A: u16 = 1;
-const TYPE_AAAA: u16 = 28;
+pub(super) const TYPE_A: u16 = 1;
+pub(super) const TYPE_AAAA: u16 = 28;
 /// SVCB and HTTPS (RFC 9460), and their parameters that hold addresses.
 const TYPES_SERVICE: [u16; 2] = [64, 65];
 const KEY_IPV4HINT: u16 = 4;
@@ -68,6 +70,11 @@ impl NamePolicy {
     pub(crate) fn new(zone: Option<&str>) -> Self {
         let labels = zone.unwrap_or_default().split('.').filter(|label| !label.is_empty());
         Self { zone: labels.map(|label| label.to_ascii_lowercase().into_bytes()).collect() }
+    }
+
+    /// The question for addresses of the zone itself: the gateways have them.
+    pub(crate) fn zone_query(&self, kind: u16) -> Option<Query> {
+        Query::of(&self.zone, kind).filter(|_| !self.zone.is_empty())
     }
 
     pub(crate) fn judge(&self, query: &Query, denied: &Denied) -> Verdict {
@@ -122,8 +129,19 @@ fn reverse_prefix(labels: &[Vec<u8>]) -> Option<Prefix> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
-/// Whether any record of an answer leads to a denied address. `question_end` is where its first record begins.
-pub(crate) fn leads_home(answer: &[u8], question_end: usize, denied: &Denied) -> Result<bool, Malformed> {
+/// A record of an answer.
+struct Record<'a> {
+    kind: u16,
+    ttl: [u8; 4],
+    data: &'a [u8],
+}
+
+/// Whether any record of an answer is such. `question_end` is where its first record begins.
+fn any_record(
+    answer: &[u8],
+    question_end: usize,
+    mut is_such: impl FnMut(&Record<'_>) -> Result<bool, Malformed>,
+) -> Result<bool, Malformed> {
     let count = |at: usize| u16_at(answer, at).map(usize::from);
     let records = count(6)? + count(8)? + count(10)?;
     // An error may lack the question.
@@ -131,14 +149,59 @@ pub(crate) fn leads_home(answer: &[u8], question_end: usize, denied: &Denied) ->
     for _ in 0..records {
         at = skip_name(answer, at)?;
         let (kind, len) = (u16_at(answer, at)?, usize::from(u16_at(answer, at + 8)?));
+        let ttl = answer.get(at + 4..at + 8).and_then(|ttl| ttl.try_into().ok()).ok_or(Malformed)?;
         at += RECORD_HEADER;
         let data = answer.get(at..at + len).ok_or(Malformed)?;
-        if record_leads_home(kind, data, denied)? {
+        if is_such(&Record { kind, ttl, data })? {
             return Ok(true);
         }
         at += len;
     }
     Ok(false)
+}
+
+/// Whether any record of an answer leads to a denied address. `question_end` is where its first record begins.
+pub(crate) fn leads_home(answer: &[u8], question_end: usize, denied: &Denied) -> Result<bool, Malformed> {
+    any_record(answer, question_end, |record| record_leads_home(record.kind, record.data, denied))
+}
+
+/// Whether an answer has an address by which the internet reaches this home: that of a device whose owner publishes it, where pods may not go.
+pub(crate) fn leads_straight_home(answer: &[u8], question_end: usize, denied: &Denied) -> bool {
+    let is_straight = |ip: IpAddr| is_global(ip) && denied.contains(ip);
+    let found = any_record(answer, question_end, |record| {
+        Ok(match record.kind {
+            TYPE_A => <[u8; 4]>::try_from(record.data).is_ok_and(|ip| is_straight(ip.into())),
+            TYPE_AAAA => <[u8; 16]>::try_from(record.data).is_ok_and(|ip| is_straight(ip.into())),
+            _ => false,
+        })
+    });
+    found == Ok(true)
+}
+
+/// The answer to a question for addresses that has those of another name's answer; [`SERVFAIL`] where that is none.
+pub(crate) fn with_addresses_of(query: &Query, other: &[u8], question_end: usize) -> Vec<u8> {
+    let (mut records, mut count) = (Vec::new(), 0u16);
+    let read = any_record(other, question_end, |record| {
+        if record.kind == query.kind() {
+            // The name is the question's, which every answer here begins with (RFC 1035 section 4.1.4).
+            records.extend_from_slice(&[0xc0, HEADER as u8]);
+            records.extend_from_slice(&record.kind.to_be_bytes());
+            records.extend_from_slice(&[0, 1]);
+            records.extend_from_slice(&record.ttl);
+            records.extend_from_slice(&(record.data.len() as u16).to_be_bytes());
+            records.extend_from_slice(record.data);
+            count = count.saturating_add(1);
+        }
+        Ok(false)
+    });
+    let is_error = other.get(3).is_none_or(|flags| flags & 0x0f != 0);
+    if is_error || read.is_err() {
+        return query.failure(SERVFAIL);
+    }
+    let mut answer = query.failure(NOERROR);
+    answer[6..8].copy_from_slice(&count.to_be_bytes());
+    answer.extend_from_slice(&records);
+    answer
 }
 
 fn record_leads_home(kind: u16, data: &[u8], denied: &Denied) -> Result<bool, Malformed> {
@@ -381,6 +444,42 @@ mod tests {
         assert!(files > 30);
     }
 
+    #[test]
+    fn a_name_that_leads_straight_to_this_home_has_the_addresses_of_the_zone_for_pods() {
+        let denied = Denied::new(&["25.0.0.1/32", "10.0.0.0/8"].map(|one| one.parse().unwrap()).into());
+        let straight = |records: &[(u16, Vec<u8>)]| {
+            let (bytes, end) = answer(records);
+            leads_straight_home(&bytes, end, &denied)
+        };
+        assert!(straight(&[(1, octets("25.0.0.1"))]) && straight(&[(5, vec![0]), (1, octets("25.0.0.1"))]));
+        assert!(!straight(&[(1, octets("25.0.0.2"))]), "another home");
+        assert!(!straight(&[(1, octets("10.0.0.1"))]), "where a region in the home has its gateway");
+        assert!(!straight(&[(16, octets("25.0.0.1"))]));
+
+        let asked = Query::parse(&query("photos.alice.zone", 1)).unwrap();
+        let policy = NamePolicy::new(Some("Alice.Zone"));
+        let zone = policy.zone_query(1).unwrap();
+        assert_eq!((zone.labels(), zone.kind()), (vec![b"alice".to_vec(), b"zone".to_vec()], 1));
+        assert_eq!(NamePolicy::new(None).zone_query(1), None);
+        let (bytes, end) = answer(&[(1, octets("1.2.3.4")), (16, vec![1, b'x']), (1, octets("1.2.3.5"))]);
+        let told = with_addresses_of(&asked, &bytes, end);
+        assert_eq!(
+            (told[7], told[3] & 0xf, &told[..asked.question_end()][12..]),
+            (2, 0, &query("photos.alice.zone", 1)[12..])
+        );
+        let mut found = Vec::new();
+        let read = any_record(&told, asked.question_end(), |record| {
+            found.push((record.kind, record.data.to_vec()));
+            Ok(false)
+        });
+        assert_eq!((read, found), (Ok(false), vec![(1, octets("1.2.3.4")), (1, octets("1.2.3.5"))]));
+        let mut failed = bytes.clone();
+        failed[3] |= 2;
+        for bad in [&failed[..], &bytes[..bytes.len() - 1], &[]] {
+            assert_eq!(with_addresses_of(&asked, bad, end)[3] & 0xf, SERVFAIL);
+        }
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), counts in any::<[u8; 4]>(), end in 0usize..64) {
@@ -391,6 +490,9 @@ mod tests {
                 if bytes.len() > at { (bytes[at - 1], bytes[at]) = (0, count % 5); }
             }
             let _ = leads_home(&bytes, end.max(12), &denied());
+            let _ = leads_straight_home(&bytes, end, &denied());
+            let asked = Query::parse(&query("a", 1)).unwrap();
+            prop_assert!(with_addresses_of(&asked, &bytes, end).len() <= 2 * bytes.len() + asked.question_end());
         }
 
         #[test]

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::asking::Asking;
 use super::message::{NOERROR, NXDOMAIN, Query, REFUSED, Refusal, SERVFAIL};
-use super::policy::{NamePolicy, Verdict, leads_home};
+use super::policy::{NamePolicy, TYPE_A, TYPE_AAAA, Verdict, leads_home, leads_straight_home, with_addresses_of};
 use super::resolv_conf::nameservers;
 use crate::NetworkError;
 use crate::denied::SharedDenied;
@@ -256,7 +256,7 @@ impl Relay {
         }
         let answer = self.ask(query, transport).await;
         if verdict == Verdict::Own {
-            return answer;
+            return self.outwards(query, answer, transport).await;
         }
         if Query::is_truncated(&answer) {
             // It may end in the middle of a record.
@@ -267,6 +267,20 @@ impl Relay {
             Ok(true) => query.failure(NOERROR),
             Err(_) => query.failure(SERVFAIL),
         }
+    }
+
+    /// An answer about a name of the region's own, as it is; but where it leads straight to a device of this home, with the gateways' addresses: pods may
+    /// not go there, and not every router leads its own address back.
+    async fn outwards(&self, query: &Query, answer: Vec<u8>, transport: Transport) -> Vec<u8> {
+        let is_straight = matches!(query.kind(), TYPE_A | TYPE_AAAA)
+            && !Query::is_truncated(&answer)
+            && leads_straight_home(&answer, query.question_end(), &self.denied.get());
+        let Some(gateways) = self.names.zone_query(query.kind()).filter(|_| is_straight) else { return answer };
+        let told = self.ask(&gateways, transport).await;
+        if Query::is_truncated(&told) {
+            return query.truncated();
+        }
+        with_addresses_of(query, &told, gateways.question_end())
     }
 
     /// The answer of the first resolver that gives one; SERVFAIL where none does in time.

@@ -33,6 +33,8 @@ fn respond(query: &[u8], tcp: bool, address: Ipv4Addr) -> Option<Vec<u8>> {
     let label = &query[13..13 + usize::from(query[12])];
     // A public name that leads into the home.
     let address = if label == b"rebind" { Ipv4Addr::new(192, 168, 77, 20) } else { address };
+    // The name of an app whose owner publishes the router's address.
+    let address = if label == b"straight" { Ipv4Addr::new(25, 0, 0, 1) } else { address };
     let mut answer = query.to_vec();
     (answer[2], answer[3]) = (0x81, 0x80);
     let records = match label {
@@ -265,6 +267,36 @@ fn pods_are_not_told_about_the_home() {
             network.stop().await;
         });
     }
+}
+
+#[test]
+fn a_pod_is_led_to_the_gateways_where_the_internet_is_led_straight_to_its_home() {
+    let world = World::new();
+    let mut site = Site::new();
+    serve_names(&world.server.fd(), ip(SERVER4), Ipv4Addr::new(1, 2, 3, 4));
+    site.set_resolvers(&format!("nameserver {SERVER4}\n"));
+    site.zone = Some("test".to_owned());
+    world.host.block_on(|| async {
+        let network = site.start().await;
+        let pod = network.attach("pod", &INTERNET).await.unwrap();
+        let ask = |name: &str| {
+            let (relay, message) = (pod.addresses.dns[0], query_name(5, name));
+            tokio::task::block_in_place(|| {
+                let udp = ask_udp(&pod.netns, relay, &message).unwrap();
+                let mut stream = open_tcp(&pod.netns, relay);
+                write_framed(&mut stream, &message);
+                assert_eq!(read_framed(&mut stream).unwrap(), udp, "{name}");
+                assert_eq!((&udp[..2], udp[3] & 0xf, udp[7]), (&[0, 5][..], 0, 1), "{name}");
+                assert_eq!(udp[12..message.len()], message[12..], "{name}");
+                <[u8; 4]>::try_from(&udp[udp.len() - 4..]).unwrap()
+            })
+        };
+        assert_eq!(ask("straight.test"), [25, 0, 0, 1], "somebody else's home");
+        network.deny(&[ip("25.0.0.1")].into()).await.unwrap();
+        assert_eq!(ask("straight.test"), [1, 2, 3, 4], "as the zone itself has it");
+        assert_eq!(ask("rebind.test"), [192, 168, 77, 20], "a region of the home is where it is");
+        network.stop().await;
+    });
 }
 
 /// Whether a pod's question is answered before the relay loses its patience with a flood that began just now. A flood may fill

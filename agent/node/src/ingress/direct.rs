@@ -85,9 +85,21 @@ pub(crate) async fn run(
     let mut wanted = ingress.inner.direct.subscribe();
     let mut doors: BTreeMap<IpAddr, JoinSet<()>> = BTreeMap::new();
     let mut failed: BTreeMap<IpAddr, io::ErrorKind> = BTreeMap::new();
-    let mut told = None;
+    let (mut told, mut denied) = (None, BTreeSet::new());
     loop {
         let direct = wanted.borrow_and_update().clone();
+        if denied != direct.external_ips {
+            // By these addresses pods would come back into the home; its own are kept from them anyway.
+            match shared.network.deny(&direct.external_ips).await {
+                Ok(()) => denied.clone_from(&direct.external_ips),
+                Err(error) => {
+                    tracing::error!(
+                        error = crate::files::chain(&error),
+                        "pods are not kept from the home's public addresses; trying on"
+                    );
+                }
+            }
+        }
         let there = direct.choose(&addresses.borrow_and_update().clone());
         // What is open ends with its address.
         doors.retain(|ip, _| there.contains(ip));
@@ -128,7 +140,7 @@ pub(crate) async fn run(
         tokio::select! {
             Ok(()) = wanted.changed() => {}
             Ok(()) = addresses.changed() => {}
-            () = sleep(RETRY), if !failed.is_empty() => {}
+            () = sleep(RETRY), if !failed.is_empty() || denied != direct.external_ips => {}
             else => std::future::pending().await,
         }
     }
