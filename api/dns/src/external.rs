@@ -8,7 +8,8 @@
 //! - A machine that passes connections on, such as a gateway, is not the device: devices answer to [`ALPN`] at their own addresses alone.
 //! - Nothing but [`hearth_types::routes::RouteLookup::externals`] says where is asked, which has addresses of the internet alone. Nothing but a
 //!   handshake is sent there, and what comes back is bounded by it.
-//! - At most [`limits::EXTERNAL_AT_ONCE`] are asked at once; those that do not answer are asked ever more rarely, and leave the others room.
+//! - At most [`limits::EXTERNAL_AT_ONCE`] are asked at once, and no address twice at a time; those that do not answer are asked ever more rarely, and leave
+//!   the others room.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -182,24 +183,33 @@ fn places(externals: &[Arc<External>]) -> HashSet<Place> {
     all.take(limits::EXTERNAL_PLACES).collect()
 }
 
-/// Asks those that are due, the longest waiting first.
+/// Asks those that are due.
 fn ask(known: &mut HashMap<Place, Known>, asking: &mut JoinSet<Asked>, asker: &Asker) {
-    let now = Instant::now();
-    let mut due: Vec<(&Place, &mut Known)> =
-        known.iter_mut().filter(|(_, one)| !one.asking && one.due <= now).collect();
-    due.sort_by_key(|(_, one)| one.due);
-    for (place, one) in due {
-        let most = if one.failures == 0 { limits::EXTERNAL_AT_ONCE } else { limits::EXTERNAL_AT_ONCE / 2 };
-        if asking.len() >= most {
-            continue;
-        }
-        one.asking = true;
-        let (asker, place) = (asker.clone(), place.clone());
+    for place in choose(known, Instant::now()) {
+        let asker = asker.clone();
         asking.spawn(async move {
             let key = timeout(limits::EXTERNAL_PATIENCE, asker.who(&place)).await.ok().flatten();
             (place, key)
         });
     }
+}
+
+/// Those that are to be asked now, the longest waiting first: while there is room, of which those that did not answer leave half to the others; and no
+/// address twice at a time, however many owners say that it is theirs.
+fn choose(known: &mut HashMap<Place, Known>, now: Instant) -> Vec<Place> {
+    let mut busy: HashSet<IpAddr> = known.iter().filter(|(_, one)| one.asking).map(|((ip, _), _)| *ip).collect();
+    let mut due: Vec<(&Place, &mut Known)> =
+        known.iter_mut().filter(|(_, one)| !one.asking && one.due <= now).collect();
+    due.sort_by_key(|(_, one)| one.due);
+    let mut chosen = Vec::new();
+    for (place, one) in due {
+        let most = if one.failures == 0 { limits::EXTERNAL_AT_ONCE } else { limits::EXTERNAL_AT_ONCE / 2 };
+        if busy.len() < most && busy.insert(place.0) {
+            one.asking = true;
+            chosen.push(place.clone());
+        }
+    }
+    chosen
 }
 
 fn random() -> u8 {
@@ -331,6 +341,33 @@ mod tests {
         assert_eq!(answering.of(&external), [ip(1), ip(3)]);
         let rotated = External { keys: vec![DeviceKey([1; 32])], ..external };
         assert!(answering.of(&rotated).is_empty(), "a key that was removed proves nothing");
+    }
+
+    #[test]
+    fn those_that_never_answer_leave_room_and_no_address_is_asked_twice_at_a_time() {
+        let now = Instant::now();
+        let place = |number: u32, owner: &str| (IpAddr::from((25 << 24 | number).to_be_bytes()), owner.to_owned());
+        let most = limits::EXTERNAL_AT_ONCE as u32;
+        let dead = Known { failures: 9, ..Known::new(now) };
+        let mut known: HashMap<Place, Known> = (0..2 * most).map(|number| (place(number, "dead"), dead)).collect();
+        let chosen = choose(&mut known, now);
+        assert_eq!(chosen.len() as u32, most / 2);
+        assert!(choose(&mut known, now).is_empty(), "there is no room");
+        // As many others find their room.
+        known.extend((0..2 * most).map(|number| (place(3 * most + number, "alive"), Known::new(now))));
+        assert_eq!(choose(&mut known, now).len() as u32, most / 2);
+
+        let later = now + Duration::from_secs(1);
+        let mut known: HashMap<Place, Known> = ["a", "b", "c"].map(|owner| (place(1, owner), Known::new(now))).into();
+        known.insert(place(2, "d"), Known::new(later));
+        let chosen = choose(&mut known, now);
+        assert_eq!((chosen.len(), chosen[0].0), (1, place(1, "").0));
+        let next = choose(&mut known, later);
+        assert_eq!(next, [place(2, "d")], "the first address is being asked");
+        for one in known.values_mut() {
+            *one = Known { due: later + Duration::from_secs(1), ..one.tried(None, now, 0) };
+        }
+        assert!(choose(&mut known, later).is_empty(), "nothing is due");
     }
 
     #[test]
