@@ -8,7 +8,10 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use hearth_types::acme::Settings;
-use http::{HeaderMap, Request, header::RETRY_AFTER};
+use http::{
+    HeaderMap, Request, StatusCode,
+    header::{ACCEPT_ENCODING, CONTENT_ENCODING, RETRY_AFTER},
+};
 use http_body_util::BodyExt as _;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
@@ -19,8 +22,6 @@ const CONNECT: Duration = Duration::from_secs(10);
 const REQUEST: Duration = Duration::from_secs(30);
 /// The largest answer in bytes: a chain of certificates with alternatives has some 20 KiB.
 const MAX_BODY: usize = 256 << 10;
-/// The largest page of a log in bytes: 256 entries with their chains.
-const MAX_LOG_BODY: usize = 8 << 20;
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -60,11 +61,7 @@ impl Http {
         let mut store = roots(settings.roots.as_deref())?;
         store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         let builder = limits(reqwest::Client::builder().tls_backend_preconfigured(config(store)?));
-        Ok(Self {
-            client: builder.build().map_err(HttpError::Client)?,
-            most: MAX_LOG_BODY,
-            asked_pause: Arc::default(),
-        })
+        Ok(Self { client: builder.build().map_err(HttpError::Client)?, most: MAX_BODY, asked_pause: Arc::default() })
     }
 
     /// The pause that the last refusal asked for; asked once.
@@ -77,6 +74,27 @@ impl Http {
         let response = self.client.get(url).send().await.map_err(other)?.error_for_status().map_err(other)?;
         read(response, self.most).await
     }
+
+    /// What a URL has, of at most so many bytes as they come; `None`: nothing is there. Stores of objects say "forbidden" for that.
+    pub(crate) async fn find(&self, url: &str, most: usize) -> Result<Option<Found>, Error> {
+        let asked = self.client.get(url).header(ACCEPT_ENCODING, "gzip, identity");
+        let response = asked.send().await.map_err(other)?;
+        if matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::GONE | StatusCode::FORBIDDEN) {
+            return Ok(None);
+        }
+        let response = response.error_for_status().map_err(other)?;
+        let encoding = response.headers().get(CONTENT_ENCODING);
+        let encoding = encoding.map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_ascii_lowercase());
+        Ok(Some(Found { body: read(response, most).await?, encoding }))
+    }
+}
+
+/// What a URL has.
+pub(crate) struct Found {
+    /// As it came.
+    pub(crate) body: Bytes,
+    /// How it is compressed (`Content-Encoding`), in lower case.
+    pub(crate) encoding: Option<String>,
 }
 
 fn limits(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {

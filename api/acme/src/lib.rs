@@ -14,12 +14,14 @@
 //! | `account` | the region's account |
 //! | `order` | one order, from its making to the certificate |
 //! | `run` | what is to be done next |
+//! | `metrics` | what is counted |
 //! | `ct` | which certificates of the zone's names nobody here asked for |
 
 mod account;
 mod ct;
 mod facts;
 mod http;
+mod metrics;
 mod order;
 pub mod pace;
 mod run;

@@ -22,6 +22,7 @@ use crate::{
     AcmeConfig,
     account::{self, Authority},
     facts,
+    metrics::Metrics,
     order::{self, OrderError},
     pace::{self, Failure, Issue, Limits, ORDERS_WINDOW, Wish},
     status::{self, View},
@@ -41,12 +42,13 @@ const TRIES: usize = 8;
 /// Orders certificates for as long as it runs.
 pub struct Acme {
     config: AcmeConfig,
+    metrics: Metrics,
 }
 
 impl Acme {
-    /// With these parts.
-    pub fn new(config: AcmeConfig) -> Self {
-        Self { config }
+    /// With these parts; fails where the metrics are registered already.
+    pub fn new(config: AcmeConfig, registry: &prometheus::Registry) -> prometheus::Result<Self> {
+        Ok(Self { config, metrics: Metrics::register(registry)? })
     }
 
     /// Orders whenever this server leads, until `stop`.
@@ -70,7 +72,7 @@ impl Acme {
             let next = if now.here {
                 tokio::select! {
                     next = changed => next,
-                    never = crate::ct::watch(&self.config) => match never {},
+                    never = crate::ct::watch(&self.config, &self.metrics) => match never {},
                     status = lead(&self.config) => {
                         if let Err(status) = status {
                             tracing::warn!(%status, "cannot look at certificates to be ordered; beginning anew");

@@ -14,6 +14,7 @@ use crate::{
     domains::is_custom,
     names::MAX_SUBDOMAIN,
     own_secret,
+    transparency::Log,
 };
 
 /// Certificates in a week for one registered domain at most, unless the operator says otherwise: Let's Encrypt's limit of "New
@@ -73,7 +74,7 @@ pub struct Settings {
     /// No CAA records.
     #[serde(default)]
     pub no_caa: bool,
-    /// Logs of Certificate Transparency that are read for the zone's names.
+    /// Logs of Certificate Transparency that are read for the zone's names, as texts of a [`Log`].
     #[serde(default)]
     pub logs: Vec<String>,
     /// The account, once there is one.
@@ -170,9 +171,7 @@ impl Settings {
         for issuer in &self.issuers {
             crate::names::dns_subdomain(issuer).map_err(|why| format!("the name for CAA {issuer:?}: {why}"))?;
         }
-        // One on this machine may be asked without TLS.
-        let here = |log: &String| log.starts_with("http://127.0.0.1:") || log.starts_with("http://localhost:");
-        self.logs.iter().try_for_each(|log| url("a log", log, if here(log) { "http://" } else { "https://" }))
+        self.logs.iter().try_for_each(|log| Log::parse(log).map(drop))
     }
 
     /// The account, where it is one of this directory.
@@ -226,7 +225,7 @@ pub fn binding_key(text: &str) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-fn url(what: &str, text: &str, scheme: &str) -> Result<(), String> {
+pub(crate) fn url(what: &str, text: &str, scheme: &str) -> Result<(), String> {
     let plain = text.bytes().all(|byte| (0x21..0x7f).contains(&byte));
     if text.starts_with(scheme) && text.contains("://") && text.len() <= MAX_URL && plain {
         return Ok(());

@@ -25,6 +25,7 @@
 //! | [`selector`] | label and field selectors |
 //! | [`store`] | the trait [`store::Store`] and its transactions |
 //! | [`token`] | the join token, as text |
+//! | [`transparency`] | logs of Certificate Transparency, as an operator names them |
 //! | [`tunnel`] | the traits [`tunnel::Dialer`] and [`tunnel::DialNotifier`] |
 //! | [`status`] | the one error that crosses doors, shaped as Kubernetes' `Status` |
 
@@ -61,6 +62,7 @@ pub mod status;
 pub mod store;
 pub mod time;
 pub mod token;
+pub mod transparency;
 pub mod tunnel;
 pub mod validate;
 

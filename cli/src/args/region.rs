@@ -102,8 +102,10 @@ pub(crate) struct RegionAcme {
     /// Publish no CAA records: any authority may issue for the zone, to whoever controls a name.
     #[arg(long, requires = "directory", conflicts_with = "caa_issuer")]
     pub(crate) no_caa: bool,
-    /// A log of Certificate Transparency (RFC 6962) that is read for certificates that no device asked for. Can be repeated.
-    #[arg(long, value_name = "URL", requires = "directory")]
+    /// A log of Certificate Transparency that is read for certificates that no device asked for: `URL` or `URL,key=KEY`. The URL is where it is
+    /// read, an RFC 6962 log's `url` or a static log's `monitoring_url` in the log lists of browsers. KEY is what they have as `key`: with it, all
+    /// that is read is held against what the log signs; without it, the log is believed by its TLS. Can be repeated.
+    #[arg(long, value_name = "URL[,key=KEY]", requires = "directory")]
     pub(crate) ct_log: Vec<String>,
     /// Order no more. Certificates that there are stay in use until they expire.
     #[arg(long, conflicts_with = "directory")]

@@ -219,7 +219,7 @@ pub(super) async fn run_server(
     parts.spawn("membership", keeping);
     parts.spawn("region", region.run(stop()));
     parts.spawn("store", watch_store(Arc::clone(&raft), data.server(), stop()));
-    parts.spawn("metrics", metrics::serve(metrics_listener, registry, stop()));
+    parts.spawn("metrics", metrics::serve(metrics_listener, registry.clone(), stop()));
     parts.spawn("heap", trim_heap(stop()));
     parts.spawn("zone keys", zone::feed_keys(Arc::clone(&signing), keys, stop()));
     parts.spawn("zone gateways", zone::feed_gateways(gateways, locations, handle.servers(), healthy, stop()));
@@ -241,7 +241,7 @@ pub(super) async fn run_server(
         tunnel: tunnel_address,
         relay: relay_address,
     };
-    let acme = Acme::new(AcmeConfig {
+    let config = AcmeConfig {
         zone: report.zone.clone(),
         store: raft.clone(),
         group: raft.clone(),
@@ -249,7 +249,8 @@ pub(super) async fn run_server(
         vault: Arc::new(AcmeSettings::new(Arc::clone(&resources), &ca)?),
         routes: handle.routes(),
         events: handle.events("certificates"),
-    });
+    };
+    let acme = Acme::new(config, &registry)?;
     let starting = async {
         raft.ready().await?;
         first_objects(&resources).await;

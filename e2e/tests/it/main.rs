@@ -44,6 +44,7 @@ mod requests;
 mod services;
 mod status;
 mod trace;
+mod transparency;
 mod volumes;
 // Emulating a machine of another architecture's kernel is not worth a test's time.
 #[cfg(target_arch = "x86_64")]

@@ -1,31 +1,58 @@
-//! Watches logs of Certificate Transparency (RFC 6962) for certificates of the zone's names that no device asked for: a region could have
-//! one issued, as could whoever takes over its DNS, and it is seen here. Whoever reads all of a large public log needs a line for that:
-//! some 2 MB/s.
+//! Watches logs of Certificate Transparency for certificates of the zone's names that no device asked for: a region could have one issued,
+//! as could whoever takes over its DNS, and it is seen here. Whoever reads all of a large public log needs a line for that: some 2 MB/s.
+//!
+//! | module | what it answers |
+//! |---|---|
+//! | `head` | what a log says of its tree, and whether its key signed that; pure |
+//! | `merkle` | whether what was read is what a tree's root commits to; pure |
+//! | `tile` | where tiles of the static API are, and what they hold; pure |
+//! | `entry` | the certificate of an entry, and whose names it has; pure |
+//! | `place` | how far a log was read; pure |
+//! | `source` | a log, by the static API or by RFC 6962 |
+//!
+//! # Guarantees
+//! No entry is passed over: whatever cannot be fetched or read, or is not what the log's tree head commits to, stops that log at its place,
+//! with a word in the log, among the metrics and (but for a log that just does not answer) as an event. What was read is kept as the
+//! tree that it makes, so that all that was ever read of a log from its first entry here on is one history. Where the operator gave the
+//! log's key, that history is what the log signed, at most two days ago.
 //!
 //! # Caveats
-//! The log is believed by its TLS: that it shows everybody the same (its signed tree heads) is left to those who audit logs.
+//! Without the key, the log is believed by its TLS. That a log shows everybody the same history is left to those who compare what others
+//! were shown (witnesses, gossip). That an SCT's certificate comes into the log at all is not checked, nor are the chains of entries.
 
+#[cfg(test)]
+mod decoders;
 mod entry;
+mod head;
+mod merkle;
+mod place;
+mod source;
+mod tile;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hearth_types::{
-    GroupKind, Object, ObjectKey, RequestId, Status, Uid,
+    GroupKind, Object, ObjectKey, RequestId, Status, Timestamp, Uid,
     acme::{self, Settings},
     admission::{Context, Part, prepare_create, prepare_update},
     registry,
     store::{Consistency, Expect, Op, Query, list_all, write_one},
+    transparency::Log,
 };
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use self::entry::Logged;
-use crate::{AcmeConfig, facts, http::Http, status::View};
+pub(crate) use self::source::Failure;
+use self::{
+    entry::Logged,
+    merkle::Prefix,
+    place::Place,
+    source::{Api, LogError, Source},
+};
+use crate::{AcmeConfig, facts, http::Http, metrics::Metrics, order::chain, status::View};
 
 /// How often it is looked which logs there are to watch: a look into memory.
 const LOOK: Duration = Duration::from_secs(5);
@@ -33,41 +60,51 @@ const LOOK: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_mins(1);
 /// The same after a failure.
 const POLL_FAILED: Duration = Duration::from_mins(5);
-/// Entries that are asked for at once; a log may send fewer.
-const BATCH: u64 = 256;
-/// Of a log that is new here, so many of its last entries are read: what was issued a moment before is seen too.
-const FIRST: u64 = 1024;
+/// Of a log that is new here, some of its last entries are read: what was issued a moment before is seen too. From the begin of a tile on.
+const FIRST: u64 = 4 * tile::WIDTH;
 /// Entries of one log in one go; the others wait that long.
 const TURN: u64 = 65_536;
+/// A tree head that is older than this is stale, in milliseconds: logs sign one within a day of the last (their maximum merge delay).
+const STALE: u64 = 48 * 3_600_000;
 /// Certificates that were told of, so that none is told of by each log and as certificate and precertificate.
 const TOLD: usize = 1024;
+/// Logs of which it is kept how far they were read; of those that are not watched any more, the rest.
+const MAX_KEPT: usize = 64;
 /// Where it is kept how far logs were read.
 const NAME: &str = "region-ct";
 
-/// How far a log was read.
-struct Place {
-    next: Option<u64>,
+/// A log that is watched.
+struct Watched {
+    /// How it is read, once it was.
+    api: Option<Api>,
+    /// How far; `None`: it is kept in the store.
+    place: Option<Place>,
+    /// Entries that it has and that were not read.
+    behind: u64,
     due: Instant,
 }
 
-#[derive(Deserialize)]
-struct TreeHead {
-    tree_size: u64,
+/// Why a log was not read to the end of this turn.
+enum Stop {
+    Store(Status),
+    Log(LogError),
 }
 
-#[derive(Deserialize)]
-struct Entries {
-    entries: Vec<Entry>,
+impl From<Status> for Stop {
+    fn from(status: Status) -> Self {
+        Self::Store(status)
+    }
 }
 
-#[derive(Deserialize)]
-struct Entry {
-    leaf_input: String,
+impl From<LogError> for Stop {
+    fn from(error: LogError) -> Self {
+        Self::Log(error)
+    }
 }
 
 /// Watches for as long as it runs.
-pub(crate) async fn watch(config: &AcmeConfig) -> std::convert::Infallible {
-    let mut watch = Watch { config, places: BTreeMap::new(), told: VecDeque::new() };
+pub(crate) async fn watch(config: &AcmeConfig, metrics: &Metrics) -> std::convert::Infallible {
+    let mut watch = Watch { config, metrics, settings: None, logs: BTreeMap::new(), told: VecDeque::new() };
     loop {
         if let Err(status) = watch.turn().await {
             tracing::warn!(%status, "cannot look for certificates that nobody asked for; trying again");
@@ -78,7 +115,10 @@ pub(crate) async fn watch(config: &AcmeConfig) -> std::convert::Infallible {
 
 struct Watch<'a> {
     config: &'a AcmeConfig,
-    places: BTreeMap<String, Place>,
+    metrics: &'a Metrics,
+    /// As they were at the last look.
+    settings: Option<Settings>,
+    logs: BTreeMap<String, Watched>,
     told: VecDeque<(String, String)>,
 }
 
@@ -88,84 +128,149 @@ fn place_key() -> ObjectKey {
 }
 
 /// A log in the ConfigMap: its URL is no name there.
-fn field(log: &str) -> String {
-    facts::sha256(log.as_bytes())[..16].to_owned()
+fn field(url: &str) -> String {
+    facts::sha256(url.as_bytes())[..16].to_owned()
+}
+
+/// Where to begin with a log of so many entries.
+fn first(size: u64) -> u64 {
+    size.saturating_sub(FIRST).next_multiple_of(tile::WIDTH).min(size)
 }
 
 impl Watch<'_> {
     async fn turn(&mut self) -> Result<(), Status> {
         let stored = self.config.store.get(&acme::object_key(), Consistency::Local).await?;
-        let settings = stored.and_then(|object| Settings::read(&object.value()).ok());
-        let logs = settings.as_ref().map(|settings| settings.logs.clone()).unwrap_or_default();
-        self.places.retain(|log, _| logs.contains(log));
-        let Some(settings) = settings.filter(|_| !logs.is_empty()) else { return Ok(()) };
-        for log in logs {
-            if !self.places.contains_key(&log) {
-                let next = self.kept(&log).await?;
-                self.places.insert(log.clone(), Place { next, due: Instant::now() });
+        let read = stored.as_ref().and_then(|object| Settings::read(&object.value()).ok());
+        let texts = read.as_ref().map(|settings| settings.logs.clone()).unwrap_or_default();
+        self.logs.retain(|text, _| texts.contains(text));
+        if self.settings != read {
+            // Whoever changed something wants to see what comes of it.
+            self.logs.values_mut().for_each(|watched| watched.due = Instant::now());
+            self.settings.clone_from(&read);
+        }
+        if let (Some(object), Some(settings)) = (stored, read) {
+            for text in &texts {
+                self.attend(&object, &settings, text).await?;
             }
-            let Some(place) = self.places.get(&log).filter(|place| place.due <= Instant::now()) else { continue };
-            let from = place.next;
-            let (next, pause) = match self.read(&settings, &log, from).await? {
-                Ok((next, whole)) => (Some(next), if whole { POLL } else { Duration::ZERO }),
-                Err(why) => {
-                    tracing::warn!(log, why, "a log of Certificate Transparency cannot be read");
-                    (from, POLL_FAILED)
+        }
+        self.metrics.behind.set(self.logs.values().map(|watched| watched.behind).sum::<u64>().cast_signed());
+        Ok(())
+    }
+
+    /// Reads on in a log, if it is time for that.
+    async fn attend(&mut self, object: &Object, settings: &Settings, text: &str) -> Result<(), Status> {
+        let new = || Watched { api: None, place: None, behind: 0, due: Instant::now() };
+        let mut watched = self.logs.remove(text).unwrap_or_else(new);
+        if watched.due > Instant::now() {
+            self.logs.insert(text.to_owned(), watched);
+            return Ok(());
+        }
+        // What is stored was checked when it was set.
+        let log = Log::parse(text).map_err(Status::internal)?;
+        let pause = match self.read(settings, &log, &mut watched).await {
+            Ok(true) => POLL,
+            Ok(false) => Duration::ZERO,
+            Err(Stop::Store(status)) => return Err(status),
+            Err(Stop::Log(error)) => {
+                let why = chain(&error);
+                self.metrics.failed(error.label());
+                tracing::warn!(log = log.url, why, "a log of Certificate Transparency is not read any further");
+                if error.label() != Failure::Unreachable {
+                    let message = format!("the log {} is not read any further: {why}", log.url);
+                    self.config.events.note(object, true, "TransparencyLogRefused", message);
                 }
-            };
-            if let Some(next) = next.filter(|_| next != from) {
-                self.keep(&log, next).await?;
+                (watched.api, watched.place) = (None, None);
+                POLL_FAILED
             }
-            self.places.insert(log, Place { next, due: Instant::now() + pause });
+        };
+        watched.due = Instant::now() + pause;
+        self.logs.insert(text.to_owned(), watched);
+        Ok(())
+    }
+
+    /// Reads what a log has from its place on; whether that is all.
+    async fn read(&mut self, settings: &Settings, log: &Log, watched: &mut Watched) -> Result<bool, Stop> {
+        let http = Http::for_log(settings).map_err(LogError::Http)?;
+        let mut source = Source::open(&http, log, watched.api).await?;
+        watched.api = Some(source.api);
+        let (size, signed) = (source.head.size, source.head.signed);
+        let place = match watched.place.take() {
+            Some(place) => place,
+            None => self.kept(log).await?,
+        };
+        if place.next() > size {
+            return Err(LogError::Shorter { size, had: place.next() }.into());
+        }
+        let before = match place {
+            Place::New => source.begin(first(size)).await?,
+            Place::Entry(next) => source.begin(next).await?,
+            Place::Tree(prefix) => prefix,
+        };
+        let (prefix, failed) = self.leaves(log, &source, before.clone()).await?;
+        // Also what came before a failure is held against the head, and counts.
+        source.holds(&prefix).await?;
+        watched.behind = size - prefix.size();
+        if prefix != before {
+            self.keep(log, &prefix).await?;
+        }
+        let whole = prefix.size() == size;
+        watched.place = Some(Place::Tree(prefix));
+        let Timestamp(now) = self.config.clock.now();
+        let age = signed.map_or(0, |signed| now.cast_unsigned().saturating_sub(signed));
+        match failed {
+            Some(error) => Err(error.into()),
+            None if whole && age > STALE => Err(LogError::Stale { hours: age / 3_600_000 }.into()),
+            None => Ok(whole),
+        }
+    }
+
+    /// Judges the leaves behind those of a tree, and adds them to it. Ends at the end, after a turn's leaves, or where it says why.
+    async fn leaves(
+        &mut self,
+        log: &Log,
+        source: &Source<'_>,
+        mut tree: Prefix,
+    ) -> Result<(Prefix, Option<LogError>), Status> {
+        let (size, begin) = (source.head.size, tree.size());
+        while tree.size() < size && tree.size() - begin < TURN {
+            let leaves = match source.leaves(tree.size()).await {
+                Ok(leaves) => leaves,
+                Err(error) => return Ok((tree, Some(error))),
+            };
+            self.metrics.entries.inc_by(leaves.len() as u64);
+            for leaf in leaves {
+                match entry::read(&leaf) {
+                    Some(logged) => self.judge(log, &logged).await?,
+                    None => self.unreadable(log, tree.size(), &leaf).await?,
+                }
+                if !tree.push(0, merkle::leaf(&leaf)) {
+                    return Ok((tree, Some(LogError::Missing { entry: size, size })));
+                }
+            }
+        }
+        Ok((tree, None))
+    }
+
+    /// An entry that is no certificate for this release may be one for browsers: where it has the zone's name, it is told.
+    async fn unreadable(&self, log: &Log, index: u64, leaf: &[u8]) -> Result<(), Status> {
+        self.metrics.unreadable.inc();
+        let zone = self.config.zone.as_bytes();
+        if !leaf.windows(zone.len().max(1)).any(|part| part.eq_ignore_ascii_case(zone)) {
+            return Ok(());
+        }
+        tracing::error!(log = log.url, index, "an entry with the zone's name is no certificate that can be read");
+        if let Some(object) = self.config.store.get(&acme::object_key(), Consistency::Local).await? {
+            let message = format!(
+                "entry {index} of the log {} has the zone's name and is no certificate that can be read: look at it with another program",
+                log.url
+            );
+            self.config.events.note(&object, true, "UnreadableCertificate", message);
         }
         Ok(())
     }
 
-    /// Reads what a log has from a place on. Returns where to go on, and whether that is its end; or why it cannot be read.
-    async fn read(
-        &mut self,
-        settings: &Settings,
-        log: &str,
-        from: Option<u64>,
-    ) -> Result<Result<(u64, bool), String>, Status> {
-        let base = log.trim_end_matches('/');
-        let http = match Http::for_log(settings) {
-            Ok(http) => http,
-            Err(error) => return Ok(Err(crate::order::chain(&error))),
-        };
-        let head: TreeHead = match fetch(&http, &format!("{base}/ct/v1/get-sth")).await {
-            Ok(head) => head,
-            Err(why) => return Ok(Err(why)),
-        };
-        let size = head.tree_size;
-        let mut next = from.unwrap_or_else(|| size.saturating_sub(FIRST));
-        if next > size {
-            return Ok(Err(format!("it has {size} entries, and had {next}: a log never gets shorter")));
-        }
-        let end = size.min(next.saturating_add(TURN));
-        while next < end {
-            let last = end.min(next + BATCH) - 1;
-            let page: Entries = match fetch(&http, &format!("{base}/ct/v1/get-entries?start={next}&end={last}")).await {
-                Ok(page) => page,
-                Err(why) => return Ok(Err(why)),
-            };
-            if page.entries.is_empty() {
-                return Ok(Err(format!("it does not give entry {next}, though it has {size}")));
-            }
-            let wanted = usize::try_from(last + 1 - next).unwrap_or(usize::MAX);
-            for entry in page.entries.iter().take(wanted) {
-                let logged = STANDARD.decode(&entry.leaf_input).ok().and_then(|leaf| entry::read(&leaf));
-                if let Some(logged) = logged {
-                    self.judge(log, &logged).await?;
-                }
-                next += 1;
-            }
-        }
-        Ok(Ok((next, end == size)))
-    }
-
     /// Tells the owners whose names a certificate has, unless a device of theirs asked for it.
-    async fn judge(&mut self, log: &str, logged: &Logged) -> Result<(), Status> {
+    async fn judge(&mut self, log: &Log, logged: &Logged) -> Result<(), Status> {
         let owners = entry::owners(logged, &self.config.zone);
         if owners.is_empty() {
             return Ok(());
@@ -183,13 +288,15 @@ impl Watch<'_> {
         }
         let names: Vec<&str> = logged.names.iter().map(String::as_str).take(10).collect();
         let message = format!(
-            "a certificate for {} that no device asked for is in the log {log}: issuer {:?}, serial {}, key {}; unless you know whose it is, \
+            "a certificate for {} that no device asked for is in the log {}: issuer {:?}, serial {}, key {}; unless you know whose it is, \
              have its issuer revoke it, and look who can change the region's DNS",
             names.join(", "),
+            log.url,
             logged.issuer,
             logged.serial,
             logged.spki
         );
+        self.metrics.unexpected.inc();
         tracing::error!(names = ?names, issuer = logged.issuer, serial = logged.serial, "a certificate that no device asked for");
         for owner in owners {
             let of_owner = views.iter().find(|view| view.object.namespace() == owner).map(|view| view.object.clone());
@@ -218,40 +325,41 @@ impl Watch<'_> {
         }
     }
 
-    async fn kept(&self, log: &str) -> Result<Option<u64>, Status> {
+    async fn kept(&self, log: &Log) -> Result<Place, Status> {
         let stored = self.config.store.get(&place_key(), Consistency::Linearizable).await?;
         let value = stored.map(|object| object.value()).unwrap_or_default();
-        let text = value.pointer("/data").and_then(|data| data.get(field(log))).and_then(Value::as_str);
-        Ok(text.and_then(|text| text.split(' ').next()?.parse().ok()))
+        let text = value.pointer("/data").and_then(|data| data.get(field(&log.url))).and_then(Value::as_str);
+        Ok(text.map_or(Place::New, Place::read))
     }
 
-    async fn keep(&self, log: &str, next: u64) -> Result<(), Status> {
+    async fn keep(&self, log: &Log, prefix: &Prefix) -> Result<(), Status> {
         let info = registry::of_kind(&GroupKind::CONFIG_MAP).ok_or_else(|| Status::internal("no kind ConfigMap"))?;
         let now = self.config.clock.now();
         let uid = Uid::from(uuid::Uuid::new_v4().to_string());
         let context = Context { now, uid, suffix: "", zone: &self.config.zone };
+        let (field, kept) = (field(&log.url), Place::write(prefix, &log.url));
         let old = self.config.store.get(&place_key(), Consistency::Linearizable).await?;
         let op = if let Some(old) = &old {
             let mut value = old.value();
-            if !value["data"].is_object() {
-                value["data"] = json!({});
+            let mut data = value["data"].as_object().cloned().unwrap_or_default();
+            data.insert(field, json!(kept));
+            if data.len() > MAX_KEPT {
+                let watched = self.settings.iter().flat_map(|settings| &settings.logs);
+                let watched: BTreeSet<_> =
+                    watched.filter_map(|text| Log::parse(text).ok()).map(|log| self::field(&log.url)).collect();
+                data.retain(|field, _| watched.contains(field));
             }
-            value["data"][field(log)] = json!(format!("{next} {log}"));
+            value["data"] = data.into();
             let object = prepare_update(info, old, value, Part::Region, &context)?.object;
             Op::Update { object, expect: Expect::same(old) }
         } else {
             let key = place_key();
             let value = json!({"apiVersion": "v1", "kind": "ConfigMap",
                     "metadata": {"name": key.name, "namespace": key.namespace},
-                    "data": {field(log): format!("{next} {log}")}});
+                    "data": {field: kept}});
             Op::Create { object: prepare_create(info, value, &context)?.object }
         };
         let id = RequestId::from(format!("ct-{}", uuid::Uuid::new_v4().simple()));
         write_one(self.config.store.as_ref(), id, op, now).await.map(drop)
     }
-}
-
-async fn fetch<T: serde::de::DeserializeOwned>(http: &Http, url: &str) -> Result<T, String> {
-    let body = http.get(url).await.map_err(|error| crate::order::chain(&error))?;
-    serde_json::from_slice(&body).map_err(|error| format!("{url}: {error}"))
 }
