@@ -28,7 +28,9 @@ type Hash = [u8; 32];
 
 fn sha256(parts: &[&[u8]]) -> Hash {
     let mut context = Sha256::new(&SHA256);
-    parts.iter().for_each(|part| context.update(part));
+    for part in parts {
+        context.update(part);
+    }
     context.finish().as_ref().try_into().expect("32 bytes")
 }
 
