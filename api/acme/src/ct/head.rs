@@ -276,6 +276,10 @@ pub(crate) mod tests {
         let text = note.split_once("\n\n").expect("a note").0;
         let named = format!("{text}\n\n{}", signer.line("ct.example/2026h2", TIME, 300, &root));
         assert_eq!(checkpoint(named.as_bytes(), Some(&signer.key)), Err(HeadError::NotSigned));
+        // The same with the id of the log's own.
+        let (_, own) = note.rsplit_once(' ').expect("a signature");
+        let borrowed = format!("{text}\n\n\u{2014} ct.example/2026h2 {own}");
+        assert_eq!(checkpoint(borrowed.as_bytes(), Some(&signer.key)), Err(HeadError::NotSigned));
         // What is not covered is not there.
         let extended = note.replacen("\n\n", "\nmore\n\n", 1);
         assert!(matches!(checkpoint(extended.as_bytes(), Some(&signer.key)), Err(HeadError::Checkpoint(_))));

@@ -225,6 +225,11 @@ async fn a_log_of_rfc_6962_proves_its_tree_by_consistency() {
     let mut other = Prefix::default();
     assert!(all[..100].iter().rev().all(|hash| other.push(0, *hash)));
     assert_eq!(source.holds(&other).await.expect_err("another past").label(), Failure::Inconsistent);
+    // A head that is another tree's is proved by nothing.
+    server.put_body("ct/v1/get-sth", signer.sth(TIME, 300, &root(&all[1..])));
+    let mut strange = server.open(None).await.expect("a log");
+    assert_eq!(strange.begin(100).await.expect_err("another tree").label(), Failure::Inconsistent);
+    assert_eq!(strange.holds(&known).await.expect_err("another tree").label(), Failure::Inconsistent);
     server.put_body("ct/v1/get-sth-consistency?first=100&second=300", r#"{"consistency":["AAAA"]}"#);
     assert_eq!(source.begin(100).await.expect_err("no hash").label(), Failure::Malformed);
     server.put_body("ct/v1/get-entries?start=0&end=255", r#"{"entries":[]}"#);
