@@ -113,6 +113,11 @@ impl Pebble {
         format!("https://{}/dir", self.config["pebble"]["listenAddress"].as_str().unwrap_or_default())
     }
 
+    /// What its directory has.
+    pub(crate) fn read_directory(&self) -> Result<String> {
+        self.fetch("listenAddress", "/dir")
+    }
+
     /// The root under which it issues, as a file. It has another after each start.
     pub(crate) fn root(&self) -> Result<PathBuf> {
         let path = self.folder.path().join("root.pem");

@@ -40,6 +40,7 @@ mod power;
 mod pressure;
 mod recover;
 mod relay;
+mod renewal;
 mod requests;
 mod services;
 mod status;
