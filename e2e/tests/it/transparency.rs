@@ -335,6 +335,7 @@ fn a_static_log_is_read_as_far_as_it_is_signed_and_what_it_commits_to() -> Resul
         let der = strange(&format!("{name}.alice.hearth.internal"))?;
         entries[index] = if index == 199 { Submitted::Precertificate(tbs(&der)?) } else { Submitted::Certificate(der) };
     }
+    entries[6] = Submitted::Certificate(b"what no program reads, of odd.Alice.HEARTH.internal".to_vec());
     let log = StaticLog::start(entries)?;
     let watched = format!("{},key={}", log.url(), STANDARD.encode(log.signer.spki()));
     let all_told = |names: &[&str]| {
@@ -351,6 +352,11 @@ fn a_static_log_is_read_as_far_as_it_is_signed_and_what_it_commits_to() -> Resul
     ensure!(instance.refused(&format!("{} --ct-log {},key=AAAA", settings.line, log.url()))?.contains("log lists"));
     settings.say(&[&watched])?;
     all_told(&["login"])?;
+    instance.eventually("it is told of the one that cannot be read", || {
+        let events = instance.run("get events -n kube-system -o json")?;
+        ensure!(events.contains("UnreadableCertificate") && events.contains("entry 6 of the log"), "{events}");
+        Ok(())
+    })?;
     let place = || -> Result<String> { Ok(instance.get("configmap", "region-ct", "kube-system")?["data"].to_string()) };
     instance.eventually("its place is kept", || {
         let kept = place()?;

@@ -14,7 +14,7 @@
 //! No entry is passed over: whatever cannot be fetched or read, or is not what the log's tree head commits to, stops that log at its place,
 //! with a word in the log, among the metrics and (but for a log that just does not answer) as an event. What was read is kept as the
 //! tree that it makes, so that all that was ever read of a log from its first entry here on is one history. Where the operator gave the
-//! log's key, that history is what the log signed, at most two days ago.
+//! log's key, that history is what the log signed, and it is told where it signed nothing new for two days.
 //!
 //! # Caveats
 //! Without the key, the log is believed by its TLS. That a log shows everybody the same history is left to those who compare what others
@@ -65,7 +65,8 @@ const FIRST: u64 = 4 * tile::WIDTH;
 /// Entries of one log in one go; the others wait that long.
 const TURN: u64 = 65_536;
 /// A tree head that is older than this is stale, in milliseconds: logs sign one within a day of the last (their maximum merge delay).
-const STALE: u64 = 48 * 3_600_000;
+const STALE: u64 = 2 * DAY;
+const DAY: u64 = 24 * 3_600_000;
 /// Certificates that were told of, so that none is told of by each log and as certificate and precertificate.
 const TOLD: usize = 1024;
 /// Logs of which it is kept how far they were read; of those that are not watched any more, the rest.
@@ -135,6 +136,12 @@ fn field(url: &str) -> String {
 /// Where to begin with a log of so many entries.
 fn first(size: u64) -> u64 {
     size.saturating_sub(FIRST).next_multiple_of(tile::WIDTH).min(size)
+}
+
+/// What is said of a tree head that was signed too long ago, in milliseconds since 1970; nothing of one whose time is not known.
+fn stale(signed: Option<u64>, now: Timestamp) -> Option<LogError> {
+    let age = u64::try_from(now.0).unwrap_or_default().saturating_sub(signed?);
+    (age > STALE).then_some(LogError::Stale { days: age / DAY })
 }
 
 impl Watch<'_> {
@@ -215,12 +222,10 @@ impl Watch<'_> {
         }
         let whole = prefix.size() == size;
         watched.place = Some(Place::Tree(prefix));
-        let Timestamp(now) = self.config.clock.now();
-        let age = signed.map_or(0, |signed| now.cast_unsigned().saturating_sub(signed));
         match failed {
             Some(error) => Err(error.into()),
-            None if whole && age > STALE => Err(LogError::Stale { hours: age / 3_600_000 }.into()),
-            None => Ok(whole),
+            None if whole => stale(signed, self.config.clock.now()).map_or(Ok(true), |error| Err(error.into())),
+            None => Ok(false),
         }
     }
 
@@ -361,5 +366,29 @@ impl Watch<'_> {
         };
         let id = RequestId::from(format!("ct-{}", uuid::Uuid::new_v4().simple()));
         write_one(self.config.store.as_ref(), id, op, now).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_that_was_signed_long_ago_is_stale() {
+        let now = Timestamp(1_800_000_000_000);
+        let days = |signed: Option<u64>| match stale(signed, now) {
+            Some(LogError::Stale { days }) => Some(days),
+            _ => None,
+        };
+        let ago = |age: u64| Some(1_800_000_000_000 - age);
+        assert_eq!([days(None), days(ago(0)), days(ago(STALE)), days(Some(u64::MAX))], [None; 4]);
+        assert_eq!([days(ago(STALE + 1)), days(ago(30 * DAY))], [Some(2), Some(30)]);
+    }
+
+    #[test]
+    fn a_log_that_is_new_here_is_begun_with_its_last_entries_at_a_tile() {
+        for (size, begin) in [(0, 0), (1, 0), (1024, 0), (1025, 256), (1280, 256), (70_000, 69_120)] {
+            assert_eq!(first(size), begin, "{size}");
+        }
     }
 }

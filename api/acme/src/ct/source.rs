@@ -73,9 +73,9 @@ pub(crate) enum LogError {
     )]
     Inconsistent { read: u64, size: u64 },
     #[error(
-        "its newest tree head is {hours} hours old: it is shown an old state, or takes nothing any more; where it was shut down, watch another"
+        "its newest tree head is {days} days old: it is shown an old state, or takes nothing any more; where it was shut down, watch another"
     )]
-    Stale { hours: u64 },
+    Stale { days: u64 },
 }
 
 impl LogError {
