@@ -60,7 +60,6 @@ mod rate;
 mod resolver;
 mod rrset;
 mod server;
-mod slots;
 mod tcp;
 mod udp;
 mod zone;

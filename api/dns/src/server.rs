@@ -7,15 +7,12 @@ use std::{
     time::Instant,
 };
 
-use hearth_types::{Clock, routes::RouteLookup};
+use hearth_types::{Clock, callers::Slots, routes::RouteLookup};
 use prometheus::Registry;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    Answerer, Asking, DnsConfig, DnsError, Outcome, Silence, Transport, limits, metrics::Metrics, slots::Slots, tcp,
-    udp,
-};
+use crate::{Answerer, Asking, DnsConfig, DnsError, Outcome, Silence, Transport, limits, metrics::Metrics, tcp, udp};
 
 /// A name server that has its sockets; [`DnsServer::run`] makes it serve.
 pub struct DnsServer {

@@ -2,6 +2,7 @@
 
 use std::{io, net::IpAddr, sync::Arc};
 
+use hearth_types::callers::{Full, Slot, Slots};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -9,11 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{
-    Transport, limits,
-    server::Responder,
-    slots::{Slot, Slots},
-};
+use crate::{Transport, limits, server::Responder};
 
 /// Bytes of the length before each message (RFC 1035 section 4.2.2).
 const LENGTH: usize = 2;
@@ -42,7 +39,11 @@ pub(crate) async fn serve(listener: &TcpListener, slots: &Slots, responder: &Arc
         let slot = match slots.take(client.ip()) {
             Ok(slot) => slot,
             Err(full) => {
-                responder.metrics.tcp_refused.with_label_values(&[full.label()]).inc();
+                let limit = match full {
+                    Full::All => "connections",
+                    Full::Caller => "connections_of_client",
+                };
+                responder.metrics.tcp_refused.with_label_values(&[limit]).inc();
                 continue;
             }
         };

@@ -8,32 +8,13 @@ use std::{
     time::Duration,
 };
 
+use hearth_types::callers::Caller;
 use tokio::time::Instant;
 
 use crate::{
     limits::{MAX_REMEMBERED, Share},
     metrics::Outcome,
 };
-
-/// Those who count as one caller: an IPv4 address, or an IPv6 /64, since a home has at least that many addresses
-/// to itself (RFC 6177).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Caller {
-    V4([u8; 4]),
-    V6([u16; 4]),
-}
-
-impl Caller {
-    fn of(ip: IpAddr) -> Self {
-        match ip.to_canonical() {
-            IpAddr::V4(ip) => Self::V4(ip.octets()),
-            IpAddr::V6(ip) => {
-                let [a, b, c, d, ..] = ip.segments();
-                Self::V6([a, b, c, d])
-            }
-        }
-    }
-}
 
 /// What one of many who share has of the connections.
 #[derive(Debug)]
@@ -121,7 +102,7 @@ impl Admission {
 
     /// A permit, or which limit stands against it.
     pub(crate) fn admit(self: &Arc<Self>, ip: IpAddr) -> Result<Permit, Outcome> {
-        let caller = Caller::of(ip);
+        let caller = Caller::from(ip);
         let mut open = self.lock();
         if open.total >= self.total {
             return Err(Outcome::RefusedTotal);
@@ -178,14 +159,6 @@ mod tests {
         Admission::new(total, &caller, &owner)
     }
 
-    #[test]
-    fn a_caller_is_an_ipv4_address_or_an_ipv6_network() {
-        let same = [("192.0.2.1", "::ffff:192.0.2.1"), ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9")];
-        let different = [("192.0.2.1", "192.0.2.2"), ("2001:db8:1:2::1", "2001:db8:1:3::1")];
-        assert!(same.iter().all(|(a, b)| Caller::of(ip(a)) == Caller::of(ip(b))));
-        assert!(different.iter().all(|(a, b)| Caller::of(ip(a)) != Caller::of(ip(b))));
-    }
-
     #[tokio::test(start_paused = true)]
     async fn limits_hold_and_places_are_given_back() {
         let admission = admission(3, share(2, 10, 100), share(2, 10, 100));
@@ -230,7 +203,7 @@ mod tests {
         }
         let open = admission.lock();
         assert!(open.callers.uses.len() <= MAX_REMEMBERED);
-        assert_eq!(open.callers.uses[&Caller::of(ip("192.0.2.1"))].open, 1);
+        assert_eq!(open.callers.uses[&Caller::from(ip("192.0.2.1"))].open, 1);
         drop(open);
         drop(kept);
     }

@@ -12,6 +12,7 @@
 //! | [`admission`] | how an object that somebody sent becomes one that may be stored |
 //! | [`validate`] | names, specs and fields, with the path of what is wrong |
 //! | [`patch`] | merge patch and three-way apply |
+//! | [`callers`] | who counts as one caller, and how many connections each may have |
 //! | [`external`] | which devices the internet reaches at an address of their own |
 //! | [`group`] | the servers of a region: who belongs, who leads, how they call each other |
 //! | [`hours`] | hours of a week in the time of a place |
@@ -31,6 +32,7 @@
 
 pub mod acme;
 pub mod admission;
+pub mod callers;
 pub mod condition;
 pub mod dns;
 pub mod domains;

@@ -25,6 +25,7 @@ use std::{
 
 use hearth_types::{
     GroupKind,
+    callers::Slots,
     kinds::{Device, IntOrString, ProxyProtocol, Route, RouteProtocol},
     lan::name_of,
     names::dns_subdomain,
@@ -32,10 +33,8 @@ use hearth_types::{
 };
 use tokio::sync::{Semaphore, watch};
 
-use header::Call;
-
 use direct::Direct;
-use place::Outsiders;
+use header::Call;
 
 pub(crate) use certs::Certificates;
 pub(crate) use flow::{Sockets, sockets_inside};
@@ -105,7 +104,7 @@ struct Inner {
     connections: Arc<Semaphore>,
     flows: Arc<Semaphore>,
     neighbours: Arc<Semaphore>,
-    outsiders: Arc<Outsiders>,
+    outsiders: Slots,
     /// At which addresses of its own this device serves.
     direct: watch::Sender<Direct>,
     tls: Arc<rustls::ServerConfig>,
@@ -144,7 +143,7 @@ impl Ingress {
                 connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
                 flows: Arc::new(Semaphore::new(MAX_FLOWS)),
                 neighbours: Arc::new(Semaphore::new(MAX_NEIGHBOURS)),
-                outsiders: Arc::new(Outsiders::new(MAX_OUTSIDERS, MAX_OF_ONE_OUTSIDER)),
+                outsiders: Slots::new(MAX_OUTSIDERS, MAX_OF_ONE_OUTSIDER),
                 direct: watch::channel(Direct::default()).0,
                 tls: Arc::new(tls),
                 prover: Arc::new(prover),
