@@ -306,19 +306,22 @@ impl OpenDevices {
 /// the other has to do something, which a chain of short work, such as requests are, has to wait for at each of its links.
 fn set_share(h: &Hierarchy, rel: &Path, millis: Option<u64>) -> io::Result<()> {
     let dir = h.mount.join(rel);
-    let file = dir.join("cpu.idle");
-    let idle = |value: &str| if file.exists() { write(&file, value) } else { Ok(()) };
-    // What is idle takes no share.
-    idle("0")?;
     let shares = (millis.unwrap_or(0).saturating_mul(SHARES_PER_CPU) / 1000).clamp(MIN_SHARES, 262_144);
+    let (idle, asks) = (dir.join("cpu.idle"), shares > MIN_SHARES);
+    if idle.exists() {
+        write(&idle, if asks { "0" } else { "1" })?;
+        if !asks {
+            // That is the least share too, and it takes no other.
+            return Ok(());
+        }
+    }
     if h.v2 {
         // The kernel's documented conversion from shares (2 to 262144) to weight (1 to 10000).
         let weight = 1 + (shares - 2) * 9999 / 262_142;
-        write(&dir.join("cpu.weight"), &weight.to_string())?;
+        write(&dir.join("cpu.weight"), &weight.to_string())
     } else {
-        write(&dir.join("cpu.shares"), &shares.to_string())?;
+        write(&dir.join("cpu.shares"), &shares.to_string())
     }
-    if shares == MIN_SHARES { idle("1") } else { Ok(()) }
 }
 
 /// The quota of CPU time in thousandths of a core; `None` takes it away.
