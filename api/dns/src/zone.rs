@@ -430,8 +430,10 @@ impl Zone {
 
 /// The public addresses of a name's device at which it was found. What may not be told is not, whoever says so.
 fn external(hostname: &str, reach: Reach, facts: &Facts<'_>) -> Vec<IpAddr> {
-    let device = facts.routes.external(hostname).filter(|_| reach == Reach::Near);
-    let found = device.map(|device| facts.answering.of(&device)).unwrap_or_default();
+    if reach != Reach::Near || facts.answering.is_empty() {
+        return Vec::new();
+    }
+    let found = facts.routes.external(hostname).map(|device| facts.answering.of(&device)).unwrap_or_default();
     found.into_iter().filter(|ip| is_global(*ip)).collect()
 }
 
