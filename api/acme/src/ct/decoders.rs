@@ -1,5 +1,5 @@
 //! What the watch of Certificate Transparency reads of strangers' bytes, for fuzzing and for its seeds: none of it may panic, whatever the
-//! bytes are, and what is said here must hold. `fuzz/` takes this file and those it names by their paths.
+//! bytes are, and what is said here must hold. `fuzz/targets/ct` takes this file and those it names by their paths.
 
 use hearth_types::transparency::LogKey;
 
