@@ -96,9 +96,23 @@ impl<'a> Traces<'a> {
             grep(what, &command::succeed(self.instance.program(program).args(arguments.split(' ')))?);
         }
         grep("namespace", &command::run("ip", ["netns", "list"])?);
-        grep("cgroup", &command::run("find", ["/sys/fs/cgroup", "-type", "d", "-name", "hearth-*"])?);
+        grep("cgroup", &cgroups(Path::new("/sys/fs/cgroup")).join("\n"));
         Ok(found)
     }
+}
+
+/// The cgroups of all instances below a directory. Those of others come and go meanwhile.
+fn cgroups(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if entry.file_name().to_string_lossy().starts_with("hearth-") {
+                found.push(entry.path().display().to_string());
+            }
+            found.extend(cgroups(&entry.path()));
+        }
+    }
+    found
 }
 
 /// Whether a path is in a directory, the directory itself excepted: a test may have mounted that.

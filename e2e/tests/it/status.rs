@@ -44,10 +44,14 @@ fn an_owner_sees_in_a_browser_what_they_have_and_what_is_away_and_nobody_else_do
     }
 
     // The device goes away: its agent is killed, and nobody starts it again meanwhile.
-    let ([agent], [supervisor]) = (&instance.pids(" agent ")[..], &instance.pids(" up ")[..]) else {
-        anyhow::bail!("one agent and its supervisor were expected")
-    };
-    let signal = |name: &str, pid: &u32| command::run("kill", [name, &pid.to_string()]);
+    // What they start has their command line for a moment.
+    let (agent, supervisor) = instance.eventually("one agent and its supervisor", || {
+        match (&instance.pids(" agent ")[..], &instance.pids(" up ")[..]) {
+            ([agent], [supervisor]) => Ok((*agent, *supervisor)),
+            other => anyhow::bail!("{other:?}"),
+        }
+    })?;
+    let signal = |name: &str, pid: u32| command::run("kill", [name, &pid.to_string()]);
     signal("-STOP", supervisor)?;
     signal("-KILL", agent)?;
     let away = instance.eventually("the page says that the device is away", || {
