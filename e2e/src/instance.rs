@@ -198,6 +198,12 @@ impl Instance {
         status[field].as_str().map(str::to_owned).with_context(|| format!("no {field} in {status}"))
     }
 
+    /// What Prometheus is told at one address of the status: `metrics` or `deviceMetrics`.
+    pub fn scrape(&self, field: &str) -> Result<String> {
+        let url = format!("http://{}/metrics", self.address(field)?);
+        command::run("curl", ["-sS", "--fail", "--max-time", "5", &url])
+    }
+
     /// curl, through the gateway, trusting the region's CA alone. Arguments go before the URL.
     pub fn curl(&self, host: &str, path: &str, arguments: &[&str]) -> Result<Command> {
         let gateway = self.address("gateway")?;

@@ -68,8 +68,8 @@ pub(crate) struct Pebble {
 }
 
 impl Pebble {
-    pub(crate) const KID: &str = "hearth";
-    pub(crate) const KEY: &str = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+    const KID: &str = "hearth";
+    const KEY: &str = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
 
     /// Its certificates are valid for so many seconds, and its accounts belong to external ones.
     pub(crate) fn start(dns: &str, valid_seconds: u64) -> Result<Self> {
@@ -107,6 +107,17 @@ impl Pebble {
         let address = self.config["pebble"][which].as_str().context("an address")?;
         let cacert = self.door.display().to_string();
         run("curl", ["-sS", "--fail", "--max-time", "5", "--cacert", &cacert, &format!("https://{address}{path}")])
+    }
+
+    /// The words of `hearth region acme` by which it is used at a directory: its own, or that of who stands before it.
+    pub(crate) fn account(&self, instance: &Instance, directory: &str) -> Result<String> {
+        let key = instance.path().join("eab.key");
+        std::fs::write(&key, Self::KEY)?;
+        let (root, kid) = (self.door.display(), Self::KID);
+        Ok(format!(
+            "--directory {directory} --accept-terms --roots {root} --eab-kid {kid} --eab-key-file {}",
+            key.display()
+        ))
     }
 
     pub(crate) fn directory(&self) -> String {
@@ -175,24 +186,16 @@ fn a_device_serves_a_certificate_of_an_authority_renews_it_and_keeps_it_while_th
     let instance = Instance::up("none")?;
     serve(&instance)?;
     let mut pebble = Pebble::start(&instance.address("dns")?, 16)?;
-    let key = instance.path().join("eab.key");
-    std::fs::write(&key, Pebble::KEY)?;
-    let order = |binding: &str| {
-        format!(
-            "region acme --directory {} --contact ops@hearth.internal --roots {} --caa-issuer pebble.example {binding}",
-            pebble.directory(),
-            pebble.door.display()
-        )
-    };
-    ensure!(instance.refused(&order(""))?.contains("--accept-terms"), "nobody agrees for the operator");
-    instance.run(&order("--accept-terms"))?;
+    let order = |words: &str| format!("region acme --contact ops@hearth.internal --caa-issuer pebble.example {words}");
+    let without = format!("--directory {} --roots {}", pebble.directory(), pebble.door.display());
+    ensure!(instance.refused(&order(&without))?.contains("--accept-terms"), "nobody agrees for the operator");
+    instance.run(&order(&format!("{without} --accept-terms")))?;
     instance.eventually("it is told that an external account is needed", || {
         let events = instance.run("get events -n kube-system -o json")?;
         ensure!(events.contains("AccountRefused") && events.contains("--eab-kid"), "{events}");
         Ok(())
     })?;
-    let shown =
-        instance.run(&order(&format!("--accept-terms --eab-kid {} --eab-key-file {}", Pebble::KID, key.display())))?;
+    let shown = instance.run(&order(&pebble.account(&instance, &pebble.directory())?))?;
     ensure!(!shown.contains(Pebble::KEY), "{shown}");
     ensure!(!instance.run("get secret region-acme -n kube-system -o yaml")?.contains(Pebble::KEY), "it is sealed");
     let root = pebble.root()?;
@@ -233,8 +236,15 @@ fn a_device_serves_a_certificate_of_an_authority_renews_it_and_keeps_it_while_th
     Ok(())
 }
 
+/// Caddy, with the `Caddyfile` of a folder.
+pub(crate) fn start_caddy(folder: &Path) -> Result<Running> {
+    let mut command = Command::new(caddy());
+    command.args(["run", "--adapter", "caddyfile", "--config"]).arg(folder.join("Caddyfile"));
+    Running::quiet(command.env("HOME", folder))
+}
+
 /// The program: installed, or unpacked where `scripts/deps.sh` puts it.
-pub(crate) fn caddy() -> PathBuf {
+fn caddy() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     let unpacked = target.join("debian/caddy/usr/bin/caddy");
     if unpacked.is_file() { unpacked } else { "caddy".into() }

@@ -36,7 +36,7 @@ fn limits(more: &str) -> Value {
 
 /// How many heartbeats the region has had, and how many of them were at most five seconds late.
 fn heartbeats(instance: &Instance) -> Result<(u64, u64)> {
-    let text = command::run("curl", ["-sf", &format!("http://{}/metrics", instance.address("metrics")?)])?;
+    let text = instance.scrape("metrics")?;
     let value = |name: &str| -> Result<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
         Ok(line.trim().parse::<f64>()? as u64)

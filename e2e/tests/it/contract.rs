@@ -42,7 +42,7 @@ fn up_answers_as_pasted_and_down_leaves_nothing_but_data() -> Result<()> {
         ("metrics", "hearth_tunnel_dials_total{result=\"ok\"}"),
         ("deviceMetrics", "hearth_tunnel_streams_total{kind=\"ingress\"}"),
     ] {
-        let text = command::run("curl", ["-sS", "--fail", &format!("http://{}/metrics", instance.address(field)?)])?;
+        let text = instance.scrape(field)?;
         let count =
             text.lines().find_map(|line| line.strip_prefix(metric)).with_context(|| format!("no {metric}: {text}"))?;
         ensure!(count.trim().parse::<f64>()? >= 2.0, "the probe of `up`, and the line that was pasted: {count}");
@@ -139,8 +139,13 @@ fn up_in_the_foreground_ends_by_a_down_from_elsewhere() -> Result<()> {
     for flag in ["--listen-api", "--listen-gateway", "--listen-dns", "--listen-metrics", "--listen-device-metrics"] {
         up.args([flag, "127.0.0.1:0"]);
     }
-    let mut up = up.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    let ready = instance.eventually("it answers", || instance.fetch("notes.alice.hearth.internal", "/healthz"));
+    let said = tempfile::NamedTempFile::new()?;
+    let mut up = up.stdin(Stdio::null()).stdout(said.reopen()?).stderr(Stdio::null()).spawn()?;
+    let ready = instance.eventually("it answers, and says so", || {
+        let said = fs::read_to_string(said.path())?;
+        ensure!(said.contains("press Ctrl-C"), "{said}");
+        instance.fetch("notes.alice.hearth.internal", "/healthz")
+    });
     let traces = Traces::of(&instance);
     let stopped = ready.and_then(|_| {
         let mut down = Command::new(binary());
@@ -149,10 +154,10 @@ fn up_in_the_foreground_ends_by_a_down_from_elsewhere() -> Result<()> {
     if stopped.is_err() {
         up.kill()?;
     }
-    let ended = up.wait_with_output()?;
+    let ended = up.wait()?;
     stopped?;
-    let said = String::from_utf8_lossy(&ended.stdout).into_owned();
-    ensure!(ended.status.success(), "{}: {said}", ended.status);
+    let said = fs::read_to_string(said.path())?;
+    ensure!(ended.success(), "{ended}: {said}");
     ensure!(said.contains("curl ") && said.contains("press Ctrl-C"), "{said}");
     let left = traces?.now()?;
     ensure!(left.is_empty(), "left behind: {left:#?}");
@@ -313,8 +318,7 @@ fn joining_makes_the_namespace_of_the_owner_that_the_device_says() -> Result<()>
 fn metrics_of_server_and_device_are_valid() -> Result<()> {
     let instance = Instance::up("none")?;
     for (field, expected) in [("metrics", "hearth_api_requests"), ("deviceMetrics", "hearth_agent")] {
-        let address = instance.address(field)?;
-        let text = command::run("curl", ["-sS", "--fail", &format!("http://{address}/metrics")])?;
+        let text = instance.scrape(field)?;
         ensure!(text.contains("# HELP") && text.contains("process_resident_memory_bytes"), "{text}");
         ensure!(text.contains(expected), "{expected} in {text}");
     }

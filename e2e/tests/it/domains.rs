@@ -132,11 +132,10 @@ fn a_domain_is_routed_once_its_record_shows_whose_it_is_and_is_nobody_elses_then
     says("alice", "DomainPointsHere", "PointsHere")?;
     // The gateway leads to the device, which has no certificate that browsers would take, and says so.
     ensure!(says("alice", "CertificateReady", "NeedsPublicAuthority")?.contains("ACME"));
-    let metrics = instance.address("metrics")?;
     instance.eventually("the gateway asks the device", || {
         let said = refused()?;
         ensure!(!said.contains("unrecognized name"), "{said}");
-        let metrics = command::run("curl", ["-sS", &format!("http://{metrics}/metrics")])?;
+        let metrics = instance.scrape("metrics")?;
         ensure!(metrics.contains("hearth_gateway_dials_total{result=\"ok\"}"));
         Ok(())
     })?;
@@ -162,15 +161,8 @@ fn a_domain_gets_a_certificate_of_an_authority_once_its_proofs_are_led_to_the_re
     let zones = [("example.test", format!("127.0.0.1:{}", knot.port)), ("hearth.internal", instance.address("dns")?)];
     let _unbound = unbound(&instance, port, &zones.each_ref().map(|(zone, address)| (*zone, address.as_str())))?;
     let pebble = Pebble::start(&resolver, 3600)?;
-    let key = instance.path().join("eab.key");
-    std::fs::write(&key, Pebble::KEY)?;
-    instance.run(&format!(
-        "region acme --directory {} --contact ops@hearth.internal --roots {} --accept-terms --eab-kid {} --eab-key-file {}",
-        pebble.directory(),
-        pebble.door.display(),
-        Pebble::KID,
-        key.display()
-    ))?;
+    let account = pebble.account(&instance, &pebble.directory())?;
+    instance.run(&format!("region acme --contact ops@hearth.internal {account}"))?;
     instance.import_busybox()?;
     instance.apply(POD)?;
     instance.apply(&route("alice"))?;

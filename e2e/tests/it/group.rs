@@ -270,8 +270,7 @@ impl Device {
 
 /// Sessions at a server, by its own metrics.
 fn sessions(server: &Server) -> Result<u64> {
-    let metrics = format!("http://{}/metrics", server.instance.address("metrics")?);
-    let text = command::run("curl", ["-sS", "--max-time", "5", &metrics])?;
+    let text = server.instance.scrape("metrics")?;
     let line = text.lines().find_map(|line| line.strip_prefix("hearth_region_sessions ")).context("no such metric")?;
     Ok(line.trim().parse()?)
 }

@@ -361,7 +361,7 @@ fn top_tells_what_containers_and_devices_use_now() -> Result<()> {
         ensure!(number(&rows[1][4], "%").is_some_and(|share| share <= 100), "{rows:?}");
     }
     ensure!(instance.refused("top pod nothing -n alice")?.contains("not found"));
-    let metrics = command::run("curl", ["-sf", &format!("http://{}/metrics", instance.address("deviceMetrics")?)])?;
+    let metrics = instance.scrape("deviceMetrics")?;
     let value = |name: &str| metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
     ensure!(value("hearth_agent_pods_cpu_seconds_total").is_some_and(|seconds| seconds > 0.05), "{metrics}");
     ensure!(value("hearth_agent_pods_memory_working_set_bytes").is_some_and(|bytes| bytes > 38e6), "{metrics}");

@@ -12,7 +12,7 @@ use hearth_e2e::{
 };
 use serde_json::{Value, json};
 
-use crate::acme::{Pebble, caddy, serve};
+use crate::acme::{Pebble, serve, start_caddy};
 
 /// What the authority says of a new order while it takes none.
 const LIMIT: &str = "too many certificates already issued";
@@ -84,9 +84,7 @@ impl Front {
                 root = pebble.door.display(),
             ),
         )?;
-        let mut command = Command::new(caddy());
-        command.args(["run", "--adapter", "caddyfile", "--config"]).arg(folder.path().join("Caddyfile"));
-        let caddy = Running::quiet(command.env("HOME", folder.path()))?;
+        let caddy = start_caddy(folder.path())?;
         let front = Self { folder, port, _caddy: caddy };
         eventually("Caddy answers", command::LIMIT, || {
             let mut curl = Command::new("curl");
@@ -147,15 +145,7 @@ fn a_certificate_is_renewed_when_its_authority_suggests_it_and_not_before_it_tak
     let pebble = Pebble::start(&instance.address("dns")?, 3600)?;
     let front = Front::start(&pebble)?;
     front.suggest("default", 50, 55)?;
-    let key = instance.path().join("eab.key");
-    std::fs::write(&key, Pebble::KEY)?;
-    instance.run(&format!(
-        "region acme --accept-terms --directory {} --roots {} --eab-kid {} --eab-key-file {}",
-        front.directory(),
-        pebble.door.display(),
-        Pebble::KID,
-        key.display()
-    ))?;
+    instance.run(&format!("region acme {}", pebble.account(&instance, &front.directory())?))?;
     let status = || Ok::<_, anyhow::Error>(instance.get("certificate", "nas", "alice")?["status"].take());
     let in_minutes = |from: i64, to: i64| -> Result<(String, String)> {
         front.suggest("read", from, to)?;

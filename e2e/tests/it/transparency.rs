@@ -22,7 +22,7 @@ use ring::{
 };
 use serde_json::{Value, json};
 
-use crate::acme::{Pebble, caddy, serve};
+use crate::acme::{Pebble, serve, start_caddy};
 
 type Hash = [u8; 32];
 
@@ -157,9 +157,7 @@ impl StaticLog {
                 folder.path().display()
             ),
         )?;
-        let mut command = Command::new(caddy());
-        command.args(["run", "--adapter", "caddyfile", "--config", &at("Caddyfile")]).env("HOME", folder.path());
-        let caddy = Running::quiet(&mut command)?;
+        let caddy = start_caddy(folder.path())?;
         let log = Self { folder, port, signer: Signer::new()?, entries, _caddy: caddy };
         log.write("ready", b"yes")?;
         eventually("Caddy answers", command::LIMIT, || {
@@ -273,7 +271,7 @@ impl Settings<'_> {
 }
 
 fn metric(instance: &Instance, name: &str) -> Result<u64> {
-    let text = run("curl", ["-sS", "--fail", &format!("http://{}/metrics", instance.address("metrics")?)])?;
+    let text = instance.scrape("metrics")?;
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     Ok(value.with_context(|| format!("no {name}"))?.parse()?)
 }
@@ -316,15 +314,7 @@ fn a_static_log_is_read_as_far_as_it_is_signed_and_what_it_commits_to() -> Resul
     let instance = Instance::up("none")?;
     serve(&instance)?;
     let pebble = Pebble::start(&instance.address("dns")?, 3600)?;
-    let key = instance.path().join("eab.key");
-    std::fs::write(&key, Pebble::KEY)?;
-    let line = format!(
-        "region acme --accept-terms --directory {} --roots {} --eab-kid {} --eab-key-file {}",
-        pebble.directory(),
-        pebble.door.display(),
-        Pebble::KID,
-        key.display()
-    );
+    let line = format!("region acme {}", pebble.account(&instance, &pebble.directory())?);
     let mut settings = Settings { instance: &instance, line, times: 0 };
     settings.say(&[])?;
     let own = instance.eventually("the device has a certificate", || certificate_of(&instance))?;
