@@ -115,7 +115,11 @@ pub enum Answer {
 pub type ObjectOperation = Operation<Call, Answer>;
 
 /// Checks a history of the store that begins with nothing in it.
+///
+/// # Panics
+/// If two moments of it are the same, which says nothing of what came first, or if a key is written the same value twice.
 pub fn check(history: &[ObjectOperation]) -> Result<(), Violation<Call, Answer>> {
+    assert_moments_are_unique(history);
     assert_values_are_unique(history);
     if let Some(one) = sees_what_nobody_wrote(history) {
         return Err(Violation::Impossible { window: vec![one.clone()], others: 0, from_start: true });
@@ -129,6 +133,15 @@ pub fn check(history: &[ObjectOperation]) -> Result<(), Violation<Call, Answer>>
         linearize::check(&FromHistory, &of_key)?;
     }
     linearize::check(&FromHistory, &history)
+}
+
+fn assert_moments_are_unique(history: &[ObjectOperation]) {
+    let mut moments = BTreeSet::new();
+    for one in history {
+        for moment in [Some(one.invoked), one.answer().map(|_| one.returned)].into_iter().flatten() {
+            assert!(moments.insert(moment), "{moment} is in the history twice: moments are to be unique");
+        }
+    }
 }
 
 fn assert_values_are_unique(history: &[ObjectOperation]) {
