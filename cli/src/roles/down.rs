@@ -50,7 +50,8 @@ pub(crate) fn run(args: &InDataDir) -> Result<()> {
         data.clear_report(role)?;
     }
     tracing::debug!(?report, "torn down");
-    output::line(&format!("stopped {stopped} processes; data is kept in {}", data.root().display()));
+    let done = if stopped == 0 { "nothing was running" } else { "all stopped" };
+    output::line(&format!("{done}; data is kept in {}", data.root().display()));
     Ok(())
 }
 

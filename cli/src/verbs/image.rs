@@ -17,7 +17,7 @@ use hearth_types::quantity::format_bytes;
 
 use crate::{
     args::{ImageBuild, ImageImport, ImageLs, ImagePull, ImageRm, Output},
-    data_dir::DataDir,
+    data_dir::{DataDir, Role},
     output::{self, table},
 };
 
@@ -32,7 +32,16 @@ pub(crate) fn import(args: &ImageImport) -> Result<()> {
     for record in store.import(&args.path, &options)? {
         output::line(&format!("{} imported ({}, {})", record.reference, record.digest, record.platform));
     }
+    note_without_agent(&data);
     Ok(())
+}
+
+/// An image in a store that no agent looks into is easily one in the wrong store.
+fn note_without_agent(data: &DataDir) {
+    if !data.is_locked(Role::Agent) {
+        let root = data.root().display();
+        output::note(&format!("note: no agent runs from {root}; --data-dir says which device's store is meant"));
+    }
 }
 
 /// Fetches an image from its registry into the store of the device whose data directory this is, beside a running agent.
@@ -49,6 +58,7 @@ pub(crate) async fn pull(args: &ImagePull) -> Result<()> {
     progress.lock().unwrap_or_else(PoisonError::into_inner).end();
     let (image, _) = result?;
     output::line(&format!("{} is here ({})", image.reference, image.manifest_digest));
+    note_without_agent(&data);
     Ok(())
 }
 

@@ -82,7 +82,17 @@ fn an_image_that_cannot_run_is_told_in_the_pod_and_a_later_import_mends_it() -> 
         Ok(())
     })?;
     instance.import_busybox()?;
-    instance.wait_ready("web", "alice")
+    instance.wait_ready("web", "alice")?;
+    // One that lands where no device looks is told of, and one that does not is not.
+    let elsewhere = tempfile::tempdir()?;
+    for (data_dir, is_told) in [(elsewhere.path(), true), (instance.path(), false)] {
+        let mut import = instance.hearth(["image", "import"]);
+        import.env("HEARTH_DATA_DIR", data_dir).arg(instance.path().join("busybox.tar"));
+        let done = command::output(&mut import, b"", command::LIMIT)?;
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        ensure!(done.status.success() && said.contains("no agent runs from") == is_told, "{data_dir:?}: {said}");
+    }
+    Ok(())
 }
 
 /// Packs files of a folder with GNU tar, whose options can make nearly any archive.
