@@ -134,8 +134,7 @@ fn prepare_namespace(plan: &Plan, namespace: Namespace) -> Result<(), NetworkErr
     set_sysctl("ipv4/ip_unprivileged_port_start", "0")?;
     set_sysctl("ipv4/ping_group_range", "0 2147483647")?;
     if plan.ipv6.is_some() {
-        // No addresses but those given: the peer is a router that sends no advertisements.
-        set_sysctl("ipv6/conf/default/addr_gen_mode", "1")?;
+        // The peer is a router that sends no advertisements.
         set_sysctl("ipv6/conf/default/accept_ra", "0")?;
     }
     Ok(())
@@ -184,6 +183,9 @@ fn configure(plan: &Plan, host: &Socket, pod: &Socket, adopted: bool) -> Result<
     must(host, &batch)?;
 
     let mut batch = Batch::new();
+    if plan.ipv6.is_some() {
+        route::set_no_own_addresses(&mut batch, pod_index);
+    }
     route::set_up(&mut batch, route::LOOPBACK);
     route::set_up(&mut batch, pod_index);
     for (address, gateway) in plan.pairs() {

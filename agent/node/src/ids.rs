@@ -1,5 +1,6 @@
 //! Which user and group ids of the host each pod has: ranges of 65,536 that no two pods share, kept on disk so that an
-//! adopted pod keeps its own.
+//! adopted pod keeps its own. Not synced: pods do not survive a power cut either, and what they wrote into volumes has the
+//! volumes' own ids.
 
 use std::{
     collections::BTreeMap,
@@ -42,8 +43,8 @@ pub(crate) struct IdRanges {
 impl IdRanges {
     pub(crate) fn open(path: PathBuf, instance: &str) -> Self {
         let taken = FORMAT.read(&path).unwrap_or_else(|error| {
-            // Living pods tell theirs, and what dead ones wrote is shifted to its volume's own ids: nothing is lost.
-            tracing::error!(
+            // As after a power cut. Living pods tell theirs, and what dead ones wrote is shifted to its volume's own ids: nothing is lost.
+            tracing::warn!(
                 error = crate::files::chain(&error),
                 "the user ids of pods cannot be read; they are given anew"
             );
@@ -67,7 +68,7 @@ impl IdRanges {
         let used: std::collections::HashSet<u32> = taken.values().copied().collect();
         let free = (self.first..self.first + STRETCH).find(|range| !used.contains(range)).ok_or(IdError::Exhausted)?;
         taken.insert(uid.to_owned(), free);
-        if let Err(error) = FORMAT.write(&self.path, &*taken, true) {
+        if let Err(error) = FORMAT.write(&self.path, &*taken, false) {
             taken.remove(uid);
             return Err(error.into());
         }
@@ -82,13 +83,13 @@ impl IdRanges {
             return Ok(());
         }
         taken.insert(uid.to_owned(), range);
-        FORMAT.write(&self.path, &*taken, true)
+        FORMAT.write(&self.path, &*taken, false)
     }
 
     /// Frees the ids of a pod of which nothing is left. Blocks on the disk.
     pub(crate) fn free(&self, uid: &str) -> Result<(), FileError> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.remove(uid).is_some() { FORMAT.write(&self.path, &*taken, true) } else { Ok(()) }
+        if taken.remove(uid).is_some() { FORMAT.write(&self.path, &*taken, false) } else { Ok(()) }
     }
 }
 

@@ -156,12 +156,23 @@ pub(crate) fn label_link(batch: &mut Batch, name: &str, group: u32, alias: &str,
     batch.push("label the pod's link", RTM_SETLINK, NLM_F_ACK, &ifinfomsg(0, 0, 0), |a| {
         a.str(IFLA_IFNAME, name).u32(IFLA_GROUP, group).bytes(IFLA_IFALIAS, alias.as_bytes());
         if ipv6 {
-            a.nest(IFLA_AF_SPEC, &[], |a| {
-                a.nest(libc::AF_INET6 as u16, &[], |a| {
-                    a.u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE);
-                });
-            });
+            no_own_addresses(a);
         }
+    });
+}
+
+/// A link makes no IPv6 addresses by itself; before it is brought up.
+///
+/// The kernel parameter for that (`addr_gen_mode`) has its writer try again in a loop for as long as anybody configures a network.
+pub(crate) fn set_no_own_addresses(batch: &mut Batch, index: u32) {
+    batch.push("have a link make no addresses", RTM_SETLINK, NLM_F_ACK, &ifinfomsg(index, 0, 0), no_own_addresses);
+}
+
+fn no_own_addresses(attributes: &mut Attributes<'_>) {
+    attributes.nest(IFLA_AF_SPEC, &[], |a| {
+        a.nest(libc::AF_INET6 as u16, &[], |a| {
+            a.u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE);
+        });
     });
 }
 
