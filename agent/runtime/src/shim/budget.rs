@@ -1,6 +1,6 @@
 //! How fast a container may log. Its output is formatted and written by its shim, which no limit of the container
 //! counts, onto the owner's flash, which wears out: so it is limited here. What is over the rate waits in the pipe, and
-//! the program with it; nothing is lost.
+//! the program with it; nothing is lost, and the log says so.
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,9 @@ const TURNS_PER_SECOND: u64 = 10;
 const WORTH_BYTES: usize = 4 << 10;
 /// That pause.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// How often a log says again that its program waits for it.
+const TOLD_EVERY: Duration = Duration::from_hours(1);
 
 /// A bucket of tokens that fills with time. In thousandths, so that short times count.
 #[derive(Debug)]
@@ -68,6 +71,8 @@ pub(super) struct Budget {
     /// Until then the buckets are filled.
     filled: Instant,
     not_before: Instant,
+    /// When it was told last that the program waits.
+    told: Option<Instant>,
 }
 
 impl Budget {
@@ -77,7 +82,21 @@ impl Budget {
             lines: Bucket::new(LINES_PER_SECOND, LINE_BURST),
             filled: now,
             not_before: now,
+            told: None,
         }
+    }
+
+    /// What the log is to say where its program now has to wait for it: the first time, and each hour.
+    pub(super) fn notice(&mut self, now: Instant) -> Option<String> {
+        let waits = !self.bytes.wait().max(self.lines.wait()).is_zero();
+        if !waits || self.told.is_some_and(|told| now.saturating_duration_since(told) < TOLD_EVERY) {
+            return None;
+        }
+        self.told = Some(now);
+        let kib = BYTES_PER_SECOND >> 10;
+        Some(format!(
+            "hearth: this container writes more than {kib} KiB or {LINES_PER_SECOND} lines a second to its log, and waits for it; nothing is lost"
+        ))
     }
 
     /// When its pipes may be read again.
@@ -147,6 +166,22 @@ mod tests {
             assert!(used >= 9, "{line}: the rate is there to be used: {bytes} bytes, {lines} lines");
             assert!(reads <= 400 + 4 * TURNS_PER_SECOND * SECONDS, "{line}: {reads}");
         }
+    }
+
+    #[test]
+    fn that_a_program_waits_is_told_once_an_hour() {
+        let begun = Instant::now();
+        let mut budget = Budget::new(begun);
+        budget.spend(WORTH_BYTES, WORTH_BYTES, 1, begun);
+        assert_eq!(budget.notice(begun), None, "a burst makes nobody wait");
+        let mut told = 0;
+        for second in 0..2 * 3600 + 1 {
+            let now = begun + Duration::from_secs(second);
+            let allowed = budget.allowed(now);
+            budget.spend(allowed, allowed, allowed, now);
+            told += u32::from(budget.notice(now).is_some());
+        }
+        assert_eq!(told, 3);
     }
 
     #[test]

@@ -161,6 +161,11 @@ impl Container {
         let read = self.drain_up_to(n, allowed);
         let (written, lines) = (self.log.totals().0 - written, self.log.totals().1 - lines);
         self.budget.spend(read, written, lines, now);
+        if let Some(notice) = self.budget.notice(now) {
+            // Among what is not written at this moment, where it parts no long line.
+            let other = if STREAMS[n] == Stream::Stdout { Stream::Stderr } else { Stream::Stdout };
+            self.log.say(other, SystemTime::now(), &notice);
+        }
     }
 
     /// Returns how many bytes it took.

@@ -88,6 +88,13 @@ impl LogWriter {
         self.write(&out);
     }
 
+    /// An entry of our own, between those of a stream.
+    pub(crate) fn say(&mut self, stream: Stream, now: SystemTime, text: &str) {
+        let mut out = Entries::new(stream, now);
+        out.push(true, text.as_bytes());
+        self.write(&out);
+    }
+
     /// The stream ended: writes what was held back of a line without an end.
     pub(crate) fn end(&mut self, stream: Stream, now: SystemTime) {
         let held = std::mem::take(&mut self.partial[stream as usize]);

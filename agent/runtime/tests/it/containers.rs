@@ -389,8 +389,10 @@ async fn a_flood_of_output_loses_nothing_and_waits(ctx: Ctx) {
     let pod = ctx.pod().await;
     let mut spec = pod.spec("bytes", &format!("head -c {BYTES} /dev/zero | tr '\\0' x"));
     spec.log = LogPolicy { max_bytes: 64 << 20, max_files: 2 };
-    let (state, out, _) = pod.run(spec).await;
+    let (state, out, err) = pod.run(spec).await;
     assert_eq!((exit_code(&state), out.trim_end().len()), (Some(0), BYTES));
+    assert_eq!(err.lines().count(), 1, "that it waits is told once: {err}");
+    assert!(err.contains("waits for it"), "{err}");
     let ContainerState::Exited { started_at, finished_at, .. } = state else { panic!("ended") };
     let took = finished_at.duration_since(started_at).expect("time goes on");
     assert!(took > Duration::from_secs(1), "the program waits for its log: {took:?}");
