@@ -10,6 +10,10 @@ use crate::{DeviceKey, DeviceName};
 /// Addresses of one device that are told at most: a router's, and the device's own of both families.
 pub const MAX_ADDRESSES: usize = 8;
 
+/// What a device says in place of an address where it means the one that the region sees its session come from: that of its home's router, which
+/// it does not know and which may be another tomorrow.
+pub const SEEN: &str = "seen";
+
 /// The port of HTTPS. A and AAAA records name none, so that no other can be told.
 pub const PORT: u16 = 443;
 

@@ -52,6 +52,10 @@ pub enum Identity {
     },
 }
 
+/// Where a request came from. Doors put it beside the [`Identity`] where they know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remote(pub std::net::IpAddr);
+
 impl Identity {
     /// Whether it may do everything.
     pub fn is_admin(&self) -> bool {

@@ -129,15 +129,16 @@ fn a_name_leads_straight_to_a_device_with_public_addresses_while_its_owner_wants
     })
 }
 
-/// The router passes port 443 on to the device.
-fn forward(home: &Home) -> Result<()> {
+/// The router of a home of this number passes port 443 on to the device.
+fn forward(home: &Home, number: u8) -> Result<()> {
     home.routers[0].nft(
-        "table ip home { chain through { }\n}
+        &"table ip home { chain through { }\n}
         flush chain ip home through
         table ip home {
             chain through { iifname wan ct state new ct status dnat accept; iifname wan ct state new drop; }
-            chain forward { type nat hook prerouting priority dstnat; iifname wan tcp dport 443 dnat to 192.168.2.10; }
-        }",
+            chain forward { type nat hook prerouting priority dstnat; iifname wan tcp dport 443 dnat to 192.168.NUMBER.10; }
+        }"
+        .replace("NUMBER", &number.to_string()),
     )
 }
 
@@ -154,7 +155,7 @@ fn a_router_that_forwards_leads_to_its_device_and_another_machine_is_never_taken
         .refused(r#"patch device nas --type=merge -p {"spec":{"publish":{"externalIPs":["192.168.2.10"]}}}"#)?;
     assert!(refused.contains("spec.publish.externalIPs[0]"), "{refused}");
     publish(&region, &format!(r#"{{"externalIPs":["{other}","{router}"]}}"#))?;
-    forward(&home)?;
+    forward(&home, 2)?;
     told(&region, GONE, "A", &[router]).with_context(|| device.logs() + &region.instance.logs())?;
     assert_eq!(dig(&region, "AAAA")?, Vec::<String>::new());
     let before = passed(&region)?;
@@ -177,4 +178,34 @@ fn a_router_that_forwards_leads_to_its_device_and_another_machine_is_never_taken
     })?;
     assert!(seen.iter().all(|ip| ip == GATEWAY || ip == router), "{seen:?}");
     region.page("/api/notes").map(drop)
+}
+
+/// The line gets another address, as some providers' do each night.
+fn renumber(home: &Home, gate: &str, address: &str) -> Result<()> {
+    let router = &home.routers[0];
+    router.run("ip -4 address flush dev wan")?;
+    router.run(&format!("ip address add {address}/24 dev wan"))?;
+    router.run(&format!("ip route add default via {gate}")).map(drop)
+}
+
+#[test]
+fn a_router_that_gets_another_address_is_followed() -> Result<()> {
+    let internet = Internet::new()?;
+    let home = internet.home(Kind::PortRestricted, 3)?;
+    let (region, device, _agent) = start(&internet, &home)?;
+    forward(&home, 3)?;
+    publish(&region, r#"{"external":true}"#)?;
+    eventually("the region says where it sees the device", FOUND, || {
+        let said = region.instance.get("device", "nas", "default")?["status"]["addresses"].to_string();
+        ensure!(said == r#"[{"address":"203.0.3.2","type":"ExternalIP"}]"#, "{said}");
+        Ok(())
+    })?;
+    told(&region, FOUND, "A", &["203.0.3.2"]).with_context(|| device.logs() + &region.instance.logs())?;
+    page_at(&region, "203.0.3.2")?;
+    renumber(&home, "203.0.3.1", "203.0.3.9")?;
+    told(&region, GONE, "A", &["203.0.3.9"]).with_context(|| device.logs() + &region.instance.logs())?;
+    page_at(&region, "203.0.3.9")?;
+    let rules = home.netns.run("nft list ruleset")?;
+    assert!(rules.contains("203.0.3.9"), "pods are kept from the home's address: {rules}");
+    Ok(())
 }

@@ -11,7 +11,7 @@ use std::{
 
 use hearth_types::{
     external::{self, is_global},
-    kinds::Publish,
+    kinds::{NodeAddress, Publish},
     lan::{self, is_private_use},
 };
 use serde_json::json;
@@ -28,6 +28,8 @@ use crate::shared::Shared;
 /// After how long an address that could not be listened at is tried again: one of IPv6 takes a moment until it is certain that it is nobody
 /// else's (RFC 4862 section 5.4).
 const RETRY: Duration = Duration::from_secs(1);
+/// The type of an address of the internet, as a Node's.
+const EXTERNAL: &str = "ExternalIP";
 /// Pause after the kernel could not hand out a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -40,12 +42,22 @@ pub(super) struct Direct {
     external: bool,
     /// By which the internet reaches it: the router's, or its own.
     external_ips: BTreeSet<IpAddr>,
+    /// Where it is at as the region has it: of its own addresses, and that of the router behind which the region saw it.
+    found_at: BTreeSet<IpAddr>,
 }
 
 impl Direct {
-    pub(super) fn of(publish: &Publish) -> Self {
+    pub(super) fn of(publish: &Publish, told: &[NodeAddress]) -> Self {
         let ips = publish.external_ips.iter().filter_map(|text| text.parse().ok()).take(external::MAX_ADDRESSES);
-        Self { lan: publish.lan, external: publish.external, external_ips: ips.collect() }
+        let found = told.iter().filter(|one| publish.external && one.type_ == EXTERNAL);
+        let found = found.filter_map(|one| one.address.parse().ok()).filter(|ip| is_global(*ip));
+        let found_at = found.take(external::MAX_ADDRESSES).collect();
+        Self { lan: publish.lan, external: publish.external, external_ips: ips.collect(), found_at }
+    }
+
+    /// By which pods would come back into the home.
+    fn ways_back(&self) -> BTreeSet<IpAddr> {
+        self.external_ips.union(&self.found_at).copied().collect()
     }
 
     /// Whether the internet is to reach it.
@@ -55,7 +67,7 @@ impl Direct {
 
     /// Those of the machine's addresses at which to listen, few of each kind. What a router forwards comes to a private one.
     fn choose(&self, there: &[IpAddr]) -> BTreeSet<IpAddr> {
-        let inside = there.iter().filter(|ip| is_private_use(**ip) && (self.lan || !self.external_ips.is_empty()));
+        let inside = there.iter().filter(|ip| is_private_use(**ip) && (self.lan || self.is_external()));
         let wanted = |ip: &IpAddr| self.external || self.external_ips.contains(ip);
         let outside = there.iter().filter(|ip| is_global(**ip) && wanted(ip));
         inside.take(lan::MAX_ADDRESSES).chain(outside.take(external::MAX_ADDRESSES)).copied().collect()
@@ -67,7 +79,7 @@ impl Direct {
         let (wanted, kind) = if is_private_use(ip) {
             (self.lan, "InternalIP")
         } else {
-            (self.external && port == external::PORT, "ExternalIP")
+            (self.external && port == external::PORT, EXTERNAL)
         };
         wanted.then_some(kind)
     }
@@ -88,10 +100,11 @@ pub(crate) async fn run(
     let (mut told, mut denied) = (None, BTreeSet::new());
     loop {
         let direct = wanted.borrow_and_update().clone();
-        if denied != direct.external_ips {
-            // By these addresses pods would come back into the home; its own are kept from them anyway.
-            match shared.network.deny(&direct.external_ips).await {
-                Ok(()) => denied.clone_from(&direct.external_ips),
+        let ways_back = direct.ways_back();
+        if denied != ways_back {
+            // Its own are kept from them anyway.
+            match shared.network.deny(&ways_back).await {
+                Ok(()) => denied.clone_from(&ways_back),
                 Err(error) => {
                     tracing::error!(
                         error = crate::files::chain(&error),
@@ -123,24 +136,26 @@ pub(crate) async fn run(
             }
         }
         let open: Vec<IpAddr> = doors.keys().copied().collect();
-        let kinds = open.iter().filter_map(|ip| Some((direct.kind(*ip, port)?, *ip)));
-        let now: Vec<(&str, IpAddr)> = kinds.collect();
+        let kinds = open.iter().filter_map(|ip| Some((direct.kind(*ip, port)?, ip.to_string())));
+        // What a router passes on comes to whatever port, and the router's is the one that is told.
+        let router = direct.external.then(|| (EXTERNAL, external::SEEN.to_owned()));
+        let now: Vec<(&str, String)> = kinds.chain(router).collect();
         if told.as_ref() != Some(&now) {
             tracing::info!(listening = ?open, port, told = ?now, "users are served at these addresses of the device");
             if direct.external && port != external::PORT {
                 tracing::warn!(
                     port,
-                    "no public address of this device is told, since DNS tells no port: --lan-port must be 443 for that"
+                    "no public address of this device's own is told, since DNS tells no port: --lan-port must be 443 for that"
                 );
             }
-            let list: Vec<_> = now.iter().map(|(kind, ip)| json!({"type": kind, "address": ip.to_string()})).collect();
+            let list: Vec<_> = now.iter().map(|(kind, ip)| json!({"type": kind, "address": ip})).collect();
             shared.tell_of_device("addresses", json!(list));
             told = Some(now);
         }
         tokio::select! {
             Ok(()) = wanted.changed() => {}
             Ok(()) = addresses.changed() => {}
-            () = sleep(RETRY), if !failed.is_empty() || denied != direct.external_ips => {}
+            () = sleep(RETRY), if !failed.is_empty() || denied != ways_back => {}
             else => std::future::pending().await,
         }
     }
@@ -192,12 +207,13 @@ mod tests {
         ]);
         let publish = |lan, external, ips: &[&str]| {
             let external_ips = ips.iter().map(|ip| (*ip).to_owned()).collect();
-            Direct::of(&Publish { lan, external, external_ips })
+            Direct::of(&Publish { lan, external, external_ips }, &[])
         };
         for (direct, listens, told) in [
             (publish(false, false, &[]), &[][..], &[][..]),
             (publish(true, false, &[]), &["192.168.1.2", "fd00::2"], &["192.168.1.2", "fd00::2"]),
-            (publish(false, true, &[]), &["25.0.0.2", "2a00::2"], &["25.0.0.2", "2a00::2"]),
+            // A router may pass on what comes to it.
+            (publish(false, true, &[]), &["192.168.1.2", "fd00::2", "25.0.0.2", "2a00::2"], &["25.0.0.2", "2a00::2"]),
             // The router's, which leads to one inside, and the owner said nothing of telling others.
             (publish(false, false, &["25.0.0.9", "x"]), &["192.168.1.2", "fd00::2"], &[]),
             // The device's own, as the owner says.
@@ -224,5 +240,19 @@ mod tests {
         );
         let many: Vec<IpAddr> = (0..40).map(|last| IpAddr::from([25, 0, 0, last])).collect();
         assert_eq!(direct.choose(&many).len(), external::MAX_ADDRESSES);
+    }
+
+    #[test]
+    fn pods_are_kept_from_where_the_region_saw_the_home() {
+        let told: Vec<NodeAddress> = serde_json::from_value(json!([
+            {"type": "ExternalIP", "address": "25.0.0.9"}, {"type": "ExternalIP", "address": "10.0.0.1"}, {"type": "InternalIP", "address": "25.0.0.8"}
+        ]))
+        .expect("addresses");
+        let ways_back = |external| {
+            let publish = Publish { lan: false, external, external_ips: vec!["25.0.0.1".to_owned()] };
+            Direct::of(&publish, &told).ways_back().into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(ways_back(true), ips(&["25.0.0.1", "25.0.0.9"]));
+        assert_eq!(ways_back(false), ips(&["25.0.0.1"]), "what is told no more is of before");
     }
 }

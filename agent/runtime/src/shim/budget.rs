@@ -175,7 +175,7 @@ mod tests {
         budget.spend(WORTH_BYTES, WORTH_BYTES, 1, begun);
         assert_eq!(budget.notice(begun), None, "a burst makes nobody wait");
         let mut told = 0;
-        for second in 0..2 * 3600 + 1 {
+        for second in 0..=2 * 3600 {
             let now = begun + Duration::from_secs(second);
             let allowed = budget.allowed(now);
             budget.spend(allowed, allowed, allowed, now);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use hearth_types::Clock;
+use hearth_types::{Clock, identity::Remote};
 use http::{HeaderMap, Request, Response};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use prometheus::IntGauge;
@@ -95,6 +95,9 @@ where
             return Box::pin(std::future::ready(Ok(record.answered(response, &shared.stop))));
         }
         request.extensions_mut().insert(identity);
+        if let Some(remote) = remote {
+            request.extensions_mut().insert(Remote(remote.ip()));
+        }
         // The clone that was polled ready is the one to call.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);

@@ -12,6 +12,7 @@ mod status;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -43,6 +44,14 @@ const CHANGES: usize = 4096;
 /// How many bits of a session's number count the sessions of one term; the rest is the term.
 const COUNT_BITS: u32 = 32;
 
+/// Who asks for a session.
+pub(crate) struct Caller {
+    pub(crate) device: DeviceName,
+    pub(crate) key: DeviceKey,
+    /// Where it comes from, where that is known.
+    pub(crate) from: Option<IpAddr>,
+}
+
 /// One device's session, as others see it.
 pub(crate) struct Session {
     /// No other session of the region has it: a term has one leader.
@@ -51,6 +60,8 @@ pub(crate) struct Session {
     /// Whose the device was when the session began.
     pub(crate) owner: Box<str>,
     pub(crate) key: DeviceKey,
+    /// Where it comes from, where that is known: most often its home's router.
+    pub(crate) from: Option<IpAddr>,
     /// Whether its agent holds leases of volumes that move: one that does not gets no pods with such.
     pub(crate) leases: bool,
     outbox: Outbox,
@@ -200,12 +211,12 @@ impl Sessions {
     fn open(
         &self,
         term: u64,
-        device: DeviceName,
+        caller: Caller,
         owner: &str,
-        key: DeviceKey,
         leases: bool,
         outbox: Outbox,
     ) -> Result<Arc<Session>, Outbox> {
+        let Caller { device, key, from } = caller;
         let mut table = self.table();
         if table.term != Some(term) {
             return Err(outbox);
@@ -216,6 +227,7 @@ impl Sessions {
             device: device.clone(),
             owner: owner.into(),
             key,
+            from,
             leases,
             outbox,
             dirty: Notify::new(),

@@ -24,7 +24,7 @@ use tokio::{
 };
 use tonic::{Status, Streaming};
 
-use super::{Outbox, Session, StatusJob, certificate, copies, desired, restored};
+use super::{Caller, Outbox, Session, StatusJob, certificate, copies, desired, restored};
 use crate::{hub::Hub, lead::Lead, leases, reconcile, recorder::Note, writer};
 
 /// How long a device has for its hello.
@@ -54,12 +54,12 @@ enum End {
 /// Runs one session.
 pub(super) async fn session(
     hub: Arc<Hub>,
-    device: DeviceName,
-    key: DeviceKey,
+    caller: Caller,
     mut inbound: Streaming<DeviceMessage>,
     outbox: Outbox,
     lead: Lead,
 ) {
+    let (device, key) = (caller.device.clone(), caller.key);
     let mut servers = hub.servers.subscribe();
     let elsewhere = |outbox: Outbox| {
         let goodbye = Message::Goodbye(hub.goodbye("another server of the region leads now"));
@@ -78,7 +78,7 @@ pub(super) async fn session(
         }
     };
     let owner = copies::owner(&hub, &device);
-    let session = match hub.sessions.open(lead.term, device.clone(), &owner, key, leases, outbox) {
+    let session = match hub.sessions.open(lead.term, caller, &owner, leases, outbox) {
         Ok(session) => session,
         Err(outbox) => return elsewhere(outbox),
     };

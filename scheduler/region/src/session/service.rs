@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use hearth_proto::v1::{DeviceMessage, RegionMessage, devices_server::Devices, region_message::Message};
-use hearth_types::identity::Identity;
+use hearth_types::identity::{Identity, Remote};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{outbox, run};
+use super::{Caller, outbox, run};
 use crate::hub::Hub;
 
-/// The gRPC service `hearth.v1.Devices`. The door must put the caller's [`Identity`] into the request's extensions.
+/// The gRPC service `hearth.v1.Devices`. The door must put the caller's [`Identity`] into the request's extensions, and may put its [`Remote`].
 pub struct DevicesService {
     hub: Arc<Hub>,
 }
@@ -38,10 +38,17 @@ impl Devices for DevicesService {
         if !self.hub.is_ready() {
             return Err(Status::unavailable(format!("region {} is starting; try again", self.hub.config.region)));
         }
+        let from = request.extensions().get::<Remote>().map(|remote| remote.0.to_canonical());
         let (outbox, stream) = outbox::new();
         if let Some(lead) = self.hub.lead() {
             // Ends with the stream, the session's end, the time of leading or the hub's shutdown; a panic ends the stream alone.
-            tokio::spawn(run::session(Arc::clone(&self.hub), name, key, request.into_inner(), outbox, lead));
+            tokio::spawn(run::session(
+                Arc::clone(&self.hub),
+                Caller { device: name, key, from },
+                request.into_inner(),
+                outbox,
+                lead,
+            ));
         } else {
             let goodbye = self
                 .hub

@@ -50,6 +50,8 @@ struct Item {
     /// Which report of the batch it is of.
     job: usize,
     device: Box<str>,
+    /// Where the device's session comes from.
+    from: Option<IpAddr>,
     key: ObjectKey,
     uid: Uid,
     status: Option<Value>,
@@ -117,6 +119,7 @@ fn item(job: usize, session: &Session, one: &ObjectStatus) -> Result<Item, Strin
     Ok(Item {
         job,
         device: session.device.as_str().into(),
+        from: session.from,
         key,
         uid: Uid::from(one.uid.as_str()),
         status,
@@ -285,7 +288,7 @@ fn device(item: &Item, base: &Object, now: Timestamp) -> Action {
         network(&mut value, said, now);
     }
     if let Some(said) = told.get("addresses") {
-        addresses(&mut value, said, &item.device);
+        addresses(&mut value, said, item.from, &item.device);
     }
     Action::Update { base: base.clone(), value }
 }
@@ -298,21 +301,28 @@ fn network(device: &mut Value, mut said: DeviceNetwork, now: Timestamp) {
     device["status"]["network"] = json!(said);
 }
 
-/// The addresses that a device tells, where its owner wants that, and of them those that may be told.
-fn addresses(device: &mut Value, said: &Value, name: &str) {
+/// The addresses that a device tells, where its owner wants that, and of them those that may be told. `from` is where its session comes from.
+fn addresses(device: &mut Value, said: &Value, from: Option<IpAddr>, name: &str) {
     let publish = |field: &str| device.pointer(&format!("/spec/publish/{field}")) == Some(&Value::Bool(true));
     let (inside, outside) = (publish("lan"), publish("external"));
     let mut told: Vec<Value> = Vec::new();
-    for one in said.as_array().into_iter().flatten().take(lan::MAX_ADDRESSES + external::MAX_ADDRESSES) {
+    for one in said.as_array().into_iter().flatten().take(lan::MAX_ADDRESSES + external::MAX_ADDRESSES + 1) {
+        let is_seen = one["address"] == external::SEEN;
         let ip: Option<IpAddr> = one["address"].as_str().and_then(|text| text.parse().ok());
+        let ip = if is_seen { from } else { ip };
         let (wanted, kind, fits) = match one["type"].as_str() {
             Some("ExternalIP") => (outside, "ExternalIP", ip.is_some_and(external::is_global)),
             _ => (inside, "InternalIP", ip.is_some_and(lan::is_private_use)),
         };
         match ip {
-            Some(ip) if wanted && fits => told.push(json!({"type": kind, "address": ip.to_string()})),
-            // Its owner has changed their mind, which the device does not know yet.
-            _ if !wanted => {}
+            Some(ip) if wanted && fits => {
+                let one = json!({"type": kind, "address": ip.to_string()});
+                if !told.contains(&one) {
+                    told.push(one);
+                }
+            }
+            // Its owner has changed their mind, which the device does not know yet; or it is in a network with this server.
+            _ if !wanted || is_seen => {}
             _ => tracing::warn!(
                 device = name,
                 kind,
@@ -358,7 +368,7 @@ mod tests {
         ]);
         let kept = |publish: Value| {
             let mut device = json!({"spec": {"publish": publish}, "status": {"addresses": ["before"]}});
-            addresses(&mut device, &said, "nas");
+            addresses(&mut device, &said, None, "nas");
             device["status"]["addresses"].clone()
         };
         let (one, two) = (
@@ -375,5 +385,23 @@ mod tests {
             json!(null),
             "the owner's word needs none of the device's"
         );
+    }
+
+    #[test]
+    fn where_a_session_comes_from_is_told_where_the_device_asks_for_it_and_it_is_of_the_internet() {
+        let own = json!({"type": "ExternalIP", "address": "2a00::2"});
+        let seen = |from: Option<&str>, publish: Value| {
+            let said = json!([own, {"type": "ExternalIP", "address": external::SEEN}]);
+            let mut device = json!({"spec": {"publish": publish}, "status": {}});
+            addresses(&mut device, &said, from.map(|ip| ip.parse().expect("an address")), "nas");
+            device["status"]["addresses"].clone()
+        };
+        let external = json!({"external": true});
+        let router = json!({"type": "ExternalIP", "address": "25.0.0.1"});
+        assert_eq!(seen(Some("25.0.0.1"), external.clone()), json!([own, router]));
+        assert_eq!(seen(Some("2a00::2"), external.clone()), json!([own]), "once");
+        assert_eq!(seen(Some("192.168.1.1"), external.clone()), json!([own]));
+        assert_eq!(seen(None, external), json!([own]));
+        assert_eq!(seen(Some("25.0.0.1"), json!({"lan": true})), json!(null));
     }
 }
