@@ -44,11 +44,12 @@ pub struct Publish {
     /// The device then serves its owner's apps at these addresses too, so that whoever is at home needs no gateway.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lan: bool,
-    /// Those of its own by which the internet reaches it, at which it listens on port 443: most often of IPv6. The names of its owner's apps on it
-    /// then lead straight there instead of to a gateway, so that everybody can learn where the home is.
+    /// Those by which the internet reaches it: its own at which it listens on port 443, most often of IPv6, and the one that the region sees it come
+    /// from, where that is a router that passes port 443 of TCP on to the device. The names of its owner's apps on it then lead straight there
+    /// instead of to a gateway, so that everybody can learn where the home is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub external: bool,
-    /// Those by which the internet reaches it that it does not know itself: the router's, where that passes port 443 of TCP on to the device. They are told
+    /// Those by which the internet reaches it that neither it nor the region finds out: a router's that has another one for what comes in. They are told
     /// like those of `external`, which needs not be set for them, and only of the internet, no private ones.
     #[serde(default, rename = "externalIPs", skip_serializing_if = "Vec::is_empty")]
     pub external_ips: Vec<String>,
