@@ -88,8 +88,7 @@ impl Budget {
 
     /// What the log is to say where its program now has to wait for it: the first time, and each hour.
     pub(super) fn notice(&mut self, now: Instant) -> Option<String> {
-        let waits = !self.bytes.wait().max(self.lines.wait()).is_zero();
-        if !waits || self.told.is_some_and(|told| now.saturating_duration_since(told) < TOLD_EVERY) {
+        if self.wait().is_zero() || self.told.is_some_and(|told| now.saturating_duration_since(told) < TOLD_EVERY) {
             return None;
         }
         self.told = Some(now);
@@ -99,9 +98,14 @@ impl Budget {
         ))
     }
 
+    /// Until a turn of both is saved up.
+    fn wait(&self) -> Duration {
+        self.bytes.wait().max(self.lines.wait())
+    }
+
     /// When its pipes may be read again.
     pub(super) fn ready_at(&self) -> Instant {
-        let wait = self.bytes.wait().max(self.lines.wait());
+        let wait = self.wait();
         if wait.is_zero() { self.not_before } else { self.not_before.max(self.filled + wait) }
     }
 

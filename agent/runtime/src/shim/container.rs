@@ -164,7 +164,7 @@ impl Container {
         if let Some(notice) = self.budget.notice(now) {
             // Among what is not written at this moment, where it parts no long line.
             let other = if STREAMS[n] == Stream::Stdout { Stream::Stderr } else { Stream::Stdout };
-            self.log.say(other, SystemTime::now(), &notice);
+            self.log.say(other, SystemTime::now(), notice.as_bytes());
         }
     }
 

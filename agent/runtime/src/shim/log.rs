@@ -88,10 +88,10 @@ impl LogWriter {
         self.write(&out);
     }
 
-    /// An entry of our own, between those of a stream.
-    pub(crate) fn say(&mut self, stream: Stream, now: SystemTime, text: &str) {
+    /// Writes one whole entry: also one of our own, between those of a stream.
+    pub(crate) fn say(&mut self, stream: Stream, now: SystemTime, text: &[u8]) {
         let mut out = Entries::new(stream, now);
-        out.push(true, text.as_bytes());
+        out.push(true, text);
         self.write(&out);
     }
 
@@ -99,9 +99,7 @@ impl LogWriter {
     pub(crate) fn end(&mut self, stream: Stream, now: SystemTime) {
         let held = std::mem::take(&mut self.partial[stream as usize]);
         if !held.is_empty() {
-            let mut out = Entries::new(stream, now);
-            out.push(true, &held);
-            self.write(&out);
+            self.say(stream, now, &held);
         }
     }
 
