@@ -10,6 +10,9 @@ use crate::{DeviceKey, DeviceName};
 /// Addresses of one device that are told at most: a router's, and the device's own of both families.
 pub const MAX_ADDRESSES: usize = 8;
 
+/// The type of an address of the internet, as a Node's.
+pub const KIND: &str = "ExternalIP";
+
 /// What a device says in place of an address where it means the one that the region sees its session come from: that of its home's router, which
 /// it does not know and which may be another tomorrow.
 pub const SEEN: &str = "seen";
@@ -83,6 +86,21 @@ pub fn key_of_spki(der: &[u8]) -> Option<DeviceKey> {
     key.try_into().ok().map(DeviceKey)
 }
 
+/// The addresses of the internet at which a device says that it is, where its owner lets them be told.
+pub fn told(device: &Value) -> impl Iterator<Item = IpAddr> {
+    let is_told = device.pointer("/spec/publish/external") == Some(&Value::Bool(true));
+    let all = list(device, "/status/addresses").filter(move |one| is_told && one["type"] == KIND);
+    global(all.filter_map(|one| one["address"].as_str()))
+}
+
+fn list<'a>(device: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+    device.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
+}
+
+fn global<'a>(texts: impl Iterator<Item = &'a str>) -> impl Iterator<Item = IpAddr> {
+    texts.filter_map(|text| text.parse().ok()).filter(|ip| is_global(*ip))
+}
+
 /// A device whose owner lets public addresses of it be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct External {
@@ -101,21 +119,17 @@ impl External {
     /// What a Device says, looked at once more; `None` where nothing of it may be told.
     pub fn of(device: &Value) -> Option<Self> {
         let text = |pointer: &str| device.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let list = |pointer: &str| device.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
-        let said = list("/spec/publish/externalIPs").filter_map(Value::as_str);
-        let is_told = device.pointer("/spec/publish/external") == Some(&Value::Bool(true));
-        let external = |one: &&Value| is_told && one["type"] == "ExternalIP";
-        let own = list("/status/addresses").filter(external).filter_map(|one| one["address"].as_str());
+        let said = global(list(device, "/spec/publish/externalIPs").filter_map(Value::as_str));
         let mut addresses: Vec<IpAddr> = Vec::new();
-        for ip in said.chain(own).filter_map(|text| text.parse().ok()).filter(|ip| is_global(*ip)) {
+        for ip in said.chain(told(device)) {
             if addresses.len() < MAX_ADDRESSES && !addresses.contains(&ip) {
                 addresses.push(ip);
             }
         }
-        let keys: Vec<DeviceKey> = list("/spec/keys").filter_map(|key| key.as_str()?.parse().ok()).collect();
+        let keys: Vec<DeviceKey> = list(device, "/spec/keys").filter_map(|key| key.as_str()?.parse().ok()).collect();
         let (name, owner) = (text("/metadata/name"), text("/spec/owner"));
-        let told = !addresses.is_empty() && !keys.is_empty() && !owner.is_empty();
-        told.then(|| Self { device: DeviceName::from(name), owner: owner.to_owned(), keys, addresses })
+        let is_known = !addresses.is_empty() && !keys.is_empty() && !owner.is_empty();
+        is_known.then(|| Self { device: DeviceName::from(name), owner: owner.to_owned(), keys, addresses })
     }
 }
 

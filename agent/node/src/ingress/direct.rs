@@ -11,7 +11,7 @@ use std::{
 
 use hearth_types::{
     external::{self, is_global},
-    kinds::{NodeAddress, Publish},
+    kinds::Publish,
     lan::{self, is_private_use},
 };
 use serde_json::json;
@@ -28,8 +28,6 @@ use crate::shared::Shared;
 /// After how long an address that could not be listened at is tried again: one of IPv6 takes a moment until it is certain that it is nobody
 /// else's (RFC 4862 section 5.4).
 const RETRY: Duration = Duration::from_secs(1);
-/// The type of an address of the internet, as a Node's.
-const EXTERNAL: &str = "ExternalIP";
 /// Pause after the kernel could not hand out a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -47,11 +45,10 @@ pub(super) struct Direct {
 }
 
 impl Direct {
-    pub(super) fn of(publish: &Publish, told: &[NodeAddress]) -> Self {
+    /// `found_at` is what the region has of [`external::told`].
+    pub(super) fn of(publish: &Publish, found_at: impl Iterator<Item = IpAddr>) -> Self {
         let ips = publish.external_ips.iter().filter_map(|text| text.parse().ok()).take(external::MAX_ADDRESSES);
-        let found = told.iter().filter(|one| publish.external && one.type_ == EXTERNAL);
-        let found = found.filter_map(|one| one.address.parse().ok()).filter(|ip| is_global(*ip));
-        let found_at = found.take(external::MAX_ADDRESSES).collect();
+        let found_at = found_at.take(external::MAX_ADDRESSES).collect();
         Self { lan: publish.lan, external: publish.external, external_ips: ips.collect(), found_at }
     }
 
@@ -79,7 +76,7 @@ impl Direct {
         let (wanted, kind) = if is_private_use(ip) {
             (self.lan, "InternalIP")
         } else {
-            (self.external && port == external::PORT, EXTERNAL)
+            (self.external && port == external::PORT, external::KIND)
         };
         wanted.then_some(kind)
     }
@@ -138,7 +135,7 @@ pub(crate) async fn run(
         let open: Vec<IpAddr> = doors.keys().copied().collect();
         let kinds = open.iter().filter_map(|ip| Some((direct.kind(*ip, port)?, ip.to_string())));
         // What a router passes on comes to whatever port, and the router's is the one that is told.
-        let router = direct.external.then(|| (EXTERNAL, external::SEEN.to_owned()));
+        let router = direct.external.then(|| (external::KIND, external::SEEN.to_owned()));
         let now: Vec<(&str, String)> = kinds.chain(router).collect();
         if told.as_ref() != Some(&now) {
             tracing::info!(listening = ?open, port, told = ?now, "users are served at these addresses of the device");
@@ -207,7 +204,7 @@ mod tests {
         ]);
         let publish = |lan, external, ips: &[&str]| {
             let external_ips = ips.iter().map(|ip| (*ip).to_owned()).collect();
-            Direct::of(&Publish { lan, external, external_ips }, &[])
+            Direct::of(&Publish { lan, external, external_ips }, std::iter::empty())
         };
         for (direct, listens, told) in [
             (publish(false, false, &[]), &[][..], &[][..]),
@@ -244,13 +241,13 @@ mod tests {
 
     #[test]
     fn pods_are_kept_from_where_the_region_saw_the_home() {
-        let told: Vec<NodeAddress> = serde_json::from_value(json!([
+        let told = json!([
             {"type": "ExternalIP", "address": "25.0.0.9"}, {"type": "ExternalIP", "address": "10.0.0.1"}, {"type": "InternalIP", "address": "25.0.0.8"}
-        ]))
-        .expect("addresses");
+        ]);
         let ways_back = |external| {
+            let device = json!({"spec": {"publish": {"external": external}}, "status": {"addresses": told}});
             let publish = Publish { lan: false, external, external_ips: vec!["25.0.0.1".to_owned()] };
-            Direct::of(&publish, &told).ways_back().into_iter().collect::<Vec<_>>()
+            Direct::of(&publish, external::told(&device)).ways_back().into_iter().collect::<Vec<_>>()
         };
         assert_eq!(ways_back(true), ips(&["25.0.0.1", "25.0.0.9"]));
         assert_eq!(ways_back(false), ips(&["25.0.0.1"]), "what is told no more is of before");

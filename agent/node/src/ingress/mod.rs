@@ -24,8 +24,9 @@ use std::{
 };
 
 use hearth_types::{
-    GroupKind,
+    GroupKind, Object,
     callers::Slots,
+    external,
     kinds::{Device, IntOrString, ProxyProtocol, Route, RouteProtocol},
     lan::name_of,
     names::dns_subdomain,
@@ -162,11 +163,11 @@ impl Ingress {
     /// The routes of this device are these now.
     pub(crate) fn routes_changed(&self, objects: &Objects) {
         let mut table = Table::default();
-        let device = desired::device(objects).and_then(|object| object.view::<Device>().ok());
-        let told = device.as_ref().and_then(|device| device.status.as_ref()).map(|status| status.addresses.as_slice());
-        let device = device.as_ref().map(|device| &device.spec);
-        let direct = device.and_then(|spec| spec.publish.as_ref());
-        let direct = direct.map(|publish| Direct::of(publish, told.unwrap_or_default())).unwrap_or_default();
+        let own = desired::device(objects);
+        let device = own.and_then(|object| object.view::<Device>().ok()).map(|device| device.spec);
+        let seen = own.map(Object::value).unwrap_or_default();
+        let publish = device.as_ref().and_then(|spec| spec.publish.as_ref());
+        let direct = publish.map(|publish| Direct::of(publish, external::told(&seen))).unwrap_or_default();
         let inside = device.filter(|_| direct.lan);
         for object in objects.values().filter(|object| *object.kind() == GroupKind::ROUTE) {
             let Ok(route) = object.view::<Route>() else {

@@ -705,7 +705,7 @@ async fn who_asks_who_is_here_is_told_at_the_devices_own_addresses_while_the_int
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let asked = connector.connect(ServerName::try_from(HOST).unwrap(), asks);
         let stream = timeout(BOUND, asked).await.unwrap().ok()?;
-        hearth_types::external::key_of_spki(&stream.get_ref().1.peer_certificates()?[0])
+        external::key_of_spki(&stream.get_ref().1.peer_certificates()?[0])
     };
     let publish = |value: Value| {
         Object::from_value(json!({"apiVersion": "hearth.dev/v1alpha1", "kind": "Device", "metadata": {"name": "nas"},

@@ -308,10 +308,9 @@ fn addresses(device: &mut Value, said: &Value, from: Option<IpAddr>, name: &str)
     let mut told: Vec<Value> = Vec::new();
     for one in said.as_array().into_iter().flatten().take(lan::MAX_ADDRESSES + external::MAX_ADDRESSES + 1) {
         let is_seen = one["address"] == external::SEEN;
-        let ip: Option<IpAddr> = one["address"].as_str().and_then(|text| text.parse().ok());
-        let ip = if is_seen { from } else { ip };
+        let ip = if is_seen { from } else { one["address"].as_str().and_then(|text| text.parse().ok()) };
         let (wanted, kind, fits) = match one["type"].as_str() {
-            Some("ExternalIP") => (outside, "ExternalIP", ip.is_some_and(external::is_global)),
+            Some(external::KIND) => (outside, external::KIND, ip.is_some_and(external::is_global)),
             _ => (inside, "InternalIP", ip.is_some_and(lan::is_private_use)),
         };
         match ip {
